@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two streams of cases, labelled and unlabelled, with a fixed number of each in a batch.
+
+Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, slot). So a resumed run
+needs no sampler state, and the number of loader workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scripts.errors import BundleError
+from scripts.functional.seeding import derive_seed, draw_index
+
+Ticket = tuple[str, int, int]
+"""(stream, case index, seed of its augmentation)."""
+
+LABELLED, UNLABELLED = "labelled", "unlabelled"
+
+
+class TwoStreamDataset(Dataset):
+    """Looks up tickets in two datasets and seeds their random transforms with the ticket's seed.
+
+    Args:
+        labelled: MONAI dataset with a `transform`; its items hold `image` and `label`.
+        unlabelled: the same for the unlabelled cases; may be empty.
+    """
+
+    def __init__(self, labelled: Dataset, unlabelled: Dataset) -> None:
+        self.datasets = {LABELLED: labelled, UNLABELLED: unlabelled}
+
+    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
+        """Item of the ticket, augmented as its seed says."""
+        stream, index, seed = ticket
+        dataset = self.datasets[stream]
+        dataset.transform.set_random_state(seed)
+        item = dataset[index]
+        # Cropping transforms return a list of samples; here it has one.
+        return item[0] if isinstance(item, list) else item
+
+
+class TwoStreamBatchSampler(Sampler[list[Ticket]]):
+    """Endless batches of tickets: first the labelled ones, then the unlabelled ones.
+
+    Each stream goes through all its cases in a new order on every lap. Iteration begins at `start`, the number of
+    batches that earlier parts of the run have used.
+
+    Args:
+        labelled_size: number of labelled cases, at least 1.
+        unlabelled_size: number of unlabelled cases; 0 makes every batch labelled only.
+        batch_labelled: labelled cases a batch, at least 1.
+        batch_unlabelled: unlabelled cases a batch, at least 0.
+        seed: the run's seed.
+
+    Raises:
+        BundleError: for a number out of range.
+    """
+
+    def __init__(
+        self, labelled_size: int, unlabelled_size: int, batch_labelled: int, batch_unlabelled: int, seed: int
+    ) -> None:
+        if labelled_size < 1:
+            raise BundleError("There is no labelled case to train on: label at least one and set --labelled_cases.")
+        if batch_labelled < 1:
+            raise BundleError(f"batch_labelled must be at least 1, got {batch_labelled}.")
+        if batch_unlabelled < 0:
+            raise BundleError(f"batch_unlabelled must be at least 0, got {batch_unlabelled}.")
+        self.slots = [(LABELLED, labelled_size, slot, batch_labelled) for slot in range(batch_labelled)]
+        if unlabelled_size > 0:
+            self.slots += [(UNLABELLED, unlabelled_size, slot, batch_unlabelled) for slot in range(batch_unlabelled)]
+        self.seed = seed
+        self.start = 0
+        self.lap_length = -(-labelled_size // batch_labelled)
+
+    def __len__(self) -> int:
+        """Batches until every labelled case was seen once; the iterator itself does not end."""
+        return self.lap_length
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        """Batches from `start` on."""
+        return (self.batch(iteration) for iteration in itertools.count(self.start))
+
+    def batch(self, iteration: int) -> list[Ticket]:
+        """The tickets of one iteration, counted from 0."""
+        return [
+            (
+                stream,
+                draw_index(self.seed, stream, iteration * per_batch + slot, size),
+                derive_seed(self.seed, stream, "augment", iteration, slot),
+            )
+            for stream, size, slot, per_batch in self.slots
+        ]
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack a batch as plain tensors, labelled cases first.
+
+    Returns:
+        `image` `(L + U, C, D, H, W)`, `label` `(L, 1, D, H, W)`, `case` (names), and where items hold `weak` (the image
+        before intensity augmentation) those of the unlabelled items, `(U, C, D, H, W)`.
+    """
+    batch: dict[str, Any] = {
+        "image": torch.stack([_plain(item["image"]) for item in items]),
+        "label": torch.stack([_plain(item["label"]) for item in items if "label" in item]),
+        "case": [item["case"] for item in items],
+    }
+    weak = [_plain(item["weak"]) for item in items if "weak" in item and "label" not in item]
+    if weak:
+        batch["weak"] = torch.stack(weak)
+    return batch
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def two_stream_loader(
+    labelled: Dataset,
+    unlabelled: Dataset,
+    batch_labelled: int,
+    batch_unlabelled: int,
+    seed: int,
+    num_workers: int = 0,
+) -> DataLoader:
+    """A loader of endless two-stream batches.
+
+    Args:
+        labelled: MONAI dataset of the labelled cases.
+        unlabelled: MONAI dataset of the unlabelled cases, may be empty.
+        batch_labelled: labelled cases a batch.
+        batch_unlabelled: unlabelled cases a batch.
+        seed: the run's seed.
+        num_workers: loader processes; results do not depend on it.
+    """
+    sampler = TwoStreamBatchSampler(len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed)
+    return DataLoader(
+        TwoStreamDataset(labelled, unlabelled), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
+    )
+
+
+class StreamPosition:
+    """Start the loader's streams where the run stands; attach it after what restores a run's state.
+
+    Args:
+        loader: what `two_stream_loader` made.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.sampler = loader.batch_sampler
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start of each epoch: the engine makes a new iterator only after it, if at all."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the first batch to the number of iterations done."""
+        self.sampler.start = engine.state.iteration
+
+
+def prepare_two_stream_batch(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor | None]]:
+    """`prepare_batch` of MONAI's `SupervisedTrainer`: images of both streams, labels, and the teacher's view.
+
+    Args:
+        batch: what `collate` made.
+        device: where tensors go.
+        non_blocking: see `torch.Tensor.to`.
+        kwargs: further arguments of `torch.Tensor.to`, for the images only.
+    """
+    image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
+    label = batch["label"].to(device, non_blocking=non_blocking)
+    weak = batch.get("weak")
+    if weak is not None:
+        weak = weak.to(device, non_blocking=non_blocking, **kwargs)
+    return image, label, (), {"weak": weak}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No step with a non-finite loss or gradient is ever applied."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from scripts.errors import BundleError
+
+logger = logging.getLogger("GradientGuard")
+
+
+class GradientGuard:
+    """Clip gradients; turn a step with a non-finite loss or gradient into one that leaves no trace.
+
+    Such a step's gradients are removed before the optimiser runs, and buffers (running statistics of batch norm, which
+    change in the forward pass) are put back to what they were before the step. `PrototypeMemory` drops non-finite rows.
+
+    Args:
+        modules: everything the optimiser trains: the network and the loss function.
+        max_norm: gradients are scaled down to this 2-norm over all parameters (12 in nnU-Net, Isensee et al., 2021).
+        patience: after this many bad steps in a row the run ends with an error.
+
+    Raises:
+        BundleError: when `patience` is used up.
+    """
+
+    def __init__(self, modules: list[nn.Module], max_norm: float = 12.0, patience: int = 5) -> None:
+        self.modules, self.max_norm, self.patience = modules, max_norm, patience
+        self.bad_steps = 0
+        self.in_a_row = 0
+        self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Remember buffers at the start of each iteration, judge it when gradients are there."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.judge)
+
+    def remember(self, engine: Engine) -> None:
+        """Copy all buffers (small: statistics and prototypes, no weights)."""
+        self._saved = [(buffer, buffer.clone()) for module in self.modules for buffer in module.buffers()]
+
+    def judge(self, engine: Engine) -> None:
+        """Clip, or undo the step."""
+        # A dict, as modules may share parameters: one that came twice would be scaled twice.
+        parameters = list({p: None for module in self.modules for p in module.parameters() if p.grad is not None})
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        if bool(torch.isfinite(norm)) and bool(torch.isfinite(engine.state.output[Keys.LOSS].detach())):
+            self.in_a_row = 0
+            return
+        self.bad_steps += 1
+        self.in_a_row += 1
+        for parameter in parameters:
+            parameter.grad = None
+        for buffer, saved in self._saved:
+            buffer.copy_(saved)
+        cases = ", ".join(engine.state.batch.get("case", [])) if isinstance(engine.state.batch, dict) else ""
+        logger.warning(f"Step {engine.state.iteration} skipped: loss or gradient is not finite. Cases: {cases or '-'}.")
+        if self.in_a_row >= self.patience:
+            raise BundleError(
+                f"{self.in_a_row} steps in a row had a non-finite loss or gradient (last cases: {cases or '-'}). Lower "
+                "--learning_rate, use --precision fp32, or look at these images."
+            )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The handler that fills the memory bank in every training iteration."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from scripts.functional.selection import SELECTIONS, select_rows
+from scripts.functional.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of
+from scripts.prototypes.memory import PrototypeMemory
+
+SOURCES = ("labelled", "both")
+
+
+class MemoryBankUpdater:
+    """Write projected features of the current batch into a `PrototypeMemory`, once per iteration.
+
+    It acts when the forward pass is complete and the loss is not yet computed, as the method document and SS-Net do, on
+    MONAI's stock `SupervisedTrainer` with `TapInferer`.
+
+    Labelled voxels enter under their label, if the network predicts them correctly; unlabelled voxels under their
+    pseudo-label, if it is confident enough. Labelled rows stand in front of unlabelled ones, so they are kept first.
+
+    Args:
+        memory: what is written.
+        projection_head: applied to the rows in evaluation mode and without gradient; `None` stores plain embeddings.
+        source: `labelled`, or `both` to let confident unlabelled voxels in where labelled ones leave room.
+        confidence: least probability in [0, 1] of an unlabelled voxel.
+        only_correct: whether labelled voxels that are predicted wrongly stay out.
+        include_background: whether class 0 has prototypes.
+        selection: which voxels are taken when there are more than fit, `random` or by the network's probability of the
+            class `highest` or `lowest` (see `scripts.functional.selection`).
+
+    Raises:
+        ValueError: for an unknown `source` or `selection`, or a confidence outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        memory: PrototypeMemory,
+        projection_head: nn.Module | None = None,
+        source: str = "labelled",
+        confidence: float = 0.95,
+        only_correct: bool = True,
+        include_background: bool = False,
+        selection: str = "random",
+    ) -> None:
+        if source not in SOURCES:
+            raise ValueError(f"MemoryBankUpdater: source must be one of {', '.join(SOURCES)}, got {source!r}.")
+        if not 0.0 <= confidence <= 1.0:
+            raise ValueError(f"MemoryBankUpdater: confidence must be in [0, 1], got {confidence}.")
+        if selection not in SELECTIONS:
+            raise ValueError(f"MemoryBankUpdater: selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        self.memory = memory
+        self.projection_head = projection_head
+        self.source = source
+        self.confidence = confidence
+        self.only_correct = only_correct
+        self.include_background = include_background
+        self.selection = selection
+
+    def attach(self, engine: Engine) -> None:
+        """Update after each forward pass of `engine`."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Write the rows of the engine's current output."""
+        prediction, label = engine.state.output[Keys.PRED], engine.state.output[Keys.LABEL]
+        features = prediction["features"]
+        shape, num_labelled = features.shape[2:], label.shape[0]
+        # A plain tensor: picking rows of a MetaTensor batch fails on its metadata.
+        labels = label.as_subclass(torch.Tensor)[:, 0].long()
+        classes, scores = self._labelled_classes(prediction["logits"][:num_labelled], labels)
+        parts = [(features[:num_labelled], labels_on_grid(classes, shape), _to_grid(scores, shape))]
+        if self.source == "both" and len(features) > num_labelled:
+            target = prediction.get("teacher_logits", prediction["logits"][num_labelled:])
+            classes, scores = pseudo_labels(target, self.confidence)
+            parts.append((features[num_labelled:], labels_on_grid(classes, shape), _to_grid(scores, shape)))
+        self.memory.update(self._rows_by_class(parts))
+
+    def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Ranked by the probability of the label, which for a wrong voxel is not the largest one.
+        scores = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
+
+    def _rows_by_class(self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """Choose rows of each class, labelled part first, and project them."""
+        room = self.memory.elements_per_class
+        chosen: dict[int, list[torch.Tensor]] = {}
+        for features, classes, scores in parts:
+            rows, flat, flat_scores = rows_of(features), classes.reshape(-1), scores.reshape(-1)
+            for c in range(0 if self.include_background else 1, self.memory.num_classes):
+                where = (flat == c).nonzero()[:, 0]
+                left = room - sum(len(part) for part in chosen.get(c, []))
+                if len(where) > 0 and left > 0:
+                    kept = select_rows(len(where), left, self.selection, flat_scores[where].cpu())
+                    chosen.setdefault(c, []).append(rows[where[kept.to(where.device)]])
+        return {c: self._project(torch.cat(rows)) for c, rows in chosen.items()}
+
+    def _project(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.projection_head is None:
+            return rows
+        was_training = self.projection_head.training
+        self.projection_head.eval()
+        try:
+            return self.projection_head(rows)
+        finally:
+            self.projection_head.train(was_training)
+
+
+def _to_grid(scores: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Scores `(B, D, H, W)` at the voxels that `labels_on_grid` picks."""
+    if tuple(scores.shape[1:]) == tuple(shape):
+        return scores
+    return nn.functional.interpolate(scores[:, None], size=tuple(shape), mode="nearest-exact")[:, 0]

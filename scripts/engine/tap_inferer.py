@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward pass of a training step: logits, embeddings from a named layer, and the teacher's view."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from monai.inferers import Inferer
+from torch import nn
+from torch.nn.functional import pad
+
+from scripts.errors import BundleError
+
+
+class TapInferer(Inferer):
+    """Run a segmentation network and return its logits together with the output of one of its layers.
+
+    The hook on the layer lives for the length of one call, so copies, TorchScript and a plain call of the network never
+    see it. Inputs whose sides are no multiple of `divisor` are padded at the end of each axis and the results cropped.
+
+    Args:
+        layer: name of the layer as in `network.named_modules()`, e.g. `decoder.stage1` for `VNet`.
+        divisor: what each side must be a multiple of for the network at hand (16 for `VNet`).
+        dtype: autocast's type, `torch.bfloat16` or `None` for none.
+        teacher: network whose logits for the `weak` images are returned too, or `None`. Called without gradient, in
+            evaluation mode.
+
+    Raises:
+        BundleError: when called, if the network has no such layer or its output is no feature map.
+    """
+
+    def __init__(
+        self, layer: str, divisor: int = 16, dtype: torch.dtype | None = None, teacher: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
+
+    def __call__(
+        self, inputs: torch.Tensor, network: nn.Module, weak: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Run the step's forward passes.
+
+        Args:
+            inputs: images `(B, C, D, H, W)`, labelled cases first.
+            network: image to logits.
+            weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
+
+        Returns:
+            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32, and `teacher_logits`
+            `(U, K, D, H, W)` if there is a teacher and `weak` holds cases.
+        """
+        # Picking rows of a MetaTensor batch fails on its metadata; a training step has no use for it.
+        result = self._tapped(inputs.as_subclass(torch.Tensor), network)
+        if self.teacher is not None and weak is not None and len(weak) > 0:
+            result["teacher_logits"] = self._taught(weak.as_subclass(torch.Tensor))
+        return result
+
+    def _tapped(self, inputs: torch.Tensor, network: nn.Module) -> dict[str, torch.Tensor]:
+        caught: list[torch.Tensor] = []
+        handle = self._find_layer(network).register_forward_hook(lambda _module, _args, output: caught.append(output))
+        try:
+            with self._autocast(inputs):
+                logits = network(self._padded(inputs))
+        finally:
+            handle.remove()
+        if not caught or not isinstance(caught[-1], torch.Tensor) or caught[-1].ndim != inputs.ndim:
+            raise BundleError(f"Layer '{self.layer}' gave no feature map (B, F, d, h, w); name another as tap_layer.")
+        return {
+            "logits": self._cropped(logits, inputs).float(),
+            "features": self._cropped(caught[-1], inputs).float(),
+        }
+
+    @torch.no_grad()
+    def _taught(self, weak: torch.Tensor) -> torch.Tensor:
+        self.teacher.eval()
+        with self._autocast(weak):
+            return self._cropped(self.teacher(self._padded(weak)), weak).float()
+
+    def _find_layer(self, network: nn.Module) -> nn.Module:
+        # DistributedDataParallel keeps the network in `module`.
+        network = getattr(network, "module", network)
+        layers = dict(network.named_modules())
+        if self.layer not in layers:
+            some = ", ".join(name for name in layers if name)[:300]
+            raise BundleError(f"{type(network).__name__} has no layer '{self.layer}' (tap_layer). It has: {some} ...")
+        return layers[self.layer]
+
+    def _autocast(self, inputs: torch.Tensor) -> AbstractContextManager:
+        return nullcontext() if self.dtype is None else torch.autocast(inputs.device.type, dtype=self.dtype)
+
+    def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
+        missing = [-side % self.divisor for side in inputs.shape[2:]]
+        if not any(missing):
+            return inputs
+        # torch pads the last axis first; new voxels come after the old ones, so coarse features keep their places.
+        return pad(inputs, [amount for m in reversed(missing) for amount in (0, m)])
+
+    def _cropped(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Cut what stands for padding; a layer at 1/s of the resolution keeps ceil(side / s) cells."""
+        for axis in range(2, inputs.ndim):
+            side = inputs.shape[axis]
+            stride = (side + -side % self.divisor) // output.shape[axis]
+            if stride < 1:
+                raise BundleError(f"Layer '{self.layer}' is finer than the image; name another as tap_layer.")
+            output = output.narrow(axis, 0, -(-side // stride))
+        return output

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From volumes to labelled rows: grids, confidence, and which voxels are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import interpolate
+
+NO_CLASS = -1
+"""Class of a voxel that takes no part. It exists in memory only: no label file ever holds it."""
+
+
+def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Bring integer labels `(B, D, H, W)` to another grid `shape` by nearest neighbour."""
+    if tuple(labels.shape[1:]) == tuple(shape):
+        return labels
+    return interpolate(labels[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Most probable class per voxel, `NO_CLASS` where its probability is below `threshold`.
+
+    Args:
+        logits: `(B, K, D, H, W)`.
+        threshold: least probability in [0, 1]; 0 keeps every voxel.
+
+    Returns:
+        Labels `(B, D, H, W)`, int64, and the probability of the most probable class, `(B, D, H, W)` in [1 / K, 1].
+    """
+    confidence, labels = logits.float().softmax(dim=1).max(dim=1)
+    return labels.masked_fill(confidence < threshold, NO_CLASS), confidence
+
+
+def rows_of(features: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(B, C, D, H, W)` as rows `(B * D * H * W, C)`, in the order of flattened labels `(B, D, H, W)`."""
+    return features.movedim(1, -1).reshape(-1, features.shape[1])
+
+
+def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:
+    """Indices of at most `limit` voxels of each class, drawn without replacement from torch's generator.
+
+    Args:
+        labels: flat class per voxel `(N,)`; `NO_CLASS` is never drawn.
+        num_classes: K.
+        limit: most voxels a class, `None` for all.
+
+    Returns:
+        Sorted indices into `labels`, int64.
+    """
+    if limit is None:
+        return (labels != NO_CLASS).nonzero()[:, 0]
+    chosen = []
+    for c in range(num_classes):
+        where = (labels == c).nonzero()[:, 0]
+        if len(where) > limit:
+            # Drawn on the CPU so that a run on any device draws the same voxels.
+            where = where[torch.randperm(len(where))[:limit].to(where.device)]
+        chosen.append(where)
+    return torch.cat(chosen).sort().values

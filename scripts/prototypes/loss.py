@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contrastive prototype loss: pull each feature towards the memory of its own class."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from scripts.functional.contrast import average_over_classes, class_contrast
+from scripts.functional.voxels import NO_CLASS, rows_of, sample_per_class
+from scripts.prototypes.memory import PrototypeMemory
+
+
+class ContrastivePrototypeLoss(nn.Module):
+    """Mean over classes of the mean cosine distance between a class's features and its memory.
+
+    For each class c with memory rows p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
+    with projection head g and prediction head q; the memory holds projections g(f). Values lie in [0, 2]. This is the
+    class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021).
+
+    Gradients reach the features and both heads, never the memory. A call changes nothing but the running statistics of
+    the heads' batch norms in training mode and, where it samples, torch's generator; writing the memory
+    is the task of `MemoryBankUpdater`.
+
+    Args:
+        memory: prototypes per class, width D.
+        projection_head: g, rows `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
+        prediction_head: q, rows `(N, D)` to `(N, D)`, or `None`.
+        samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
+            voxels say nearly the same, and the heads' cost grows with every row.
+        divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
+        min_rows: fewest features and fewest memory rows for a class to contribute (published codes: 2).
+
+    Raises:
+        ValueError: for a wrong argument here; in `forward` for features and labels that do not belong together.
+    """
+
+    def __init__(
+        self,
+        memory: PrototypeMemory,
+        projection_head: nn.Module | None = None,
+        prediction_head: nn.Module | None = None,
+        samples_per_class: int | None = 256,
+        divisor: str = "present",
+        min_rows: int = 2,
+    ) -> None:
+        super().__init__()
+        if samples_per_class is not None and samples_per_class < min_rows:
+            raise ValueError(
+                f"samples_per_class ({samples_per_class}) is below min_rows ({min_rows}): no class could contribute."
+            )
+        if min_rows < 1:
+            raise ValueError(f"min_rows must be at least 1, got {min_rows}.")
+        if divisor not in ("present", "all"):
+            raise ValueError(f"divisor must be 'present' or 'all', got {divisor!r}.")
+        self.memory = memory
+        self.projection_head = projection_head if projection_head is not None else nn.Identity()
+        self.prediction_head = prediction_head if prediction_head is not None else nn.Identity()
+        self.samples_per_class = samples_per_class
+        self.divisor = divisor
+        self.min_rows = min_rows
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Compute the loss.
+
+        Args:
+            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads.
+            labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
+                that take no part.
+
+        Returns:
+            A scalar. Where no class has enough features and memory it is 0 and its gradient to the features is 0.
+        """
+        # Plain tensors: picking rows of a MetaTensor batch fails on its metadata.
+        features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
+        rows = rows_of(features) if features.ndim > 2 else features
+        self._check(rows, flat)
+        chosen = self._usable(flat)
+        if len(chosen) < self.min_rows:
+            return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
+        flat = flat[chosen]
+        predictions = self.prediction_head(self.projection_head(rows[chosen]))
+        losses = [class_contrast(predictions[flat == c], self.memory.rows(c)) for c in flat.unique().tolist()]
+        return average_over_classes(losses, self.memory.num_classes, self.divisor)
+
+    def _check(self, rows: torch.Tensor, flat: torch.Tensor) -> None:
+        if len(rows) != len(flat):
+            raise ValueError(
+                f"ContrastivePrototypeLoss needs one label per feature row: {len(rows)} rows, {len(flat)} labels. "
+                "Bring the labels to the features' grid first (scripts.functional.voxels.labels_on_grid)."
+            )
+        if len(flat) > 0 and not (int(flat.min()) >= NO_CLASS and int(flat.max()) < self.memory.num_classes):
+            raise ValueError(
+                f"Labels must be in [0, {self.memory.num_classes}) or -1 for no class, "
+                f"got {int(flat.min())} to {int(flat.max())}."
+            )
+
+    def _usable(self, flat: torch.Tensor) -> torch.Tensor:
+        """Sampled voxels of the classes that have enough features and enough memory."""
+        available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
+        usable = (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
+        kept = torch.where(usable[flat.clamp(min=0)], flat, torch.full_like(flat, NO_CLASS))
+        return sample_per_class(kept, self.memory.num_classes, self.samples_per_class)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class-wise memory bank: what each class has looked like in feature space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+STRATEGIES = ("replace", "fifo")
+
+
+class PrototypeMemory(nn.Module):
+    """Up to `elements_per_class` feature rows for each class, held in buffers.
+
+    `update` is the only writer and reading changes nothing. Rows and counts are buffers, so they move with `.to()`, are
+    in every checkpoint, and a restored memory goes on as if it had never been saved.
+
+    Strategies:
+        `replace`: the new rows of a class take the place of all its old ones, even if they are fewer (the method
+        document and SS-Net, Wu et al., MICCAI 2022).
+        `fifo`: new rows go in front, the oldest fall out at the end (SemiSeg-Contrastive, Alonso et al., ICCV 2021).
+
+    Args:
+        num_classes: K, background included.
+        feature_dim: D, width of a row.
+        elements_per_class: most rows a class holds.
+        strategy: `replace` or `fifo`.
+
+    Raises:
+        ValueError: for a count below 1 or an unknown strategy.
+    """
+
+    features: torch.Tensor
+    counts: torch.Tensor
+
+    def __init__(
+        self, num_classes: int, feature_dim: int, elements_per_class: int = 32, strategy: str = "replace"
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("num_classes", num_classes),
+            ("feature_dim", feature_dim),
+            ("elements_per_class", elements_per_class),
+        ):
+            if value < 1:
+                raise ValueError(f"PrototypeMemory: {name} must be at least 1, got {value}.")
+        if strategy not in STRATEGIES:
+            raise ValueError(f"PrototypeMemory: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        self.strategy = strategy
+        self.register_buffer("features", torch.zeros(num_classes, elements_per_class, feature_dim))
+        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    @property
+    def num_classes(self) -> int:
+        """K, background included."""
+        return self.features.shape[0]
+
+    @property
+    def elements_per_class(self) -> int:
+        """Most rows a class can hold."""
+        return self.features.shape[1]
+
+    @property
+    def feature_dim(self) -> int:
+        """D, width of a row."""
+        return self.features.shape[2]
+
+    def rows(self, class_id: int) -> torch.Tensor:
+        """The rows `(M, D)` of a class, newest first for `fifo`; M is 0 for a class that was never seen."""
+        return self.features[class_id, : int(self.counts[class_id])]
+
+    @torch.no_grad()
+    def update(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
+        """Write new rows. Classes that are not named, or come with no finite row, keep what they have.
+
+        Args:
+            rows_by_class: class index to `(N, D)`, best or newest row first; what does not fit is dropped.
+                So are rows that hold a NaN or an infinity: a bad step must not poison the bank.
+
+        Raises:
+            ValueError: for a class outside [0, K) or rows that are not `(N, D)`.
+        """
+        self._check(rows_by_class)
+        for class_id, rows in rows_by_class.items():
+            rows = rows.detach().to(self.features)
+            rows = rows[rows.isfinite().all(dim=1)]
+            if len(rows) == 0:
+                continue
+            if self.strategy == "fifo":
+                rows = torch.cat([rows, self.rows(class_id)])
+            rows = rows[: self.elements_per_class]
+            self.features[class_id, : len(rows)] = rows
+            self.features[class_id, len(rows) :] = 0
+            self.counts[class_id] = len(rows)
+
+    def _check(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
+        """Before anything is written: a refused update leaves the bank as it was."""
+        for class_id, rows in rows_by_class.items():
+            if not 0 <= class_id < self.num_classes:
+                raise ValueError(f"PrototypeMemory holds classes 0 to {self.num_classes - 1}, got class {class_id}.")
+            if rows.ndim != 2 or rows.shape[1] != self.feature_dim:
+                raise ValueError(
+                    f"PrototypeMemory expects rows of shape (N, {self.feature_dim}), got {tuple(rows.shape)} "
+                    f"for class {class_id}."
+                )
+
+    def summary(self) -> dict[int, int]:
+        """How many rows each class holds."""
+        return dict(enumerate(self.counts.tolist()))

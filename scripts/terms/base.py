@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a loss term sees, and what every term has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from scripts.functional.ramps import sigmoid_rampup
+
+
+@dataclass(frozen=True)
+class StepData:
+    """Everything that one training step offers to the terms; the L labelled cases come first, then the U unlabelled.
+
+    Attributes:
+        logits: the network's output for all cases, `(L + U, K, D, H, W)`.
+        features: embeddings from the tap, `(L + U, C, d, h, w)`; may be coarser than the image.
+        labels: classes of the labelled cases, `(L, D, H, W)`, int64 in [0, K).
+        teacher_logits: the teacher's output for the unlabelled cases, `(U, K, D, H, W)`, or `None` without a teacher.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor
+    labels: torch.Tensor
+    teacher_logits: torch.Tensor | None = None
+
+    @property
+    def num_labelled(self) -> int:
+        """L."""
+        return self.labels.shape[0]
+
+    @property
+    def num_unlabelled(self) -> int:
+        """U."""
+        return self.logits.shape[0] - self.labels.shape[0]
+
+    @property
+    def labelled_logits(self) -> torch.Tensor:
+        """`(L, K, D, H, W)`."""
+        return self.logits[: self.num_labelled]
+
+    @property
+    def unlabelled_logits(self) -> torch.Tensor:
+        """`(U, K, D, H, W)`."""
+        return self.logits[self.num_labelled :]
+
+    @property
+    def labelled_features(self) -> torch.Tensor:
+        """`(L, C, d, h, w)`."""
+        return self.features[: self.num_labelled]
+
+    @property
+    def unlabelled_features(self) -> torch.Tensor:
+        """`(U, C, d, h, w)`."""
+        return self.features[self.num_labelled :]
+
+    @property
+    def target_logits(self) -> torch.Tensor:
+        """Logits that pseudo-labels are made of: the teacher's, or without one the network's own; no gradient."""
+        return (self.unlabelled_logits if self.teacher_logits is None else self.teacher_logits).detach()
+
+
+class RampUp:
+    """A weight that waits, climbs and stays, as fractions of the run, so that it scales with `max_steps`.
+
+    0 before `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
+    (Laine & Aila, ICLR 2017).
+
+    Args:
+        value: final weight.
+        start: fraction of the run before which the weight is 0, in [0, 1].
+        end: fraction at which the weight is reached, in [start, 1].
+
+    Raises:
+        ValueError: if not 0 <= start <= end <= 1.
+    """
+
+    def __init__(self, value: float, start: float = 0.0, end: float = 0.4) -> None:
+        if not 0.0 <= start <= end <= 1.0:
+            raise ValueError(f"RampUp needs 0 <= start <= end <= 1, got start {start} and end {end}.")
+        self.value, self.start, self.end = value, start, end
+
+    def at(self, step: int, max_steps: int) -> float:
+        """Weight at a step (from 1) of a run of `max_steps`."""
+        progress = step / max_steps
+        if progress < self.start:
+            return 0.0
+        return self.value * sigmoid_rampup(progress - self.start, self.end - self.start)
+
+
+class Term(nn.Module):
+    """One summand of the training loss. Subclasses implement `compute`.
+
+    Args:
+        weight: a number, or a schedule with `at(step, max_steps)` such as `RampUp`.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def weight_at(self, step: int, max_steps: int) -> float:
+        """The weight at a step (from 1) of a run of `max_steps`."""
+        return float(self.weight.at(step, max_steps) if hasattr(self.weight, "at") else self.weight)
+
+    def compute(self, step: StepData) -> torch.Tensor:
+        """The unweighted value, a scalar; 0 with a zero gradient where the step holds nothing for this term."""
+        raise NotImplementedError

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unlabelled cases against pseudo-labels."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy, one_hot
+
+from scripts.functional.voxels import NO_CLASS, pseudo_labels
+from scripts.terms.base import RampUp, StepData, Term
+
+
+class PseudoLabelTerm(Term):
+    """Cross-entropy and Dice of the unlabelled cases against the teacher's most probable classes.
+
+    The teacher sees the image before intensity augmentation, the network after it, so the term asks for the same answer
+    under another contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020; for volumes: mean teacher with hard
+    labels). Voxels below the confidence take no part in either half; where none is left the term is 0.
+
+    Args:
+        weight: number or schedule.
+        confidence: least probability in [0, 1] for a voxel to count.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0, confidence: float = 0.0) -> None:
+        super().__init__(weight)
+        self.confidence = confidence
+
+    def compute(self, step: StepData) -> torch.Tensor:
+        """See the class."""
+        if step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        logits = step.unlabelled_logits
+        labels, _ = pseudo_labels(step.target_logits, self.confidence)
+        mask = labels != NO_CLASS
+        if not bool(mask.any()):
+            return logits[:0].sum()
+        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS)
+        target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        return ce + _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
+
+
+def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - Dice over the batch, mean over the foreground classes in the target `(U, K, ...)`; mask `(U, 1, ...)`."""
+    axes = [0, *range(2, probabilities.ndim)]
+    probabilities = probabilities * mask
+    target = target * mask
+    overlap = (probabilities * target).sum(axes)[1:]
+    size = (probabilities.sum(axes) + target.sum(axes))[1:]
+    present = target.sum(axes)[1:] > 0
+    if not bool(present.any()):
+        return probabilities[:0].sum()
+    return (1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))[present].mean()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny runs of the real configurations, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from scripts.data.demo import ensure_demo_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Two threads that share a busy machine's cores wait for each other; one is as fast on volumes this small.
+torch.set_num_threads(1)
+
+TINY = {
+    "bundle_root": str(ROOT),
+    "roi_size": [32, 32, 16],
+    "base_filters": 4,
+    "spacing": [3.0, 3.0, 4.0],
+    "precision": "fp32",
+    "device": "cpu",
+    "max_steps": 3,
+}
+"""Overrides that make a configuration of the demo run in seconds."""
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo volumes at half resolution: 6 training, 1 validation, 2 test cases. Read only."""
+    return ensure_demo_dataset(
+        tmp_path_factory.mktemp("data") / "demo", num_training=6, num_validation=1, num_test=2, shape=(32, 28, 20)
+    )
+
+
+@pytest.fixture
+def make_workflow(tiny_demo: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
+    """Build and initialise a workflow of configs/*.yaml on the tiny demo, with overrides."""
+
+    def make(*files: str, workflow_type: str = "train", run_id: str = "run", **overrides: Any) -> ConfigWorkflow:
+        values = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models"), **overrides}
+        if workflow_type == "train":
+            values = {
+                **TINY,
+                "data_source": str(tiny_demo),
+                "dataset_dir": str(tiny_demo),
+                **values,
+            }
+        workflow = ConfigWorkflow(
+            config_file=[str(ROOT / "configs" / file) for file in files],
+            workflow_type=workflow_type,
+            run_id=run_id,
+            **values,
+        )
+        workflow.initialize()
+        return workflow
+
+    return make
+
+
+@pytest.fixture
+def train(make_workflow: Callable[..., ConfigWorkflow], tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
+    """Train with `configs/train.yaml` and further files; returns the final model's state dict."""
+
+    def run(*files: str, name: str = "models", **overrides: Any) -> dict[str, torch.Tensor]:
+        ckpt_dir = tmp_path / name
+        make_workflow("train.yaml", *files, ckpt_dir=str(ckpt_dir), **overrides).run()
+        return torch.load(ckpt_dir / "model.pt", weights_only=True)
+
+    return run
+
+
+@pytest.fixture
+def assert_same() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]:
+    """Two state dicts are equal to the bit."""
+
+    def check(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+        assert first.keys() == second.keys()
+        different = [key for key in first if not torch.equal(first[key], second[key])]
+        assert not different, f"{len(different)} of {len(first)} entries differ, e.g. {different[0]}"
+
+    return check

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cases a datalist gives to training, validation and test, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts.data.datalist import case_name, load_cases, with_references
+from scripts.errors import BundleError
+
+
+def pairs(*names):
+    return [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in names]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a datalist and an empty file for every path that it names, except those in `missing`."""
+
+    def write_datalist(content, missing=(), name="dataset.json"):
+        for section in content.values():
+            for entry in section if isinstance(section, list) else []:
+                values = list(entry.values()) if isinstance(entry, dict) else [entry]
+                for value in values:
+                    for path in value if isinstance(value, list) else [value]:
+                        if isinstance(path, str) and path not in missing and ".." not in path:
+                            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                            (tmp_path / path).touch()
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path
+
+    return write_datalist
+
+
+def names(cases):
+    return [case["case"] for case in cases]
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(BundleError) as caught:
+        load_cases(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".") or ": " in message
+    return message
+
+
+def test_all_training_cases_are_labelled_unless_a_number_is_given(write):
+    root = write({"training": pairs("a", "b", "c")})
+    cases = load_cases(root)
+    assert cases.labelled == [
+        {"image": f"{root}/images/{n}.nii.gz", "label": f"{root}/labels/{n}.nii.gz", "case": n} for n in "abc"
+    ]
+    assert cases.unlabelled == cases.validation == cases.test == []
+
+
+def test_the_first_cases_are_labelled_and_the_rest_are_images_without_a_label_entry(write):
+    cases = load_cases(write({"training": pairs("a", "b", "c", "d")}), labelled_cases=2)
+    assert names(cases.labelled) == ["a", "b"]
+    assert names(cases.unlabelled) == ["c", "d"]
+    assert all(set(case) == {"image", "case"} for case in cases.unlabelled)
+
+
+def test_the_label_file_of_an_unlabelled_case_need_not_exist(write):
+    root = write({"training": pairs("a", "b")}, missing=["labels/b.nii.gz"])
+    assert names(load_cases(root, labelled_cases=1).unlabelled) == ["b"]
+
+
+def test_without_a_number_cases_that_have_no_label_become_unlabelled_wherever_they_stand(write):
+    training = [{"image": "images/x.nii.gz"}, *pairs("a"), "images/y.nii.gz", *pairs("b")]
+    cases = load_cases(write({"training": training}))
+    assert names(cases.labelled) == ["a", "b"]
+    assert names(cases.unlabelled) == ["x", "y"]
+
+
+def test_an_unlabeled_section_joins_the_unlabelled_cases_and_loses_its_labels(write):
+    cases = load_cases(write({"training": pairs("a", "b"), "unlabeled": [*pairs("u"), "v.nii.gz"]}), labelled_cases=1)
+    assert names(cases.unlabelled) == ["b", "u", "v"]
+    assert not any("label" in case for case in cases.unlabelled)
+
+
+def test_validation_and_test_sections_never_reach_training(write):
+    cases = load_cases(write({"training": pairs("a"), "validation": pairs("v"), "test": ["./images/t.nii.gz"]}))
+    assert names(cases.labelled) == ["a"]
+    assert names(cases.validation) == ["v"]
+    assert names(cases.test) == ["t"]
+    assert cases.unlabelled == []
+
+
+def test_validation_cases_are_the_last_labelled_ones_and_leave_training(write):
+    content = {"training": pairs("a", "b", "c", "d"), "validation": pairs("v")}
+    cases = load_cases(write(content), labelled_cases=3, validation_cases=2)
+    assert names(cases.labelled) == ["a"]
+    assert names(cases.validation) == ["b", "c", "v"]
+    assert names(cases.unlabelled) == ["d"]
+    assert all("label" in case for case in cases.validation)
+
+
+def test_channels_keep_their_order_and_the_first_names_the_case(write):
+    channels = ["x_t2.nii.gz", "x_flair.nii.gz"]
+    root = write({"training": [{"image": channels, "label": "x.nii.gz"}]})
+    (case,) = load_cases(root).labelled
+    assert case["image"] == [f"{root}/x_t2.nii.gz", f"{root}/x_flair.nii.gz"]
+    assert case["case"] == "x_t2"
+
+
+def test_an_absolute_path_is_taken_as_it_is(write, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "z.nii.gz"
+    root = write({"training": [{"image": str(elsewhere), "label": "labels/z.nii.gz"}]})
+    assert load_cases(root).labelled[0]["image"] == str(elsewhere)
+
+
+def test_an_absolute_datalist_may_lie_outside_the_data(write, tmp_path_factory):
+    root = write({"training": pairs("a")})
+    other = tmp_path_factory.mktemp("lists") / "mine.json"
+    other.write_text(json.dumps({"training": pairs("a")}))
+    (root / "dataset.json").unlink()
+    assert names(load_cases(root, datalist=str(other)).labelled) == ["a"]
+
+
+def test_a_missing_folder_is_named_with_its_option(tmp_path):
+    message = refusal(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in message
+    assert "--dataset_dir" in message
+
+
+def test_a_missing_datalist_is_named(tmp_path):
+    message = refusal(tmp_path, datalist="mine.json")
+    assert str(tmp_path / "mine.json") in message
+    assert "docs/data.md" in message
+
+
+def test_broken_json_is_named_with_its_place(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"training": [\n,]}')
+    message = refusal(tmp_path)
+    assert str(tmp_path / "dataset.json") in message
+    assert "line 2" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"training": "a.nii.gz"}', '{"training": []}'])
+def test_a_datalist_without_training_cases_is_refused(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    message = refusal(tmp_path)
+    assert "`training`" in message
+    assert str(tmp_path / "dataset.json") in message
+
+
+@pytest.mark.parametrize("section", ["unlabeled", "validation", "test"])
+def test_a_section_that_is_no_list_is_named(write, section):
+    # A string would be read letter by letter, as one case each.
+    message = refusal(write({"training": pairs("a"), section: "images"}))
+    assert f"`{section}`" in message
+    assert "list" in message
+
+
+@pytest.mark.parametrize("entry", [{}, {"label": "labels/b.nii.gz"}, {"image": ""}, 3, ["images/b.nii.gz"]])
+def test_an_entry_without_an_image_is_shown_with_its_section(write, entry):
+    message = refusal(write({"training": pairs("a"), "unlabeled": [entry]}))
+    assert "`unlabeled`" in message
+    assert repr(entry) in message
+
+
+@pytest.mark.parametrize(
+    "entry", [{"image": 7}, {"image": ["b.nii.gz", 7]}, {"image": "b.nii.gz", "label": ["c.nii.gz"]}]
+)
+def test_a_path_that_is_no_text_is_shown_with_its_section(write, entry):
+    message = refusal(write({"training": pairs("a"), "validation": [entry]}))
+    assert "`validation`" in message
+    assert repr(entry) in message
+
+
+@pytest.mark.parametrize("number", [0, -1, 4])
+def test_labelled_cases_out_of_range_is_refused_with_the_range(write, number):
+    message = refusal(write({"training": pairs("a", "b", "c")}), labelled_cases=number)
+    assert f"labelled_cases is {number}" in message
+    assert "1 to 3" in message
+
+
+@pytest.mark.parametrize("number", ["two", 1.5, True, [1]])
+@pytest.mark.parametrize("key", ["labelled_cases", "validation_cases"])
+def test_a_number_of_cases_of_another_type_is_refused(write, key, number):
+    message = refusal(write({"training": pairs("a", "b", "c")}), **{key: number})
+    assert key in message
+    assert repr(number) in message
+    assert "whole number" in message
+
+
+@pytest.mark.parametrize("number", [2, 3, -1])
+def test_validation_cases_leave_at_least_one_for_training(write, number):
+    message = refusal(write({"training": pairs("a", "b", "c")}), labelled_cases=2, validation_cases=number)
+    assert f"validation_cases is {number}" in message
+    assert "2 labelled cases" in message
+
+
+def test_a_labelled_case_without_a_label_is_named(write):
+    message = refusal(write({"training": [*pairs("a"), "images/b.nii.gz", *pairs("c")]}), labelled_cases=2)
+    assert "case b " in message
+    assert "labelled_cases" in message
+
+
+def test_training_without_any_label_is_refused(write):
+    message = refusal(write({"training": ["a.nii.gz", "b.nii.gz"]}))
+    assert "label" in message
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_a_relative_path_that_leaves_the_folder_is_refused(write, key):
+    entry = {"image": "images/a.nii.gz", "label": "labels/a.nii.gz", key: "images/../../a.nii.gz"}
+    root = write({"training": [entry]})
+    message = refusal(root)
+    assert "images/../../a.nii.gz" in message
+    assert str(root) in message
+
+
+@pytest.mark.parametrize("missing", ["images/a.nii.gz", "labels/a.nii.gz", "images/u.nii.gz", "images/t.nii.gz"])
+def test_a_missing_file_is_named(write, missing):
+    root = write({"training": pairs("a"), "unlabeled": ["images/u.nii.gz"], "test": pairs("t")}, missing=[missing])
+    message = refusal(root)
+    assert str(root / missing) in message
+    assert "--dataset_dir" in message
+
+
+def test_a_missing_channel_is_named(write):
+    entry = {"image": ["a0.nii.gz", "a1.nii.gz"], "label": "a.nii.gz"}
+    root = write({"training": [entry]}, missing=["a1.nii.gz"])
+    assert str(root / "a1.nii.gz") in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a.b/la_000.nii.gz", "la_000"), ("x.NII", "x"), ("v1.2.nrrd", "v1.2"), ("folder/dicom", "dicom")],
+)
+def test_a_case_is_named_after_its_file_without_image_endings(path, name):
+    assert case_name(path) == name
+
+
+def test_references_hold_the_label_under_a_name_that_preprocessing_does_not_touch():
+    cases = [{"image": "a.nii.gz", "label": "b.nii.gz", "case": "a"}]
+    assert with_references(cases, "test") == [{"image": "a.nii.gz", "reference": "b.nii.gz", "case": "a"}]
+    assert cases == [{"image": "a.nii.gz", "label": "b.nii.gz", "case": "a"}]
+
+
+def test_no_case_to_evaluate_is_refused_with_the_list_to_add():
+    with pytest.raises(BundleError, match=r"no test cases.*add a list `test`"):
+        with_references([], "test")
+
+
+def test_a_case_without_a_label_to_compare_with_is_named():
+    cases = [{"image": "a", "label": "l", "case": "a"}, {"image": "b", "case": "b"}, {"image": "c", "case": "c"}]
+    with pytest.raises(BundleError, match=r"validation case b has no label.*\(2 such cases\)"):
+        with_references(cases, "validation")

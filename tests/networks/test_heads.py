@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The head on rows; its numbers against the published code: tests/test_golden_vnet.py."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.networks.heads import EmbeddingHead
+
+
+def test_widths_follow_the_arguments():
+    head = EmbeddingHead(in_features=5, out_features=7)
+    assert head(torch.randn(4, 5)).shape == (4, 7)
+    # 5 * 7 + 7, two numbers a channel for batch norm, 7 * 7 + 7
+    assert sum(p.numel() for p in head.parameters()) == 42 + 14 + 56
+    assert EmbeddingHead(5)(torch.randn(4, 5)).shape == (4, 32)
+
+
+def test_rows_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode():
+    head, rows = EmbeddingHead(3, 4), torch.randn(6, 3)
+    head.eval()
+    torch.testing.assert_close(head(rows)[2:3], head(rows[2:3]))
+    head.train()
+    assert not torch.allclose(head(rows)[:2], head(rows[:2]))
+
+
+def test_it_is_linear_norm_relu_linear():
+    head, rows = EmbeddingHead(3, 4).eval(), torch.randn(6, 3)
+    first, norm, _, last = head
+    norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    hidden = (rows @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + 1e-5).sqrt()
+    hidden = (hidden * norm.weight + norm.bias).clamp(min=0)
+    torch.testing.assert_close(head(rows), hidden @ last.weight.T + last.bias)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contrastive loss by hand; against the published code's numbers where no learned weights enter."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scripts.functional.voxels import NO_CLASS
+from scripts.networks.heads import EmbeddingHead
+from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.memory import PrototypeMemory
+
+GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[3] / "shared" / "golden")
+
+
+def memory_of(by_class, num_classes=3, width=2):
+    memory = PrototypeMemory(num_classes, width, 8)
+    memory.update({c: torch.tensor(rows, dtype=torch.float32) for c, rows in by_class.items()})
+    return memory
+
+
+EAST = [[1.0, 0.0], [5.0, 0.0]]
+NORTH = [[0.0, 1.0], [0.0, 0.3]]
+
+
+def loss_of(features, labels, by_class, **options):
+    loss = ContrastivePrototypeLoss(memory_of(by_class), **options)
+    return loss(torch.tensor(features, dtype=torch.float32), torch.tensor(labels))
+
+
+@pytest.mark.parametrize(("direction", "expected"), [([3.0, 0.0], 0.0), ([0.0, -2.0], 1.0), ([-0.1, 0.0], 2.0)])
+def test_loss_is_0_for_identical_1_for_orthogonal_and_2_for_opposite_directions(direction, expected):
+    assert loss_of([direction, direction], [1, 1], {1: EAST}).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_stays_within_0_and_2():
+    torch.manual_seed(0)
+    for _ in range(20):
+        memory = PrototypeMemory(3, 4, 5)
+        memory.update({c: torch.randn(5, 4) for c in range(3)})
+        value = ContrastivePrototypeLoss(memory)(torch.randn(30, 4) * 100, torch.randint(3, (30,))).item()
+        assert -1e-6 <= value <= 2 + 1e-6
+
+
+# Class 1: (3, 4) and (0, 2) to EAST are 0.4 and 1, mean 0.7. Class 2: two times north to NORTH, 0.
+FEATURES, LABELS = [[3.0, 4.0], [0.0, 2.0], [0.0, 1.0], [0.0, 9.0]], [1, 1, 2, 2]
+
+
+def test_divisor_present_averages_over_contributing_classes_and_all_over_every_class():
+    memory = {1: EAST, 2: NORTH}
+    assert loss_of(FEATURES, LABELS, memory, divisor="present").item() == pytest.approx(0.35, abs=1e-6)
+    assert loss_of(FEATURES, LABELS, memory, divisor="all").item() == pytest.approx(0.7 / 3, abs=1e-6)
+
+
+def test_class_without_memory_is_skipped():
+    assert loss_of(FEATURES, LABELS, {1: EAST}).item() == pytest.approx(0.7, abs=1e-6)
+    assert loss_of(FEATURES, LABELS, {1: EAST}, divisor="all").item() == pytest.approx(0.7 / 3, abs=1e-6)
+
+
+def test_class_with_one_feature_or_one_memory_row_is_skipped_unless_min_rows_is_one():
+    memory = {1: EAST, 2: NORTH[:1]}
+    features, labels = [*FEATURES, [-1.0, 0.0]], [*LABELS, 0]
+    assert loss_of(features, labels, memory | {0: EAST}).item() == pytest.approx(0.7, abs=1e-6)
+    # class 0 gives 2, class 1 0.7, class 2 0
+    value = loss_of(features, labels, memory | {0: EAST}, min_rows=1).item()
+    assert value == pytest.approx(0.9, abs=1e-6)
+
+
+def test_voxels_of_no_class_never_count():
+    features = [*FEATURES, [-1.0, -1.0], [float("nan"), 0.0]]
+    assert loss_of(features, [*LABELS, NO_CLASS, NO_CLASS], {1: EAST, 2: NORTH}).item() == pytest.approx(0.35, abs=1e-6)
+
+
+def test_classes_weigh_the_same_however_many_voxels_they_have():
+    features, labels = FEATURES + 10 * [[0.0, 1.0]], LABELS + 10 * [2]
+    assert loss_of(features, labels, {1: EAST, 2: NORTH}).item() == pytest.approx(0.35, abs=1e-6)
+
+
+def test_order_and_positive_scale_of_features_do_not_matter():
+    torch.manual_seed(1)
+    memory = PrototypeMemory(3, 4, 5)
+    memory.update({c: torch.randn(5, 4) for c in range(3)})
+    loss, features, labels = ContrastivePrototypeLoss(memory), torch.randn(20, 4), torch.randint(3, (20,))
+    expected = loss(features, labels)
+    order = torch.randperm(20)
+    torch.testing.assert_close(loss(features[order], labels[order]), expected)
+    torch.testing.assert_close(loss(features * torch.rand(20, 1).add(0.1), labels), expected)
+    memory.update({1: memory.rows(1).flip(0) * 7})
+    torch.testing.assert_close(loss(features, labels), expected)
+
+
+def test_maps_are_read_voxel_by_voxel():
+    torch.manual_seed(2)
+    memory = PrototypeMemory(2, 3, 4)
+    memory.update({c: torch.randn(4, 3) for c in range(2)})
+    features, labels = torch.randn(2, 3, 2, 3, 4), torch.randint(2, (2, 2, 3, 4))
+    rows, flat = [], []
+    for b, x, y, z in torch.cartesian_prod(*(torch.arange(n) for n in (2, 2, 3, 4))).tolist():
+        rows.append(features[b, :, x, y, z])
+        flat.append(labels[b, x, y, z])
+    loss = ContrastivePrototypeLoss(memory)
+    torch.testing.assert_close(loss(features, labels), loss(torch.stack(rows), torch.stack(flat)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "by_class"), [([1, 1], {}), ([1, 1], {2: NORTH}), ([NO_CLASS, NO_CLASS], {1: EAST}), ([1, 2], {1: EAST})]
+)
+def test_no_usable_class_gives_zero_with_zero_gradient(labels, by_class):
+    loss = ContrastivePrototypeLoss(memory_of(by_class), EmbeddingHead(2, 2), EmbeddingHead(2, 2))
+    features = torch.randn(2, 2, requires_grad=True)
+    value = loss(features, torch.tensor(labels))
+    value.backward()
+    assert value.item() == 0
+    assert features.grad.eq(0).all()
+    assert loss.projection_head[1].num_batches_tracked == 0
+
+
+def test_no_usable_class_gives_zero_whatever_the_features_hold():
+    features = torch.full((2, 2), float("nan"), requires_grad=True)
+    value = ContrastivePrototypeLoss(memory_of({}))(features, torch.tensor([1, 1]))
+    value.backward()
+    assert value.item() == 0 and features.grad.eq(0).all()
+
+
+def test_no_rows_at_all_give_zero():
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}))
+    assert loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)).item() == 0
+
+
+def two_heads(memory, **options):
+    torch.manual_seed(0)
+    return ContrastivePrototypeLoss(memory, EmbeddingHead(3, 2), EmbeddingHead(2, 2), **options)
+
+
+def test_gradient_reaches_features_and_both_heads_but_not_the_memory():
+    memory = memory_of({1: [[1.0, 0.5], [0.2, -1.0]]})
+    loss, features = two_heads(memory), torch.randn(6, 3, requires_grad=True)
+    state = copy.deepcopy(memory.state_dict())
+    loss(features, torch.tensor([1, 1, 1, 1, NO_CLASS, 1])).backward()
+    assert features.grad.abs().sum(1).gt(0).tolist() == [True] * 4 + [False] + [True]
+    for head in (loss.projection_head, loss.prediction_head):
+        assert head[0].weight.grad.abs().sum() > 0 and head[3].weight.grad.abs().sum() > 0
+    assert memory.features.grad is None and not memory.features.requires_grad
+    assert all(torch.equal(value, state[key]) for key, value in memory.state_dict().items())
+
+
+def test_memory_may_be_written_between_forward_and_backward():
+    memory = memory_of({1: EAST})
+    features = torch.randn(4, 2, requires_grad=True)
+    value = ContrastivePrototypeLoss(memory)(features, torch.ones(4, dtype=torch.int64))
+    memory.update({1: torch.tensor(NORTH)})
+    value.backward()
+    # Rows of EAST alone: for one row f the gradient of 1 - cos is -(e - cos f / |f|) / |f|, averaged over 4 rows.
+    unit = torch.nn.functional.normalize(features.detach(), dim=1)
+    east = torch.tensor([1.0, 0.0])
+    expected = -(east - unit[:, :1] * unit) / features.detach().norm(dim=1, keepdim=True) / 4
+    torch.testing.assert_close(features.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+class Scale(nn.Module):
+    """A head that is easy to follow: it adds a constant."""
+
+    def __init__(self, *shift):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor(shift))
+
+    def forward(self, rows):
+        return rows * 2 + self.shift
+
+
+def test_projection_comes_before_prediction():
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}), Scale(-2.0, 0.0), Scale(0.0, 4.0))
+    # (1, 0) -> projection (0, 0) -> prediction (0, 4): distance 1; the other way (2, 4) -> (2, 8).
+    value = loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1, 1]))
+    assert value.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_second_call_in_evaluation_mode_gives_the_same_and_changes_nothing():
+    loss = two_heads(memory_of({1: EAST, 2: NORTH})).eval()
+    features, labels = torch.randn(40, 3), torch.randint(3, (40,))
+    state = copy.deepcopy(loss.state_dict())
+    assert torch.equal(loss(features, labels), loss(features, labels))
+    assert all(torch.equal(value, state[key]) for key, value in loss.state_dict().items())
+
+
+class Recorder(nn.Module):
+    """A head that notes what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = None
+
+    def forward(self, rows):
+        self.seen = rows
+        return rows
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(3, {0: 3, 1: 3, 2: 2}), (None, {0: 20, 1: 10, 2: 2})])
+def test_samples_per_class_limits_the_rows_of_each_class(limit, expected):
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 2 + [NO_CLASS] * 6)
+    features = torch.stack([labels.float(), torch.arange(38.0)], dim=1)  # each row tells its class and its place
+    head = Recorder()
+    ContrastivePrototypeLoss(memory_of({0: EAST, 1: EAST, 2: NORTH}), head, samples_per_class=limit)(features, labels)
+    places = head.seen[:, 1].long()
+    assert len(places.unique()) == len(places)
+    assert {c: int((labels[places] == c).sum()) for c in range(3)} == expected
+    assert (labels[places] != NO_CLASS).all()
+
+
+def test_sampled_rows_follow_the_global_generator():
+    labels, features = torch.ones(50, dtype=torch.int64), torch.randn(50, 2)
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}), samples_per_class=5)
+    torch.manual_seed(7)
+    first, other = loss(features, labels), loss(features, labels)
+    torch.manual_seed(7)
+    assert torch.equal(loss(features, labels), first)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("label", [3, -2])
+def test_label_out_of_range_is_refused(label):
+    with pytest.raises(ValueError, match=rf"\[0, 3\) or -1 .* {label}"):
+        loss_of([[1.0, 0.0]] * 2, [label, label], {1: EAST})
+
+
+def test_labels_that_do_not_match_the_rows_are_refused_with_both_counts():
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}))
+    with pytest.raises(ValueError, match="24 rows, 3 labels"):
+        loss(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 1, 1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples_per_class": 1}, r"samples_per_class \(1\) is below min_rows \(2\)"),
+        ({"min_rows": 0}, "min_rows must be at least 1, got 0"),
+        ({"divisor": "some"}, "'present' or 'all'.*'some'"),
+    ],
+)
+def test_wrong_argument_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastivePrototypeLoss(memory_of({}), **options)
+
+
+@pytest.mark.skipif(not GOLDEN_DIR.is_dir(), reason=f"no golden numbers in {GOLDEN_DIR}")
+@pytest.mark.parametrize("name", ["dense", "mixed", "allskipped"])
+def test_unweighted_class_means_of_the_published_code_are_reproduced(name):
+    golden = np.load(GOLDEN_DIR / f"contrastive_loss_{name}_eval.npz")
+    features, labels = torch.from_numpy(golden["features"]), torch.from_numpy(golden["labels"])
+    counts = golden["memory_rows"].tolist()
+    memory = PrototypeMemory(len(counts), features.shape[1], max(*counts, 1))
+    memory.update({c: torch.from_numpy(golden[f"memory_c{c}"]) for c, n in enumerate(counts) if n > 0})
+    means = golden["out.class_distance_mean"][golden["out.class_used"] == 1]
+    for divisor, count in (("all", len(counts)), ("present", len(means))):
+        value = ContrastivePrototypeLoss(memory, samples_per_class=None, divisor=divisor)(features, labels)
+        assert value.item() == pytest.approx(means.sum() / count if len(means) else 0.0, abs=1e-6)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dice plus cross-entropy on the labelled cases, against loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scripts.terms.base import StepData
+from scripts.terms.supervised import SupervisedTerm
+
+SHAPE = (2, 3, 4)
+
+
+def step_of(labelled=2, unlabelled=1, classes=3, seed=0):
+    torch.manual_seed(seed)
+    logits = torch.randn(labelled + unlabelled, classes, *SHAPE, requires_grad=True)
+    labels = torch.randint(classes, (labelled, *SHAPE))
+    return StepData(logits=logits, features=torch.randn(labelled + unlabelled, 5, *SHAPE), labels=labels)
+
+
+def by_loop(step):
+    """Cross-entropy per voxel and Dice over the whole batch, foreground classes only."""
+    cross_entropy, voxels = 0.0, 0
+    classes = step.logits.shape[1]
+    overlap, size = [0.0] * classes, [0.0] * classes
+    for b in range(step.labels.shape[0]):
+        for x in range(SHAPE[0]):
+            for y in range(SHAPE[1]):
+                for z in range(SHAPE[2]):
+                    values = [math.exp(v) for v in step.logits[b, :, x, y, z].tolist()]
+                    probabilities = [v / sum(values) for v in values]
+                    label = int(step.labels[b, x, y, z])
+                    cross_entropy -= math.log(probabilities[label])
+                    voxels += 1
+                    for c in range(classes):
+                        overlap[c] += probabilities[c] * (c == label)
+                        size[c] += probabilities[c] + (c == label)
+    dice = [1 - 2 * o / s for o, s in zip(overlap, size, strict=True)][1:]
+    return sum(dice) / len(dice), cross_entropy / voxels
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 3.0)])
+def test_each_part_is_weighted_and_equals_a_slow_loop(weights):
+    step = step_of()
+    dice, cross_entropy = by_loop(step)
+    value = SupervisedTerm(dice_weight=weights[0], ce_weight=weights[1]).compute(step).item()
+    assert value == pytest.approx(weights[0] * dice + weights[1] * cross_entropy, abs=1e-5)
+
+
+def test_unlabelled_cases_have_no_influence():
+    step = step_of()
+    changed = step.logits.detach().clone()
+    changed[2:] += 10 * torch.randn_like(changed[2:])
+    other = StepData(changed, step.features, step.labels)
+    assert SupervisedTerm().compute(step).item() == SupervisedTerm().compute(other).item()
+    SupervisedTerm().compute(step).backward()
+    assert step.logits.grad[:2].abs().sum() > 0 and step.logits.grad[2:].eq(0).all()
+
+
+def test_without_labelled_cases_it_is_zero_with_zero_gradient():
+    step = step_of(labelled=0, unlabelled=2)
+    value = SupervisedTerm().compute(step)
+    value.backward()
+    assert value.item() == 0 and step.logits.grad.eq(0).all()
+
+
+def test_perfect_prediction_costs_nothing():
+    labels = torch.arange(24).reshape(1, *SHAPE) % 3
+    logits = 100.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    value = SupervisedTerm().compute(StepData(logits, logits, labels)).item()
+    assert value == pytest.approx(0.0, abs=1e-6)

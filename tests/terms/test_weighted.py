@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights, schedules and what is logged."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scripts.terms.base import RampUp, StepData, Term
+from scripts.terms.weighted import WeightedTerms
+
+
+class Fixed(Term):
+    """A term with a value of its own that counts how often it is asked and keeps what it was given."""
+
+    def __init__(self, value, weight=1.0):
+        super().__init__(weight)
+        self.value, self.calls, self.step_data = value, 0, None
+
+    def compute(self, step):
+        self.calls, self.step_data = self.calls + 1, step
+        return step.logits.mean() * 0 + self.value
+
+
+def prediction(labelled=1, unlabelled=2):
+    cases = labelled + unlabelled
+    return {
+        "logits": torch.arange(cases * 2.0 * 24).reshape(cases, 2, 2, 3, 4).requires_grad_(),
+        "features": torch.arange(cases * 5.0 * 24).reshape(cases, 5, 2, 3, 4),
+    }, torch.ones(labelled, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (1, 0.0),
+        (19, 0.0),
+        (20, 2 * math.exp(-5)),
+        (40, 2 * math.exp(-1.25)),
+        (60, 2.0),
+        (100, 2.0),
+    ],
+)
+def test_rampup_waits_climbs_and_stays(step, expected):
+    assert RampUp(2.0, start=0.2, end=0.6).at(step, 100) == pytest.approx(expected, rel=1e-9)
+
+
+def test_rampup_scales_with_the_run():
+    ramp = RampUp(3.0, 0.1, 0.5)
+    assert ramp.at(30, 100) == pytest.approx(ramp.at(300, 1000)) == pytest.approx(3 * math.exp(-1.25))
+
+
+def test_rampup_without_length_is_a_switch():
+    ramp = RampUp(2.0, start=0.5, end=0.5)
+    assert [ramp.at(step, 10) for step in (1, 4, 5, 10)] == [0.0, 0.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("start", "end"), [(-0.1, 0.4), (0.5, 0.4), (0.1, 1.1)])
+def test_rampup_with_impossible_fractions_is_refused(start, end):
+    with pytest.raises(ValueError, match=f"start {start} and end {end}"):
+        RampUp(1.0, start, end)
+
+
+def test_sum_is_weighted():
+    loss = WeightedTerms({"a": Fixed(2.0, 0.5), "b": Fixed(3.0, 4.0), "c": Fixed(1.0)}, max_steps=10)
+    assert loss(*prediction()).item() == pytest.approx(1.0 + 12.0 + 1.0)
+
+
+def test_term_of_weight_zero_is_not_computed_and_not_logged():
+    off, on = Fixed(2.0, 0.0), Fixed(3.0)
+    loss = WeightedTerms({"off": off, "on": on}, max_steps=10)
+    total = loss(*prediction())
+    assert (off.calls, on.calls) == (0, 1)
+    assert loss.scalars(total) == {"Loss/total": 3.0, "Loss/on": 3.0}
+
+
+def test_scalars_are_the_unweighted_values_by_name():
+    loss = WeightedTerms({"supervised": Fixed(2.0, 0.5), "contrast": Fixed(0.25, 2.0)}, max_steps=10)
+    assert loss.scalars(loss(*prediction())) == {"Loss/total": 1.5, "Loss/supervised": 2.0, "Loss/contrast": 0.25}
+
+
+def test_scalars_are_those_of_the_last_call():
+    late = Fixed(2.0, RampUp(1.0, start=0.5, end=0.5))
+    loss = WeightedTerms({"early": Fixed(1.0), "late": late}, max_steps=10)
+    loss.step = 5
+    assert set(loss.scalars(loss(*prediction()))) == {"Loss/total", "Loss/early", "Loss/late"}
+    loss.step = 4
+    assert set(loss.scalars(loss(*prediction()))) == {"Loss/total", "Loss/early"}
+
+
+def test_weights_follow_the_step_and_the_length_of_the_run():
+    values = []
+    for max_steps in (10, 100):
+        loss = WeightedTerms({"a": Fixed(1.0, RampUp(2.0, start=0.0, end=0.4))}, max_steps=max_steps)
+        loss.step = 2
+        values.append(loss(*prediction()).item())
+    assert values == pytest.approx([2 * math.exp(-1.25), 2 * math.exp(-5 * 0.95**2)])
+
+
+def test_terms_see_labelled_cases_first_and_integer_labels():
+    term = Fixed(1.0)
+    predicted, label = prediction(labelled=1, unlabelled=2)
+    predicted["teacher_logits"] = torch.randn(2, 2, 2, 3, 4)
+    WeightedTerms({"a": term}, max_steps=1)(predicted, label)
+    step = term.step_data
+    assert (step.num_labelled, step.num_unlabelled) == (1, 2)
+    assert torch.equal(step.labelled_logits, predicted["logits"][:1])
+    assert torch.equal(step.unlabelled_logits, predicted["logits"][1:])
+    assert torch.equal(step.labelled_features, predicted["features"][:1])
+    assert torch.equal(step.unlabelled_features, predicted["features"][1:])
+    assert torch.equal(step.target_logits, predicted["teacher_logits"])
+    assert step.labels.shape == (1, 2, 3, 4) and step.labels.dtype == torch.int64
+
+
+def test_targets_without_a_teacher_are_the_networks_own_without_gradient():
+    predicted, label = prediction()
+    step = StepData(predicted["logits"], predicted["features"], label[:, 0].long())
+    assert torch.equal(step.target_logits, predicted["logits"][1:])
+    assert not step.target_logits.requires_grad
+
+
+def test_total_passes_gradients_and_logging_keeps_no_graph():
+    predicted, label = prediction()
+
+    class Mean(Term):
+        def compute(self, step):
+            return step.logits.mean()
+
+    loss = WeightedTerms({"mean": Mean(3.0)}, max_steps=1)
+    loss(predicted, label).backward()
+    torch.testing.assert_close(predicted["logits"].grad, torch.full((3, 2, 2, 3, 4), 3.0 / 144))
+    assert all(type(value) is float for value in loss.last.values())
+
+
+def test_a_step_in_which_every_weight_is_zero_can_still_be_run():
+    predicted, label = prediction()
+    loss = WeightedTerms({"late": Fixed(2.0, RampUp(1.0, start=0.9, end=1.0))}, max_steps=100)
+    total = loss(predicted, label)
+    total.backward()
+    assert total.item() == 0 and predicted["logits"].grad.eq(0).all()
+
+
+def test_list_without_terms_is_refused():
+    with pytest.raises(ValueError, match="at least one loss term"):
+        WeightedTerms({}, max_steps=1)
+
+
+def test_something_else_in_the_list_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'dice' must be a scripts\.terms Term, got Linear"):
+        WeightedTerms({"dice": torch.nn.Linear(1, 1)}, max_steps=1)
+
+
+def test_parameters_of_a_terms_modules_are_parameters_of_the_list():
+    class WithHead(Fixed):
+        def __init__(self):
+            super().__init__(1.0)
+            self.head = torch.nn.Linear(2, 3)
+
+    assert sum(p.numel() for p in WeightedTerms({"a": WithHead()}, max_steps=1).parameters()) == 9

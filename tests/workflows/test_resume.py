@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real process, killed in the middle of an epoch, and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+
+
+def command(demo: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "monai.bundle", "run", "training"),
+        *("--config_file", str(ROOT / "configs/train.yaml"), "--bundle_root", str(ROOT)),
+        *("--data_source", str(demo), "--dataset_dir", str(demo)),
+        *("--output_dir", str(folder / "out"), "--ckpt_dir", str(folder / "models")),
+        *("--roi_size", "[32,32,16]", "--spacing", "[3.0,3.0,4.0]", "--base_filters", "4"),
+        *("--precision", "fp32", "--device", "cpu", "--max_steps", str(STEPS), "--save_interval", "2"),
+        *("--val_interval", "4", *more),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def kill_once_saved(demo: Path, folder: Path, step: int) -> None:
+    """Start a run and SIGKILL it as soon as the state of `step` is there."""
+    process = subprocess.Popen(
+        command(demo, folder), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (folder / f"models/state_{step:08d}.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no state was saved"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_and_resumed_run_ends_with_the_weights_and_memory_of_one_never_stopped(tiny_demo, tmp_path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    subprocess.run(command(tiny_demo, whole), cwd=whole, env=environment(), check=True, capture_output=True)
+    kill_once_saved(tiny_demo, killed, step=2)
+    assert not (killed / "models/model.pt").exists()
+
+    again = subprocess.run(command(tiny_demo, killed), cwd=killed, env=environment(), capture_output=True, text=True)
+    assert again.returncode != 0
+    assert "--resume true" in again.stderr
+    assert "Traceback" not in again.stderr
+
+    subprocess.run(
+        command(tiny_demo, killed, "--resume", "true"), cwd=killed, env=environment(), check=True, capture_output=True
+    )
+    first = torch.load(whole / f"models/state_{STEPS:08d}.pt", weights_only=True)
+    second = torch.load(killed / f"models/state_{STEPS:08d}.pt", weights_only=True)
+    assert differences(first, second) == []
+    assert any("memory.features" in key and value.abs().sum() > 0 for key, value in first["loss"].items())
+
+
+def differences(first: object, second: object, path: str = "") -> list[str]:
+    """Paths at which two nested states differ, tensors compared to the bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        return [d for key in first for d in differences(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{path}/{i}")]
+    return [] if first == second else [path]
+
+
+def test_a_finished_run_goes_on_when_max_steps_is_raised(make_workflow, tmp_path) -> None:
+    make_workflow("train.yaml", max_steps=2).run()
+    longer = make_workflow("train.yaml", max_steps=4, resume=True)
+    longer.run()
+    assert longer.trainer.state.iteration == 4
+    assert (tmp_path / "models/state_00000004.pt").exists()
+
+
+def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow, tmp_path) -> None:
+    make_workflow("train.yaml", max_steps=2, val_interval=2).run()
+    best = tmp_path / "models/model_best.pt"
+    state_file = tmp_path / "models/state_00000002.pt"
+    state = torch.load(state_file, weights_only=True)
+    state["best"]["best_metric"] = 0.99  # as if an unbeatable model had been found before the stop
+    torch.save(state, state_file)
+    before = best.read_bytes()
+    make_workflow("train.yaml", max_steps=4, val_interval=2, resume=True).run()
+    assert best.read_bytes() == before
+    kept = torch.load(tmp_path / "models/state_00000004.pt", weights_only=True)
+    assert kept["best"]["best_metric"] == 0.99

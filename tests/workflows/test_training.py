@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""configs/train.yaml: what a run needs, reads, writes and repeats."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.networks.nets import SegResNet
+
+from scripts.errors import BundleError
+from scripts.workflows.start import find_mistake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def own_copy(tiny_demo: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_demo, tmp_path / "copy"))
+
+
+def labels_of(folder: Path, entries: slice) -> list[Path]:
+    content = json.loads((folder / "dataset.json").read_text())
+    return [folder / case["label"] for case in content["training"][entries]]
+
+
+@pytest.mark.parametrize("damage", ["delete", "corrupt"])
+def test_labels_of_unlabelled_cases_are_never_opened(damage, train, own_copy, assert_same) -> None:
+    whole = train(name="whole", labelled_cases=2)
+    for path in labels_of(own_copy, slice(2, None)):
+        path.unlink() if damage == "delete" else path.write_bytes(b"not an image")
+    damaged = train(name="damaged", labelled_cases=2, data_source=str(own_copy))
+    assert_same(whole, damaged)
+
+
+def test_a_damaged_label_of_a_labelled_case_is_noticed(train, own_copy) -> None:
+    """The counterpart of the test above: it would also pass if no label at all were read."""
+    labels_of(own_copy, slice(0, 1))[0].write_bytes(b"not an image")
+    with pytest.raises(RuntimeError):
+        train(labelled_cases=2, data_source=str(own_copy))
+
+
+def test_the_number_of_loader_workers_changes_nothing(train, assert_same) -> None:
+    assert_same(train(name="zero", num_workers=0), train(name="two", num_workers=2))
+
+
+def test_unlabelled_cases_matter(train) -> None:
+    """Without this, the two tests above could pass because nothing unlabelled is used."""
+    with_them = train("methods/prototype.yaml", name="with", max_steps=4)
+    without = train("methods/prototype.yaml", name="without", max_steps=4, batch_unlabelled=0)
+    assert any(not torch.equal(with_them[key], without[key]) for key in with_them)
+
+
+def test_another_seed_gives_another_model(train) -> None:
+    first, second = train(name="a", seed=0), train(name="b", seed=1)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("method", ["supervised", "prototype"])
+def test_every_method_trains_and_logs_its_terms(method, make_workflow) -> None:
+    # an untrained network is not confident: without a threshold its pseudo-labels count all the same
+    sure = {"terms::contrast_unlabelled::confidence": 0.0} if method == "prototype" else {}
+    workflow = make_workflow("train.yaml", f"methods/{method}.yaml", **sure)
+    workflow.run()
+    loss = workflow.parser.get_parsed_content("train::loss")
+    assert set(loss.last) == set(loss.terms)
+    assert all(value > 0 and math.isfinite(value) for value in loss.last.values())
+
+
+def test_a_supervised_bundle_is_what_an_empty_unlabelled_set_makes(make_workflow) -> None:
+    workflow = make_workflow("train.yaml", labelled_cases=None)
+    workflow.run()
+    assert len(workflow.parser.get_parsed_content("train::unlabelled_dataset")) == 0
+    assert len(workflow.train_dataset) == 6
+    assert workflow.parser.get_parsed_content("train::loss").last["supervised"] > 0
+
+
+def test_another_network_trains_with_the_same_method_by_naming_a_layer(make_workflow) -> None:
+    network = {
+        "_target_": "SegResNet",
+        "in_channels": "@in_channels",
+        "out_channels": "@num_classes",
+        "init_filters": 8,
+    }
+    workflow = make_workflow(
+        "train.yaml", network_def=network, tap_layer="up_layers.2.0", feature_channels=8, size_divisor=8, max_steps=3
+    )
+    workflow.run()
+    assert isinstance(workflow.network_def, SegResNet)
+    memory = workflow.parser.get_parsed_content("memory")
+    assert memory.counts[1:].sum() > 0
+    assert workflow.parser.get_parsed_content("train::loss").last["contrast_labelled"] > 0
+
+
+def test_patch_sides_that_16_does_not_divide_train_and_validate(train) -> None:
+    train(roi_size=[30, 27, 19], max_steps=2, val_interval=2)
+
+
+def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path) -> None:
+    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2)
+    validated = []
+    workflow.evaluator.add_event_handler(Events.COMPLETED, lambda _: validated.append(workflow.trainer.state.iteration))
+    workflow.run()
+    assert workflow.trainer.state.iteration == 4
+    assert validated == [2, 4]
+    models = {path.name for path in (tmp_path / "models").iterdir()}
+    assert models == {"model.pt", "model_best.pt", "state_00000004.pt"}
+    assert set(torch.load(tmp_path / "models/model.pt", weights_only=True)) == set(workflow.network_def.state_dict())
+    assert list((tmp_path / "out/overlays").glob("*.png"))
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+
+
+def test_without_validation_cases_a_run_goes_without_validation(train, own_copy) -> None:
+    content = json.loads((own_copy / "dataset.json").read_text())
+    del content["validation"]
+    (own_copy / "dataset.json").write_text(json.dumps(content))
+    train(data_source=str(own_copy), val_interval=1)
+
+
+def test_required_properties_are_all_there(make_workflow) -> None:
+    assert make_workflow("train.yaml").check_properties() == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"data_source": "/nowhere/at/all"}, "dataset_dir"),
+        ({"labelled_cases": 99}, "labelled_cases"),
+        ({"label_names": ["background", "large organ"]}, "label_names"),
+        ({"roi_size": [4096, 4096, 4096]}, "roi_size"),
+        ({"batch_labelled": 0}, "batch_labelled"),
+        ({"seed": -1}, "seed"),
+        ({"precision": "fp8"}, "precision"),
+        ({"tap_layer": "decoder.nothing"}, "tap_layer"),
+    ],
+)
+def test_a_newcomers_mistake_is_one_sentence(overrides, words, make_workflow) -> None:
+    with pytest.raises(Exception) as caught:
+        make_workflow("train.yaml", **overrides).run()
+    mistake = find_mistake(caught.value)
+    assert isinstance(mistake, BundleError), caught.value
+    assert words in str(mistake)
+    assert "\n" not in str(mistake)
+
+
+def test_demo_volumes_are_made_where_they_are_missing(make_workflow, tmp_path, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr("scripts.data.demo.ensure_demo_dataset", lambda directory: made.append(directory) or "/nowhere")
+    workflow = make_workflow("train.yaml")
+    workflow.parser["data_source"] = {
+        "_target_": "scripts.data.demo.ensure_demo_dataset",
+        "directory": str(tmp_path / "fresh"),
+    }
+    workflow.initialize()
+    with pytest.raises(RuntimeError):
+        workflow.run()
+    assert made == [str(tmp_path / "fresh")]

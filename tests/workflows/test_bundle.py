@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as MONAI's own commands and a stranger's shell see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import monai
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+
+from scripts.networks.vnet import VNet
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+SCHEMA = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared")) / "schema/meta_schema_20240725.json"
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a clone would hold: configs and scripts alone are needed to run."""
+    for name in ("configs", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "clone"
+
+
+def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clone, tiny_demo, tmp_path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    before = files_below(clone)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "monai.bundle", "run", "training"),
+            *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone)),
+            *("--data_source", str(tiny_demo), "--roi_size", "[32,32,16]", "--base_filters", "4"),
+            *("--device", "cpu", "--max_steps", "5", "--val_interval", "3"),
+            *("--output_dir", str(tmp_path / "X"), "--ckpt_dir", str(tmp_path / "Y")),
+        ],
+        cwd=elsewhere,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    assert files_below(clone) == before
+    assert files_below(elsewhere) == set()
+    assert {"model.pt", "model_best.pt", "state_00000005.pt"} == files_below(tmp_path / "Y")
+    assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))
+
+
+def test_a_misspelt_override_is_one_sentence_on_the_command_line(clone) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "monai.bundle", "run", "training"),
+            *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone), "--max_step", "5"),
+        ],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "--max_steps" in done.stderr.splitlines()[-1]
+    assert not (clone / "data").exists(), "the mistake was found only after work had begun"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = VNet(1, 4, base_filters=4, norm="instance")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+@pytest.fixture
+def in_bundle_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_the_exported_torchscript_gives_the_networks_output(model, in_bundle_root, tmp_path) -> None:
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(model),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        base_filters=4,
+    )
+    network = VNet(1, 4, base_filters=4, norm="instance")
+    network.load_state_dict(torch.load(model, weights_only=True))
+    network.eval()
+    script, metadata, _ = monai.data.load_net_with_metadata(str(tmp_path / "model.ts"))
+    for shape in [(1, 1, 32, 48, 32), (2, 1, 64, 32, 48)]:
+        image = torch.randn(shape)
+        with torch.no_grad():
+            np.testing.assert_allclose(script(image), network(image), atol=1e-5)
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 4
+
+
+def test_input_and_output_are_as_metadata_says(in_bundle_root) -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        device="cpu",
+    )
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason="the bundle schema is not at hand")
+def test_metadata_follows_the_schema(tmp_path) -> None:
+    schema = shutil.copy(SCHEMA, tmp_path)
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+
+
+def test_metadata_names_the_pinned_versions() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    pinned = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line)
+    assert metadata["monai_version"] == pinned["monai"]
+    assert metadata["pytorch_version"] == pinned["torch"]
+    assert metadata["numpy_version"] == pinned["numpy"]
+    for package, version in metadata["required_packages_version"].items():
+        assert pinned[package] == version, package
+
+
+def test_metadata_names_the_demos_classes() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    names = monai.bundle.ConfigParser.load_config_file(str(CONFIGS / "train.yaml"))["label_names"]
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert channels == {str(i): name for i, name in enumerate(names)}

@@ -50,7 +50,8 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
     """Endless batches of tickets: first the labelled ones, then the unlabelled ones.
 
     Each stream goes through all its cases in a new order on every lap. Iteration begins at `start`, the number of
-    batches that earlier parts of the run have used.
+    batches that earlier parts of the run have used. Before `unlabelled_from` batches hold labelled cases only: steps in
+    which no term uses unlabelled ones cost half as much without them.
 
     Args:
         labelled_size: number of labelled cases, at least 1.
@@ -58,13 +59,20 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
         batch_labelled: labelled cases a batch, at least 1.
         batch_unlabelled: unlabelled cases a batch, at least 0.
         seed: the run's seed.
+        unlabelled_from: first iteration, counted from 0, with unlabelled cases.
 
     Raises:
         BundleError: for a number out of range.
     """
 
     def __init__(
-        self, labelled_size: int, unlabelled_size: int, batch_labelled: int, batch_unlabelled: int, seed: int
+        self,
+        labelled_size: int,
+        unlabelled_size: int,
+        batch_labelled: int,
+        batch_unlabelled: int,
+        seed: int,
+        unlabelled_from: int = 0,
     ) -> None:
         if labelled_size < 1:
             raise BundleError("There is no labelled case to train on: label at least one and set --labelled_cases.")
@@ -77,6 +85,7 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
             self.slots += [(UNLABELLED, unlabelled_size, slot, batch_unlabelled) for slot in range(batch_unlabelled)]
         self.seed = seed
         self.start = 0
+        self.unlabelled_from = unlabelled_from
         self.lap_length = -(-labelled_size // batch_labelled)
 
     def __len__(self) -> int:
@@ -96,6 +105,7 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
                 derive_seed(self.seed, stream, "augment", iteration, slot),
             )
             for stream, size, slot, per_batch in self.slots
+            if stream == LABELLED or iteration >= self.unlabelled_from
         ]
 
 
@@ -128,6 +138,7 @@ def two_stream_loader(
     batch_unlabelled: int,
     seed: int,
     num_workers: int = 0,
+    unlabelled_from: int = 0,
 ) -> DataLoader:
     """A loader of endless two-stream batches.
 
@@ -138,8 +149,11 @@ def two_stream_loader(
         batch_unlabelled: unlabelled cases a batch.
         seed: the run's seed.
         num_workers: loader processes; results do not depend on it.
+        unlabelled_from: first iteration with unlabelled cases.
     """
-    sampler = TwoStreamBatchSampler(len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed)
+    sampler = TwoStreamBatchSampler(
+        len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_from
+    )
     return DataLoader(
         TwoStreamDataset(labelled, unlabelled), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
     )

@@ -267,3 +267,10 @@ def test_an_engine_that_starts_late_sees_the_batches_of_its_iterations(done, wor
     # Three iterations an epoch: the run goes over two borders, on which the stream may neither repeat nor skip.
     engine.run(loader, max_epochs=3, epoch_length=3)
     assert seen == expected[done:]
+
+
+def test_before_unlabelled_from_batches_hold_labelled_cases_only_and_the_same_ones() -> None:
+    always = TwoStreamBatchSampler(3, 5, 2, 1, seed=4)
+    late = TwoStreamBatchSampler(3, 5, 2, 1, seed=4, unlabelled_from=2)
+    assert [late.batch(i) for i in range(2)] == [always.batch(i)[:2] for i in range(2)]
+    assert [late.batch(i) for i in range(2, 6)] == [always.batch(i) for i in range(2, 6)]

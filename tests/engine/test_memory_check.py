@@ -43,5 +43,5 @@ def test_a_step_fits_to_the_byte(network, spare, fits, monkeypatch) -> None:
     if fits:
         check_memory(network, **arguments)
     else:
-        with pytest.raises(BundleError, match="10x16x17 voxels .* Lower --roi_size"):
+        with pytest.raises(BundleError, match=r"10x16x17 voxels .* Lower --roi_size"):
             check_memory(network, **arguments)

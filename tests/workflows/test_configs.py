@@ -12,7 +12,10 @@ from monai.bundle import ConfigParser
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(f"methods/{path.name}" for path in (CONFIGS / "methods").glob("*.yaml"))
 DATASETS = sorted(f"datasets/{path.name}" for path in (CONFIGS / "datasets").glob("*.yaml"))
-OVERRIDABLE = ["bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "precision", "seed", "max_steps", "labelled_cases", "roi_size", "batch_labelled", "batch_unlabelled", "learning_rate", "val_interval", "resume"]
+OVERRIDABLE = [
+    *("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "precision", "seed", "max_steps"),
+    *("labelled_cases", "roi_size", "batch_labelled", "batch_unlabelled", "learning_rate", "val_interval", "resume"),
+]
 
 
 def load(name: str) -> dict:

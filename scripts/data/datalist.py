@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import BundleError
+
+logger = logging.getLogger("datalist")
 
 Case = dict[str, Any]
 """`image`: path or list of channel paths; `label`: path, absent for an unlabelled case; `case`: its name."""
@@ -80,6 +83,10 @@ def load_cases(
     )
     lists.validation = [case for case in lists.validation if "label" in case]
     _check_files(lists)
+    logger.info(
+        f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
+        f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
+    )
     return lists
 
 

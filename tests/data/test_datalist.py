@@ -251,3 +251,9 @@ def test_a_case_without_a_label_to_compare_with_is_named():
     cases = [{"image": "a", "label": "l", "case": "a"}, {"image": "b", "case": "b"}, {"image": "c", "case": "c"}]
     with pytest.raises(BundleError, match=r"validation case b has no label.*\(2 such cases\)"):
         with_references(cases, "validation")
+
+
+def test_the_numbers_of_cases_are_said(tiny_demo, caplog) -> None:
+    with caplog.at_level("INFO", logger="datalist"):
+        load_cases(tiny_demo, labelled_cases=2)
+    assert "2 labelled and 4 unlabelled cases for training, 1 for validation, 2 for testing." in caplog.text

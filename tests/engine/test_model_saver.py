@@ -116,7 +116,7 @@ def finished(saver, steps, stop_after=None):
     trainer = Engine(lambda *_: None)
     saver.attach(trainer)
     if stop_after is not None:
-        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop_after), trainer.terminate)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop_after), lambda e: e.terminate())
     trainer.run([0] * steps)
 
 

@@ -40,6 +40,11 @@ def config_files(dataset: str, method: str) -> list[str]:
     return files if method == "default" else [*files, f"configs/methods/{method}.yaml"]
 
 
+def without_folders(overrides: Sequence[str]) -> str:
+    """Overrides as one text; of a path the last part only, as a machine's folders are nobody else's business."""
+    return " ".join(Path(word).name if "/" in word else word for word in overrides)
+
+
 def run_once(dataset: str, method: str, seed: int, overrides: Sequence[str], folder: Path) -> dict[str, object]:
     """Train, evaluate on the test cases, and return a row.
 
@@ -71,8 +76,7 @@ def run_once(dataset: str, method: str, seed: int, overrides: Sequence[str], fol
         "dataset": dataset,
         "method": method,
         "seed": seed,
-        # the machine's folders are nobody else's business
-        "overrides": " ".join(Path(word).name if "/" in word else word for word in overrides),
+        "overrides": without_folders(overrides),
         "train_s": round(seconds),
     }
 
@@ -106,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results/demo.csv")
     options = parser.parse_args(own)
-    shown = " ".join(Path(word).name if "/" in word else word for word in overrides)
+    shown = without_folders(overrides)
     for seed in options.seeds:
         for method in options.methods:
             if (options.dataset, method, str(seed), shown) not in finished(options.results):

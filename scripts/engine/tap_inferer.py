@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from monai.inferers import Inferer
@@ -11,6 +12,20 @@ from torch import nn
 from torch.nn.functional import pad
 
 from scripts.errors import BundleError
+from scripts.networks.running_statistics import running_statistics_kept
+from scripts.terms.base import ForwardPass
+
+
+class TapOutput(dict[str, torch.Tensor]):
+    """Tensors of a step's forward passes, and how to make a further one.
+
+    `forward_pass` (see `scripts.terms.base.ForwardPass`) is an attribute, as MONAI splits the items of an engine's
+    output into cases and knows no way to split a function.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], forward_pass: ForwardPass) -> None:
+        super().__init__(tensors)
+        self.forward_pass = forward_pass
 
 
 class TapInferer(Inferer):
@@ -36,9 +51,7 @@ class TapInferer(Inferer):
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
 
-    def __call__(
-        self, inputs: torch.Tensor, network: nn.Module, weak: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
+    def __call__(self, inputs: torch.Tensor, network: nn.Module, weak: torch.Tensor | None = None) -> TapOutput:
         """Run the step's forward passes.
 
         Args:
@@ -47,16 +60,29 @@ class TapInferer(Inferer):
             weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
 
         Returns:
-            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32, and `teacher_logits`
-            `(U, K, D, H, W)` if there is a teacher and `weak` holds cases.
+            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32, `teacher_logits`
+            `(U, K, D, H, W)` if there is a teacher and `weak` holds cases; for terms with passes of their own `images`
+            and `weak_images` (if given), the inputs, and as an attribute `forward_pass`.
         """
         # Picking rows of a MetaTensor batch fails on its metadata; a training step has no use for it.
-        result = self._tapped(inputs.as_subclass(torch.Tensor), network)
-        if self.teacher is not None and weak is not None and len(weak) > 0:
-            result["teacher_logits"] = self._taught(weak.as_subclass(torch.Tensor))
+        images = inputs.as_subclass(torch.Tensor)
+        logits, features = self._tapped(images, network)
+        result = TapOutput(
+            {"logits": logits, "features": features, "images": images}, partial(self._further_pass, network=network)
+        )
+        if weak is not None and len(weak) > 0:
+            result["weak_images"] = weak.as_subclass(torch.Tensor)
+            if self.teacher is not None:
+                result["teacher_logits"] = self._taught(result["weak_images"])
         return result
 
-    def _tapped(self, inputs: torch.Tensor, network: nn.Module) -> dict[str, torch.Tensor]:
+    def _further_pass(
+        self, images: torch.Tensor, keep_statistics: bool = True, *, network: nn.Module
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with running_statistics_kept(network) if keep_statistics else nullcontext():
+            return self._tapped(images, network)
+
+    def _tapped(self, inputs: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         caught: list[torch.Tensor] = []
         handle = self._find_layer(network).register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
@@ -66,10 +92,7 @@ class TapInferer(Inferer):
             handle.remove()
         if not caught or not isinstance(caught[-1], torch.Tensor) or caught[-1].ndim != inputs.ndim:
             raise BundleError(f"Layer '{self.layer}' gave no feature map (B, F, d, h, w); name another as tap_layer.")
-        return {
-            "logits": self._cropped(logits, inputs).float(),
-            "features": self._cropped(caught[-1], inputs).float(),
-        }
+        return self._cropped(logits, inputs).float(), self._cropped(caught[-1], inputs).float()
 
     @torch.no_grad()
     def _taught(self, weak: torch.Tensor) -> torch.Tensor:

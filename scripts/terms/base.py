@@ -4,11 +4,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from scripts.functional.ramps import sigmoid_rampup
+
+
+class ForwardPass(Protocol):
+    """A further pass of the network being trained, under the same autocast and padding as the step's own."""
+
+    def __call__(self, images: torch.Tensor, keep_statistics: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(B, K, D, H, W)` and features `(B, F, d, h, w)` of images `(B, C, D, H, W)`, float32.
+
+        With `keep_statistics` running statistics of norms stay as they are.
+        """
 
 
 @dataclass(frozen=True)
@@ -20,12 +31,18 @@ class StepData:
         features: embeddings from the tap, `(L + U, C, d, h, w)`; may be coarser than the image.
         labels: classes of the labelled cases, `(L, D, H, W)`, int64 in [0, K).
         teacher_logits: the teacher's output for the unlabelled cases, `(U, K, D, H, W)`, or `None` without a teacher.
+        images: what the network saw, `(L + U, C, D, H, W)`; only terms with passes of their own need it.
+        weak_images: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, or `None`.
+        forward_pass: for terms with passes of their own.
     """
 
     logits: torch.Tensor
     features: torch.Tensor
     labels: torch.Tensor
     teacher_logits: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    weak_images: torch.Tensor | None = None
+    forward_pass: ForwardPass | None = None
 
     @property
     def num_labelled(self) -> int:
@@ -56,6 +73,16 @@ class StepData:
     def unlabelled_features(self) -> torch.Tensor:
         """`(U, C, d, h, w)`."""
         return self.features[self.num_labelled :]
+
+    @property
+    def labelled_images(self) -> torch.Tensor:
+        """`(L, C, D, H, W)`."""
+        return self.images[: self.num_labelled]
+
+    @property
+    def unlabelled_images(self) -> torch.Tensor:
+        """`(U, C, D, H, W)`."""
+        return self.images[self.num_labelled :]
 
     @property
     def target_logits(self) -> torch.Tensor:

@@ -43,7 +43,8 @@ class WeightedTerms(nn.Module):
 
         Args:
             prediction: what `TapInferer` returns: `logits` and `features` of all cases, labelled ones first, and
-                `teacher_logits` of the unlabelled ones if there is a teacher.
+                `teacher_logits` of the unlabelled ones if there is a teacher; for terms with passes of their own
+                `images`, `weak_images` and the attribute `forward_pass`.
             label: `(L, 1, D, H, W)`, the labelled cases' classes.
 
         Returns:
@@ -53,7 +54,8 @@ class WeightedTerms(nn.Module):
             logits=prediction["logits"],
             features=prediction["features"],
             labels=label[:, 0].long(),
-            teacher_logits=prediction.get("teacher_logits"),
+            **{name: prediction.get(name) for name in ("teacher_logits", "images", "weak_images")},
+            forward_pass=getattr(prediction, "forward_pass", None),
         )
         total = data.logits.new_zeros(())
         values: dict[str, torch.Tensor] = {}

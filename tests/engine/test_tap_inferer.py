@@ -58,7 +58,6 @@ def test_features_are_what_a_permanent_hook_sees_and_logits_those_of_a_plain_cal
     witness.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output))
     x = image(4, 6, 8)
     output = TapInferer(layer, divisor=2)(x, network)
-    assert set(output) == {"logits", "features"}
     assert torch.equal(output["logits"], witness(x))
     assert torch.equal(output["features"], seen[0])
     assert network.calls == 1
@@ -229,3 +228,21 @@ def test_networks_of_monai_give_embeddings_by_naming_a_layer(net, layer, divisor
     assert output["features"].shape == (2, channels, *cells)
     assert torch.equal(output["features"], seen[0][:, :, : cells[0], : cells[1], : cells[2]])
     assert torch.equal(output["logits"], logits[:, :, : shape[0], : shape[1], : shape[2]])
+
+
+def test_terms_get_the_images_and_a_pass_of_their_own_like_the_steps(network):
+    x, weak = image(4, 6, 8), image(4, 6, 8, batch=1)
+    output = TapInferer("fine", divisor=4)(x, network, weak=weak)
+    assert torch.equal(output["images"], x) and torch.equal(output["weak_images"], weak)
+    logits, features = output.forward_pass(x)  # padded and cropped as the step's own: 6 is no multiple of 4
+    assert torch.equal(logits, output["logits"]) and torch.equal(features, output["features"])
+    features.sum().backward()
+    assert network.fine.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("keep", "recorded"), [(True, 1), (False, 2)])
+def test_a_terms_own_pass_records_statistics_only_if_asked(keep, recorded):
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    output = TapInferer("0", divisor=1)(image(4, 4, 4), network)
+    output.forward_pass(image(4, 4, 4) + 5, keep_statistics=keep)
+    assert network[1].num_batches_tracked == recorded

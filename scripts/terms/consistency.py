@@ -11,9 +11,9 @@ from scripts.terms.base import StepData, Term
 class ConsistencyTerm(Term):
     """Mean squared difference of the network's and the teacher's class probabilities on the unlabelled cases.
 
-    `mean_{u,k,v} (softmax(s)_k - softmax(t)_k)^2`, in [0, 2 / K]: the consistency cost of mean teacher (Tarvainen & Valpola,
-    NeurIPS 2017), as UA-MT (Yu et al., MICCAI 2019) uses it on volumes. The teacher sees the image before intensity
-    augmentation and gets no gradient.
+    `mean_{u,k,v} (softmax(s)_k - softmax(t)_k)^2`, in [0, 2 / K]: the consistency cost of mean teacher (Tarvainen &
+    Valpola, NeurIPS 2017), as UA-MT (Yu et al., MICCAI 2019) uses it on volumes. The teacher sees the image before
+    intensity augmentation and gets no gradient.
 
     Args:
         weight: number or schedule.

@@ -12,6 +12,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.data.demo import ensure_demo_dataset
+from tests.golden_files import largest_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,16 @@ TINY = {
     "unlabelled_from": 0.0,  # a run this short has no time to wait for its unlabelled cases
 }
 """Overrides that make a configuration of the demo run in seconds."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-differences", metavar="FILE", help="write the largest differences from recorded numbers")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--golden-differences")
+    if path:
+        Path(path).write_text(largest_differences())
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scripts.functional.components import largest_component
 from scripts.functional.segmentation_metrics import overlap_metrics, structure_metrics, surface_distances
+from tests.golden_files import GOLDEN_DIR, compare, found
 
-GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 TOLERANCE = 1e-5
 
 
@@ -37,7 +36,9 @@ def test_recorded_pair_is_reproduced(path, i):
     expected |= {"hd95_mm": hd95_mm, "asd_mm": asd_mm}
     metrics = structure_metrics(prediction, target, spacing)
     assert metrics.pop("status") == "found"
-    assert metrics == pytest.approx(expected, abs=TOLERANCE, rel=0)
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        compare(path.stem, name, metrics[name], value, TOLERANCE)
     assert overlap_metrics(prediction, target) == pytest.approx((dice, jaccard), abs=TOLERANCE, rel=0)
     assert surface_distances(prediction, target) == pytest.approx((hd95, asd), abs=TOLERANCE, rel=0)
     assert surface_distances(prediction, target, spacing) == pytest.approx((hd95_mm, asd_mm), abs=TOLERANCE, rel=0)
@@ -48,3 +49,12 @@ def test_recorded_distance_of_the_other_direction_is_reproduced(path, i):
     golden = np.load(path)
     _, asd = surface_distances(golden[f"target_{i}"], golden[f"pred_{i}"])
     assert asd == pytest.approx(float(golden[f"out.reverse_asd_{i}"]), abs=TOLERANCE, rel=0)
+
+
+@pytest.mark.parametrize("path", found("largest_component*.npz"))
+def test_recorded_largest_component_is_reproduced(path):
+    golden = np.load(path)
+    indices = [key.removeprefix("mask_") for key in golden if key.startswith("mask_")]
+    assert indices
+    for i in indices:
+        compare(path.stem, "mask", largest_component(golden[f"mask_{i}"]), golden[f"out.largest_{i}"], 0)

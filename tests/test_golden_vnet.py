@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +14,10 @@ from scripts.functional.voxels import rows_of
 from scripts.networks.heads import EmbeddingHead
 from scripts.networks.reference_weights import BACKBONE_PREFIXES, load_reference_backbone
 from scripts.networks.vnet import VNet
+from tests.golden_files import GOLDEN_DIR, Golden, found
 
-GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 TOLERANCE = {0: 1e-4, 1: 1e-3}  # by mode_train
 PRIME = 2147483647
-
-
-def found(pattern):
-    """The files that match, or one skipped case that says so."""
-    skipped = pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} in {GOLDEN_DIR}"))
-    return [pytest.param(path, id=path.stem) for path in sorted(GOLDEN_DIR.glob(pattern))] or [skipped]
 
 
 def value_by_rule(index, key, shape):
@@ -71,25 +63,24 @@ def network_for(golden, state):
     return load_reference_backbone(network, state).train(bool(golden["mode_train"]))
 
 
-def check(actual, golden, key):
-    expected = torch.from_numpy(golden[key])
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE[int(golden["mode_train"])], rtol=0)
+def check(actual, golden, key, quantity):
+    golden.check(actual, key, atol=TOLERANCE[golden["mode_train"]], quantity=quantity)
 
 
 @pytest.mark.parametrize("path", found("vnet_forward*.npz"))
 def test_recorded_forward_pass_is_reproduced(path):
-    golden = np.load(path)
+    golden = Golden(path)
     state = reference_state(golden)
     network = network_for(golden, state)
     with torch.no_grad():
-        output = TapInferer("decoder.stage1", divisor=16)(torch.from_numpy(golden["input"]), network)
-    check(output["logits"], golden, "out.logits")
-    check(output["features"], golden, "out.embedding")
+        output = TapInferer("decoder.stage1", divisor=16)(golden["input"], network)
+    check(output["logits"], golden, "out.logits", "logits")
+    check(output["features"], golden, "out.embedding", "embedding")
     ours = dict(zip((key for key in state if key.startswith(BACKBONE_PREFIXES)), network.state_dict(), strict=True))
     for key in golden:
         name = key.removeprefix("after.")
         if key.startswith("after.") and name in ours:
-            check(network.state_dict()[ours[name]], golden, key)
+            check(network.state_dict()[ours[name]], golden, key, "statistics")
     if not golden["mode_train"]:
         for name, own in ours.items():
             assert torch.equal(network.state_dict()[own], state[name])
@@ -97,17 +88,17 @@ def test_recorded_forward_pass_is_reproduced(path):
 
 @pytest.mark.parametrize("path", found("vnet_forward*.npz"))
 def test_recorded_projection_and_prediction_are_reproduced(path):
-    golden = np.load(path)
+    golden = Golden(path)
     state = reference_state(golden)
     known = {key for key in golden if key.startswith("after.") and not key[6:].startswith(BACKBONE_PREFIXES)}
-    rows = torch.from_numpy(golden["head_rows"])
+    rows = golden["head_rows"]
     for name in ("projection", "prediction"):
         head = head_by_rule(state, f"{name}_head").train(bool(golden["mode_train"]))
         with torch.no_grad():
             rows = head(rows)
-        check(rows, golden, f"out.{name}")
+        check(rows, golden, f"out.{name}", name)
         for key in [key for key in known if key.startswith(f"after.{name}_head.")]:
-            check(head.state_dict()[key.removeprefix(f"after.{name}_head.")], golden, key)
+            check(head.state_dict()[key.removeprefix(f"after.{name}_head.")], golden, key, "head statistics")
             known.remove(key)
     assert not [key for key in known if "selector" not in key]
 
@@ -115,15 +106,13 @@ def test_recorded_projection_and_prediction_are_reproduced(path):
 @pytest.mark.parametrize("path", found("vnet_forward*.npz"))
 def test_head_rows_are_rows_of_the_embedding(path):
     """Our row order is the recorded one: every 257th of the channel-last flattened embedding."""
-    golden = np.load(path)
-    assert torch.equal(
-        rows_of(torch.from_numpy(golden["out.embedding"]))[::257][:64], torch.from_numpy(golden["head_rows"])
-    )
+    golden = Golden(path)
+    assert torch.equal(rows_of(golden["out.embedding"])[::257][:64], golden["head_rows"])
 
 
 @pytest.mark.parametrize("path", found("vnet_counts*.npz"))
 def test_recorded_parameter_counts_are_reproduced(path):
-    golden = np.load(path)
+    golden = Golden(path)
     names = ("in_channels", "num_classes", "num_filters", "out.num_parameters_encoder_decoder")
     for channels, classes, filters, expected in zip(*(golden[name].tolist() for name in names), strict=True):
         network = VNet(channels, classes, filters)
@@ -148,7 +137,7 @@ def conv_macs(network, image):
 
 @pytest.mark.parametrize("path", found("vnet_counts*.npz"))
 def test_recorded_multiply_adds_are_reproduced(path):
-    golden = np.load(path)
+    golden = Golden(path)
     names = ("in_channels", "num_classes", "num_filters", "spatial_size", "out.conv_macs")
     for channels, classes, filters, shape, expected in zip(*(golden[name].tolist() for name in names), strict=True):
         with torch.device("meta"):

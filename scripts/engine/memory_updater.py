@@ -9,9 +9,11 @@ from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
-from scripts.functional.selection import SELECTIONS, select_rows
+from scripts.functional.selection import BY_SELECTOR, SELECTIONS
 from scripts.functional.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of
+from scripts.prototypes.choice import choose_features
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selectors import ClassSelectors
 
 SOURCES = ("labelled", "both")
 
@@ -32,11 +34,14 @@ class MemoryBankUpdater:
         confidence: least probability in [0, 1] of an unlabelled voxel.
         only_correct: whether labelled voxels that are predicted wrongly stay out.
         include_background: whether class 0 has prototypes.
-        selection: which voxels are taken when there are more than fit, `random` or by the network's probability of the
-            class `highest` or `lowest` (see `scripts.functional.selection`).
+        selection: which voxels are taken when there are more than wanted: `random`; `confidence`, by the network's
+            probability of the class; `highest` or `lowest`, by the class's selector (published codes: `lowest`).
+        selectors: for `highest` and `lowest`.
+        rows_per_step: most rows of a class that a step offers; `None` for as many as the memory holds.
 
     Raises:
-        ValueError: for an unknown `source` or `selection`, or a confidence outside [0, 1].
+        ValueError: for an unknown `source` or `selection`, a confidence outside [0, 1], `rows_per_step` below 1, or a
+            `selection` that needs selectors when there are none.
     """
 
     def __init__(
@@ -48,6 +53,8 @@ class MemoryBankUpdater:
         only_correct: bool = True,
         include_background: bool = False,
         selection: str = "random",
+        selectors: ClassSelectors | None = None,
+        rows_per_step: int | None = None,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"MemoryBankUpdater: source must be one of {', '.join(SOURCES)}, got {source!r}.")
@@ -55,6 +62,10 @@ class MemoryBankUpdater:
             raise ValueError(f"MemoryBankUpdater: confidence must be in [0, 1], got {confidence}.")
         if selection not in SELECTIONS:
             raise ValueError(f"MemoryBankUpdater: selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+        if selection in BY_SELECTOR and selectors is None:
+            raise ValueError(f"MemoryBankUpdater: selection={selection!r} needs selectors; or take 'confidence'.")
+        if rows_per_step is not None and rows_per_step < 1:
+            raise ValueError(f"MemoryBankUpdater: rows_per_step must be at least 1, got {rows_per_step}.")
         self.memory = memory
         self.projection_head = projection_head
         self.source = source
@@ -62,6 +73,8 @@ class MemoryBankUpdater:
         self.only_correct = only_correct
         self.include_background = include_background
         self.selection = selection
+        self.selectors = selectors
+        self.rows_per_step = rows_per_step or memory.elements_per_class
 
     def attach(self, engine: Engine) -> None:
         """Update after each forward pass of `engine`."""
@@ -89,18 +102,21 @@ class MemoryBankUpdater:
         return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
 
     def _rows_by_class(self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[int, torch.Tensor]:
-        """Choose rows of each class, labelled part first, and project them."""
-        room = self.memory.elements_per_class
+        """Project and choose features of each class, labelled part first."""
         chosen: dict[int, list[torch.Tensor]] = {}
-        for features, classes, scores in parts:
-            rows, flat, flat_scores = rows_of(features), classes.reshape(-1), scores.reshape(-1)
+        for features, classes, probabilities in parts:
+            rows, flat, flat_probabilities = rows_of(features), classes.reshape(-1), probabilities.reshape(-1)
             for c in range(0 if self.include_background else 1, self.memory.num_classes):
                 where = (flat == c).nonzero()[:, 0]
-                left = room - sum(len(part) for part in chosen.get(c, []))
-                if len(where) > 0 and left > 0:
-                    kept = select_rows(len(where), left, self.selection, flat_scores[where].cpu())
-                    chosen.setdefault(c, []).append(rows[where[kept.to(where.device)]])
-        return {c: self._project(torch.cat(rows)) for c, rows in chosen.items()}
+                room = self.rows_per_step - sum(len(part) for part in chosen.get(c, []))
+                if len(where) > 0 and room > 0:
+                    chosen.setdefault(c, []).append(self._choose(c, rows[where], room, flat_probabilities[where]))
+        return {c: torch.cat(rows) for c, rows in chosen.items()}
+
+    def _choose(self, class_id: int, rows: torch.Tensor, room: int, probabilities: torch.Tensor) -> torch.Tensor:
+        if self.selection in BY_SELECTOR:  # it judges projections, so all candidates are projected
+            return choose_features(class_id, self._project(rows), room, self.selection, selectors=self.selectors)
+        return self._project(choose_features(class_id, rows, room, self.selection, probabilities))
 
     def _project(self, rows: torch.Tensor) -> torch.Tensor:
         if self.projection_head is None:

@@ -18,20 +18,27 @@ def cosine_distance(features: torch.Tensor, prototypes: torch.Tensor) -> torch.T
 
 
 def class_contrast(
-    features: torch.Tensor, prototypes: torch.Tensor, feature_weights: torch.Tensor | None = None
+    features: torch.Tensor,
+    prototypes: torch.Tensor,
+    feature_weights: torch.Tensor | None = None,
+    memory_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean weighted cosine distance of one class's features to its memory.
 
-    `mean_{n,m} w_n (1 - cos(f_n, p_m))`, the class loss of the method document and of SS-Net (Wu et al., MICCAI 2022).
+    `mean_{n,m} w_n v_m (1 - cos(f_n, p_m))`, the class loss of the method document and of SS-Net (Wu et al., MICCAI
+    2022).
 
     Args:
         features: `(N, D)`, N at least 1.
         prototypes: `(M, D)`, M at least 1; constants.
-        feature_weights: `(N,)` with mean 1, or `None` for ones.
+        feature_weights: w `(N,)` with mean 1, or `None` for ones.
+        memory_weights: v `(M,)` with mean 1, or `None` for ones.
     """
     distances = cosine_distance(features, prototypes)
     if feature_weights is not None:
         distances = distances * feature_weights[:, None]
+    if memory_weights is not None:
+        distances = distances * memory_weights[None]
     return distances.mean()
 
 

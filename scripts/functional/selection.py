@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows of a class are kept when there are more than fit."""
+"""How many rows of a class a step offers to the memory, and which ones."""
 
 from __future__ import annotations
 
 import torch
 
-SELECTIONS = ("random", "highest", "lowest")
+BY_SELECTOR = ("highest", "lowest")
+SELECTIONS = ("random", "confidence", *BY_SELECTOR)
+SAMPLINGS = ("image", "class")
+ROUNDINGS = ("int", "round")
 
 
 def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
@@ -14,13 +17,14 @@ def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | N
     Args:
         count: rows offered.
         limit: rows wanted; when `count` is not larger, all are kept in their order.
-        selection: `random` (torch's generator), `highest` or `lowest` of `scores`. The published codes of SS-Net and
-            SemiSeg-Contrastive sort ascending and keep the first, so `lowest` is what they do; `highest` is what
-            their papers say.
-        scores: `(count,)`, needed for `highest` and `lowest`.
+        selection: `random` (torch's generator); `confidence`, the highest scores, which are the network's
+            probabilities; `highest` or `lowest`, where the scores come from a learned selector. The published codes of
+            SS-Net and SemiSeg-Contrastive sort selector scores ascending and keep the first, so `lowest` is what they
+            do; `highest` is what their papers say.
+        scores: `(count,)`, needed for all but `random`.
 
     Returns:
-        int64 indices; for `highest` and `lowest` best first.
+        int64 indices, on the scores' device; ranked ones best first.
 
     Raises:
         ValueError: for an unknown `selection`, or one that needs scores when there are none.
@@ -33,4 +37,31 @@ def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | N
         return torch.randperm(count)[:limit]
     if scores is None:
         raise ValueError(f"selection={selection!r} ranks rows by scores, but no scores were given.")
-    return scores.argsort(descending=selection == "highest", stable=True)[:limit]
+    return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
+
+
+def rows_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image", rounding: str = "int") -> int:
+    """Rows of a class that one image offers to a first-in-first-out memory, so that all images fill it once.
+
+    `image`: `max(1, round(capacity / images))`. `class`: a third of the number of classes times as many. Both are rules
+    of SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even and cuts the second with `int`.
+
+    Args:
+        capacity: rows that the memory holds of a class, at least 1.
+        images: labelled images, at least 1.
+        num_classes: K, for `class`.
+        sampling: `image` or `class`.
+        rounding: how `class` becomes a whole number, `int` (the published code) or `round`.
+
+    Raises:
+        ValueError: for another `sampling` or `rounding`.
+    """
+    if sampling not in SAMPLINGS or rounding not in ROUNDINGS:
+        raise ValueError(
+            f"sampling must be one of {', '.join(SAMPLINGS)} and rounding one of {', '.join(ROUNDINGS)}, "
+            f"got {sampling!r} and {rounding!r}."
+        )
+    rows = round(capacity / images)
+    if sampling == "class":
+        rows = {"int": int, "round": round}[rounding](num_classes / 3 * rows)
+    return max(1, rows)

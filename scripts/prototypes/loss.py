@@ -9,6 +9,7 @@ from torch import nn
 from scripts.functional.contrast import average_over_classes, class_contrast
 from scripts.functional.voxels import NO_CLASS, rows_of, sample_per_class
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selectors import ClassSelectors
 
 
 class ContrastivePrototypeLoss(nn.Module):
@@ -16,16 +17,19 @@ class ContrastivePrototypeLoss(nn.Module):
 
     For each class c with memory rows p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
     with projection head g and prediction head q; the memory holds projections g(f). Values lie in [0, 2]. This is the
-    class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021).
+    class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021). With
+    selectors each distance is multiplied by the weights of its feature and of its memory row; values are then not
+    bounded by 2.
 
-    Gradients reach the features and both heads, never the memory. A call changes nothing but the running statistics of
-    the heads' batch norms in training mode and, where it samples, torch's generator; writing the memory
-    is the task of `MemoryBankUpdater`.
+    Gradients reach the features, both heads and the selectors, never the memory. A call changes nothing but the running
+    statistics of batch norms in heads and selectors in training mode and, where it samples, torch's generator; writing
+    the memory is the task of `MemoryBankUpdater`.
 
     Args:
         memory: prototypes per class, width D.
         projection_head: g, rows `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
         prediction_head: q, rows `(N, D)` to `(N, D)`, or `None`.
+        selectors: learned weights, fed q(g(f)) and p; `None` weighs all alike.
         samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
@@ -40,6 +44,7 @@ class ContrastivePrototypeLoss(nn.Module):
         memory: PrototypeMemory,
         projection_head: nn.Module | None = None,
         prediction_head: nn.Module | None = None,
+        selectors: ClassSelectors | None = None,
         samples_per_class: int | None = 256,
         divisor: str = "present",
         min_rows: int = 2,
@@ -56,6 +61,7 @@ class ContrastivePrototypeLoss(nn.Module):
         self.memory = memory
         self.projection_head = projection_head if projection_head is not None else nn.Identity()
         self.prediction_head = prediction_head if prediction_head is not None else nn.Identity()
+        self.selectors = selectors
         self.samples_per_class = samples_per_class
         self.divisor = divisor
         self.min_rows = min_rows
@@ -80,8 +86,19 @@ class ContrastivePrototypeLoss(nn.Module):
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
         predictions = self.prediction_head(self.projection_head(rows[chosen]))
-        losses = [class_contrast(predictions[flat == c], self.memory.rows(c)) for c in flat.unique().tolist()]
+        losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
+
+    def _class_loss(self, class_id: int, predictions: torch.Tensor) -> torch.Tensor:
+        prototypes = self.memory.rows(class_id)
+        if self.selectors is None:
+            return class_contrast(predictions, prototypes)
+        return class_contrast(
+            predictions,
+            prototypes,
+            self.selectors.feature_weights(class_id, predictions),
+            self.selectors.memory_weights(class_id, prototypes),
+        )
 
     def _check(self, rows: torch.Tensor, flat: torch.Tensor) -> None:
         if len(rows) != len(flat):

@@ -27,16 +27,24 @@ class PrototypeMemory(nn.Module):
         feature_dim: D, width of a row.
         elements_per_class: most rows a class holds.
         strategy: `replace` or `fifo`.
+        first_insertion: most rows that the first insertion of a class may bring, at least `elements_per_class`, which
+            `None` stands for. The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`: to
+            follow it, give the number of rows that a step offers.
 
     Raises:
-        ValueError: for a count below 1 or an unknown strategy.
+        ValueError: for a count below 1, an unknown strategy, or a `first_insertion` below `elements_per_class`.
     """
 
     features: torch.Tensor
     counts: torch.Tensor
 
     def __init__(
-        self, num_classes: int, feature_dim: int, elements_per_class: int = 32, strategy: str = "replace"
+        self,
+        num_classes: int,
+        feature_dim: int,
+        elements_per_class: int = 32,
+        strategy: str = "replace",
+        first_insertion: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -48,19 +56,20 @@ class PrototypeMemory(nn.Module):
                 raise ValueError(f"PrototypeMemory: {name} must be at least 1, got {value}.")
         if strategy not in STRATEGIES:
             raise ValueError(f"PrototypeMemory: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        if first_insertion is not None and first_insertion < elements_per_class:
+            raise ValueError(
+                f"PrototypeMemory: first_insertion ({first_insertion}) is below elements_per_class "
+                f"({elements_per_class})."
+            )
         self.strategy = strategy
-        self.register_buffer("features", torch.zeros(num_classes, elements_per_class, feature_dim))
+        self.elements_per_class = elements_per_class
+        self.register_buffer("features", torch.zeros(num_classes, first_insertion or elements_per_class, feature_dim))
         self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.int64))
 
     @property
     def num_classes(self) -> int:
         """K, background included."""
         return self.features.shape[0]
-
-    @property
-    def elements_per_class(self) -> int:
-        """Most rows a class can hold."""
-        return self.features.shape[1]
 
     @property
     def feature_dim(self) -> int:
@@ -88,9 +97,10 @@ class PrototypeMemory(nn.Module):
             rows = rows[rows.isfinite().all(dim=1)]
             if len(rows) == 0:
                 continue
+            limit = self.elements_per_class if self.counts[class_id] > 0 else self.features.shape[1]
             if self.strategy == "fifo":
                 rows = torch.cat([rows, self.rows(class_id)])
-            rows = rows[: self.elements_per_class]
+            rows = rows[:limit]
             self.features[class_id, : len(rows)] = rows
             self.features[class_id, len(rows) :] = 0
             self.counts[class_id] = len(rows)

@@ -90,17 +90,51 @@ def test_teacher_names_the_class_of_unlabelled_voxels_where_there_is_one():
     assert stored(output, source="both") == {1: [0, 1], 2: [2]}
 
 
-@pytest.mark.parametrize(("selection", "expected"), [("highest", [3, 1]), ("lowest", [2, 0])])
-def test_probability_ranks_the_voxels_when_there_are_more_than_fit(selection, expected):
+def test_confidence_ranks_by_probability_when_there_are_more_than_fit():
     output = output_of([1, 1, 1, 1], [1, 1, 1, 1], probability=[0.7, 0.8, 0.6, 0.95])
-    assert stored(output, room=2, selection=selection) == {1: expected}
+    assert stored(output, room=2, selection="confidence") == {1: [3, 1]}
 
 
 def test_ranking_is_by_the_probability_of_the_label_and_not_of_the_wrong_answer():
     """A voxel that is surely something else is no good example of its class."""
     output = output_of([1, 1, 1], [1, 2, 1], probability=[0.6, 0.98, 0.7])
-    assert stored(output, room=2, selection="highest", only_correct=False) == {1: [2, 0]}
-    assert stored(output, room=1, selection="lowest", only_correct=False) == {1: [1]}
+    assert stored(output, room=2, selection="confidence", only_correct=False) == {1: [2, 0]}
+
+
+class FarFromTwo(nn.Module):
+    """Stands for class selectors: a feature's score grows with its first number's distance from 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def feature_scores(self, class_id, features):
+        self.calls.append((class_id, len(features)))
+        return (features[:, 0] - 2).abs()
+
+
+@pytest.mark.parametrize(("selection", "expected"), [("lowest", [2, 1, 3]), ("highest", [5, 0, 4])])
+def test_a_class_selector_ranks_what_is_too_much_and_is_not_asked_otherwise(selection, expected):
+    selectors = FarFromTwo()
+    output = output_of([1] * 6 + [2] * 3, [1] * 6 + [2] * 3)
+    assert stored(output, room=3, selection=selection, selectors=selectors) == {1: expected, 2: [6, 7, 8]}
+    assert selectors.calls == [(1, 6)]
+
+
+def test_a_selector_judges_projected_rows():
+    class Mirror(nn.Module):
+        def forward(self, rows):
+            return rows * torch.tensor([-1.0, 1.0])
+
+    output = output_of([1] * 4, [1] * 4)  # mirrored: 0, -1, -2, -3, so the farthest from 2 is -3
+    found = stored(output, room=1, projection_head=Mirror(), selection="highest", selectors=FarFromTwo())
+    assert found == {1: [-3]}
+
+
+def test_a_step_may_offer_fewer_or_more_rows_than_the_memory_holds():
+    output = output_of([1, 1, 1, 1], [1, 1, 1, 1])
+    assert len(stored(output, room=8, rows_per_step=2)[1]) == 2
+    assert len(stored(output, room=2, rows_per_step=8)[1]) == 2
 
 
 def test_random_voxels_follow_the_global_generator():
@@ -117,7 +151,7 @@ def test_labels_and_ranking_are_brought_to_coarser_features():
     output = output_of([2, 1, 2, 1], [2, 1, 2, 1], probability=[0.99, 0.6, 0.5, 0.8])
     output["pred"]["features"] = torch.tensor([[10.0, 20.0], [1.0, 1.0]]).reshape(1, 2, 1, 1, 2)
     assert stored(output) == {1: [10.0, 20.0]}
-    assert stored(output, room=1, selection="highest") == {1: [20.0]}
+    assert stored(output, room=1, selection="confidence") == {1: [20.0]}
 
 
 def test_class_that_is_not_in_the_batch_keeps_its_prototypes():

@@ -74,6 +74,23 @@ def test_fifo_holds_exactly_the_newest_when_a_step_brings_more_than_it_holds():
     assert firsts(memory, 1) == [11, 12, 13, 14]
 
 
+def test_first_insertion_may_be_larger_where_that_is_asked_for():
+    """As the published queue does it: cut only when there is something to push out, class by class."""
+    memory = memory_of("fifo", first_insertion=6)
+    memory.update({1: rows(1, 2, 3, 4, 5, 6, 7)})
+    assert firsts(memory, 1) == [1, 2, 3, 4, 5, 6]
+    memory.update({1: rows(8), 2: rows(1, 2, 3, 4, 5)})
+    assert firsts(memory, 1) == [8, 1, 2, 3]
+    assert firsts(memory, 2) == [1, 2, 3, 4, 5]
+    assert memory.elements_per_class == 4
+    assert memory.features[1, 4:].eq(0).all()
+
+
+def test_first_insertion_below_the_memorys_size_is_refused():
+    with pytest.raises(ValueError, match=r"first_insertion \(3\) is below elements_per_class \(4\)"):
+        memory_of(first_insertion=3)
+
+
 def test_fifo_cuts_the_first_insertion_too():
     memory = memory_of("fifo")
     memory.update({1: rows(1, 2, 3, 4, 5)})

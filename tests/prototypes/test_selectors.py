@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learned weights, on rows small enough to follow."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from scripts.prototypes.choice import choose_features
+from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selectors import ClassSelectors
+
+
+def first_number(selector):
+    """Make a selector's score the sigmoid of a row's first number (in evaluation mode, for numbers above 0)."""
+    with torch.no_grad():
+        selector[0].weight.copy_(torch.eye(2))
+        selector[0].bias.zero_()
+        selector[1].eps = 1e-12
+        selector[3].weight.copy_(torch.tensor([[1.0, 0.0]]))
+        selector[3].bias.zero_()
+
+
+@pytest.fixture
+def selectors():
+    made = ClassSelectors(2, 2, "normalised").eval()
+    for selector in (*made.feature, *made.memory):
+        first_number(selector)
+    return made
+
+
+ROWS = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]])
+
+
+def test_feature_weights_are_scores_of_the_rows_as_they_are_over_their_mean(selectors):
+    scores = torch.tensor([3.0, 1.0, 2.0]).sigmoid()
+    torch.testing.assert_close(selectors.feature_weights(1, ROWS), scores / scores.mean())
+
+
+def test_memory_weights_are_scores_of_normalised_rows_over_their_mean(selectors):
+    scores = torch.tensor([0.6, 1.0, 1.0]).sigmoid()
+    torch.testing.assert_close(selectors.memory_weights(1, ROWS), scores / scores.mean())
+
+
+@pytest.mark.parametrize("weighting", ["reference", "none"])
+def test_memory_weights_of_the_published_code_are_ones(weighting):
+    weights = ClassSelectors(2, 2, weighting).eval().memory_weights(0, ROWS)
+    torch.testing.assert_close(weights, torch.ones(3))
+
+
+def test_reference_moves_memory_statistics_and_none_has_no_memory_selectors():
+    reference = ClassSelectors(1, 2, "reference")
+    reference.memory_weights(0, ROWS)
+    assert reference.memory[0][1].num_batches_tracked == 1
+    assert len(ClassSelectors(3, 2, "none").memory) == 0
+
+
+def test_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match="reference, normalised, none, got 'mean'"):
+        ClassSelectors(2, 2, "mean")
+
+
+def test_loss_multiplies_each_distance_by_both_weights(selectors):
+    memory = PrototypeMemory(2, 2, 4)
+    memory.update({1: torch.tensor([[1.0, 0.0], [0.0, 2.0]])})
+    features = torch.tensor([[2.0, 0.0], [0.0, 3.0]], requires_grad=True)
+    loss = ContrastivePrototypeLoss(memory, selectors=selectors).eval()
+    w = torch.tensor([2.0, 0.0]).sigmoid()
+    v = torch.tensor([1.0, 0.0]).sigmoid()
+    w, v = w / w.mean(), v / v.mean()
+    expected = (w[0] * v[1] + w[1] * v[0]) / 4  # the other two pairs have the same direction
+    value = loss(features, torch.tensor([1, 1]))
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert selectors.feature[1][3].weight.grad.abs().sum() > 0
+    assert selectors.memory[1][3].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in selectors.feature[0].parameters())
+
+
+def test_selectors_judge_features_without_moving_them(selectors):
+    """All features lie in the prototypes' direction: only through the weights could a gradient reach them."""
+    memory = PrototypeMemory(2, 2, 4)
+    memory.update({1: torch.tensor([[1.0, 0.0], [2.0, 0.0]])})
+    features = torch.tensor([[2.0, 0.0], [3.0, 0.0]], requires_grad=True)
+    ContrastivePrototypeLoss(memory, selectors=selectors)(features, torch.tensor([1, 1])).backward()
+    assert features.grad.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize(("selection", "expected"), [("lowest", [1, 2]), ("highest", [0, 2])])
+def test_published_codes_keep_the_lowest_scores_in_ascending_order(selection, expected, selectors):
+    assert torch.equal(choose_features(0, ROWS, 2, selection, selectors=selectors), ROWS[expected])
+
+
+def test_no_selector_is_evaluated_where_all_features_fit(selectors):
+    before = copy.deepcopy(selectors.train().state_dict())
+    assert torch.equal(choose_features(0, ROWS, 3, "lowest", selectors=selectors), ROWS)
+    assert all(torch.equal(value, before[key]) for key, value in selectors.state_dict().items())
+    choose_features(0, ROWS, 2, "lowest", selectors=selectors)
+    assert selectors.feature[0][1].num_batches_tracked == 1
+
+
+def test_ranking_by_selectors_that_are_not_there_is_refused():
+    with pytest.raises(ValueError, match="'highest' ranks features by a learned selector"):
+        choose_features(0, ROWS, 3, "highest")
+
+
+def test_selectors_restored_from_a_state_go_on_as_if_never_stopped():
+    selectors = ClassSelectors(2, 2, "normalised")
+    selectors.feature_weights(0, ROWS)
+    restored = ClassSelectors(2, 2, "normalised")
+    restored.load_state_dict(copy.deepcopy(selectors.state_dict()))
+    assert torch.equal(selectors.feature_weights(0, ROWS + 1), restored.feature_weights(0, ROWS + 1))
+    assert torch.equal(selectors.feature[0][1].running_var, restored.feature[0][1].running_var)

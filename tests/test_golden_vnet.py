@@ -3,52 +3,18 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
 from scripts.engine.tap_inferer import TapInferer
 from scripts.functional.voxels import rows_of
 from scripts.networks.heads import EmbeddingHead
-from scripts.networks.reference_weights import BACKBONE_PREFIXES, load_reference_backbone
+from scripts.networks.reference_weights import BACKBONE_PREFIXES
 from scripts.networks.vnet import VNet
-from tests.golden_files import GOLDEN_DIR, Golden, found
+from tests.golden_files import Golden, found
+from tests.golden_network import network_for, our_names, reference_state
 
 TOLERANCE = {0: 1e-4, 1: 1e-3}  # by mode_train
-PRIME = 2147483647
-
-
-def value_by_rule(index, key, shape):
-    """Parameter `index` of the state dict as the golden README sets it."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    k = np.arange(math.prod(shape), dtype=np.int64)
-    h = (1103515245 * ((k * k) % PRIME) + 12820163 * (index + 1) * (k + 1)) % PRIME
-    u = (2.0 * h / PRIME - 1.0).reshape(shape)
-    if key.endswith("weight"):
-        value = 1 + 0.1 * u if len(shape) == 1 else math.sqrt(6 / (u.size / shape[0])) * u
-    else:
-        value = 1 + 0.1 * np.abs(u) if key.endswith("running_var") else 0.1 * u
-    return torch.from_numpy(value.astype(np.float32))
-
-
-def reference_state(golden):
-    """The reference's state dict, by rule, for the widths of a golden file; its list is chosen by its header."""
-    header = ", ".join(f"{name}={int(golden[name])}" for name in ("in_channels", "num_classes", "num_filters"))
-    for path in sorted(GOLDEN_DIR.glob("vnet_state_dict_*.txt")):
-        first, *lines = path.read_text().splitlines()
-        if header + "," in first:
-            break
-    else:
-        pytest.fail(f"No vnet_state_dict_*.txt in {GOLDEN_DIR} is headed '{header}'.")
-    state = {}
-    for line in lines:
-        index, key, sides = line.split()
-        shape = () if sides == "scalar" else tuple(int(side) for side in sides.split("x"))
-        state[key] = value_by_rule(int(index), key, shape)
-    return state
 
 
 def head_by_rule(state, name):
@@ -56,11 +22,6 @@ def head_by_rule(state, name):
     head = EmbeddingHead(*reversed(entries["0.weight"].shape))
     head.load_state_dict(entries)
     return head
-
-
-def network_for(golden, state):
-    network = VNet(*(int(golden[name]) for name in ("in_channels", "num_classes", "num_filters")))
-    return load_reference_backbone(network, state).train(bool(golden["mode_train"]))
 
 
 def check(actual, golden, key, quantity):
@@ -71,12 +32,12 @@ def check(actual, golden, key, quantity):
 def test_recorded_forward_pass_is_reproduced(path):
     golden = Golden(path)
     state = reference_state(golden)
-    network = network_for(golden, state)
+    network = network_for(golden)
     with torch.no_grad():
         output = TapInferer("decoder.stage1", divisor=16)(golden["input"], network)
     check(output["logits"], golden, "out.logits", "logits")
     check(output["features"], golden, "out.embedding", "embedding")
-    ours = dict(zip((key for key in state if key.startswith(BACKBONE_PREFIXES)), network.state_dict(), strict=True))
+    ours = our_names(golden)
     for key in golden:
         name = key.removeprefix("after.")
         if key.startswith("after.") and name in ours:

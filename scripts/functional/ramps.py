@@ -39,3 +39,17 @@ def poly_rate(step: int, max_steps: int, power: float = 0.9, floor: float = 0.0,
     """
     factor = max((1.0 - min(step / max_steps, 1.0)) ** power, floor)
     return factor * min(1.0, (step + 1) / warmup) if warmup > 0 else factor
+
+
+def step_rate(step: int, max_steps: int, stages: int = 6, factor: float = 0.1) -> float:
+    """Factor on the learning rate that falls by `factor` after each of `stages` equal parts of a run.
+
+    SS-Net (Wu et al., MICCAI 2022) and UA-MT divide by 10 every 2,500 of 15,000 iterations: six stages.
+
+    Args:
+        step: steps done, from 0.
+        max_steps: length of the run, at least 1.
+        stages: at least 1.
+        factor: in (0, 1].
+    """
+    return factor ** (step * stages // max_steps)

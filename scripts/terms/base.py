@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,22 +101,30 @@ class RampUp:
         value: final weight.
         start: fraction of the run before which the weight is 0, in [0, 1].
         end: fraction at which the weight is reached, in [start, 1].
+        stairs: the published codes climb in so many equal stairs (UA-MT, SS-Net: 40, of 150 iterations each, over the
+            first 0.4 of 15,000); 0 climbs in every step.
 
     Raises:
-        ValueError: if not 0 <= start <= end <= 1.
+        ValueError: if not 0 <= start <= end <= 1, or for a negative number of stairs.
     """
 
-    def __init__(self, value: float, start: float = 0.0, end: float = 0.4) -> None:
+    def __init__(self, value: float, start: float = 0.0, end: float = 0.4, stairs: int = 0) -> None:
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(f"RampUp needs 0 <= start <= end <= 1, got start {start} and end {end}.")
-        self.value, self.start, self.end = value, start, end
+        if stairs < 0:
+            raise ValueError(f"RampUp: stairs must not be negative, got {stairs}.")
+        self.value, self.start, self.end, self.stairs = value, start, end, stairs
 
     def at(self, step: int, max_steps: int) -> float:
         """Weight at a step (from 1) of a run of `max_steps`."""
-        progress = step / max_steps
-        if progress < self.start:
+        if step < self.start * max_steps:
             return 0.0
-        return self.value * sigmoid_rampup(progress - self.start, self.end - self.start)
+        length = (self.end - self.start) * max_steps
+        if self.stairs == 0:
+            return self.value * sigmoid_rampup(step - self.start * max_steps, length)
+        # Published codes count iterations from 0. The small number keeps a stair whose product is rounded down.
+        climbed = (step - 1 - self.start * max_steps) / max(length, 1e-9) * self.stairs
+        return self.value * sigmoid_rampup(math.floor(climbed + 1e-6), self.stairs)
 
 
 class Term(nn.Module):

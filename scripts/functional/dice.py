@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dice losses of the semi-supervised literature that MONAI's `DiceLoss` has no setting for."""
+
+from __future__ import annotations
+
+import torch
+
+
+def linear_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: float = 1e-8) -> torch.Tensor:
+    """`1 - (2 sum(p t) + s) / (sum p + sum t + s)` over all elements at once, cases and classes alike.
+
+    With soft targets it is not 0 for identical inputs, and lowest where both are certain.
+
+    Args:
+        prediction: values in [0, 1], any shape.
+        target: values in [0, 1], the same shape.
+        smooth: s; 1e-8 in SS-Net (Wu et al., MICCAI 2022). Two empty inputs then give 0.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    overlap = (prediction * target).sum()
+    return 1.0 - (2.0 * overlap + smooth) / (prediction.sum() + target.sum() + smooth)
+
+
+def squared_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: float = 1e-10) -> torch.Tensor:
+    """Mean over classes of `1 - (2 sum(p t) + s) / (sum p^2 + sum t^2 + s)`, sums over cases and voxels.
+
+    The form of Milletari et al. (3DV 2016), background included, as SS-Net and BCP have it; 0 for identical inputs.
+
+    Args:
+        prediction: probabilities `(B, K, ...)`.
+        target: one-hot classes or probabilities, the same shape.
+        smooth: s; 1e-10 in the published codes.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    axes = [0, *range(2, prediction.ndim)]
+    overlap = (prediction * target).sum(axes)
+    size = prediction.square().sum(axes) + target.square().sum(axes)
+    return (1.0 - (2.0 * overlap + smooth) / (size + smooth)).mean()

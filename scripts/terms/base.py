@@ -120,10 +120,10 @@ class RampUp:
         if step < self.start * max_steps:
             return 0.0
         length = (self.end - self.start) * max_steps
-        if self.stairs == 0:
+        if self.stairs == 0 or length <= 0:
             return self.value * sigmoid_rampup(step - self.start * max_steps, length)
         # Published codes count iterations from 0. The small number keeps a stair whose product is rounded down.
-        climbed = (step - 1 - self.start * max_steps) / max(length, 1e-9) * self.stairs
+        climbed = (step - 1 - self.start * max_steps) / length * self.stairs
         return self.value * sigmoid_rampup(math.floor(climbed + 1e-6), self.stairs)
 
 

@@ -32,7 +32,7 @@ class SmoothnessTerm(Term):
     Args:
         weight: number or schedule.
         probe: xi, length of the probing step in intensity units, for images of unit variance.
-        epsilon: length of the final step (SS-Net: 6 on the left atrium, 10 by default in its code).
+        epsilon: length of the final step (SS-Net's code: 10 on the left atrium, 6 for 2D).
         iterations: power iterations, at least 1.
         cases: `all` (the published code) or `unlabelled`.
         clean_pass: `own`, a pass of its own that records running statistics once more (the published code; with

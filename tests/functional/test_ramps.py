@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.functional.ramps import poly_rate, sigmoid_rampup, warmed_decay
+from scripts.functional.ramps import poly_rate, sigmoid_rampup, step_rate, warmed_decay
 
 EXP_MINUS_5 = 0.006737946999085467
 EXP_MINUS_1_25 = 0.2865047968601901
@@ -64,3 +64,11 @@ def test_warmup_climbs_in_equal_shares_of_the_rate():
     assert [poly_rate(s, 100, power=1, warmup=4) for s in range(5)] == pytest.approx(
         [0.25 * 1.0, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]
     )
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 1.0), (2499, 1.0), (2500, 0.1), (4999, 0.1), (5000, 0.01), (14999, 1e-5)]
+)
+def test_step_rate_falls_after_each_sixth_of_the_run(step, factor):
+    assert step_rate(step, 15000) == pytest.approx(factor)
+    assert step_rate(step // 100, 150) == pytest.approx(factor)

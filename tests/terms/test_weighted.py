@@ -159,3 +159,25 @@ def test_parameters_of_a_terms_modules_are_parameters_of_the_list():
             self.head = torch.nn.Linear(2, 3)
 
     assert sum(p.numel() for p in WeightedTerms({"a": WithHead()}, max_steps=1).parameters()) == 9
+
+
+@pytest.mark.parametrize("max_steps", [15000, 1500, 100])
+def test_a_staircase_climbs_as_the_published_codes_and_scales_with_the_run(max_steps):
+    ramp = RampUp(2.0, end=0.4, stairs=40)
+    width = max_steps // 100  # a stair; the codes' 150 of 15,000
+    for stair in (0, 1, 3, 7, 39, 40, 70):
+        expected = 2.0 * math.exp(-5 * (1 - min(stair, 40) / 40) ** 2)
+        assert ramp.at(stair * width + 1, max_steps) == pytest.approx(expected)
+        assert ramp.at((stair + 1) * width, max_steps) == pytest.approx(expected)
+
+
+def test_a_staircase_may_start_late_and_may_have_no_length():
+    late = RampUp(1.0, start=0.5, end=0.7, stairs=2)
+    weights = [late.at(step, 100) for step in (49, 51, 60, 61, 70, 71)]
+    assert weights == pytest.approx([0.0, math.exp(-5), math.exp(-5), math.exp(-1.25), math.exp(-1.25), 1.0])
+    assert RampUp(1.0, start=0.5, end=0.5, stairs=4).at(51, 100) == 1.0
+
+
+def test_negative_stairs_are_refused():
+    with pytest.raises(ValueError, match="stairs"):
+        RampUp(1.0, stairs=-1)

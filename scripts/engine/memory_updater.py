@@ -10,7 +10,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from scripts.functional.selection import BY_SELECTOR, SELECTIONS
-from scripts.functional.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of
+from scripts.functional.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, rows_of
 from scripts.prototypes.choice import choose_features
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
@@ -88,17 +88,18 @@ class MemoryBankUpdater:
         shape, num_labelled = features.shape[2:], label.shape[0]
         # A plain tensor: picking rows of a MetaTensor batch fails on its metadata.
         labels = label.as_subclass(torch.Tensor)[:, 0].long()
+        check_labels(labels, self.memory.num_classes)
         classes, scores = self._labelled_classes(prediction["logits"][:num_labelled], labels)
-        parts = [(features[:num_labelled], labels_on_grid(classes, shape), _to_grid(scores, shape))]
+        parts = [(features[:num_labelled], labels_on_grid(classes, shape), labels_on_grid(scores, shape))]
         if self.source == "both" and len(features) > num_labelled:
             target = prediction.get("teacher_logits", prediction["logits"][num_labelled:])
             classes, scores = pseudo_labels(target, self.confidence)
-            parts.append((features[num_labelled:], labels_on_grid(classes, shape), _to_grid(scores, shape)))
+            parts.append((features[num_labelled:], labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
         self.memory.update(self._rows_by_class(parts))
 
     def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Ranked by the probability of the label, which for a wrong voxel is not the largest one.
-        scores = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
         return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
 
     def _rows_by_class(self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[int, torch.Tensor]:
@@ -127,10 +128,3 @@ class MemoryBankUpdater:
             return self.projection_head(rows)
         finally:
             self.projection_head.train(was_training)
-
-
-def _to_grid(scores: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Scores `(B, D, H, W)` at the voxels that `labels_on_grid` picks."""
-    if tuple(scores.shape[1:]) == tuple(shape):
-        return scores
-    return nn.functional.interpolate(scores[:, None], size=tuple(shape), mode="nearest-exact")[:, 0]

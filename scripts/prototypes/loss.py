@@ -25,6 +25,8 @@ class ContrastivePrototypeLoss(nn.Module):
     statistics of batch norms in heads and selectors in training mode and, where it samples, torch's generator; writing
     the memory is the task of `MemoryBankUpdater`.
 
+    Nothing is hidden: where a feature that enters holds a NaN, so does the value, and `GradientGuard` undoes the step.
+
     Args:
         memory: prototypes per class, width D.
         projection_head: g, rows `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
@@ -70,7 +72,7 @@ class ContrastivePrototypeLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads.
+            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads; computed with in the memory's type.
             labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
                 that take no part.
 
@@ -79,13 +81,18 @@ class ContrastivePrototypeLoss(nn.Module):
         """
         # Plain tensors: picking rows of a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
-        rows = rows_of(features) if features.ndim > 2 else features
+        rows = rows_of(features).to(self.memory.features.dtype)
         check_rows(rows, flat, self.memory.num_classes)
         chosen = self._usable(flat)
         if len(chosen) < self.min_rows:
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
         predictions = self.prediction_head(self.projection_head(rows[chosen]))
+        if predictions.shape[1] != self.memory.feature_dim:
+            raise ValueError(
+                f"ContrastivePrototypeLoss: behind the heads a feature has width {predictions.shape[1]}, a row of the "
+                f"memory {self.memory.feature_dim}; give them one width."
+            )
         losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
 

@@ -107,9 +107,22 @@ class ContrastivePrototypeLoss(nn.Module):
             self.selectors.memory_weights(class_id, prototypes),
         )
 
-    def _usable(self, flat: torch.Tensor) -> torch.Tensor:
-        """Sampled voxels of the classes that have enough features and enough memory."""
+    def missing_pairs(self, labels: torch.Tensor) -> str | None:
+        """Why no class contributes to a call with these labels, or `None` if one does."""
+        available, usable = self._usable_classes(labels.as_subclass(torch.Tensor).reshape(-1))
+        if bool(usable.any()):
+            return None
+        stored = self.memory.summary()
+        counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
+        return f"no class has {self.min_rows} features and {self.min_rows} prototypes; there are {counts}"
+
+    def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
         available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
-        usable = (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
+        return available, (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
+
+    def _usable(self, flat: torch.Tensor) -> torch.Tensor:
+        """Sampled voxels of the classes that can contribute."""
+        _, usable = self._usable_classes(flat)
         kept = torch.where(usable[flat.clamp(min=0)], flat, torch.full_like(flat, NO_CLASS))
         return sample_per_class(kept, self.memory.num_classes, self.samples_per_class)

@@ -136,7 +136,7 @@ def test_a_contrast_without_a_pair_for_50_steps_says_so_once_with_what_is_missin
 
 def test_a_step_with_a_pair_starts_the_count_anew(caplog):
     empty, full = step_of([EAST] * 4, [WEST] * 4, probability=0.4), step_of([EAST] * 4, [WEST] * 4)
-    assert warnings_of(UnlabelledContrastTerm(loss()), [*[empty] * 49, full, *[empty] * 49], caplog) == []
+    assert warnings_of(UnlabelledContrastTerm(loss()), [*[empty] * 30, full, *[empty] * 49], caplog) == []
     assert len(warnings_of(UnlabelledContrastTerm(loss()), [full, *[empty] * 50], caplog)) == 1
 
 

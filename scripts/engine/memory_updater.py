@@ -9,13 +9,16 @@ from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
+from scripts.engine.tap_inferer import TapOutput
+from scripts.errors import BundleError
 from scripts.functional.selection import BY_SELECTOR, SELECTIONS
-from scripts.functional.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of
+from scripts.functional.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, rows_of
 from scripts.prototypes.choice import choose_features
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 
 SOURCES = ("labelled", "both")
+ORIGINS = ("network", "teacher")
 
 
 class MemoryBankUpdater:
@@ -31,7 +34,10 @@ class MemoryBankUpdater:
         memory: what is written.
         projection_head: applied to the rows in evaluation mode and without gradient; `None` stores plain embeddings.
         source: `labelled`, or `both` to let confident unlabelled voxels in where labelled ones leave room.
+        features_from: `network`, what this step computed anyway, or `teacher`, a further pass of the inferer's teacher
+            on the labelled images (SemiSeg-Contrastive), whose predictions then decide too.
         confidence: least probability in [0, 1] of an unlabelled voxel.
+        labelled_confidence: least probability in [0, 1] of a labelled voxel's label (SemiSeg-Contrastive: 0.95).
         only_correct: whether labelled voxels that are predicted wrongly stay out.
         include_background: whether class 0 has prototypes.
         selection: which voxels are taken when there are more than wanted: `random`; `confidence`, by the network's
@@ -40,8 +46,10 @@ class MemoryBankUpdater:
         rows_per_step: most rows of a class that a step offers; `None` for as many as the memory holds.
 
     Raises:
-        ValueError: for an unknown `source` or `selection`, a confidence outside [0, 1], `rows_per_step` below 1, or a
-            `selection` that needs selectors when there are none.
+        ValueError: for an unknown `source`, `features_from` or `selection`, a confidence outside [0, 1],
+            `rows_per_step` below 1, a `selection` that needs selectors when there are none, or the teacher's features
+            with `both`; when called, for labels out of range.
+        BundleError: when called, for the teacher's features when the inferer has no teacher.
     """
 
     def __init__(
@@ -49,7 +57,9 @@ class MemoryBankUpdater:
         memory: PrototypeMemory,
         projection_head: nn.Module | None = None,
         source: str = "labelled",
+        features_from: str = "network",
         confidence: float = 0.95,
+        labelled_confidence: float = 0.0,
         only_correct: bool = True,
         include_background: bool = False,
         selection: str = "random",
@@ -58,8 +68,13 @@ class MemoryBankUpdater:
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"MemoryBankUpdater: source must be one of {', '.join(SOURCES)}, got {source!r}.")
-        if not 0.0 <= confidence <= 1.0:
-            raise ValueError(f"MemoryBankUpdater: confidence must be in [0, 1], got {confidence}.")
+        if features_from not in ORIGINS:
+            raise ValueError(f"MemoryBankUpdater: features_from must be network or teacher, got {features_from!r}.")
+        if features_from == "teacher" and source != "labelled":
+            raise ValueError("MemoryBankUpdater: features_from='teacher' goes with source='labelled' only.")
+        for name, value in (("confidence", confidence), ("labelled_confidence", labelled_confidence)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"MemoryBankUpdater: {name} must be in [0, 1], got {value}.")
         if selection not in SELECTIONS:
             raise ValueError(f"MemoryBankUpdater: selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
         if selection in BY_SELECTOR and selectors is None:
@@ -68,8 +83,8 @@ class MemoryBankUpdater:
             raise ValueError(f"MemoryBankUpdater: rows_per_step must be at least 1, got {rows_per_step}.")
         self.memory = memory
         self.projection_head = projection_head
-        self.source = source
-        self.confidence = confidence
+        self.source, self.features_from = source, features_from
+        self.confidence, self.labelled_confidence = confidence, labelled_confidence
         self.only_correct = only_correct
         self.include_background = include_background
         self.selection = selection
@@ -84,21 +99,36 @@ class MemoryBankUpdater:
     def __call__(self, engine: Engine) -> None:
         """Write the rows of the engine's current output."""
         prediction, label = engine.state.output[Keys.PRED], engine.state.output[Keys.LABEL]
-        features = prediction["features"]
-        shape, num_labelled = features.shape[2:], label.shape[0]
+        num_labelled = label.shape[0]
+        logits, features = self._labelled_pass(prediction, num_labelled)
+        shape = features.shape[2:]
         # A plain tensor: picking rows of a MetaTensor batch fails on its metadata.
         labels = label.as_subclass(torch.Tensor)[:, 0].long()
-        classes, scores = self._labelled_classes(prediction["logits"][:num_labelled], labels)
-        parts = [(features[:num_labelled], labels_on_grid(classes, shape), _to_grid(scores, shape))]
-        if self.source == "both" and len(features) > num_labelled:
+        check_labels(labels, self.memory.num_classes)
+        classes, scores = self._labelled_classes(logits, labels)
+        parts = [(features, labels_on_grid(classes, shape), labels_on_grid(scores, shape))]
+        if self.source == "both" and len(prediction["features"]) > num_labelled:
             target = prediction.get("teacher_logits", prediction["logits"][num_labelled:])
             classes, scores = pseudo_labels(target, self.confidence)
-            parts.append((features[num_labelled:], labels_on_grid(classes, shape), _to_grid(scores, shape)))
+            unlabelled = prediction["features"][num_labelled:]
+            parts.append((unlabelled, labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
         self.memory.update(self._rows_by_class(parts))
+
+    def _labelled_pass(self, prediction: TapOutput, num_labelled: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and features of the labelled cases, from where `features_from` says."""
+        if self.features_from == "network":
+            return prediction["logits"][:num_labelled], prediction["features"][:num_labelled]
+        if prediction.teacher_pass is None:
+            raise BundleError(
+                "The memory is to hold the teacher's features (features_from), but there is no teacher: set "
+                "pseudo_label_teacher to '@teacher', or features_from to 'network'."
+            )
+        return prediction.teacher_pass(prediction["images"][:num_labelled])
 
     def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Ranked by the probability of the label, which for a wrong voxel is not the largest one.
-        scores = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+        scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
         return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
 
     def _rows_by_class(self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[int, torch.Tensor]:
@@ -127,10 +157,3 @@ class MemoryBankUpdater:
             return self.projection_head(rows)
         finally:
             self.projection_head.train(was_training)
-
-
-def _to_grid(scores: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Scores `(B, D, H, W)` at the voxels that `labels_on_grid` picks."""
-    if tuple(scores.shape[1:]) == tuple(shape):
-        return scores
-    return nn.functional.interpolate(scores[:, None], size=tuple(shape), mode="nearest-exact")[:, 0]

@@ -40,7 +40,8 @@ class RunState:
     schedule), so that a saved state knows all of its own step, and before `StopAtStep`, which reads the position.
 
     Args:
-        objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...
+        objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; `None`
+            stands for what a method does not have.
         ckpt_dir: folder of the state files, `state_<step>.pt`.
         interval: steps between saves, at least 1; the last step is always saved.
         max_steps: length of the run.
@@ -63,7 +64,7 @@ class RunState:
     ) -> None:
         if interval < 1 or keep < 1:
             raise BundleError(f"save_interval and keep must be at least 1, got {interval} and {keep}.")
-        self.objects = dict(objects)
+        self.objects = {name: item for name, item in objects.items() if item is not None}
         self.ckpt_dir = Path(ckpt_dir)
         self.interval, self.max_steps, self.resume, self.keep = interval, max_steps, resume, keep
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -20,12 +21,18 @@ class TapOutput(dict[str, torch.Tensor]):
     """Tensors of a step's forward passes, and how to make a further one.
 
     `forward_pass` (see `scripts.terms.base.ForwardPass`) is an attribute, as MONAI splits the items of an engine's
-    output into cases and knows no way to split a function.
+    output into cases and knows no way to split a function. `teacher_pass` is one of the teacher, images to logits and
+    features without gradient, or `None` without a teacher.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], forward_pass: ForwardPass) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        forward_pass: ForwardPass,
+        teacher_pass: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
         super().__init__(tensors)
-        self.forward_pass = forward_pass
+        self.forward_pass, self.teacher_pass = forward_pass, teacher_pass
 
 
 class TapInferer(Inferer):
@@ -62,13 +69,15 @@ class TapInferer(Inferer):
         Returns:
             `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32, `teacher_logits`
             `(U, K, D, H, W)` if there is a teacher and `weak` holds cases; for terms with passes of their own `images`
-            and `weak_images` (if given), the inputs, and as an attribute `forward_pass`.
+            and `weak_images` (if given), the inputs, and as attributes `forward_pass` and `teacher_pass`.
         """
         # Picking rows of a MetaTensor batch fails on its metadata; a training step has no use for it.
         images = inputs.as_subclass(torch.Tensor)
         logits, features = self._tapped(images, network)
         result = TapOutput(
-            {"logits": logits, "features": features, "images": images}, partial(self._further_pass, network=network)
+            {"logits": logits, "features": features, "images": images},
+            partial(self._further_pass, network=network),
+            None if self.teacher is None else self._teacher_pass,
         )
         if weak is not None and len(weak) > 0:
             result["weak_images"] = weak.as_subclass(torch.Tensor)
@@ -99,6 +108,11 @@ class TapInferer(Inferer):
         self.teacher.eval()
         with self._autocast(weak):
             return self._cropped(self.teacher(self._padded(weak)), weak).float()
+
+    @torch.no_grad()
+    def _teacher_pass(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.teacher.eval()
+        return self._tapped(images, self.teacher)
 
     def _find_layer(self, network: nn.Module) -> nn.Module:
         # DistributedDataParallel keeps the network in `module`.

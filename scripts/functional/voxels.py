@@ -13,7 +13,7 @@ NO_CLASS = -1
 
 
 def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Bring integer labels `(B, D, H, W)` to another grid `shape` by nearest neighbour."""
+    """Bring labels `(B, D, H, W)`, or another value per voxel, to another grid `shape` by nearest neighbour."""
     if tuple(labels.shape[1:]) == tuple(shape):
         return labels
     return interpolate(labels[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0].to(labels.dtype)
@@ -29,13 +29,52 @@ def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor,
     Returns:
         Labels `(B, D, H, W)`, int64, and the probability of the most probable class, `(B, D, H, W)` in [1 / K, 1].
     """
-    confidence, labels = logits.float().softmax(dim=1).max(dim=1)
-    return labels.masked_fill(confidence < threshold, NO_CLASS), confidence
+    return confident_classes(logits.float().softmax(dim=1), threshold)
+
+
+def confident_classes(probabilities: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pseudo_labels` of probabilities `(B, K, ...)`. A voxel whose probabilities hold a NaN has no class."""
+    confidence, classes = probabilities.max(dim=1)
+    return classes.masked_fill(~(confidence >= threshold), NO_CLASS), confidence
 
 
 def rows_of(features: torch.Tensor) -> torch.Tensor:
     """Feature maps `(B, C, D, H, W)` as rows `(B * D * H * W, C)`, in the order of flattened labels `(B, D, H, W)`."""
     return features.movedim(1, -1).reshape(-1, features.shape[1])
+
+
+def check_labels(labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse labels, of any shape, outside [0, K) that are not `NO_CLASS` either.
+
+    Raises:
+        ValueError: with the range that was found.
+    """
+    if labels.numel() > 0 and not (int(labels.min()) >= NO_CLASS and int(labels.max()) < num_classes):
+        raise ValueError(
+            f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, "
+            f"got {int(labels.min())} to {int(labels.max())}."
+        )
+
+
+def check_rows(rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse rows and labels that do not belong together.
+
+    Args:
+        rows: `(N, D)`.
+        labels: `(N,)`, in [0, K) or `NO_CLASS`.
+        num_classes: K.
+
+    Raises:
+        ValueError: for rows that are no matrix, another number of labels than rows, or a label out of range.
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"Feature rows must be (N, D), got the shape {tuple(rows.shape)}.")
+    if labels.ndim != 1 or len(rows) != len(labels):
+        raise ValueError(
+            f"One label is needed per feature row: {len(rows)} rows, {labels.numel()} labels. Bring the labels to the "
+            "features' grid first (scripts.functional.voxels.labels_on_grid)."
+        )
+    check_labels(labels, num_classes)
 
 
 def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:

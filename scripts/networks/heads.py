@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+
+from scripts.errors import BundleError
 
 
 class EmbeddingHead(nn.Sequential):
@@ -15,6 +18,9 @@ class EmbeddingHead(nn.Sequential):
     Args:
         in_features: width of a row.
         out_features: width of the hidden layer and of the result.
+
+    Raises:
+        BundleError: when called with rows of another width.
     """
 
     def __init__(self, in_features: int, out_features: int = 32) -> None:
@@ -24,3 +30,12 @@ class EmbeddingHead(nn.Sequential):
             nn.ReLU(),
             nn.Linear(out_features, out_features),
         )
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the new width."""
+        if rows.shape[1] != self[0].in_features:
+            raise BundleError(
+                f"A projection or prediction head for features of width {self[0].in_features} got {rows.shape[1]}: "
+                "feature_channels must be the number of channels of tap_layer."
+            )
+        return super().forward(rows)

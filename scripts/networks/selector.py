@@ -27,4 +27,4 @@ class Selector(nn.Sequential):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of rows."""
-        return super().forward(rows).sigmoid()[:, 0]
+        return super().forward(rows.to(self[0].weight.dtype)).sigmoid()[:, 0]

@@ -24,19 +24,21 @@ def choose_features(
 
     Args:
         class_id: the class of all of them.
-        features: `(N, D)`; selectors want them projected.
+        features: `(N, D)`; selectors want them projected. Rows that hold a NaN or an infinity are left out first.
         limit: most features wanted.
         selection: see `scripts.functional.selection.select_rows`.
         probabilities: `(N,)`, the network's for this class; needed for `confidence`.
         selectors: needed for `highest` and `lowest`.
 
     Returns:
-        `(min(N, limit), D)`.
+        `(min(N, limit), D)` for N finite rows.
 
     Raises:
         ValueError: if what `selection` needs is missing.
     """
-    scores = probabilities
+    finite = features.isfinite().all(dim=1)
+    features = features[finite]
+    scores = None if probabilities is None else probabilities[finite]
     if selection in BY_SELECTOR:
         if selectors is None:
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scripts.functional.contrast import average_over_classes, class_contrast
-from scripts.functional.voxels import NO_CLASS, rows_of, sample_per_class
+from scripts.functional.voxels import NO_CLASS, check_rows, rows_of, sample_per_class
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 
@@ -24,6 +24,8 @@ class ContrastivePrototypeLoss(nn.Module):
     Gradients reach the features, both heads and the selectors, never the memory. A call changes nothing but the running
     statistics of batch norms in heads and selectors in training mode and, where it samples, torch's generator; writing
     the memory is the task of `MemoryBankUpdater`.
+
+    Nothing is hidden: where a feature that enters holds a NaN, so does the value, and `GradientGuard` undoes the step.
 
     Args:
         memory: prototypes per class, width D.
@@ -70,7 +72,7 @@ class ContrastivePrototypeLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads.
+            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads; computed with in the memory's type.
             labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
                 that take no part.
 
@@ -79,13 +81,18 @@ class ContrastivePrototypeLoss(nn.Module):
         """
         # Plain tensors: picking rows of a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
-        rows = rows_of(features) if features.ndim > 2 else features
-        self._check(rows, flat)
+        rows = rows_of(features).to(self.memory.features.dtype)
+        check_rows(rows, flat, self.memory.num_classes)
         chosen = self._usable(flat)
         if len(chosen) < self.min_rows:
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
         predictions = self.prediction_head(self.projection_head(rows[chosen]))
+        if predictions.shape[1] != self.memory.feature_dim:
+            raise ValueError(
+                f"ContrastivePrototypeLoss: behind the heads a feature has width {predictions.shape[1]}, a row of the "
+                f"memory {self.memory.feature_dim}; give them one width."
+            )
         losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
 
@@ -100,21 +107,22 @@ class ContrastivePrototypeLoss(nn.Module):
             self.selectors.memory_weights(class_id, prototypes),
         )
 
-    def _check(self, rows: torch.Tensor, flat: torch.Tensor) -> None:
-        if len(rows) != len(flat):
-            raise ValueError(
-                f"ContrastivePrototypeLoss needs one label per feature row: {len(rows)} rows, {len(flat)} labels. "
-                "Bring the labels to the features' grid first (scripts.functional.voxels.labels_on_grid)."
-            )
-        if len(flat) > 0 and not (int(flat.min()) >= NO_CLASS and int(flat.max()) < self.memory.num_classes):
-            raise ValueError(
-                f"Labels must be in [0, {self.memory.num_classes}) or -1 for no class, "
-                f"got {int(flat.min())} to {int(flat.max())}."
-            )
+    def missing_pairs(self, labels: torch.Tensor) -> str | None:
+        """Why no class contributes to a call with these labels, or `None` if one does."""
+        available, usable = self._usable_classes(labels.as_subclass(torch.Tensor).reshape(-1))
+        if bool(usable.any()):
+            return None
+        stored = self.memory.summary()
+        counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
+        return f"no class has {self.min_rows} features and {self.min_rows} prototypes; there are {counts}"
+
+    def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
+        available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
+        return available, (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
 
     def _usable(self, flat: torch.Tensor) -> torch.Tensor:
-        """Sampled voxels of the classes that have enough features and enough memory."""
-        available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
-        usable = (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
+        """Sampled voxels of the classes that can contribute."""
+        _, usable = self._usable_classes(flat)
         kept = torch.where(usable[flat.clamp(min=0)], flat, torch.full_like(flat, NO_CLASS))
         return sample_per_class(kept, self.memory.num_classes, self.samples_per_class)

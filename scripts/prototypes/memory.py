@@ -91,7 +91,7 @@ class PrototypeMemory(nn.Module):
         Raises:
             ValueError: for a class outside [0, K) or rows that are not `(N, D)`.
         """
-        self._check(rows_by_class)
+        self.check(rows_by_class)
         for class_id, rows in rows_by_class.items():
             rows = rows.detach().to(self.features)
             rows = rows[rows.isfinite().all(dim=1)]
@@ -105,8 +105,8 @@ class PrototypeMemory(nn.Module):
             self.features[class_id, len(rows) :] = 0
             self.counts[class_id] = len(rows)
 
-    def _check(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
-        """Before anything is written: a refused update leaves the bank as it was."""
+    def check(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
+        """Refuse what `update` refuses, before anything is written: the bank stays as it was."""
         for class_id, rows in rows_by_class.items():
             if not 0 <= class_id < self.num_classes:
                 raise ValueError(f"PrototypeMemory holds classes 0 to {self.num_classes - 1}, got class {class_id}.")

@@ -14,10 +14,12 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from scripts.engine.memory_updater import MemoryBankUpdater
-from scripts.engine.tap_inferer import TapInferer
+from scripts.engine.tap_inferer import TapInferer, TapOutput
+from scripts.errors import BundleError
 from scripts.networks.heads import EmbeddingHead
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selectors import ClassSelectors
 
 CLASSES = 3
 
@@ -179,7 +181,16 @@ def test_projection_head_works_in_evaluation_mode_and_is_left_as_it_was(training
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"source": "all"}, "labelled, both.*'all'"), ({"confidence": 1.5}, r"confidence must be in \[0, 1\], got 1.5")],
+    [
+        ({"source": "all"}, "labelled, both.*'all'"),
+        ({"confidence": 1.5}, r"confidence must be in \[0, 1\], got 1.5"),
+        ({"labelled_confidence": -0.1}, r"labelled_confidence must be in \[0, 1\], got -0.1"),
+        ({"features_from": "student"}, "network or teacher, got 'student'"),
+        ({"features_from": "teacher", "source": "both"}, "source='labelled' only"),
+        ({"selection": "best"}, "random, confidence, highest, lowest, got 'best'"),
+        ({"selection": "lowest"}, "'lowest' needs selectors"),
+        ({"rows_per_step": 0}, "rows_per_step must be at least 1, got 0"),
+    ],
 )
 def test_wrong_argument_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -284,3 +295,46 @@ def test_network_that_is_always_wrong_leaves_the_memory_empty():
     memory, head = PrototypeMemory(2, 3, 5), EmbeddingHead(4, 3)
     train([batch()], lambda pred, label: pred["logits"].sum() * 0, memory, network, head)
     assert memory.summary() == {0: 0, 1: 0}
+
+
+def test_labelled_voxels_below_their_confidence_stay_out():
+    output = output_of([1, 1, 1], [1, 1, 1], probability=[0.94, 0.96, 0.5])
+    assert stored(output, labelled_confidence=0.95) == {1: [1]}
+    assert stored(output, labelled_confidence=0.95, only_correct=False) == {1: [1]}
+
+
+def test_the_teachers_features_and_predictions_fill_the_memory_where_that_is_asked_for():
+    """The teacher is wrong on the second voxel, the network on the third; the teacher's features are ten larger."""
+    output = output_of([1, 1, 1], [1, 1, 2], unlabelled=[1, 1, 1])
+    tensors = output["pred"] | {"images": torch.arange(6.0).reshape(2, 1, 1, 1, 3)}
+    asked = []
+
+    def teacher_pass(images):
+        asked.append(images)
+        return logits_of([1, 2, 1], [0.99] * 3), output["pred"]["features"][:1] + 10
+
+    output["pred"] = TapOutput(tensors, forward_pass=None, teacher_pass=teacher_pass)
+    assert stored(output, features_from="teacher") == {1: [10, 12]}
+    assert stored(output) == {1: [0, 1]}
+    assert [images.flatten().tolist() for images in asked] == [[0, 1, 2]]
+
+
+def test_teachers_features_without_a_teacher_are_refused_with_the_key_to_set():
+    output = output_of([1, 1], [1, 1])
+    output["pred"] = TapOutput(output["pred"], forward_pass=None)
+    with pytest.raises(BundleError, match="pseudo_label_teacher to '@teacher'"):
+        stored(output, features_from="teacher")
+
+
+def test_labels_that_the_memory_has_no_class_for_are_refused():
+    with pytest.raises(ValueError, match=r"\[0, 3\) or -1 .* 1 to 3"):
+        stored(output_of([1, 3], [1, 1]))
+
+
+def test_voxels_that_are_not_finite_neither_enter_nor_move_a_selector():
+    torch.manual_seed(0)
+    selectors = ClassSelectors(CLASSES, 2, "none")
+    output = output_of([1] * 5, [1] * 5)
+    output["pred"]["features"][0, 0, 0, 0, 2] = float("nan")
+    assert 2 not in stored(output, room=3, selection="highest", selectors=selectors)[1]
+    assert all(value.isfinite().all() for value in selectors.state_dict().values())

@@ -156,6 +156,19 @@ def test_teacher_sees_the_weak_images_alone_in_evaluation_mode_without_gradient(
     assert output["logits"].requires_grad and network.training
 
 
+def test_a_pass_of_the_teacher_gives_its_logits_and_features_in_evaluation_mode_without_gradient(network):
+    teacher = copy.deepcopy(network)
+    with torch.no_grad():
+        teacher.fine.weight.mul_(2)
+    output = TapInferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network)
+    images = image(3, 4, 5, batch=1) + 1
+    logits, features = output.teacher_pass(images)
+    expected = TapInferer("fine", divisor=2)(images, teacher.eval())
+    assert torch.equal(logits, expected["logits"]) and torch.equal(features, expected["features"])
+    assert not logits.requires_grad and not features.requires_grad and not teacher.training
+    assert TapInferer("fine", divisor=2)(image(3, 4, 5), network).teacher_pass is None
+
+
 @pytest.mark.parametrize("weak", [None, torch.empty(0, 1, 4, 6, 8)])
 def test_without_weak_images_the_teacher_is_not_asked(network, weak):
     teacher = Teacher()

@@ -8,7 +8,15 @@ import math
 import pytest
 import torch
 
-from scripts.functional.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of, sample_per_class
+from scripts.functional.voxels import (
+    NO_CLASS,
+    check_labels,
+    confident_classes,
+    labels_on_grid,
+    pseudo_labels,
+    rows_of,
+    sample_per_class,
+)
 
 
 def test_no_class_is_no_label_value():
@@ -95,3 +103,25 @@ def test_no_voxel_to_draw_from_gives_no_index():
     for limit in (None, 3):
         assert sample_per_class(torch.full((4,), -1), 2, limit).tolist() == []
         assert sample_per_class(torch.empty(0, dtype=torch.int64), 2, limit).tolist() == []
+
+
+def test_a_voxel_whose_probabilities_hold_a_nan_has_no_class():
+    labels, _ = pseudo_labels(torch.tensor([[math.nan, 5.0], [9.0, 1.0]]), 0.0)
+    assert labels.tolist() == [NO_CLASS, 0]
+
+
+def test_probabilities_are_taken_as_they_are():
+    classes, confidence = confident_classes(torch.tensor([[0.1, 0.9], [0.6, 0.4]]), 0.7)
+    assert classes.tolist() == [1, NO_CLASS]
+    assert confidence.tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 2], [NO_CLASS, 1], []])
+def test_labels_in_range_and_no_class_pass(labels):
+    check_labels(torch.tensor(labels), 3)
+
+
+@pytest.mark.parametrize(("labels", "found"), [([0, 3], "0 to 3"), ([-2, 1], "-2 to 1")])
+def test_labels_out_of_range_are_refused_with_the_range_found(labels, found):
+    with pytest.raises(ValueError, match=rf"\[0, 3\) or -1 for no class, got {found}"):
+        check_labels(torch.tensor([labels]), 3)

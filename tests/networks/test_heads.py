@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from scripts.errors import BundleError
 from scripts.networks.heads import EmbeddingHead
 
 
@@ -32,3 +34,10 @@ def test_it_is_linear_norm_relu_linear():
     hidden = (rows @ first.weight.T + first.bias - norm.running_mean) / (norm.running_var + 1e-5).sqrt()
     hidden = (hidden * norm.weight + norm.bias).clamp(min=0)
     torch.testing.assert_close(head(rows), hidden @ last.weight.T + last.bias)
+
+
+def test_rows_of_another_width_are_refused_with_the_key_to_set():
+    with pytest.raises(
+        BundleError, match="width 5 got 4: feature_channels must be the number of channels"
+    ):
+        EmbeddingHead(5)(torch.randn(3, 4))

@@ -236,6 +236,25 @@ def test_labels_that_do_not_match_the_rows_are_refused_with_both_counts():
         loss(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 1, 1, 3, dtype=torch.int64))
 
 
+def test_features_of_another_width_than_the_memory_are_refused_with_both():
+    with pytest.raises(ValueError, match="a feature has width 3, a row of the memory 2"):
+        loss_of([[1.0, 0.0, 0.0]] * 2, [1, 1], {1: EAST})
+
+
+def test_a_nan_in_a_feature_that_enters_is_not_hidden():
+    """`GradientGuard` sees it and undoes the step; a number in its place would be a guess."""
+    assert loss_of([[1.0, float("nan")], [1.0, 0.0]], [1, 1], {1: EAST}).isnan()
+
+
+def test_half_precision_features_are_compared_in_the_memorys_precision():
+    memory = memory_of({1: EAST})
+    features = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.bfloat16, requires_grad=True)
+    value = ContrastivePrototypeLoss(memory)(features, torch.tensor([1, 1]))
+    value.backward()
+    assert value.dtype is torch.float32 and value.item() == pytest.approx(0.7, abs=1e-6)
+    assert features.grad.dtype is torch.bfloat16 and features.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -114,3 +114,15 @@ def test_selectors_restored_from_a_state_go_on_as_if_never_stopped():
     restored.load_state_dict(copy.deepcopy(selectors.state_dict()))
     assert torch.equal(selectors.feature_weights(0, ROWS + 1), restored.feature_weights(0, ROWS + 1))
     assert torch.equal(selectors.feature[0][1].running_var, restored.feature[0][1].running_var)
+
+
+def test_rows_that_are_not_finite_are_left_out_before_anything_is_ranked(selectors):
+    rows = torch.cat([ROWS[:1], torch.tensor([[float("nan"), 0.0], [0.0, float("inf")]]), ROWS[1:]])
+    assert torch.equal(choose_features(0, rows, 2, "lowest", selectors=selectors), ROWS[[1, 2]])
+    probabilities = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3])
+    assert torch.equal(choose_features(0, rows, 2, "confidence", probabilities), ROWS[[2, 1]])
+    assert torch.equal(choose_features(0, rows, 3, "lowest", selectors=selectors), ROWS)
+
+
+def test_no_row_at_all_gives_no_row(selectors):
+    assert choose_features(0, ROWS[:0], 2, "highest", selectors=selectors).shape == (0, 2)

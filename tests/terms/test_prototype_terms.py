@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -111,3 +113,34 @@ def test_labels_are_brought_to_coarser_features():
     swapped = StepData(step.logits, step.features.flip(-1), labels)
     assert LabelledContrastTerm(loss()).compute(swapped).item() == pytest.approx(1.0, abs=1e-6)
     assert UnlabelledContrastTerm(loss()).compute(swapped).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def warnings_of(term, steps, caplog):
+    with caplog.at_level(logging.WARNING, "ContrastTerm"):
+        for step in steps:
+            term.compute(step)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_contrast_without_a_pair_for_50_steps_says_so_once_with_what_is_missing(caplog):
+    """Two kinds of voxels, but class 2 has one prototype and class 1 none: what happens with two classes."""
+    memory = PrototypeMemory(3, 2, 2)
+    memory.update({2: torch.tensor([[0.0, 1.0]])})
+    term, step = LabelledContrastTerm(ContrastivePrototypeLoss(memory)), step_of([EAST] * 4, [EAST] * 4, (1, 1, 1, 2))
+    assert warnings_of(term, [step] * 49, caplog) == []
+    (message,) = warnings_of(term, [step] * 200, caplog)
+    assert "LabelledContrastTerm has added nothing for 50 steps" in message
+    assert "0 and 0 in class 0, 3 and 0 in class 1, 1 and 1 in class 2" in message
+    assert "include_background" in message
+
+
+def test_a_step_with_a_pair_starts_the_count_anew(caplog):
+    empty, full = step_of([EAST] * 4, [WEST] * 4, probability=0.4), step_of([EAST] * 4, [WEST] * 4)
+    assert warnings_of(UnlabelledContrastTerm(loss()), [*[empty] * 30, full, *[empty] * 49], caplog) == []
+    assert len(warnings_of(UnlabelledContrastTerm(loss()), [full, *[empty] * 50], caplog)) == 1
+
+
+def test_features_that_have_arrived_are_no_missing_pair(caplog):
+    step = step_of([EAST, EAST, NORTH, NORTH], [EAST] * 4)
+    assert LabelledContrastTerm(loss()).compute(step).item() == 0
+    assert warnings_of(LabelledContrastTerm(loss()), [step] * 60, caplog) == []

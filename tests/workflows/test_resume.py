@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,3 +102,39 @@ def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow,
     assert best.read_bytes() == before
     kept = torch.load(tmp_path / "models/state_00000004.pt", weights_only=True)
     assert kept["best"]["best_metric"] == 0.99
+
+
+@pytest.mark.parametrize("method", ["prototype_selectors", "semiseg_contrastive"])
+def test_memory_selectors_and_their_optimiser_go_on_as_if_never_stopped(method, make_workflow, tmp_path) -> None:
+    """The last state is lost, so the second run repeats the last two steps from the state before."""
+    sure = {
+        "prototype_selectors": {"terms::contrast_unlabelled::confidence": 0.0},
+        "semiseg_contrastive": {"method_handlers::0::labelled_confidence": 0.0},
+    }[method]
+    overrides = {"max_steps": 4, "save_interval": 2, **sure}
+    make_workflow("train.yaml", f"methods/{method}.yaml", **overrides).run()
+    last = tmp_path / "models/state_00000004.pt"
+    first = torch.load(last, weights_only=True)
+    last.unlink()
+    again = make_workflow("train.yaml", f"methods/{method}.yaml", resume=True, **overrides)
+    again.run()
+    assert differences(first, torch.load(last, weights_only=True)) == []
+    before = torch.load(tmp_path / "models/state_00000002.pt", weights_only=True)
+    moved = differences(before, first)
+    parts = ["memory.features", "selectors.feature.1.3.weight"]
+    assert all(any(path.endswith(part) for path in moved) for part in parts)
+    assert ("extra_optimizer" in first) == (method == "prototype_selectors")
+
+
+def test_selectors_are_trained_by_their_own_optimiser_alone(make_workflow) -> None:
+    workflow = make_workflow("train.yaml", "methods/prototype_selectors.yaml", learning_rate=0.02)
+    workflow.run()
+    network, loss, main, extra, selectors = (
+        workflow.parser.get_parsed_content(key)
+        for key in ("network", "train::loss", "train::optimizer", "extra_optimizer", "selectors")
+    )
+    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in (main, extra)]
+    assert held[1] == {id(p) for p in selectors.parameters()} and not held[0] & held[1]
+    assert held[0] | held[1] == {id(p) for module in (network, loss) for p in module.parameters()}
+    assert type(extra) is torch.optim.Adam and extra.param_groups[0]["lr"] == pytest.approx(0.002)
+    assert len(extra.state) > 0

@@ -62,11 +62,15 @@ def test_another_seed_gives_another_model(train) -> None:
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("method", ["supervised", "prototype"])
+@pytest.mark.parametrize("method", ["supervised", "prototype", "prototype_selectors", "semiseg_contrastive"])
 def test_every_method_trains_and_logs_its_terms(method, make_workflow) -> None:
     # an untrained network is not confident: without a threshold its pseudo-labels count all the same
-    sure = {"terms::contrast_unlabelled::confidence": 0.0} if method == "prototype" else {}
-    workflow = make_workflow("train.yaml", f"methods/{method}.yaml", **sure)
+    sure = {
+        "prototype": {"terms::contrast_unlabelled::confidence": 0.0},
+        "prototype_selectors": {"terms::contrast_unlabelled::confidence": 0.0},
+        "semiseg_contrastive": {"method_handlers::0::labelled_confidence": 0.0},
+    }
+    workflow = make_workflow("train.yaml", f"methods/{method}.yaml", **sure.get(method, {}))
     workflow.run()
     loss = workflow.parser.get_parsed_content("train::loss")
     assert set(loss.last) == set(loss.terms)

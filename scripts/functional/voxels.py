@@ -38,6 +38,31 @@ def rows_of(features: torch.Tensor) -> torch.Tensor:
     return features.movedim(1, -1).reshape(-1, features.shape[1])
 
 
+def check_rows(rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse rows and labels that do not belong together.
+
+    Args:
+        rows: `(N, D)`.
+        labels: `(N,)`, in [0, K) or `NO_CLASS`.
+        num_classes: K.
+
+    Raises:
+        ValueError: for rows that are no matrix, another number of labels than rows, or a label out of range.
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"Feature rows must be (N, D), got the shape {tuple(rows.shape)}.")
+    if labels.ndim != 1 or len(rows) != len(labels):
+        raise ValueError(
+            f"One label is needed per feature row: {len(rows)} rows, {labels.numel()} labels. Bring the labels to the "
+            "features' grid first (scripts.functional.voxels.labels_on_grid)."
+        )
+    if len(labels) > 0 and not (int(labels.min()) >= NO_CLASS and int(labels.max()) < num_classes):
+        raise ValueError(
+            f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, "
+            f"got {int(labels.min())} to {int(labels.max())}."
+        )
+
+
 def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:
     """Indices of at most `limit` voxels of each class, drawn without replacement from torch's generator.
 

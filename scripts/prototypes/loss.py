@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scripts.functional.contrast import average_over_classes, class_contrast
-from scripts.functional.voxels import NO_CLASS, rows_of, sample_per_class
+from scripts.functional.voxels import NO_CLASS, check_rows, rows_of, sample_per_class
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 
@@ -80,7 +80,7 @@ class ContrastivePrototypeLoss(nn.Module):
         # Plain tensors: picking rows of a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
         rows = rows_of(features) if features.ndim > 2 else features
-        self._check(rows, flat)
+        check_rows(rows, flat, self.memory.num_classes)
         chosen = self._usable(flat)
         if len(chosen) < self.min_rows:
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
@@ -99,18 +99,6 @@ class ContrastivePrototypeLoss(nn.Module):
             self.selectors.feature_weights(class_id, predictions),
             self.selectors.memory_weights(class_id, prototypes),
         )
-
-    def _check(self, rows: torch.Tensor, flat: torch.Tensor) -> None:
-        if len(rows) != len(flat):
-            raise ValueError(
-                f"ContrastivePrototypeLoss needs one label per feature row: {len(rows)} rows, {len(flat)} labels. "
-                "Bring the labels to the features' grid first (scripts.functional.voxels.labels_on_grid)."
-            )
-        if len(flat) > 0 and not (int(flat.min()) >= NO_CLASS and int(flat.max()) < self.memory.num_classes):
-            raise ValueError(
-                f"Labels must be in [0, {self.memory.num_classes}) or -1 for no class, "
-                f"got {int(flat.min())} to {int(flat.max())}."
-            )
 
     def _usable(self, flat: torch.Tensor) -> torch.Tensor:
         """Sampled voxels of the classes that have enough features and enough memory."""

@@ -167,6 +167,17 @@ def test_a_class_that_misses_its_pair_leaves_the_others_alone():
         assert values[0] == pytest.approx(values[1]) and values[0] > 0
 
 
+def test_pool_and_heads_are_in_the_state_of_the_term():
+    """A restored term goes on with the same value."""
+    torch.manual_seed(0)
+    step = Step([[3], [5], [0], [2]], [[4], [4], [0], [6]], classes=[0, 0, 1, 1])
+    term = CorrelationTerm(pool_of(), EmbeddingHead(1, 1), EmbeddingHead(1, 1)).eval()
+    fresh = CorrelationTerm(pool_of({}), EmbeddingHead(1, 1), EmbeddingHead(1, 1)).eval()
+    assert fresh.compute(step.data).item() == 0
+    fresh.load_state_dict(term.state_dict())
+    assert fresh.compute(step.data).item() == term.compute(step.data).item() > 0
+
+
 def test_no_unlabelled_case_makes_no_pass():
     features = torch.randn(1, 1, 1, 1, 4, requires_grad=True)
     data = StepData(logits_of([0] * 4), features, torch.zeros(1, 1, 1, 4, dtype=torch.int64))

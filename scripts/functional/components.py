@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 
@@ -23,3 +24,17 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     if count == 0:
         return np.zeros(mask.shape, bool)
     return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+
+
+def largest_components(labels: torch.Tensor) -> torch.Tensor:
+    """The largest connected part of each foreground class in each case; the class's other voxels become background.
+
+    Args:
+        labels: `(B, D, H, W)`, int64, 0 for background; left as it is.
+    """
+    cases = labels.cpu().numpy()
+    kept = np.zeros_like(cases)
+    for case, kept_of_case in zip(cases, kept, strict=True):
+        for c in np.unique(case[case > 0]):
+            kept_of_case[largest_component(case == c)] = c
+    return torch.from_numpy(kept).to(labels.device)

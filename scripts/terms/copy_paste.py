@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled and unlabelled cases pasted into each other."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import MaskedDiceLoss
+from monai.networks import one_hot
+from torch.nn.functional import cross_entropy
+
+from scripts.functional.components import largest_components
+from scripts.functional.mixing import paste, random_box
+from scripts.functional.voxels import NO_CLASS
+from scripts.terms.base import RampUp, StepData, Term
+
+
+class CopyPasteTerm(Term):
+    """Bidirectional copy-paste: BCP (Bai et al., CVPR 2023), section 3.
+
+    Each labelled case is pasted into an unlabelled one and the reverse, through the same box; labels and the teacher's
+    pseudo-labels are pasted likewise. The network, in a further pass, has to name both parts of both mixtures:
+
+    `sum over the two directions of [ S(labelled part) + unlabelled_weight * S(unlabelled part) ]`,
+    `S(part) = (Dice + cross-entropy) / 2`
+
+    with Dice of each case over all classes, background included, and cross-entropy as the mean over the part's voxels.
+    Where there are more cases of one kind than of the other, those of the other are taken again in turn.
+
+    The authors' code differs in this: it pastes one half of the labelled cases one way and the other half the other way
+    (here each pair goes both ways, so that one case of each kind is enough); its box never reaches the last place along
+    an axis; it labels with its teacher in training mode; its running statistics come from mixtures alone (here from
+    whole cases alone: this pass leaves them as they are).
+
+    Args:
+        weight: number or schedule.
+        fraction: side of the box relative to the patch, in (0, 1); 2/3 in the paper.
+        unlabelled_weight: weight of the pseudo-labelled part, alpha in the paper, at least 0.
+        largest_component: whether the pseudo-labels keep only the largest connected part of each foreground class in a
+            case, as the authors do; not for structures that come in several parts.
+
+    Raises:
+        ValueError: for a fraction outside (0, 1) or a negative weight.
+    """
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        fraction: float = 2 / 3,
+        unlabelled_weight: float = 0.5,
+        largest_component: bool = False,
+    ) -> None:
+        super().__init__(weight)
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"CopyPasteTerm: fraction must be in (0, 1), got {fraction}.")
+        if unlabelled_weight < 0.0:
+            raise ValueError(f"CopyPasteTerm: unlabelled_weight must be at least 0, got {unlabelled_weight}.")
+        self.fraction = fraction
+        self.unlabelled_weight = unlabelled_weight
+        self.largest_component = largest_component
+        self.dice = MaskedDiceLoss(softmax=True)
+
+    def compute(self, step: StepData) -> torch.Tensor:
+        """See the class."""
+        if step.num_labelled == 0 or step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        pairs = torch.arange(max(step.num_labelled, step.num_unlabelled), device=step.logits.device)
+        labelled, unlabelled = pairs % step.num_labelled, pairs % step.num_unlabelled
+        box = random_box(step.logits.shape[2:], self.fraction, step.logits.device)
+        # First the mixtures with the unlabelled case in the box, then those with the labelled one in it.
+        images = _both_ways(step.labelled_images[labelled], step.unlabelled_images[unlabelled], box)
+        targets = _both_ways(step.labels[labelled], self._pseudo_labels(step)[unlabelled], box)
+        logits, _ = step.forward_pass(images)
+        half = len(pairs)
+        return self._mixture_loss(logits[:half], targets[:half], ~box) + self._mixture_loss(
+            logits[half:], targets[half:], box
+        )
+
+    def _pseudo_labels(self, step: StepData) -> torch.Tensor:
+        labels = step.target_logits.argmax(dim=1)
+        return largest_components(labels) if self.largest_component else labels
+
+    def _mixture_loss(self, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+        """Both parts of mixtures `(P, K, D, H, W)` that are labelled where `labelled` `(D, H, W)` is true."""
+        return self._part_loss(logits, targets, labelled) + self.unlabelled_weight * self._part_loss(
+            logits, targets, ~labelled
+        )
+
+    def _part_loss(self, logits: torch.Tensor, targets: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        ce = cross_entropy(logits, targets.masked_fill(~part, NO_CLASS), ignore_index=NO_CLASS)
+        # MONAI's `to_onehot_y` comes after its mask, which makes background of all that is masked out.
+        target = one_hot(targets[:, None], logits.shape[1])
+        return (ce + self.dice(logits, target, part[None, None].to(logits.dtype))) / 2
+
+
+def _both_ways(labelled: torch.Tensor, unlabelled: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """`(P, ...)` of each kind to `(2 P, ...)` mixtures."""
+    return torch.cat([paste(unlabelled, labelled, box), paste(labelled, unlabelled, box)])

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method in configs/methods trains on the demo and on other data, each of its terms with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+METHODS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs/methods").glob("*.yaml"))
+STEPS, FIRST_UNLABELLED = 20, 5
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """Two structures, each bright in a channel of its own; 2 labelled and 3 unlabelled cases of 36 x 20 x 10 voxels."""
+    folder, draw = tmp_path_factory.mktemp("toy"), np.random.default_rng(0)
+
+    def write(name, array):
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.5, 4.0, 1.0])), folder / name)
+        return name
+
+    def case(number):
+        label = np.zeros((36, 20, 10), np.uint8)
+        d, h, w = draw.integers(0, [4, 4, 2])
+        label[d + 2 : d + 15, h + 2 : h + 14, w + 1 : w + 8] = 1
+        label[d + 16 : d + 30, h + 4 : h + 15, w + 1 : w + 8] = 2
+        channels = [(label == c) + draw.normal(0, 0.1, label.shape) for c in (1, 2)]
+        images = [write(f"{number}_{i}.nii.gz", channel.astype(np.float32)) for i, channel in enumerate(channels)]
+        return {"image": images, "label": write(f"{number}_label.nii.gz", label)}
+
+    (folder / "dataset.json").write_text(json.dumps({"training": [case(number) for number in range(5)]}))
+    return folder
+
+
+@pytest.fixture(params=["demo", "toy"])
+def data(request) -> dict:
+    """Overrides that name the data."""
+    if request.param == "demo":
+        return {}
+    folder = str(request.getfixturevalue("toy"))
+    return {
+        "data_source": folder,
+        "dataset_dir": folder,
+        "in_channels": 2,
+        "label_names": ["background", "first", "second"],
+        "spacing": [1.0, 1.5, 4.0],
+        "roi_size": [32, 16, 16],
+    }
+
+
+def logged(folder: Path) -> dict[str, dict[int, float]]:
+    """Curves `Loss/<name>` in TensorBoard's files: name to step to value."""
+    events = EventAccumulator(str(folder)).Reload()
+    curves = [tag for tag in events.Tags()["scalars"] if tag.startswith("Loss/")]
+    return {tag.removeprefix("Loss/"): {e.step: e.value for e in events.Scalars(tag)} for tag in curves}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, tmp_path) -> None:
+    workflow = make_workflow(
+        "train.yaml", f"methods/{method}.yaml", max_steps=STEPS, unlabelled_from=FIRST_UNLABELLED / STEPS, **data
+    )
+    loss = workflow.parser.get_parsed_content("train::loss")
+    for chooser in [*loss.terms.values(), *workflow.parser.get_parsed_content("method_handlers")]:
+        if hasattr(chooser, "confidence"):
+            chooser.confidence = 0.0  # an untrained network is not confident: its pseudo-labels count all the same
+    workflow.run()
+
+    curves = logged(tmp_path / "out")
+    assert set(curves) == {"total", *loss.terms}
+    for name, term in loss.terms.items():
+        due = [step for step in range(1, STEPS + 1) if term.weight_at(step, STEPS) != 0]
+        assert list(curves[name]) == due, f"{name} is computed exactly where it has a weight"
+        assert all(math.isfinite(value) for value in curves[name].values()), name
+        assert max(curves[name].values()) > 0, f"{name} never acted"
+    assert curves["supervised"][STEPS] < curves["supervised"][1]

@@ -60,3 +60,11 @@ def our_names(golden):
     """The reference's name of each backbone entry to ours."""
     theirs = (key for key in reference_state(golden) if key.startswith(BACKBONE_PREFIXES))
     return dict(zip(theirs, vnet_of(golden).state_dict(), strict=True))
+
+
+def load_by_rule(module, state, name):
+    """Fill a head or selector with the reference's entries below a name."""
+    module.load_state_dict(
+        {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+    )
+    return module

@@ -12,16 +12,9 @@ from scripts.networks.heads import EmbeddingHead
 from scripts.networks.reference_weights import BACKBONE_PREFIXES
 from scripts.networks.vnet import VNet
 from tests.golden_files import Golden, found
-from tests.golden_network import network_for, our_names, reference_state
+from tests.golden_network import load_by_rule, network_for, our_names, reference_state
 
 TOLERANCE = {0: 1e-4, 1: 1e-3}  # by mode_train
-
-
-def head_by_rule(state, name):
-    entries = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-    head = EmbeddingHead(*reversed(entries["0.weight"].shape))
-    head.load_state_dict(entries)
-    return head
 
 
 def check(actual, golden, key, quantity):
@@ -54,7 +47,8 @@ def test_recorded_projection_and_prediction_are_reproduced(path):
     known = {key for key in golden if key.startswith("after.") and not key[6:].startswith(BACKBONE_PREFIXES)}
     rows = golden["head_rows"]
     for name in ("projection", "prediction"):
-        head = head_by_rule(state, f"{name}_head").train(bool(golden["mode_train"]))
+        widths = reversed(state[f"{name}_head.0.weight"].shape)
+        head = load_by_rule(EmbeddingHead(*widths), state, f"{name}_head").train(bool(golden["mode_train"]))
         with torch.no_grad():
             rows = head(rows)
         check(rows, golden, f"out.{name}", name)

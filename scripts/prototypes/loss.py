@@ -36,6 +36,8 @@ class ContrastivePrototypeLoss(nn.Module):
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
         min_rows: fewest features and fewest memory rows for a class to contribute (published codes: 2).
+        rows_through_heads: `used`: only the voxels whose distances count; `all`: every voxel, as in the published
+            codes, so that the heads' batch norms see all classes and voxels that are not sampled. It costs accordingly.
 
     Raises:
         ValueError: for a wrong argument here; in `forward` for features and labels that do not belong together.
@@ -50,6 +52,7 @@ class ContrastivePrototypeLoss(nn.Module):
         samples_per_class: int | None = 256,
         divisor: str = "present",
         min_rows: int = 2,
+        rows_through_heads: str = "used",
     ) -> None:
         super().__init__()
         if samples_per_class is not None and samples_per_class < min_rows:
@@ -60,6 +63,8 @@ class ContrastivePrototypeLoss(nn.Module):
             raise ValueError(f"min_rows must be at least 1, got {min_rows}.")
         if divisor not in ("present", "all"):
             raise ValueError(f"divisor must be 'present' or 'all', got {divisor!r}.")
+        if rows_through_heads not in ("used", "all"):
+            raise ValueError(f"rows_through_heads must be 'used' or 'all', got {rows_through_heads!r}.")
         self.memory = memory
         self.projection_head = projection_head if projection_head is not None else nn.Identity()
         self.prediction_head = prediction_head if prediction_head is not None else nn.Identity()
@@ -67,6 +72,7 @@ class ContrastivePrototypeLoss(nn.Module):
         self.samples_per_class = samples_per_class
         self.divisor = divisor
         self.min_rows = min_rows
+        self.rows_through_heads = rows_through_heads
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss.
@@ -84,17 +90,23 @@ class ContrastivePrototypeLoss(nn.Module):
         rows = rows_of(features).to(self.memory.features.dtype)
         check_rows(rows, flat, self.memory.num_classes)
         chosen = self._usable(flat)
+        if self.rows_through_heads == "all":
+            predictions = self._through_heads(rows)
         if len(chosen) < self.min_rows:
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
-        predictions = self.prediction_head(self.projection_head(rows[chosen]))
+        predictions = predictions[chosen] if self.rows_through_heads == "all" else self._through_heads(rows[chosen])
+        losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
+        return average_over_classes(losses, self.memory.num_classes, self.divisor)
+
+    def _through_heads(self, rows: torch.Tensor) -> torch.Tensor:
+        predictions = self.prediction_head(self.projection_head(rows))
         if predictions.shape[1] != self.memory.feature_dim:
             raise ValueError(
                 f"ContrastivePrototypeLoss: behind the heads a feature has width {predictions.shape[1]}, a row of the "
                 f"memory {self.memory.feature_dim}; give them one width."
             )
-        losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
-        return average_over_classes(losses, self.memory.num_classes, self.divisor)
+        return predictions
 
     def _class_loss(self, class_id: int, predictions: torch.Tensor) -> torch.Tensor:
         prototypes = self.memory.rows(class_id)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from monai.losses import DiceCELoss
 
+from scripts.functional.dice import linear_dice_loss
 from scripts.terms.base import RampUp, StepData, Term
 
 
@@ -37,3 +38,34 @@ class SupervisedTerm(Term):
         if step.num_labelled == 0:
             return step.logits[:0].sum()
         return self.loss(step.labelled_logits, step.labels[:, None])
+
+
+class LinearDiceTerm(Term):
+    """Linear Dice on the labelled cases, without cross-entropy: what SS-Net (Wu et al., MICCAI 2022) trains with.
+
+    Probability of a class against the voxels that have it, over the whole batch at once
+    (`scripts.functional.dice.linear_dice_loss`).
+
+    Args:
+        weight: number or schedule.
+        classes: `foreground`, the mean over all classes but the background, or `first`, class 1 alone whatever else
+            there is, as the published code has it. The same for two classes.
+
+    Raises:
+        ValueError: for another `classes`.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0, classes: str = "foreground") -> None:
+        super().__init__(weight)
+        if classes not in ("foreground", "first"):
+            raise ValueError(f"LinearDiceTerm: classes must be 'foreground' or 'first', got {classes!r}.")
+        self.classes = classes
+
+    def compute(self, step: StepData) -> torch.Tensor:
+        """See the class."""
+        if step.num_labelled == 0:
+            return step.logits[:0].sum()
+        probabilities = step.labelled_logits.softmax(dim=1)
+        last = probabilities.shape[1] if self.classes == "foreground" else 2
+        losses = [linear_dice_loss(probabilities[:, c], (step.labels == c).float()) for c in range(1, last)]
+        return torch.stack(losses).mean()

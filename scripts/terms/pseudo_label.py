@@ -11,7 +11,7 @@ from scripts.terms.base import RampUp, StepData, Term
 
 
 class PseudoLabelTerm(Term):
-    """Cross-entropy and Dice of the unlabelled cases against the teacher's most probable classes.
+    """Cross-entropy plus Dice of the unlabelled cases against the teacher's most probable classes.
 
     The teacher sees the image before intensity augmentation, the network after it, so the term asks for the same answer
     under another contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020; for volumes: mean teacher with hard
@@ -20,24 +20,41 @@ class PseudoLabelTerm(Term):
     Args:
         weight: number or schedule.
         confidence: least probability in [0, 1] for a voxel to count.
+        power: each voxel's cross-entropy is multiplied by the pseudo-label's probability to this power, at least 0; 0
+            weighs all alike (SemiSeg-Contrastive, Alonso et al., ICCV 2021: 6).
+        dice_weight: weight of the Dice part, at least 0.
+
+    Raises:
+        ValueError: for a negative power or weight of the Dice part.
     """
 
-    def __init__(self, weight: float | RampUp = 1.0, confidence: float = 0.0) -> None:
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        confidence: float = 0.0,
+        power: float = 0.0,
+        dice_weight: float = 1.0,
+    ) -> None:
         super().__init__(weight)
-        self.confidence = confidence
+        if power < 0 or dice_weight < 0:
+            raise ValueError(f"PseudoLabelTerm: power ({power}) and dice_weight ({dice_weight}) must not be negative.")
+        self.confidence, self.power, self.dice_weight = confidence, power, dice_weight
 
     def compute(self, step: StepData) -> torch.Tensor:
         """See the class."""
         if step.num_unlabelled == 0:
             return step.logits[:0].sum()
         logits = step.unlabelled_logits
-        labels, _ = pseudo_labels(step.target_logits, self.confidence)
+        labels, probability = pseudo_labels(step.target_logits, self.confidence)
         mask = labels != NO_CLASS
         if not bool(mask.any()):
             return logits[:0].sum()
-        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS)
+        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="none")[mask]
+        ce = (ce * probability[mask] ** self.power).mean()
+        if self.dice_weight == 0:
+            return ce
         target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        return ce + _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
+        return ce + self.dice_weight * _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
 
 
 def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -105,3 +105,25 @@ def test_labelled_cases_have_no_influence():
         for label, shift in ((0, 0.0), (1, 5.0))
     }
     assert len(values) == 1
+
+
+def test_a_power_weighs_the_cross_entropy_of_a_voxel_by_its_pseudo_labels_probability():
+    """Over the voxels that count: 0.9^2 twice; the weight leaves the mean's divisor alone, as in the published code."""
+    cross_entropy = 0.81 * -(math.log(0.6) + math.log(0.8)) / 2
+    dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
+    value = PseudoLabelTerm(confidence=0.8, power=2.0).compute(step_of())
+    assert value.item() == pytest.approx(cross_entropy + dice, abs=1e-4)
+
+
+@pytest.mark.parametrize("dice_weight", [0.0, 0.5])
+def test_the_dice_part_has_a_weight_of_its_own(dice_weight):
+    cross_entropy = -(math.log(0.6) + math.log(0.8)) / 2
+    dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
+    value = PseudoLabelTerm(confidence=0.8, dice_weight=dice_weight).compute(step_of())
+    assert value.item() == pytest.approx(cross_entropy + dice_weight * dice, abs=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"power": -1.0}, {"dice_weight": -0.5}])
+def test_a_negative_power_or_weight_is_refused(wrong):
+    with pytest.raises(ValueError, match="must not be negative"):
+        PseudoLabelTerm(**wrong)

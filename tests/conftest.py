@@ -22,6 +22,8 @@ torch.set_num_threads(1)
 TINY = {
     "bundle_root": str(ROOT),
     "roi_size": [32, 32, 16],
+    "batch_labelled": 1,
+    "batch_unlabelled": 1,
     "base_filters": 4,
     "spacing": [3.0, 3.0, 4.0],
     "precision": "fp32",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
+from scripts.functional.dice import squared_dice_loss
 from scripts.functional.voxels import NO_CLASS, pseudo_labels
 from scripts.terms.base import RampUp, StepData, Term
 
@@ -55,6 +56,29 @@ class PseudoLabelTerm(Term):
             return ce
         target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
         return ce + self.dice_weight * _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
+
+
+class SoftPseudoLabelTerm(Term):
+    """Cross-entropy plus Dice of the unlabelled cases against the teacher's probabilities, as they are.
+
+    Without a threshold and without a hard decision no class is left out because it is never the most probable one yet:
+    a thin structure of which the teacher is half sure pulls half as much, where hard labels would call it background.
+
+    Cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus squared Dice
+    (`scripts.functional.dice.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
+
+    Args:
+        weight: number or schedule.
+    """
+
+    def compute(self, step: StepData) -> torch.Tensor:
+        """See the class."""
+        if step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        target = step.target_logits.softmax(dim=1)
+        probabilities = step.unlabelled_logits.softmax(dim=1)
+        dice = squared_dice_loss(probabilities[:, 1:], target[:, 1:], smooth=1e-5)
+        return cross_entropy(step.unlabelled_logits, target) + dice
 
 
 def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.terms.base import StepData
-from scripts.terms.pseudo_label import PseudoLabelTerm
+from scripts.terms.pseudo_label import PseudoLabelTerm, SoftPseudoLabelTerm
 
 
 def logits_of(*probabilities):
@@ -127,3 +127,37 @@ def test_the_dice_part_has_a_weight_of_its_own(dice_weight):
 def test_a_negative_power_or_weight_is_refused(wrong):
     with pytest.raises(ValueError, match="must not be negative"):
         PseudoLabelTerm(**wrong)
+
+
+def test_soft_targets_count_by_their_probability_everywhere():
+    cross_entropy = -sum(
+        t * math.log(s)
+        for student, teacher in zip(STUDENT, TEACHER, strict=True)
+        for s, t in zip(student, teacher, strict=True)
+    )
+    foreground = [(student[1], teacher[1]) for student, teacher in zip(STUDENT, TEACHER, strict=True)]
+    overlap = sum(s * t for s, t in foreground)
+    dice = 1 - 2 * overlap / sum(s * s + t * t for s, t in foreground)
+    step = step_of()
+    value = SoftPseudoLabelTerm().compute(step)
+    assert value.item() == pytest.approx(cross_entropy / 4 + dice, abs=1e-4)
+    value.backward()
+    assert step.teacher_logits.grad is None and step.logits.grad[0].eq(0).all()
+
+
+def test_soft_targets_do_not_unlearn_a_class_that_is_never_the_most_probable_one():
+    """A student and a teacher that are both a third sure of the class agree; a hard label would push to background."""
+    probabilities = [[0.66, 0.34]] * 4
+    for term, pushed in ((SoftPseudoLabelTerm(), False), (PseudoLabelTerm(), True)):
+        step = step_of(student=probabilities, teacher=probabilities)
+        term.compute(step).backward()
+        assert bool(step.logits.grad[1, 1].abs().max() > 1e-6) is pushed
+
+
+def test_soft_targets_without_an_unlabelled_case_give_zero_with_zero_gradient():
+    logits = torch.randn(1, 2, 1, 1, 4, requires_grad=True)
+    value = SoftPseudoLabelTerm().compute(
+        StepData(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
+    )
+    value.backward()
+    assert value.item() == 0 and logits.grad.eq(0).all()

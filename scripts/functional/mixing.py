@@ -40,3 +40,20 @@ def paste(patch: torch.Tensor, into: torch.Tensor, where: torch.Tensor) -> torch
         where: bool, `(D, H, W)` or any shape that broadcasts to theirs.
     """
     return torch.where(where, patch, into)
+
+
+def half_of_the_classes(labels: torch.Tensor) -> torch.Tensor:
+    """Where a case has one of a random half of its classes, rounded up, background not among them.
+
+    Drawn from torch's generator, on the CPU.
+
+    Args:
+        labels: classes of one case, `(D, H, W)`, from 0.
+
+    Returns:
+        bool `(D, H, W)`; all false where the case is background alone.
+    """
+    present = labels.unique()
+    present = present[present > 0]
+    order = torch.randperm(len(present))[: (len(present) + 1) // 2].to(labels.device)
+    return torch.isin(labels, present[order])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.functional.mixing import paste, random_box
+from scripts.functional.mixing import half_of_the_classes, paste, random_box
 
 
 def extents(box):
@@ -56,3 +56,18 @@ def test_labels_are_pasted_like_images():
     box = torch.tensor([True, False, True]).reshape(1, 1, 3)
     pasted = paste(torch.tensor([[[[1, 1, 1]]], [[[2, 2, 2]]]]), torch.zeros(2, 1, 1, 3, dtype=torch.int64), box)
     assert pasted[:, 0, 0].tolist() == [[1, 0, 1], [2, 0, 2]] and pasted.dtype == torch.int64
+
+
+def test_half_of_the_classes_is_rounded_up_and_never_holds_background():
+    labels = torch.tensor([0, 1, 2, 5, 5, 0]).reshape(1, 1, 6)
+    drawn = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        where = half_of_the_classes(labels)
+        assert where.shape == labels.shape
+        drawn.add(tuple(sorted(set(labels[where].tolist()))))
+    assert drawn == {(1, 2), (1, 5), (2, 5)}
+
+
+def test_half_of_no_class_is_nowhere():
+    assert not half_of_the_classes(torch.zeros(1, 2, 3, dtype=torch.int64)).any()

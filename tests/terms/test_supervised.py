@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scripts.terms.base import StepData
-from scripts.terms.supervised import SupervisedTerm
+from scripts.terms.supervised import LinearDiceTerm, SupervisedTerm
 
 SHAPE = (2, 3, 4)
 
@@ -72,3 +72,35 @@ def test_perfect_prediction_costs_nothing():
     logits = 100.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
     value = SupervisedTerm().compute(StepData(logits, logits, labels)).item()
     assert value == pytest.approx(0.0, abs=1e-6)
+
+
+PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
+
+
+def three_class_step(labels=(1, 2, 0)):
+    logits = PROBABILITIES.log().T.reshape(1, 3, 1, 1, 3).clone().requires_grad_()
+    return StepData(logits, torch.zeros(1, 1, 1, 1, 3), torch.tensor(labels).reshape(1, 1, 1, 3))
+
+
+FIRST = 1 - 2 * 0.5 / (0.9 + 1)
+SECOND = 1 - 2 * 0.8 / (1.2 + 1)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [("first", FIRST), ("foreground", (FIRST + SECOND) / 2)])
+def test_linear_dice_is_that_of_foreground_probabilities_or_of_class_one_alone(classes, expected):
+    assert LinearDiceTerm(classes=classes).compute(three_class_step()).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_linear_dice_ignores_unlabelled_cases_and_is_zero_without_labelled_ones():
+    step = three_class_step()
+    both = StepData(torch.cat([step.logits, -step.logits]), step.features, step.labels)
+    assert LinearDiceTerm().compute(both).item() == pytest.approx((FIRST + SECOND) / 2, abs=1e-6)
+    none = StepData(step.logits, step.features, step.labels[:0])
+    value = LinearDiceTerm().compute(none)
+    value.backward()
+    assert value == 0 and step.logits.grad.eq(0).all()
+
+
+def test_linear_dice_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match="'foreground' or 'first', got 'all'"):
+        LinearDiceTerm(classes="all")

@@ -13,7 +13,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.errors import BundleError
-from scripts.workflows.start import begin, check_overrides, find_mistake, is_command_line, require_file, require_images
+from scripts.workflows.overrides import check_overrides, is_command_line
+from scripts.workflows.start import begin, find_mistake, require_file, require_images
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -25,7 +26,10 @@ rate: "$@learning_rate * @rate_factor"
 train:
   trainer:
     max_epochs: "@max_steps"
-training: "$@train::trainer"
+training: ["$@train::trainer"]
+network: {_target_: scripts.networks.vnet.VNet, norm: instance}
+optimizer: {_target_: dict, lr: 1}
+stages: [1, 2]
 """
 LATER = """
 val_interval: 5
@@ -92,6 +96,31 @@ def test_a_misspelt_block_of_a_nested_override_is_refused(config, option):
     assert option in refusal(config, f"--{option}", "5")
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("trian::trainer::max_epochs", "--train::trainer::max_epochs?"),
+        ("train::trainer::max_epohcs", "--train::trainer::max_epochs?"),
+        ("train::trianer::max_epochs", "--train::trainer?"),
+        ("network::base_filtres", "--network::base_filters?"),
+        ("stages::3", "'stages' has: 0, 1."),
+        ("seed::first", "'seed' has: -."),
+    ],
+)
+def test_a_misspelt_part_of_a_nested_override_is_refused_with_the_nearest_name(config, option, hint):
+    assert hint in refusal(config, f"--{option}", "5")
+
+
+@pytest.mark.parametrize("words", [["-max_stepz", "5"], ["-max_stepz=5"], ["--max-stepz", "5"]])
+def test_other_forms_of_an_option_are_read_as_the_command_line_reads_them(config, words):
+    assert "Did you mean --max_steps?" in refusal(config, *words)
+
+
+@pytest.mark.parametrize("words", [["--max_steps=5", "oops"], ["--debug=true", "oops"], ["--seed", "3", "oops"]])
+def test_a_word_that_belongs_to_no_option_is_refused(config, words):
+    assert "'oops' stands alone" in refusal(config, *words)
+
+
 @pytest.mark.parametrize("words", [["seed", "3"], ["--max_steps", "5", "seed", "3"]])
 def test_a_key_without_dashes_is_refused_with_what_to_write(config, words):
     # MONAI would take these words for init_id and final_id.
@@ -114,6 +143,16 @@ def test_a_key_without_dashes_is_refused_with_what_to_write(config, words):
         ["--meta_file", "m.json", "--logging_file", "l.conf", "--init_id", "initialize", "--workflow_type", "train"],
         ["--debug"],
         ["--debug", "--seed", "3"],
+        ["--run_id", "training"],
+        ["-max_steps", "5"],
+        ["--max-steps", "5"],
+        ["--tracking", "mlflow", "--experiment_name", "first", "--tracking_uri", "here"],
+        ["--network::base_filters", "4"],  # an argument that the configuration leaves at its default
+        ["--network::norm", "batch"],
+        ["--network::_target_", "SegResNet", "--network::init_filters", "8"],
+        ["--network", "{'_target_': 'SegResNet'}", "--network::init_filters", "8"],
+        ["--optimizer::anything", "5"],  # it takes any argument
+        ["--stages::1", "5"],
         ["--max_steps", "-5"],
         ["--seed", "max_steps"],  # a value may be the name of a key
     ],

@@ -27,6 +27,10 @@ class GradientGuard:
         max_norm: gradients are scaled down to this 2-norm over all parameters (12 in nnU-Net, Isensee et al., 2021).
         patience: after this many bad steps in a row the run ends with an error.
 
+    Attributes:
+        undone: whether the step at hand was undone, for handlers that act when it is over.
+        bad_steps: steps undone so far.
+
     Raises:
         BundleError: when `patience` is used up.
     """
@@ -35,6 +39,7 @@ class GradientGuard:
         self.modules, self.max_norm, self.patience = modules, max_norm, patience
         self.bad_steps = 0
         self.in_a_row = 0
+        self.undone = False
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -51,7 +56,9 @@ class GradientGuard:
         # A dict, as modules may share parameters: one that came twice would be scaled twice.
         parameters = list({p: None for module in self.modules for p in module.parameters() if p.grad is not None})
         norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        if bool(torch.isfinite(norm)) and bool(torch.isfinite(engine.state.output[Keys.LOSS].detach())):
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(engine.state.output[Keys.LOSS].detach()))
+        self.undone = not finite
+        if finite:
             self.in_a_row = 0
             return
         self.bad_steps += 1
@@ -67,3 +74,11 @@ class GradientGuard:
                 f"{self.in_a_row} steps in a row had a non-finite loss or gradient (last cases: {cases or '-'}). Lower "
                 "--learning_rate, use --precision fp32, or look at these images."
             )
+
+    def state_dict(self) -> dict[str, int]:
+        """Bad steps so far, and how many of them just now in a row."""
+        return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore both counts."""
+        self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ def save_atomically(content: Any, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class RunState:
     """One file that holds a whole run: every object's state and the number of steps done.
 
@@ -47,6 +51,8 @@ class RunState:
         max_steps: length of the run.
         resume: whether to go on from the newest readable state; without one the run starts from the beginning.
         keep: so many state files stay.
+        outdated: files that a run of its own would not overwrite at once, such as the best model: a fresh run over a
+            finished one removes them, so that they are not taken for its own.
 
     Raises:
         BundleError: at the start of a run that is not resumed, if `ckpt_dir` holds an unfinished run; or if a state
@@ -61,11 +67,13 @@ class RunState:
         max_steps: int,
         resume: bool = False,
         keep: int = 2,
+        outdated: Sequence[str | Path] = (),
     ) -> None:
         if interval < 1 or keep < 1:
             raise BundleError(f"save_interval and keep must be at least 1, got {interval} and {keep}.")
         self.objects = {name: item for name, item in objects.items() if item is not None}
         self.ckpt_dir = Path(ckpt_dir)
+        self.outdated = [Path(path) for path in outdated]
         self.interval, self.max_steps, self.resume, self.keep = interval, max_steps, resume, keep
 
     def attach(self, engine: Engine) -> None:
@@ -98,15 +106,20 @@ class RunState:
 
     def _restore(self, engine: Engine) -> None:
         content, path = self._newest_readable()
+        if content is None and self.states():
+            raise BundleError(
+                f"No state in {self.ckpt_dir} can be read, so there is nothing to resume: put back a good copy, or "
+                "delete its state files and start without --resume."
+            )
         if content is None:
             logger.info(f"Nothing to resume in {self.ckpt_dir}: starting from the beginning.")
             return
         for name, item in self.objects.items():
             try:
                 item.load_state_dict(content[name])
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
                 raise BundleError(
-                    f"{path} does not fit this configuration ({name}: {str(error).splitlines()[0]}). Resume with the "
+                    f"{path} does not fit this configuration ({name}: {_first_line(error)}). Resume with the "
                     "configuration of that run, or choose another --ckpt_dir."
                 ) from error
         step = content["run"]["step"]
@@ -125,7 +138,7 @@ class RunState:
                     return content, path
                 reason = "it is no state of a run"
             except Exception as error:  # a damaged file can fail in any way; the one before it is tried instead
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = _first_line(error)
             logger.warning(f"{path} cannot be used ({reason}); trying the one before it.")
         return None, None
 
@@ -136,5 +149,6 @@ class RunState:
                 f"{self.ckpt_dir} holds a run that stopped at step {content['run']['step']}. Add --resume true to go "
                 "on with it, name another --ckpt_dir, or delete its state files."
             )
-        for old in self.states():
+        for old in [*self.states(), *(path for path in self.outdated if path.exists())]:
+            logger.info(f"{old} belongs to the finished run in {self.ckpt_dir} and is removed.")
             old.unlink()

@@ -9,6 +9,7 @@ from monai.engines import IterationEvents
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from scripts.engine.gradient_guard import GradientGuard
 from scripts.functional.ramps import warmed_decay
 
 
@@ -29,10 +30,12 @@ def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"The teacher's decay must be in [0, 1), got {decay}.")
 
-    def average(averaged: torch.Tensor, current: torch.Tensor, updates: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(current, averaged, warmed_decay(decay, int(updates)))
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
+        kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
+        for mean, new in zip(averaged, current, strict=True):
+            mean.copy_(torch.lerp(new, mean, kept))
 
-    teacher = AveragedModel(network, avg_fn=average, use_buffers=False)
+    teacher = AveragedModel(network, multi_avg_fn=average, use_buffers=False)
     teacher.requires_grad_(False)
     return teacher
 
@@ -43,10 +46,11 @@ class TeacherUpdater:
     Args:
         teacher: what `ema_teacher` made.
         network: the student.
+        guard: after a step that it has undone, the average stays where it is.
     """
 
-    def __init__(self, teacher: AveragedModel, network: nn.Module) -> None:
-        self.teacher, self.network = teacher, network
+    def __init__(self, teacher: AveragedModel, network: nn.Module, guard: GradientGuard | None = None) -> None:
+        self.teacher, self.network, self.guard = teacher, network, guard
 
     def attach(self, engine: Engine) -> None:
         """Act when the engine's model update is complete."""
@@ -54,4 +58,5 @@ class TeacherUpdater:
 
     def __call__(self, engine: Engine) -> None:
         """Move the average one step."""
-        self.teacher.update_parameters(self.network)
+        if self.guard is None or not self.guard.undone:
+            self.teacher.update_parameters(self.network)

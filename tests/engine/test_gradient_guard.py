@@ -72,14 +72,14 @@ class Training:
         self.trainer.logger.setLevel(logging.CRITICAL)
         self.record(Events.ITERATION_STARTED, self.before)
         self.guard.attach(self.trainer)
-        TeacherUpdater(self.teacher, self.network).attach(self.trainer)
+        TeacherUpdater(self.teacher, self.network, self.guard).attach(self.trainer)
         self.record(Events.ITERATION_COMPLETED, self.after)
 
     def record(self, event, record):
         self.trainer.add_event_handler(event, lambda e: record.update({e.state.iteration: self.everything()}))
 
     def everything(self):
-        parts = (self.network, self.loss, self.optimizer)
+        parts = (self.network, self.loss, self.optimizer, self.teacher)
         return copy.deepcopy([part.state_dict() for part in parts])
 
     def run(self):
@@ -115,7 +115,7 @@ BAD_STEPS = {
 @pytest.mark.parametrize("case", BAD_STEPS)
 def test_a_bad_step_changes_nothing_and_the_others_do(case):
     run = Training(**BAD_STEPS[case]).run()
-    # Weights, batch norm's statistics and number of batches, memory, Adam's moments and step numbers.
+    # Weights, batch norm's statistics and number of batches, memory, Adam's moments and step numbers, the teacher.
     assert same(run.after[3], run.before[3])
     for step in (1, 2, 4, 5):
         assert not same(run.after[step], run.before[step])
@@ -246,3 +246,11 @@ def test_the_norm_is_taken_over_network_and_loss_together():
     run.trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, measure)
     run.run()
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_counts_of_bad_steps_survive_a_restart():
+    """Else a run that is killed and resumed would have its patience back each time."""
+    run = Training(images(4, 5)).run()
+    restored = GradientGuard([run.network], patience=3)
+    restored.load_state_dict(copy.deepcopy(run.guard.state_dict()))
+    assert (restored.bad_steps, restored.in_a_row) == (2, 2)

@@ -267,6 +267,43 @@ def test_a_truncated_state_is_skipped_for_the_one_before(tmp_path, caplog):
     assert_same(resumed.everything(), whole.everything())
 
 
+def test_a_resume_where_no_state_can_be_read_is_refused(tmp_path):
+    """To start over in silence would lose the run: a good copy may exist."""
+    for name in ("state_00000002.pt", "state_00000004.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BundleError, match=r"No state in .* can be read"):
+        Run(tmp_path, 7, resume=True).go()
+    assert len(file_names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("error", [TypeError(""), AttributeError("no such thing\nat all")])
+def test_any_way_in_which_a_state_does_not_fit_is_one_sentence(tmp_path, error):
+    class Foreign:
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            raise error
+
+    run = Run(tmp_path, 3).go()
+    state = torch.load(tmp_path / "state_00000003.pt", weights_only=True)
+    torch.save({**state, "network": {}}, tmp_path / "state_00000003.pt")
+    with pytest.raises(BundleError, match=r"\(network: (TypeError|no such thing)\)") as caught:
+        RunState({**run.objects, "network": Foreign()}, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fresh_run_over_a_finished_one_removes_what_it_would_not_overwrite_and_a_resumed_one_does_not(tmp_path):
+    best = tmp_path / "model_best.pt"
+    run = Run(tmp_path, 3).go()
+    for resume, stays in ((True, True), (False, False)):
+        best.write_bytes(b"of the finished run")
+        engine = Engine(lambda *_: None)
+        engine.state.epoch_length = EPOCH
+        RunState(run.objects, tmp_path, 1, 3, resume=resume, outdated=[best]).begin(engine)
+        assert best.exists() is stays
+
+
 def test_a_damaged_newer_state_does_not_push_out_the_one_just_saved(tmp_path):
     Run(tmp_path, 9, interval=2, keep=1, killed_at=5).go_until_killed()
     (tmp_path / "state_00000008.pt").write_bytes(b"damaged")

@@ -60,7 +60,7 @@ def test_recorded_value_gradients_and_statistics_are_reproduced(ran):
     for key, norm in golden.part("grad_norm.").items():
         tolerance = (DECODER_NORM if key.startswith("decoder") else ENCODER_NORM)[mode]
         ours = parameters[names[key]].grad.norm()
-        compare(golden.name, f"gradient norm, {key.partition('.')[0]}", ours, norm, atol=1e-7, rtol=tolerance)
+        compare(golden.name, f"gradient norm of {key.partition('.')[0]}", ours, norm, atol=1e-7, rtol=tolerance)
     ours = parameters[names["decoder.out_conv.weight"]].grad
     golden.check(ours, "grad.decoder.out_conv.weight", atol=(1e-6, 1e-4)[mode], quantity="output gradient")
     for key in golden.part("after."):

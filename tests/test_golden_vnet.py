@@ -11,6 +11,7 @@ from scripts.functional.voxels import rows_of
 from scripts.networks.heads import EmbeddingHead
 from scripts.networks.reference_weights import BACKBONE_PREFIXES
 from scripts.networks.vnet import VNet
+from scripts.prototypes.selectors import ClassSelectors
 from tests.golden_files import Golden, found
 from tests.golden_network import load_by_rule, network_for, our_names, reference_state
 
@@ -65,13 +66,22 @@ def test_head_rows_are_rows_of_the_embedding(path):
     assert torch.equal(rows_of(golden["out.embedding"])[::257][:64], golden["head_rows"])
 
 
+def count(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("path", found("vnet_counts*.npz"))
 def test_recorded_parameter_counts_are_reproduced(path):
     golden = Golden(path)
-    names = ("in_channels", "num_classes", "num_filters", "out.num_parameters_encoder_decoder")
-    for channels, classes, filters, expected in zip(*(golden[name].tolist() for name in names), strict=True):
+    names = ("in_channels", "num_classes", "num_filters", "out.num_parameters_encoder_decoder", "out.num_parameters")
+    for channels, classes, filters, expected, with_heads in zip(
+        *(golden[name].tolist() for name in names), strict=True
+    ):
         network = VNet(channels, classes, filters)
-        assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+        assert count(network) == expected
+        # The reference's projection head takes 16 channels, whatever the network has.
+        heads = [EmbeddingHead(16, 32), EmbeddingHead(32, 32), ClassSelectors(classes, 32, "reference")]
+        assert count(network, *heads) == with_heads
 
 
 def conv_macs(network, image):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def load_cases(
             of training; cases under `validation` in the file come on top.
 
     Raises:
-        BundleError: for a missing folder or file, a file that is no datalist, too few labelled cases, or files that
-            do not exist.
+        BundleError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
+            without label, an image in two roles, or files that do not exist.
     """
     root = Path(dataset_dir)
     _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
@@ -58,6 +59,8 @@ def load_cases(
     count = sum("label" in case for case in training) if labelled_cases is None else labelled_cases
     if labelled_cases is None:
         training.sort(key=lambda case: "label" not in case)
+        if count == 0:
+            raise BundleError(f"No training case in {root / datalist} has a label: at least one must, to learn from.")
     if not 1 <= count <= len(training):
         raise BundleError(
             f"labelled_cases is {count}, but it must be from 1 to {len(training)}, the number of training cases in "
@@ -81,7 +84,13 @@ def load_cases(
         validation=held_out + [_case(e, root, "validation") for e in content["validation"]],
         test=[_case(e, root, "test") for e in content["test"]],
     )
-    lists.validation = [case for case in lists.validation if "label" in case]
+    without = [case["case"] for case in lists.validation if "label" not in case]
+    if without:
+        raise BundleError(
+            f"The validation case {without[0]} in {root / datalist} has no label to compare with: give it one, or "
+            "move it to the list `unlabeled`."
+        )
+    _check_roles(lists)
     _check_files(lists)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
@@ -158,6 +167,20 @@ def _check_files(lists: CaseLists) -> None:
         for path in [*images, *([case["label"]] if "label" in case else [])]:
             if not Path(path).exists():
                 raise BundleError(f"{path}, named by the datalist, does not exist: correct the path or --dataset_dir.")
+
+
+def _check_roles(lists: CaseLists) -> None:
+    """An image that trains must not be evaluated on, and none may be labelled and unlabelled at once."""
+    role_of: dict[str, str] = {}
+    for role in ("labelled", "unlabelled", "validation", "test"):
+        for case in getattr(lists, role):
+            for path in case["image"] if isinstance(case["image"], list) else [case["image"]]:
+                other = role_of.setdefault(os.path.normpath(path), role)
+                if other != role:
+                    raise BundleError(
+                        f"{path} is a case of two kinds, {other} and {role}: keep it in one list of the "
+                        "datalist, or lower labelled_cases."
+                    )
 
 
 def with_references(cases: list[Case], role: str) -> list[Case]:

@@ -116,6 +116,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         `image` `(L + U, C, D, H, W)`, `label` `(L, 1, D, H, W)`, `case` (names), and where items hold `weak` (the image
         before intensity augmentation) those of the unlabelled items, `(U, C, D, H, W)`.
     """
+    for key in ("image", "label", "weak"):
+        _check_shapes(key, [item for item in items if key in item])
     batch: dict[str, Any] = {
         "image": torch.stack([_plain(item["image"]) for item in items]),
         "label": torch.stack([_plain(item["label"]) for item in items if "label" in item]),
@@ -125,6 +127,16 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if weak:
         batch["weak"] = torch.stack(weak)
     return batch
+
+
+def _check_shapes(key: str, items: Sequence[dict[str, Any]]) -> None:
+    for item in items[1:]:
+        if item[key].shape != items[0][key].shape:
+            first, other = (f"{tuple(i[key].shape)} ({i['case']})" for i in (items[0], item))
+            raise BundleError(
+                f"The {key}s of a batch differ in shape, {first} and {other}: every case needs the same channels, and "
+                "the transforms must end with patches of roi_size."
+            )
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

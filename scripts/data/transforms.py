@@ -39,7 +39,7 @@ class CheckLabelsd(MapTransform):
             if len(undeclared) > 0:
                 name = getattr(data[key], "meta", {}).get("filename_or_obj", key)
                 raise BundleError(
-                    f"{name} holds the label value {undeclared[0].item():g}, but label_names declares {self.values}. "
+                    f"{name} holds the label value {undeclared[0].item()!r}, but label_names declares {self.values}. "
                     "Declare it in the dataset's YAML or correct the file."
                 )
         return dict(data)

@@ -57,11 +57,17 @@ def check_memory(
         device: where the run computes.
 
     Raises:
-        BundleError: if a step cannot fit, with the numbers and what to lower.
+        BundleError: if a step cannot fit, with the numbers and what to lower; or if the network refuses such patches.
     """
     shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    need = activation_bytes(network, shape) + 5 * weights
+    try:
+        need = activation_bytes(network, shape) + 5 * weights
+    except ValueError as error:  # torch's norms refuse to normalise a single value, as the deepest layer may hold
+        raise BundleError(
+            f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
+            f"{str(error).splitlines()[0].rstrip('.')}. Raise --roi_size."
+        ) from error
     device = torch.device(device)
     supply = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > supply:

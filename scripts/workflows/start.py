@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from monai.utils import set_determinism
 
 from scripts.errors import BundleError
 from scripts.workflows.overrides import check_overrides, is_command_line
+
+WORKER_MISTAKE = re.compile(r"^scripts\.errors\.BundleError: (.*)$", re.MULTILINE)
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
@@ -48,9 +51,12 @@ def install_error_report(debug: bool) -> None:
 
 
 def find_mistake(error: BaseException | None) -> BundleError | None:
-    """The `BundleError` among an exception and its causes."""
+    """The `BundleError` among an exception and its causes; of a loader's worker process only the text comes over."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
+        from_worker = WORKER_MISTAKE.findall(str(error)) if " in DataLoader worker process " in str(error) else []
+        if from_worker:
+            return BundleError(from_worker[-1])
         if isinstance(error, BundleError):
             return error
         seen.add(id(error))

@@ -257,3 +257,42 @@ def test_the_numbers_of_cases_are_said(tiny_demo, caplog) -> None:
     with caplog.at_level("INFO", logger="datalist"):
         load_cases(tiny_demo, labelled_cases=2)
     assert "2 labelled and 4 unlabelled cases for training, 1 for validation, 2 for testing." in caplog.text
+
+
+def test_validation_case_without_a_label_is_refused(write):
+    """Dropped in silence it would leave fewer cases to choose the best model by, or none."""
+    message = refusal(write({"training": pairs("a"), "validation": [*pairs("v"), "images/w.nii.gz"]}))
+    assert "validation case w " in message and "unlabeled" in message
+
+
+def test_training_without_any_label_is_refused_with_what_is_true(write):
+    message = refusal(write({"training": ["images/a.nii.gz", {"image": "images/b.nii.gz"}]}))
+    assert "No training case in " in message and "labelled_cases is 0" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "roles"),
+    [
+        ({"training": pairs("a", "b"), "test": pairs("b")}, "two kinds, labelled and test"),
+        ({"training": pairs("a"), "validation": pairs("a")}, "two kinds, labelled and validation"),
+        ({"training": pairs("a"), "unlabeled": ["images/a.nii.gz"]}, "two kinds, labelled and unlabelled"),
+        (
+            {"training": pairs("a"), "unlabeled": ["images/u.nii.gz"], "test": [{"image": "./images/u.nii.gz"}]},
+            "two kinds, unlabelled and test",
+        ),
+        (
+            {
+                "training": [{"image": ["t1.nii.gz", "t2.nii.gz"], "label": "l.nii.gz"}],
+                "test": [{"image": ["x.nii.gz", "t2.nii.gz"]}],
+            },
+            "two kinds, labelled and test",
+        ),
+    ],
+)
+def test_image_in_two_roles_is_refused(write, content, roles):
+    assert roles in refusal(write(content))
+
+
+def test_a_training_case_that_labelled_cases_makes_unlabelled_may_not_be_a_test_case_either(write):
+    root = write({"training": pairs("a", "b"), "test": pairs("b")})
+    assert "two kinds, unlabelled and test" in refusal(root, labelled_cases=1)

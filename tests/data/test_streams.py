@@ -274,3 +274,14 @@ def test_before_unlabelled_from_batches_hold_labelled_cases_only_and_the_same_on
     late = TwoStreamBatchSampler(3, 5, 2, 1, seed=4, unlabelled_from=2)
     assert [late.batch(i) for i in range(2)] == [always.batch(i)[:2] for i in range(2)]
     assert [late.batch(i) for i in range(2, 6)] == [always.batch(i) for i in range(2, 6)]
+
+
+@pytest.mark.parametrize("key", ["image", "label", "weak"])
+def test_items_of_different_shapes_are_refused_with_their_names(key):
+    def item(name, side):
+        shapes = {k: (1, side if k == key else 2, 2, 2) for k in ("image", "label", "weak")}
+        return {"case": name, **{k: torch.zeros(shape) for k, shape in shapes.items()}}
+
+    with pytest.raises(BundleError, match=rf"The {key}s of a batch differ.*2.*\(a\).*3.*\(b\)") as caught:
+        collate([item("a", 2), item("c", 2), item("b", 3)])
+    assert "\n" not in str(caught.value)

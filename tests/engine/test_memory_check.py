@@ -11,6 +11,7 @@ from torch import nn
 
 from scripts.engine.memory_check import activation_bytes, check_memory
 from scripts.errors import BundleError
+from scripts.networks.vnet import VNet
 
 
 @pytest.fixture
@@ -45,3 +46,11 @@ def test_a_step_fits_to_the_byte(network, spare, fits, monkeypatch) -> None:
     else:
         with pytest.raises(BundleError, match=r"10x16x17 voxels .* Lower --roi_size"):
             check_memory(network, **arguments)
+
+
+def test_patches_so_small_that_a_norm_has_one_value_are_refused_with_what_to_raise():
+    network = VNet(base_filters=2, norm="instance")
+    with pytest.raises(BundleError, match=r"16x16x16 voxels \(roi_size\): .*Raise --roi_size\.$") as caught:
+        check_memory(network, 1, [16, 16, 16], 2, 16, "cpu")
+    assert "\n" not in str(caught.value)
+    check_memory(network, 1, [32, 16, 16], 2, 16, "cpu")

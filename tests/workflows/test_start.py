@@ -337,3 +337,28 @@ def test_no_image_to_run_on_is_refused():
     require_images(["a.nii.gz"], "/data")
     with pytest.raises(BundleError, match="No NIfTI file lies in /data"):
         require_images([], "/data")
+
+
+class Broken(torch.utils.data.Dataset):
+    def __init__(self, wrapped):
+        self.wrapped = wrapped
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        try:
+            raise BundleError("case_1 holds the label value 7: correct the file.")
+        except BundleError as error:
+            if self.wrapped:  # as MONAI's transforms do
+                raise RuntimeError("applying transform") from error
+            raise
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_found_while_loading_is_the_same_sentence_with_and_without_worker_processes(wrapped, workers):
+    loader = torch.utils.data.DataLoader(Broken(wrapped), num_workers=workers)
+    with pytest.raises((BundleError, RuntimeError)) as caught:
+        next(iter(loader))
+    assert str(find_mistake(caught.value)) == "case_1 holds the label value 7: correct the file."

@@ -27,3 +27,14 @@ def test_recorded_scores_and_labels_are_reproduced_by_uniform_windows(path):
     # In the reference every channel holds the probability of class 1, and a voxel is 1 where that is above one half.
     golden.check(scores[1].expand_as(golden["out.score_map"]), "out.score_map", atol=1e-5, quantity="scores")
     assert torch.equal((scores[1] > 0.5).long(), golden["out.label_map"])
+
+
+@pytest.mark.parametrize(("side", "first"), [(2, 1), (3, 1), (4, 0), (5, 0)])
+def test_a_short_axis_is_padded_by_the_smaller_half_in_front(side, first):
+    """The recorded files cannot tell: the reference pads floor(missing / 2) in front, the rest behind."""
+
+    def place(image):
+        return torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand_as(image)
+
+    output = SlidingWindowInferer((5, 4, 4))(torch.zeros(1, 1, side, 4, 4), place)
+    assert output[0, 0, :, 0, 0].tolist() == [float(first + i) for i in range(side)]

@@ -181,3 +181,16 @@ def test_a_staircase_may_start_late_and_may_have_no_length():
 def test_negative_stairs_are_refused():
     with pytest.raises(ValueError, match="stairs"):
         RampUp(1.0, stairs=-1)
+
+
+def test_terms_are_computed_in_the_order_in_which_they_are_listed():
+    """Heads shared by two terms record running statistics of both: the last one listed counts most."""
+    order = []
+
+    class Noting(Fixed):
+        def compute(self, step):
+            order.append(self.value)
+            return super().compute(step)
+
+    WeightedTerms({"b": Noting(1.0), "a": Noting(2.0), "c": Noting(3.0)}, 10)(*prediction())
+    assert order == [1.0, 2.0, 3.0]

@@ -34,7 +34,7 @@ def test_a_short_axis_is_padded_by_the_smaller_half_in_front(side, first):
     """The recorded files cannot tell: the reference pads floor(missing / 2) in front, the rest behind."""
 
     def place(image):
-        return torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand_as(image)
+        return torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand_as(image).clone()
 
     output = SlidingWindowInferer((5, 4, 4))(torch.zeros(1, 1, side, 4, 4), place)
     assert output[0, 0, :, 0, 0].tolist() == [float(first + i) for i in range(side)]

@@ -1,78 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image files of every format as one thing: what a header says, and the voxels on axes from left to right.
 
-NIfTI goes through nibabel, which takes any affine; everything else (NRRD, MHA, MHD, DICOM series) through ITK. Both
-give the same affine: voxel index to millimetres, RAS.
+NIfTI goes through nibabel, NRRD and MetaImage through ITK, a folder of DICOM slices through ITK's GDCM. All give the
+same affine: voxel index to millimetres, RAS. docs/formats.md says what is done with each kind of oddity.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import itk
-import nibabel
 import numpy as np
 
+from scripts.data import dicom, itk_files, nifti_files
+from scripts.data.volume_header import ENDINGS, NIFTI, ReadVoxels, VolumeHeader, ending_of
 from scripts.errors import BundleError
 
-NIFTI = (".nii.gz", ".nii")
-ENDINGS = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Of image files, in lower case; a DICOM series is a folder."""
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+__all__ = ["ENDINGS", "VolumeHeader", "ending_of", "exists", "read_header", "read_volume", "read_voxels"]
 
 
-@dataclass(frozen=True)
-class VolumeHeader:
-    """What a file says about its volume before a voxel is read.
-
-    Attributes:
-        path: the file, or the folder of a DICOM series.
-        shape: voxels along the three axes.
-        channels: 1, or the number of channels that the file itself holds.
-        affine: `(4, 4)`, voxel index to mm, RAS.
-        dtype: NumPy name of the stored type.
-        oriented: whether the file says where its axes point; else they are taken to be L, P, S as DICOM and ITK do.
-    """
-
-    path: str
-    shape: tuple[int, int, int]
-    channels: int
-    affine: np.ndarray
-    dtype: str
-    oriented: bool
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Size of a voxel along the three axes, mm."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
-
-    @property
-    def axcodes(self) -> str:
-        """Where the axes point, e.g. `RAS`."""
-        return "".join(nibabel.aff2axcodes(self.affine))
-
-
-def ending_of(path: str | Path) -> str | None:
-    """The ending that makes a file an image (`.nii.gz`, lower case), `None` for another file."""
-    name = Path(path).name.lower()
-    return next((ending for ending in ENDINGS if name.endswith(ending)), None)
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder, the folder of `FOLDER#SERIES_UID` included."""
+    return Path(dicom.split_series(path)[0]).exists()
 
 
 def read_header(path: str | Path) -> VolumeHeader:
     """Read what stands in front of the voxels.
 
+    Args:
+        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, where it holds several series,
+            `FOLDER#SERIES_UID`.
+
     Raises:
         BundleError: naming the file, if it cannot be read as a volume.
     """
-    path = str(path)
-    try:
-        return _nifti_header(path) if ending_of(path) in NIFTI else _itk_header(path)
-    except BundleError:
-        raise
-    except Exception as error:
-        raise BundleError(f"{path} cannot be read as an image: {_reason(error)}") from error
+    return _open(str(path))[0]
 
 
 def read_voxels(path: str | Path) -> np.ndarray:
@@ -81,55 +45,58 @@ def read_voxels(path: str | Path) -> np.ndarray:
     Raises:
         BundleError: naming the file, if it cannot be read.
     """
-    header = read_header(path)
+    return read_volume(path)[1]
+
+
+def read_volume(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
+    """`read_header` and `read_voxels` in one pass.
+
+    Raises:
+        BundleError: naming the file, if it cannot be read.
+    """
+    header, voxels = _open(str(path))
+    with _in_one_sentence(header.path):
+        return header, voxels()
+
+
+def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
+    if not exists(path):
+        raise BundleError(f"{path} does not exist: correct the path.")
+    with _in_one_sentence(path):
+        if Path(dicom.split_series(path)[0]).is_dir():
+            header, voxels = dicom.open_volume(path)
+        elif ending_of(path) in NIFTI:
+            header, voxels = nifti_files.open_volume(path)
+        elif ending_of(path) is not None:
+            header, voxels = itk_files.open_volume(path)
+        else:
+            raise BundleError(
+                f"{path} is no image file that can be read: {', '.join(ENDINGS)} can, and a folder of DICOM slices."
+            )
+    if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine)) < 1e-12:
+        raise BundleError(
+            f"{path} gives its voxels no size: its orientation matrix or voxel spacing is damaged, mend it."
+        )
+    if 0 in header.shape:
+        raise BundleError(f"{path} has {' x '.join(map(str, header.shape))} voxels, which is none: leave it out.")
+    return header, voxels
+
+
+@contextmanager
+def _in_one_sentence(path: str) -> Iterator[None]:
     try:
-        if ending_of(path) in NIFTI:
-            array = np.asanyarray(nibabel.load(path).dataobj)
-            array = array.reshape(*header.shape, header.channels)
-            return np.moveaxis(array, -1, 0)
-        array = itk.array_from_image(itk.imread(path))
-        array = array[..., None] if array.ndim == 3 else array
-        return array.transpose(3, 2, 1, 0)
+        yield
+    except (BundleError, MemoryError):
+        raise
     except Exception as error:
-        raise BundleError(f"{path} cannot be read: {_reason(error)}") from error
-
-
-def _nifti_header(path: str) -> VolumeHeader:
-    image = nibabel.load(path)
-    shape = (*image.shape, 1, 1, 1)
-    rest = [n for n in image.shape[3:] if n > 1]
-    if len(rest) > 1:
-        raise BundleError(f"{path} has axes of {image.shape} voxels: three, and one of channels, can be used.")
-    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-    affine = image.affine
-    if not oriented:
-        affine = LPS_TO_RAS @ np.diag([*(float(z) for z in image.header.get_zooms()[:3]), 1.0])
-    return VolumeHeader(
-        path, shape[:3], rest[0] if rest else 1, np.asarray(affine, float), str(image.get_data_dtype()), oriented
-    )
-
-
-def _itk_header(path: str) -> VolumeHeader:
-    io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
-    if io is None:
-        raise BundleError(f"{path} is no image file that can be read: {', '.join(ENDINGS)} can.")
-    io.SetFileName(path)
-    io.ReadImageInformation()
-    axes = range(3)
-    affine = np.eye(4)
-    for axis in axes:
-        affine[:3, axis] = np.asarray(io.GetDirection(axis))[:3] * io.GetSpacing(axis)
-    affine[:3, 3] = [io.GetOrigin(axis) for axis in axes]
-    return VolumeHeader(
-        path,
-        tuple(io.GetDimensions(axis) for axis in axes),
-        io.GetNumberOfComponents(),
-        LPS_TO_RAS @ affine,
-        io.GetComponentTypeAsString(io.GetComponentType()),
-        True,
-    )
+        raise BundleError(
+            f"{path} cannot be read as an image ({_reason(error)}): it may be incomplete or damaged, replace it."
+        ) from error
 
 
 def _reason(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """The line of a library's message that says most, without addresses of its source and its objects."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" is that of the system's last failed call
+    telling = [line for line in lines if not noise.match(line)] or [type(error).__name__]
+    return re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1]).rstrip(". ")

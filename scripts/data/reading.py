@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader that MONAI's `LoadImaged` takes: every format gives the same array, affine and axis of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from scripts.data.volumes import VolumeHeader, read_volume
+from scripts.errors import BundleError
+
+TOLERANCE_MM = 0.01
+"""How far the corners of two files may lie apart that are channels of one image."""
+
+
+class VolumeReader(ImageReader):
+    """Reads `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha`, `.mhd` and folders of DICOM slices (`scripts.data.volumes`).
+
+    `LoadImaged(keys, reader="scripts.data.reading.VolumeReader")` gives volumes `(channels, X, Y, Z)`, also of one
+    channel, with the affine of the file's own axes (voxel index to mm, RAS); `EnsureChannelFirstd` then changes
+    nothing. A list of files, of one or several channels each, is put together along the channels.
+
+    Example:
+        >>> from monai.transforms import LoadImage
+        >>> image = LoadImage(reader=VolumeReader())("scan.nrrd")  # doctest: +SKIP
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Always true: a file that cannot be read is refused by name instead of being tried with other readers."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
+        """Return the paths: `LoadImage` takes an error here for "not my format" and goes on with its other readers."""
+        return tuple(str(path) for path in ensure_tuple(data))
+
+    def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Read the files.
+
+        Args:
+            img: paths, as `read` returns them.
+
+        Returns:
+            Voxels `(channels, X, Y, Z)`, and the meta data that MONAI's transforms use: `affine`, `original_affine`,
+            `space`, `spatial_shape`, `original_channel_dim`.
+
+        Raises:
+            BundleError: naming the file that cannot be read, or whose grid is not that of the first.
+        """
+        volumes = [read_volume(path) for path in img]
+        first = volumes[0][0]
+        for header, _ in volumes[1:]:
+            check_same_grid(first, header)
+        array = np.concatenate([voxels for _, voxels in volumes]) if len(volumes) > 1 else volumes[0][1]
+        return array, {
+            MetaKeys.AFFINE: first.affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.array(first.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+        }
+
+
+def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:
+    """Two files that are channels of one image must have their voxels at the same places.
+
+    Raises:
+        BundleError: for different numbers of voxels, or corners that lie more than `TOLERANCE_MM` apart.
+    """
+    if first.shape != other.shape:
+        sizes = [" x ".join(map(str, header.shape)) for header in (first, other)]
+        raise BundleError(
+            f"{other.path} has {sizes[1]} voxels, but {first.path}, a channel of the same image, has {sizes[0]}: "
+            "resample one to the grid of the other."
+        )
+    apart = float(np.linalg.norm(first.corners - other.corners, axis=1).max())
+    if apart > TOLERANCE_MM:
+        raise BundleError(
+            f"{other.path} lies {apart:.4g} mm away from {first.path}, a channel of the same image: resample one to "
+            "the grid of the other."
+        )

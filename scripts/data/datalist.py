@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.data.volumes import ENDINGS, ending_of, exists
 from scripts.errors import BundleError
 
 logger = logging.getLogger("datalist")
@@ -149,12 +150,8 @@ def _inside(root: Path, path: str) -> str:
 
 
 def case_name(path: str | Path) -> str:
-    """File name without the endings of an image file: `a.b/la_000.nii.gz` to `la_000`."""
-    name = Path(path).name
-    for ending in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+    """File name without an image's ending: `a.b/la_000.nii.gz` to `la_000`; the name of a DICOM folder as it is."""
+    return Path(path).name[: -len(ending_of(path) or "") or None]
 
 
 def _without_label(case: Case) -> Case:
@@ -165,8 +162,12 @@ def _check_files(lists: CaseLists) -> None:
     for case in lists.labelled + lists.unlabelled + lists.validation + lists.test:
         images = case["image"] if isinstance(case["image"], list) else [case["image"]]
         for path in [*images, *([case["label"]] if "label" in case else [])]:
-            if not Path(path).exists():
+            if not exists(path):
                 raise BundleError(f"{path}, named by the datalist, does not exist: correct the path or --dataset_dir.")
+        if "label" in case and Path(case["label"]).is_dir():
+            raise BundleError(
+                f"{case['label']}, a label in the datalist, is a folder: labels are files ({', '.join(ENDINGS)})."
+            )
 
 
 def _check_roles(lists: CaseLists) -> None:

@@ -79,9 +79,12 @@ def split_series(path: str | Path) -> tuple[str, str | None]:
     return str(path), None
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether the file has DICOM's mark behind its preamble; nothing else of it is read."""
-    return _storage_class(path) is not None
+def looks_like_slice(file: Path) -> bool:
+    """Whether the file's name or its first bytes are those of a DICOM slice; no more of it is read."""
+    storage = _storage_class(file)
+    if storage is None:
+        return file.suffix.lower() in SLICE_ENDINGS
+    return not storage.startswith(NO_SLICES)
 
 
 def image_io(path: str) -> itk.GDCMImageIO:

@@ -82,5 +82,5 @@ def require_images(files: Sequence[str], folder: str | Path) -> None:
     """
     if not files:
         raise BundleError(
-            f"No NIfTI file lies in {folder}: give a folder of images or one image file by --dataset_dir."
+            f"No image lies in {folder} (or none that image_pattern names): give a folder of images by --dataset_dir."
         )

@@ -155,7 +155,7 @@ def test_inference_without_model_or_images_says_so(missing, make_workflow, brigh
         workflow.run()
     mistake = find_mistake(caught.value)
     assert isinstance(mistake, BundleError)
-    assert ("model.pt" if missing == "model" else "No NIfTI") in str(mistake)
+    assert ("model.pt" if missing == "model" else "No image") in str(mistake)
 
 
 def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflow, tmp_path) -> None:

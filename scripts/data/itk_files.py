@@ -12,7 +12,8 @@ import itk
 import numpy as np
 
 from scripts.data import text_header
-from scripts.data.volume_header import LPS_TO_RAS, ReadVoxels, VolumeHeader, ending_of, shape_and_channels
+from scripts.data.file_endings import METAIMAGE, ending_of, in_lower_case
+from scripts.data.volume_header import LPS_TO_RAS, ReadVoxels, VolumeHeader, shape_and_channels
 from scripts.errors import BundleError
 
 WRAPPED = {"uint8": "UC", "uint16": "US", "int16": "SS", "float32": "F", "float64": "D"}
@@ -81,7 +82,7 @@ def lps_affine(io: itk.ImageIOBase) -> np.ndarray:
 
 
 def _image_io(file: str) -> itk.ImageIOBase:
-    io = (itk.MetaImageIO if ending_of(file) in (".mha", ".mhd") else itk.NrrdImageIO).New()
+    io = (itk.MetaImageIO if ending_of(file) in METAIMAGE else itk.NrrdImageIO).New()
     if not io.CanReadFile(file):
         raise ValueError("its header is not of the format that its ending promises")
     io.SetFileName(file)
@@ -92,19 +93,12 @@ def _image_io(file: str) -> itk.ImageIOBase:
 @contextmanager
 def _as_itk_wants_it(path: str) -> Iterator[str]:
     """The path itself, or one in a folder of its own that lives as long as the context."""
-    upper = ending_of(path) in (".mha", ".mhd") and Path(path).suffix != Path(path).suffix.lower()
     repaired = text_header.with_list_axis(path)
-    if not upper and repaired is None:
-        yield path
+    if repaired is None:
+        with in_lower_case(path, beside=text_header.data_files(path)) as file:
+            yield file
         return
     with TemporaryDirectory() as folder:
-        if repaired is not None:
-            file = Path(folder, "header.nhdr")
-            file.write_bytes(repaired)
-        else:
-            # ITK knows MetaImage by an ending in lower case; what the header names lies beside it.
-            file = Path(folder, "header").with_suffix(Path(path).suffix.lower())
-            file.symlink_to(Path(path).resolve())
-            for data in text_header.data_files(path):
-                Path(folder, data).symlink_to(Path(path).resolve().parent / data)
+        file = Path(folder, "header.nhdr")
+        file.write_bytes(repaired)
         yield str(file)

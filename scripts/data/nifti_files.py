@@ -6,6 +6,7 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 
+from scripts.data.file_endings import in_lower_case
 from scripts.data.volume_header import LPS_TO_RAS, ReadVoxels, VolumeHeader, shape_and_channels
 from scripts.errors import BundleError
 
@@ -19,7 +20,8 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     Raises:
         BundleError: for colours or complex numbers, or for axes that are no volume.
     """
-    image = nibabel.load(path)
+    with in_lower_case(path) as file:
+        image = nibabel.load(file)
     stored = image.get_data_dtype()
     if stored.fields is not None or stored.kind == "c":
         kind = "complex numbers" if stored.kind == "c" else "colours (RGB)"
@@ -30,7 +32,8 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
 
     def voxels() -> np.ndarray:
-        array = np.asanyarray(image.dataobj)
+        with in_lower_case(path) as file:
+            array = np.asanyarray(nibabel.load(file).dataobj)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no big-endian numbers
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 

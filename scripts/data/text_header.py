@@ -7,7 +7,7 @@ import re
 from itertools import takewhile
 from pathlib import Path
 
-from scripts.data.volume_header import ending_of
+from scripts.data.file_endings import NRRD, ending_of
 
 LONGEST = 1 << 20  # bytes; a header is a few hundred
 RANGE_KINDS = re.compile(r"list|vector|point|normal|color|complex|quaternion|matrix|stub|scalar", re.IGNORECASE)
@@ -21,7 +21,7 @@ def is_oriented(path: str) -> bool:
     one of the names of its matrix.
     """
     fields = _fields(path)
-    if ending_of(path) in (".nrrd", ".nhdr"):
+    if ending_of(path) in NRRD:
         return "space" in fields and "space directions" in fields
     return not {"transformmatrix", "rotation", "orientation"}.isdisjoint(fields)
 
@@ -37,7 +37,7 @@ def with_list_axis(path: str) -> bytes | None:
 
     ITK takes an axis for channels only by its kind, which some writers leave out, and then counts four axes of space.
     """
-    if ending_of(path) not in (".nrrd", ".nhdr"):
+    if ending_of(path) not in NRRD:
         return None
     fields, lines = _fields(path), _lines(path)
     axes = re.findall(r"\([^)]*\)|\S+", fields.get("space directions") or fields.get("spacings", ""))
@@ -61,7 +61,7 @@ def _lines(path: str) -> list[str]:
     with open(path, "rb") as file:
         text = file.read(LONGEST).decode("utf-8", "surrogateescape")
     lines = [line.rstrip("\r") for line in text.split("\n")]
-    if ending_of(path) in (".nrrd", ".nhdr"):
+    if ending_of(path) in NRRD:
         return list(takewhile(bool, lines))
     before = list(takewhile(lambda line: not line.lower().startswith("elementdatafile"), lines))
     return lines[: len(before) + 1]
@@ -69,6 +69,6 @@ def _lines(path: str) -> list[str]:
 
 def _fields(path: str) -> dict[str, str]:
     """Names in lower case, values as they stand."""
-    mark = ":" if ending_of(path) in (".nrrd", ".nhdr") else "="
+    mark = ":" if ending_of(path) in NRRD else "="
     pairs = (line.partition(mark) for line in _lines(path) if not line.startswith("#"))
     return {name.strip().lower(): value.strip() for name, found, value in pairs if found}

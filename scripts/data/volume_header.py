@@ -5,16 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from scripts.errors import BundleError
-
-NIFTI = (".nii.gz", ".nii")
-ENDINGS = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Of image files, in lower case; a DICOM series is a folder."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -57,12 +52,6 @@ class VolumeHeader:
         """Centres of the eight corner voxels, `(8, 3)`, mm, RAS."""
         index = np.stack(np.meshgrid(*([0, side - 1] for side in self.shape), indexing="ij"), axis=-1).reshape(8, 3)
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
-
-
-def ending_of(path: str | Path) -> str | None:
-    """The ending that makes a file an image (`.nii.gz`, lower case), `None` for another file."""
-    name = Path(path).name.lower()
-    return next((ending for ending in ENDINGS if name.endswith(ending)), None)
 
 
 def shape_and_channels(path: str, axes: Sequence[int], components: int = 1) -> tuple[tuple[int, int, int], int]:

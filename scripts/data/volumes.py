@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from scripts.data import dicom, itk_files, nifti_files
-from scripts.data.volume_header import ENDINGS, NIFTI, ReadVoxels, VolumeHeader, ending_of
+from scripts.data.file_endings import ENDINGS, NIFTI, ending_of
+from scripts.data.volume_header import ReadVoxels, VolumeHeader
 from scripts.errors import BundleError
 
 __all__ = ["ENDINGS", "VolumeHeader", "ending_of", "exists", "read_header", "read_volume", "read_voxels"]
@@ -79,7 +81,9 @@ def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         )
     if 0 in header.shape:
         raise BundleError(f"{path} has {' x '.join(map(str, header.shape))} voxels, which is none: leave it out.")
-    return header, voxels
+    # NIfTI keeps 32 bits of an affine and so does every other format here: where a volume is a whole number and a half of
+    # the new voxels long, the last bit decides which size resampling rounds to.
+    return replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels
 
 
 @contextmanager

@@ -21,9 +21,10 @@ TOLERANCE_MM = 0.01
 class VolumeReader(ImageReader):
     """Reads `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha`, `.mhd` and folders of DICOM slices (`scripts.data.volumes`).
 
-    `LoadImaged(keys, reader="scripts.data.reading.VolumeReader")` gives volumes `(channels, X, Y, Z)`, also of one
-    channel, with the affine of the file's own axes (voxel index to mm, RAS); `EnsureChannelFirstd` then changes
-    nothing. A list of files, of one or several channels each, is put together along the channels.
+    `LoadImaged(keys, reader="scripts.data.reading.VolumeReader")` gives volumes `(X, Y, Z)`, or
+    `(channels, X, Y, Z)` where there are several channels, with the affine of the file's own axes (voxel index to mm,
+    RAS); as with MONAI's readers, `EnsureChannelFirstd` then makes all of them `(channels, X, Y, Z)`. A list of files,
+    of one or several channels each, is put together along the channels.
 
     Example:
         >>> from monai.transforms import LoadImage
@@ -45,8 +46,8 @@ class VolumeReader(ImageReader):
             img: paths, as `read` returns them.
 
         Returns:
-            Voxels `(channels, X, Y, Z)`, and the meta data that MONAI's transforms use: `affine`, `original_affine`,
-            `space`, `spatial_shape`, `original_channel_dim`.
+            Voxels `(X, Y, Z)` or `(channels, X, Y, Z)`, and the meta data that MONAI's transforms use: `affine`,
+            `original_affine`, `space`, `spatial_shape`, `original_channel_dim`.
 
         Raises:
             BundleError: naming the file that cannot be read, or whose grid is not that of the first.
@@ -56,12 +57,13 @@ class VolumeReader(ImageReader):
         for header, _ in volumes[1:]:
             check_same_grid(first, header)
         array = np.concatenate([voxels for _, voxels in volumes]) if len(volumes) > 1 else volumes[0][1]
-        return array, {
+        several = len(array) > 1
+        return array if several else array[0], {
             MetaKeys.AFFINE: first.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.SPATIAL_SHAPE: np.array(first.shape),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),  # NaN is MONAI's "no channel"
         }
 
 

@@ -81,8 +81,8 @@ def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         )
     if 0 in header.shape:
         raise BundleError(f"{path} has {' x '.join(map(str, header.shape))} voxels, which is none: leave it out.")
-    # NIfTI keeps 32 bits of an affine and so does every other format here: where a volume is a whole number and a half of
-    # the new voxels long, the last bit decides which size resampling rounds to.
+    # NIfTI keeps 32 bits of an affine, and so does every other format here: where a volume is a whole number and a half
+    # of the new voxels long, the last bit decides which size resampling rounds to.
     return replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -87,8 +88,6 @@ def test_a_volume_gives_the_same_training_sample_from_every_format_and_storage_o
 
 
 def test_a_volume_without_orientation_that_is_stored_l_p_s_gives_the_same_sample(tmp_path, sample):
-    import nibabel
-
     samples = []
     for name, code in (("said", 1), ("bare", 0)):
         for key, array in (("image", smooth()), ("label", structures())):
@@ -103,16 +102,16 @@ def test_a_volume_without_orientation_that_is_stored_l_p_s_gives_the_same_sample
 
 
 @pytest.mark.parametrize("form", [*ENDINGS, "dicom"])
-def test_an_image_is_channel_first_and_names_its_file(tmp_path, form):
+def test_an_image_has_its_channels_first_and_names_its_file(tmp_path, form):
     array, matrix = stored_as(volume(), affine(), "LPS")
     path = write(tmp_path, form, array, matrix)
-    loaded = LoadImaged("image", reader=READER)({"image": path})
-    first = EnsureChannelFirstd("image")(loaded)["image"]
-    for image in (loaded["image"], first):
-        assert image.shape == (1, *array.shape) and image.dtype == torch.float32
-        assert image.meta["filename_or_obj"] == path
-        np.testing.assert_allclose(image.affine, matrix, atol=1e-5)
-        np.testing.assert_array_equal(image[0].numpy(), array)
+    image = Compose([LoadImaged("image", reader=READER), EnsureChannelFirstd("image")])({"image": path})["image"]
+    assert image.shape == (1, *array.shape) and image.dtype == torch.float32
+    assert image.meta["filename_or_obj"] == path
+    np.testing.assert_allclose(image.affine, matrix, atol=1e-5)
+    np.testing.assert_array_equal(image[0].numpy(), array)
+    at_once = LoadImage(reader=VolumeReader(), ensure_channel_first=True)(path)
+    assert torch.equal(at_once.as_tensor(), image.as_tensor())
 
 
 def test_monai_s_own_reader_and_ours_agree_on_a_nifti(tmp_path):
@@ -134,15 +133,13 @@ def test_monai_s_own_reader_and_ours_agree_on_a_nifti(tmp_path):
 
 def test_a_list_of_files_of_any_format_becomes_channels_in_its_order(tmp_path):
     two = np.stack([volume() + 2, volume() + 3])
-    import nibabel
-
     nibabel.save(nibabel.Nifti1Image(np.moveaxis(two, 0, -1), affine()), tmp_path / "two.nii.gz")
     paths = [
         write(tmp_path / "a", ".nrrd", volume(), affine()),
         write(tmp_path / "b", ".mha", volume() + 1, affine()),
         str(tmp_path / "two.nii.gz"),
     ]
-    image = LoadImaged("image", reader=READER)({"image": paths})["image"]
+    image = Compose([LoadImaged("image", reader=READER), EnsureChannelFirstd("image")])({"image": paths})["image"]
     np.testing.assert_array_equal(image.numpy(), np.stack([volume() + k for k in range(4)]))
     assert image.meta["filename_or_obj"] == paths[0]
 

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One dataset of NIfTI, NRRD, MHA and DICOM cases trains, evaluates, and is segmented in the grid of each file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.volume_files import dicom_slices, save, stored_as, write_dicom
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = {
+    "demo_training_000": (".nii.gz", "RAS", ".nii.gz"),
+    "demo_training_001": ("dicom", "LPS", ".nrrd"),
+    "demo_training_002": (".nrrd", "PIR", ".mha"),
+    "demo_training_003": (".mha", "ASL", ".nii.gz"),
+    "demo_test_000": (".nii.gz", "LAS", ".nii.gz"),
+}
+"""Of the demo: the image's format and storage order, and the label's format, which keeps its order."""
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """The dataset, and for each image the RAS affine and shape that its file was written with."""
+    root = tmp_path_factory.mktemp("mixed")
+    entries, grids = {}, {}
+    for name, (form, axcodes, label_form) in CASES.items():
+        image, label = (nibabel.load(tiny_demo / folder / f"{name}.nii.gz") for folder in ("images", "labels"))
+        array, matrix = stored_as(np.round(image.get_fdata()).astype(np.int16), image.affine, axcodes)
+        if form == "dicom":
+            path = write_dicom(root / "images" / name, dicom_slices(array, matrix))
+        else:
+            path = save(root / "images" / f"{name}{form}", array, matrix)
+        label_path = save(
+            root / "labels" / f"{name}{label_form}", np.asarray(label.dataobj).astype(np.uint8), label.affine
+        )
+        entries[name] = {"image": str(path.relative_to(root)), "label": str(label_path.relative_to(root))}
+        grids[name] = (matrix, array.shape)
+    datalist = {
+        "training": [entries[f"demo_training_00{k}"] for k in range(4)],
+        "test": [entries["demo_test_000"]],
+    }
+    (root / "dataset.json").write_text(json.dumps(datalist))
+    return root, grids
+
+
+def infer(make_workflow, tmp_path: Path, dataset_dir: Path, **overrides) -> dict[str, nibabel.Nifti1Image]:
+    make_workflow(
+        "inference.yaml",
+        workflow_type="infer",
+        bundle_root=str(ROOT),
+        dataset_dir=str(dataset_dir),
+        output_dir=str(tmp_path / "segmented"),
+        base_filters=4,
+        spacing=[3.0, 3.0, 4.0],
+        device="cpu",
+        **overrides,
+    ).run()
+    return {path.name: nibabel.load(path) for path in (tmp_path / "segmented").iterdir()}
+
+
+def assert_in_grid(output: nibabel.Nifti1Image, matrix: np.ndarray, shape: tuple[int, ...]) -> None:
+    assert output.shape == shape
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    np.testing.assert_allclose(corners @ output.affine.T, corners @ matrix.T, atol=0.01)
+
+
+def test_cases_of_all_formats_train_together_and_are_segmented_each_in_its_own_grid(mixed, make_workflow, tmp_path):
+    root, grids = mixed
+    data = {"data_source": str(root), "dataset_dir": str(root)}
+    make_workflow("train.yaml", max_steps=2, **data).run()
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", max_steps=2, **data).run()
+    with (tmp_path / "out/metrics.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"demo_test_000"}
+    outputs = infer(make_workflow, tmp_path, root / "images")
+    assert set(outputs) == {f"{name}_seg.nii.gz" for name in CASES}
+    for name, grid in grids.items():
+        assert_in_grid(outputs[f"{name}_seg.nii.gz"], *grid)
+
+
+@pytest.fixture
+def trained(mixed, make_workflow) -> None:
+    root = mixed[0]
+    make_workflow("train.yaml", max_steps=1, data_source=str(root), dataset_dir=str(root)).run()
+
+
+def test_cases_that_are_all_called_imaging_have_outputs_of_their_own(mixed, trained, make_workflow, tmp_path):
+    root, grids = mixed
+    names = ("demo_training_000", "demo_test_000")
+    for name in names:
+        (tmp_path / "cases" / name).mkdir(parents=True)
+        shutil.copy(root / f"images/{name}.nii.gz", tmp_path / f"cases/{name}/imaging.nii.gz")
+        shutil.copy(root / f"labels/{name}.nii.gz", tmp_path / f"cases/{name}/segmentation.nii.gz")
+    outputs = infer(make_workflow, tmp_path, tmp_path / "cases", image_pattern="imaging.nii.gz")
+    assert set(outputs) == {f"{name}_imaging_seg.nii.gz" for name in names}
+    for name in names:
+        assert_in_grid(outputs[f"{name}_imaging_seg.nii.gz"], *grids[name])
+
+
+@pytest.mark.parametrize("name", ["demo_training_001", "demo_training_002.nrrd"])
+def test_one_dicom_folder_and_one_file_are_inputs_too(mixed, trained, make_workflow, tmp_path, name):
+    root, grids = mixed
+    outputs = infer(make_workflow, tmp_path, root / "images" / name)
+    case = name.removesuffix(".nrrd")
+    assert list(outputs) == [f"{case}_seg.nii.gz"]
+    assert_in_grid(outputs[f"{case}_seg.nii.gz"], *grids[case])

@@ -230,10 +230,41 @@ def test_a_missing_channel_is_named(write):
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("a.b/la_000.nii.gz", "la_000"), ("x.NII", "x"), ("v1.2.nrrd", "v1.2"), ("folder/dicom", "dicom")],
+    [
+        ("a.b/la_000.nii.gz", "la_000"),
+        ("x.NII", "x"),
+        ("x.Nii.GZ", "x"),
+        ("v1.2.nrrd", "v1.2"),
+        ("Fall 7 ü.MHA", "Fall 7 ü"),
+        ("folder/dicom", "dicom"),
+        ("folder/1.2.840/", "1.2.840"),
+        ("folder/dicom#1.2.840", "dicom#1.2.840"),
+    ],
 )
 def test_a_case_is_named_after_its_file_without_image_endings(path, name):
     assert case_name(path) == name
+
+
+def test_folders_of_slices_and_their_series_are_images(tmp_path):
+    for folder in ("scans/a", "scans/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "l.NRRD").touch()
+    content = {"training": [{"image": "scans/a", "label": "l.NRRD"}], "unlabeled": ["scans/b#1.2.3", "scans/b#1.2.4"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases = load_cases(tmp_path)
+    assert names(cases.labelled) == ["a"]
+    assert names(cases.unlabelled) == ["b#1.2.3", "b#1.2.4"]
+    assert cases.unlabelled[0]["image"] == f"{tmp_path}/scans/b#1.2.3"
+    (tmp_path / "scans/b").rmdir()
+    assert "scans/b#1.2.3" in refusal(tmp_path)
+
+
+def test_a_folder_of_slices_is_no_label(write):
+    root = write({"training": pairs("a")})
+    (root / "labels/a.nii.gz").unlink()
+    (root / "labels/a.nii.gz").mkdir()
+    message = refusal(root)
+    assert str(root / "labels/a.nii.gz") in message and "labels are files" in message
 
 
 def test_references_hold_the_label_under_a_name_that_preprocessing_does_not_touch():

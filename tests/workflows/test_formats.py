@@ -11,8 +11,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
-from tests.volume_files import dicom_slices, save, stored_as, write_dicom
+from scripts.networks.vnet import VNet
+from tests.volume_files import dicom_slices, oblique, save, stored_as, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
@@ -101,6 +103,22 @@ def test_cases_that_are_all_called_imaging_have_outputs_of_their_own(mixed, trai
     assert set(outputs) == {f"{name}_imaging_seg.nii.gz" for name in names}
     for name in names:
         assert_in_grid(outputs[f"{name}_imaging_seg.nii.gz"], *grids[name])
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((12, 14, 10), 2), ((12, 14, 1), 1)])
+@pytest.mark.parametrize("axcodes", ["PIR", "LPS"])
+def test_channels_and_one_slice_come_back_as_label_volumes_of_the_same_grid(
+    make_workflow, tmp_path, shape, channels, axcodes
+):
+    network = VNet(channels, 4, base_filters=4, norm="instance")
+    (tmp_path / "models").mkdir()
+    torch.save(network.state_dict(), tmp_path / "models/model.pt")
+    array, matrix = stored_as(volume(shape), oblique((3.0, 3.0, 4.0)), axcodes)
+    several = np.stack([array] * channels, axis=-1)
+    (tmp_path / "images").mkdir()
+    nibabel.save(nibabel.Nifti1Image(several, matrix), tmp_path / "images/a.nii.gz")
+    outputs = infer(make_workflow, tmp_path, tmp_path / "images", in_channels=channels)
+    assert_in_grid(outputs["a_seg.nii.gz"], matrix, array.shape)
 
 
 @pytest.mark.parametrize("name", ["demo_training_001", "demo_training_002.nrrd"])

@@ -121,7 +121,7 @@ def chosen_series(path: str) -> list[Slice]:
 
 def _slices(folder: Path) -> list[Slice]:
     found, skipped = [], []
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+    for file in sorted(file for file in folder.iterdir() if not file.is_dir()):
         if _is_slice(file):
             found.append(_read(str(file)))
         else:

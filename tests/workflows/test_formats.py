@@ -92,6 +92,30 @@ def trained(mixed, make_workflow) -> None:
     make_workflow("train.yaml", max_steps=1, data_source=str(root), dataset_dir=str(root)).run()
 
 
+def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_and_label(
+    tiny_demo, train, make_workflow, tmp_path
+):
+    """A prediction that is compared voxel by voxel with a label of other axes gives a wrong Dice in silence."""
+    root = tmp_path / "orders"
+    image, label = (nibabel.load(tiny_demo / folder / "demo_test_000.nii.gz") for folder in ("images", "labels"))
+    tests = []
+    for name, image_axes, label_axes in (("a.nii.gz", "RAS", "RAS"), ("b.mha", "PIR", "RAS"), ("c.nrrd", "RAS", "LPS")):
+        paths = {"image": root / "images" / name, "label": root / "labels" / name}
+        save(paths["image"], *stored_as(image.get_fdata(dtype=np.float32), image.affine, image_axes))
+        save(paths["label"], *stored_as(np.asarray(label.dataobj).astype(np.uint8), label.affine, label_axes))
+        tests.append({key: str(path) for key, path in paths.items()})
+    training = [{key: str(tiny_demo / f"{key}s/demo_training_000.nii.gz") for key in ("image", "label")}]
+    (root / "dataset.json").write_text(json.dumps({"training": training, "test": tests}))
+    train(max_steps=2)
+    data = {"data_source": str(root), "dataset_dir": str(root), "labelled_cases": 1}
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **data).run()
+    with (tmp_path / "out/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    by_case = {name: [list(row.values())[1:] for row in rows if row["case"] == name] for name in "abc"}
+    assert len(by_case["a"]) == 3
+    assert by_case["a"] == by_case["b"] == by_case["c"]
+
+
 def test_cases_that_are_all_called_imaging_have_outputs_of_their_own(mixed, trained, make_workflow, tmp_path):
     root, grids = mixed
     names = ("demo_training_000", "demo_test_000")

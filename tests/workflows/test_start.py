@@ -335,7 +335,7 @@ def test_a_required_file_is_named_with_the_way_out(tmp_path):
 
 def test_no_image_to_run_on_is_refused():
     require_images(["a.nii.gz"], "/data")
-    with pytest.raises(BundleError, match="No NIfTI file lies in /data"):
+    with pytest.raises(BundleError, match="No image lies in /data"):
         require_images([], "/data")
 
 

@@ -33,4 +33,5 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         planes = [itk_files.read_array(each.path, image_io(each.path))[0, :, :, 0] for each in slices]
         return np.stack(planes, axis=-1)[None]
 
-    return VolumeHeader(path, shape, 1, LPS_TO_RAS @ affine, slices[0].dtype, True), voxels
+    dtype = np.result_type(*(each.dtype for each in slices))
+    return VolumeHeader(path, shape, 1, LPS_TO_RAS @ affine, dtype.name, True), voxels

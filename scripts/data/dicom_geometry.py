@@ -60,9 +60,7 @@ def _check_slice(path: str, each: Slice) -> None:
             "convert it to NIfTI."
         )
     if each.components > 1:
-        raise BundleError(
-            f"{each.path} is a DICOM picture in colours (RGB): only slices of one number a pixel are read."
-        )
+        raise BundleError(f"{each.path} is a DICOM picture in colours (RGB): remove it, or convert it to grey.")
     for name, values, count in (
         ("position (Image Position Patient)", each.position, 3),
         ("orientation (Image Orientation Patient)", each.orientation, 6),
@@ -131,15 +129,20 @@ def _check_straight(path: str, slices: Sequence[Slice], positions: np.ndarray, n
         off = sideways - np.outer(np.linspace(0, 1, len(slices)), sideways[-1])
     else:
         angle, off = 0.0, sideways
-    along_body = np.abs(normal).max() > math.cos(math.radians(TOLERANCE_DEGREES))
-    if angle > TOLERANCE_DEGREES or (said > TOLERANCE_DEGREES and along_body):
+    off = np.linalg.norm(off, axis=1)
+    if off.max() > TOLERANCE_MM:
         raise BundleError(
-            f"{path} was taken with gantry tilt ({max(angle, said if along_body else 0.0):.3g} degrees), so its "
-            "slices are not straight above one another: correct the tilt and give the result."
+            f"{path} has slices that are shifted sideways, at or beside {slices[int(off.argmax())].name}: remove "
+            "what does not belong or resample the series to an even grid."
         )
-    if np.linalg.norm(off, axis=1).max() > TOLERANCE_MM:
-        index = int(np.linalg.norm(off, axis=1).argmax())
-        raise BundleError(f"{path} has a slice that is shifted sideways, {slices[index].name}: it is no even grid.")
+    along_body = np.abs(normal).max() > math.cos(math.radians(TOLERANCE_DEGREES))
+    if along_body:  # then the planes do not show the tilt that the tag tells of
+        angle = max(angle, said)
+    if angle > TOLERANCE_DEGREES:
+        raise BundleError(
+            f"{path} was taken with gantry tilt ({angle:.3g} degrees), so its slices are not straight above one "
+            "another: correct the tilt and give the result."
+        )
 
 
 def _told(values: Sequence[float]) -> str:

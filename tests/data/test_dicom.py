@@ -71,7 +71,8 @@ def test_every_slice_is_rescaled_by_its_own_numbers(tmp_path, slices):
     folder = write_dicom(tmp_path / "scan", slices)
     for each in slices[1:]:
         patch(folder / each.name, SLOPE + b"1 ", SLOPE + b".5")
-    _, voxels = read_volume(folder)
+    header, voxels = read_volume(folder)
+    assert header.dtype == voxels.dtype.name  # of all slices, not of the first
     expected = [slices[0].pixels, *((each.pixels + 7) * 0.5 - 7 for each in slices[1:])]
     np.testing.assert_array_equal(voxels[0], np.stack(expected, axis=-1))
 
@@ -156,9 +157,29 @@ def test_gantry_tilt_that_only_a_tag_tells_of_is_refused(tmp_path, slices):
     assert "gantry tilt (12.5 degrees)" in refusal(write_dicom(tmp_path / "scan", slices))
 
 
-def test_a_slice_shifted_sideways_is_refused(tmp_path, slices):
-    slices[5].position[0] += 3.0
-    assert "shifted sideways, 6.dcm" in refusal(write_dicom(tmp_path / "scan", slices))
+@pytest.mark.parametrize(("number", "named"), [(6, "beside 6.dcm"), (12, "beside 11.dcm")])
+def test_a_slice_shifted_sideways_is_refused(tmp_path, slices, number, named):
+    slices[number - 1].position[0] += 3.0
+    message = refusal(write_dicom(tmp_path / "scan", slices))
+    assert "shifted sideways" in message and named in message and "tilt" not in message
+
+
+def test_an_oblique_series_whose_tag_tells_of_a_tilt_that_its_planes_show_is_read(tmp_path):
+    slices = dicom_slices(*stored_as(volume(SHAPE), oblique(), "LPS"))
+    for each in slices:
+        each.tags = {**CT, "0018|1120": "20"}
+    assert read_header(write_dicom(tmp_path / "scan", slices)).shape == SHAPE
+
+
+def test_a_picture_in_colours_is_refused(tmp_path, slices):
+    folder = write_dicom(tmp_path / "scan", slices)
+    picture = itk.image_from_array(np.zeros((1, 5, 6, 3), np.uint8), is_vector=True)
+    picture.GetMetaDataDictionary()["0020|000e"] = slices[0].series
+    io = itk.GDCMImageIO.New()
+    io.KeepOriginalUIDOn()
+    itk.ImageFileWriter[type(picture)].New(Input=picture, FileName=str(folder / "p.dcm"), ImageIO=io).Update()
+    message = refusal(folder)
+    assert "p.dcm" in message and "colours (RGB)" in message
 
 
 def test_slices_of_different_size_are_refused(tmp_path, slices):

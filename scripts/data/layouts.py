@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from scripts.data.naming import (
+    PART_FOLDERS,
     SEPARATOR,
     TRAINING,
     part_of,
@@ -177,7 +178,7 @@ def _pair_by_folder(
     depth = len(places[0]) if places else 0
     if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
         return None
-    if any(len(place_of(image)) < depth for image in images):
+    if any(len(place_of(image)) < depth for image in images) or any(p[-1].lower() in PART_FOLDERS for p in places):
         return None
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
     for image in images:  # an absolute path lies outside of the folder that was searched

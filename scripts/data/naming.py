@@ -24,6 +24,9 @@ NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 PART_WORDS = {"ts": TEST, "test": TEST, "testing": TEST, "val": VALIDATION, "validation": VALIDATION}
 
+PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
+"""Folders that hold many cases, never one."""
+
 SEPARATOR = r"[ _.\-]"
 _PART = r"(tr|train|training|ts|test|testing|val|validation)"
 

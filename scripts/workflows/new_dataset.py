@@ -18,7 +18,6 @@ from scripts.workflows.dataset_plan import CONFIGS, Machine, Plan, classes_of, m
 from scripts.workflows.dataset_roles import Request, Roles, assign, gather
 from scripts.workflows.dataset_table import Findings, table_of
 from scripts.workflows.generated_files import (
-    is_untouched,
     json_with_digest,
     read_written,
     refuse_edited,
@@ -56,7 +55,7 @@ def new_dataset(request: Request, machine: Machine | None = None) -> str:
     if not request.dry_run and request.copy_to is not None:
         roots = [p.absolute() for p in (request.folder, request.labels, request.unlabelled) if p is not None]
         roles = copy_cases(roles, roots, home, progress)
-    datalist, lists = _datalist(request, roles, home)
+    datalist, lists, is_ours = _datalist(request, roles, home)
     names = {str(value): name for value, name in zip(plan.label_values, plan.label_names, strict=True)}
     listed = json_with_digest({"name": request.name, "labels": names, **lists})
     shown = os.path.relpath(config, CONFIGS.parent) if config.is_relative_to(CONFIGS.parent) else str(config)
@@ -64,7 +63,7 @@ def new_dataset(request: Request, machine: Machine | None = None) -> str:
     if request.dry_run:
         return f"{report}\n\nNothing is written (--dry_run). {config} would hold:\n\n{settings}"
     written = []
-    if is_untouched(datalist) or request.force or not datalist.exists():
+    if is_ours:
         write_whole(datalist, listed)
         written.append(datalist)
     write_whole(config, settings)
@@ -92,8 +91,8 @@ def _home(request: Request) -> Path:
     return folder
 
 
-def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[str, list]]:
-    """The datalist's path and lists.
+def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[str, list], bool]:
+    """The datalist's path, its lists, and whether it is to be written.
 
     It is `dataset.json`, unless that file came with the data or belongs to another name, and says something else.
     """
@@ -103,10 +102,10 @@ def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[st
     owner = read_written(path).get("name") if path.exists() else request.name
     if owner != request.name:
         if lists_the_same(home, lists):
-            return path, lists
+            return path, lists, False
         path = home / f"dataset_{request.name}.json"
     refuse_edited(path, request.force)
-    return path, lists
+    return path, lists, True
 
 
 def _measure(

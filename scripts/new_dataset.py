@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scripts.workflows.new_dataset import new_dataset
 
     try:
-        print(new_dataset(Request(**options)))
+        new_dataset(Request(**options))
     except BundleError as error:
         if debug:
             raise

@@ -101,22 +101,24 @@ def grid_of(images: Sequence[str]) -> Grid:
     )
 
 
-def check_label_grid(image: str, label: str) -> None:
-    """Compare the voxels of a label file with its image's, from headers.
-
-    Raises:
-        BundleError: if they cannot lie on one another.
-    """
+def label_mistake(image: str, label: str) -> str | None:
+    """Why a label file cannot lie on its image, from headers; `None` if it can."""
     on, above = read_header(image), read_header(label)
     if above.channels > 1:
-        raise BundleError(
-            f"The label {label} has {above.channels} channels: write one channel with a value for each class."
-        )
+        return f"The label {label} has {above.channels} channels: write one channel with a value for each class."
     if on.shape != above.shape:
-        raise BundleError(
+        return (
             f"The label {label} has {_size(above)} voxels, but its image {image} has {_size(on)}: resample the label "
             "to the image, or correct which belongs to which."
         )
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in on.shape), 1]
+    apart = np.linalg.norm((corners @ (on.affine - above.affine).T)[:, :3], axis=1).max()
+    if not apart <= max(on.spacing):
+        return (
+            f"The label {label} lies up to {apart:.4g} mm beside its image {image} by what their headers say: give "
+            "both the same origin, spacing and direction."
+        )
+    return None
 
 
 def _size(header: VolumeHeader) -> str:
@@ -173,10 +175,15 @@ def measure_labels(pairs: Sequence[tuple[str, str]], progress: Progress) -> Labe
     Args:
         pairs: image and label of each case.
         progress: see `Progress`.
+
+    Raises:
+        BundleError: for labels that cannot lie on their images, or hold what is no label.
     """
+    mistakes = [mistake for pair in progress(pairs, "comparing grids") if (mistake := label_mistake(*pair))]
+    if mistakes:
+        raise BundleError(mistakes[0][:-1] + (f" ({len(mistakes)} labels are like this)." if mistakes[1:] else "."))
     values = LabelValues()
-    for image, label in progress(pairs, "counting labels"):
-        check_label_grid(image, label)
+    for _, label in progress(pairs, "counting labels"):
         values.add(count_values(read_voxels(label), label))
     return values
 

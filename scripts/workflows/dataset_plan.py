@@ -124,10 +124,11 @@ def classes_of(
             f"--label_names gives {len(names)} names, but there are {len(found)} classes, of the values "
             f"{', '.join(map(str, found))}."
         )
-    code = next((name for name in names if name.startswith(("$", "@", "%"))), None)
+    code = next((name for name in names if name.startswith(("$", "@", "%")) or "#" in name), None)
     if code is not None:
         raise BundleError(
-            f"The label name {code!r} begins with a sign that MONAI evaluates: give others by --label_names."
+            f"The label name {code!r} has a sign that MONAI evaluates ($, @ or % in front, # anywhere): give others by "
+            "--label_names."
         )
     return found, list(names)
 

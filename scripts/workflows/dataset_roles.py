@@ -121,9 +121,10 @@ def _found_cases(request: Request) -> list[FoundCase]:
     if outside is not None:
         images, labels = paths, [str(outside / path) for path in find_images(outside)]
     if request.unlabelled is not None:
-        further = request.unlabelled.absolute()
+        further = request.unlabelled.absolute()  # may lie in the folder itself; labels in it are not used
+        images = [path for path in images if not (folder / path).is_relative_to(further)]
+        labels = [path for path in labels if not (folder / path).is_relative_to(further)]
         images += [str(further / path) for path in split_roles(find_images(further))[0]]
-        images = list({str(folder / path): path for path in images}.values())  # it may lie in the folder itself
     return [
         replace(
             case,
@@ -139,7 +140,9 @@ def _label_folder(request: Request) -> tuple[str | None, Path | None]:
     if request.labels is None:
         return None, None
     labels, folder = request.labels.absolute(), request.folder.absolute()
-    if labels.is_relative_to(folder) and labels != folder:
+    if folder.is_relative_to(labels):
+        raise BundleError(f"--labels {labels} holds the images too: name the folder that holds labels only.")
+    if labels.is_relative_to(folder):
         return labels.relative_to(folder).as_posix(), None
     return None, labels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,15 +29,16 @@ INTENSITY_CASES = 40  # labelled training cases whose intensities are read, even
 NAME = re.compile(r"[\w.\-]+")
 
 
-def new_dataset(request: Request, machine: Machine | None = None) -> str:
+def new_dataset(request: Request, machine: Machine | None = None, show: Callable[[str], None] = print) -> list[Path]:
     """Write `dataset.json` and `configs/datasets/<name>.yaml` for a folder of images and labels.
 
     Args:
         request: what to do.
         machine: what patches must fit, by default this machine.
+        show: takes what was found, before anything is written, and then what was written and how to go on.
 
     Returns:
-        What was found and written, to print.
+        The files written.
 
     Raises:
         BundleError: for anything in folder or request that cannot be trained on; nothing is written then.
@@ -51,8 +52,14 @@ def new_dataset(request: Request, machine: Machine | None = None) -> str:
     refuse_edited(config, request.force)
     _datalist(request, roles, home)  # refuses an edited file before minutes go into measuring
     findings, plan = _measure(request, roles, description, source, machine or Machine.here())
-    report = table_of(findings, roles, plan)
-    if not request.dry_run and request.copy_to is not None:
+    show(table_of(findings, roles, plan) + "\n")
+    return _write(request, roles, plan, home, config, show)
+
+
+def _write(
+    request: Request, roles: Roles, plan: Plan, home: Path, config: Path, show: Callable[[str], None]
+) -> list[Path]:
+    if request.copy_to is not None and not request.dry_run:
         roots = [p.absolute() for p in (request.folder, request.labels, request.unlabelled) if p is not None]
         roles = copy_cases(roles, roots, home, progress)
     datalist, lists, is_ours = _datalist(request, roles, home)
@@ -61,13 +68,13 @@ def new_dataset(request: Request, machine: Machine | None = None) -> str:
     shown = os.path.relpath(config, CONFIGS.parent) if config.is_relative_to(CONFIGS.parent) else str(config)
     settings = yaml_with_digest(yaml_of(plan, roles, request.name, home, datalist.name, shown))
     if request.dry_run:
-        return f"{report}\n\nNothing is written (--dry_run). {config} would hold:\n\n{settings}"
-    written = []
-    if is_ours:
-        write_whole(datalist, listed)
-        written.append(datalist)
-    write_whole(config, settings)
-    return f"{report}\n\n{_closing([*written, config], shown, bool(roles.test))}"
+        show(f"Nothing is written (--dry_run). {config} would hold:\n\n{settings}")
+        return []
+    written = {datalist: listed, config: settings} if is_ours else {config: settings}
+    for path, text in written.items():
+        write_whole(path, text)
+    show(_closing(list(written), shown, bool(roles.test)))
+    return list(written)
 
 
 def progress(items: Iterable, title: str) -> Iterable:
@@ -78,17 +85,16 @@ def progress(items: Iterable, title: str) -> Iterable:
 def _home(request: Request) -> Path:
     """Folder of `dataset.json`."""
     folder = request.folder.absolute()
-    if request.copy_to is not None:
-        if request.output is not None:
-            raise BundleError("--output and --copy_to both name a folder for dataset.json: give one of them.")
-        if request.copy_to.absolute().is_relative_to(folder):
-            raise BundleError(f"--copy_to {request.copy_to} lies in the folder that is copied: name one outside of it.")
-        return request.copy_to.absolute()
-    if request.output is not None:
-        return request.output.absolute()
-    if folder.is_dir() and not os.access(folder, os.W_OK) and not request.dry_run:
+    home = (request.copy_to or request.output or folder).absolute()
+    if request.copy_to is not None and request.output is not None:
+        raise BundleError("--output and --copy_to both name a folder for dataset.json: give one of them.")
+    if request.copy_to is not None and home.is_relative_to(folder):
+        raise BundleError(f"--copy_to {request.copy_to} lies in the folder that is copied: name one outside of it.")
+    if "#" in str(home):
+        raise BundleError(f"{home} holds a #, which MONAI reads as a key in configs: name another folder by --output.")
+    if home == folder and folder.is_dir() and not os.access(folder, os.W_OK) and not request.dry_run:
         raise BundleError(f"{folder} cannot be written to: name a folder for dataset.json by --output.")
-    return folder
+    return home
 
 
 def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[str, list], bool]:

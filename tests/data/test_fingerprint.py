@@ -12,10 +12,10 @@ import pytest
 from scripts.data import fingerprint
 from scripts.data.fingerprint import (
     LabelValues,
-    check_label_grid,
     count_values,
     evenly,
     grid_of,
+    label_mistake,
     measure_grids,
     measure_intensities,
     measure_labels,
@@ -57,10 +57,24 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     small, large = (write(tmp_path / f"{n}.nii", np.zeros((n, 4, 5), np.int16)) for n in (3, 6))
     with pytest.raises(BundleError, match=r"6\.nii has 6 x 4 x 5 voxels, but .*3\.nii"):
         grid_of([small, large])
+
+
+def test_labels_that_cannot_lie_on_their_images_are_named_and_counted(tmp_path: Path) -> None:
+    small, large = (write(tmp_path / f"{n}.nii", np.zeros((n, 4, 5), np.int16)) for n in (3, 6))
     with pytest.raises(BundleError, match=r"The label .*6\.nii has 6 x 4 x 5 voxels, but its image .*3\.nii has 3 x 4"):
-        check_label_grid(small, large)
-    with pytest.raises(BundleError, match="2 channels: write one"):
-        check_label_grid(small, write(tmp_path / "onehot.nii", np.zeros((3, 4, 5, 2), np.uint8)))
+        measure_labels([(small, large)], quiet)
+    onehot = write(tmp_path / "onehot.nii", np.zeros((3, 4, 5, 2), np.uint8))
+    with pytest.raises(BundleError, match=r"2 channels: write one .* \(2 labels are like this\)\.$"):
+        measure_labels([(small, onehot), (small, small), (small, onehot)], quiet)
+
+
+def test_a_label_whose_header_points_elsewhere_is_named_and_a_rounded_one_passes(tmp_path: Path) -> None:
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    zeros = np.zeros((4, 5, 6), np.uint8)
+    image, rounded = write(tmp_path / "a.nii", zeros, affine), write(tmp_path / "b.nii", zeros, affine + 1e-3)
+    turned = write(tmp_path / "c.nii", zeros, np.abs(affine))
+    assert label_mistake(image, rounded) is None
+    assert "c.nii lies up to 17.09 mm beside" in label_mistake(image, turned)  # 2 * (3, 8) mm
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])

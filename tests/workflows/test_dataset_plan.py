@@ -63,6 +63,7 @@ def test_declared_classes_count_though_no_label_holds_them() -> None:
         ((-1, 0, 1), None, "--ignore_value -1"),
         ((0, 1), ("liver",), "1 names, but there are 2 classes"),
         ((0, 1), ("background", "$__import__('os')"), "evaluates"),
+        ((0, 1), ("background", "tumour #1"), "evaluates"),
     ],
 )
 def test_labels_that_make_no_classes_are_refused(found, names, message) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.data.datalist import load_cases
 from scripts.errors import BundleError
@@ -54,7 +54,9 @@ def run(tmp_path: Path):
 
     def call(folder: Path, name: str = "mine", **options):
         config = options.pop("config", tmp_path / "configs" / f"{name}.yaml")
-        text = new_dataset(Request(folder, name, config=config, **options), MACHINE)
+        shown: list[str] = []
+        new_dataset(Request(folder, name, config=config, **options), MACHINE, shown.append)
+        text = "\n".join(shown)
         settings = yaml.safe_load(config.read_text()) if config.exists() else {}
         cases = load_cases(settings["dataset_dir"], settings["datalist"]) if settings else None
         return settings, cases, text
@@ -152,6 +154,44 @@ def test_without_unlabelled_cases_no_unlabelled_patches_are_drawn(tmp_path: Path
     assert settings["batch_unlabelled"] == 0 and not cases.unlabelled
 
 
+def test_findings_are_shown_before_anything_is_written(tmp_path: Path) -> None:
+    folder, config = make_folder(tmp_path / "data"), tmp_path / "x.yaml"
+    there: list[tuple[bool, bool]] = []
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        there.append(((folder / "dataset.json").exists(), config.exists()))
+
+    written = new_dataset(Request(folder, "x", config=config), MACHINE, show)
+    assert written == [folder / "dataset.json", config]
+    assert "8: 5 with label" in shown[0] and there == [(False, False), (True, True)]
+
+
+def test_volumes_beyond_memory_are_cached_in_part_by_the_default_config(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    new_dataset(Request(folder, "x", config=tmp_path / "x.yaml"), Machine(300_000, 2**33, False), lambda text: None)
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "x.yaml")])
+    need = 8 * np.prod(SHAPE) * 5
+    assert need > 150_000
+    for dataset in ("dataset", "unlabelled_dataset"):
+        rate = parser[f"train::{dataset}::cache_rate"]
+        assert 0 < rate <= 150_000 / need
+
+
+def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "a@b 1: $x %y, it's {z}")
+    run(folder)
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")])
+    assert parser.get_parsed_content("data_source") == str(folder)
+    numbered = folder.rename(tmp_path / "scans #2")
+    assert "by --output" in refusal(run, numbered, name="numbered")
+    _, cases, _ = run(numbered, name="numbered", output=tmp_path / "lists")
+    assert Path(cases.test[0]["image"]).parent == numbered / "images"
+
+
 # ------------------------------------------------------------------ layouts on disk
 
 
@@ -212,6 +252,18 @@ def test_unlabelled_images_may_lie_in_a_folder_of_their_own(tmp_path: Path, run)
     settings, cases, _ = run(folder, unlabelled=tmp_path / "more")
     assert [case["image"] for case in cases.unlabelled] == [str(tmp_path / "more" / "test" / "x.nii.gz")]
     assert "label_values" not in settings
+
+
+def test_labels_in_the_folder_named_unlabelled_are_not_used(tmp_path: Path, run) -> None:
+    folder = tmp_path / "data"
+    for n in range(3):
+        volume(folder / "a" / f"l{n}.nii.gz")
+        volume(folder / "a" / f"l{n}_seg.nii.gz", classes=(1,))
+    volume(folder / "b" / "u.nii.gz")
+    volume(folder / "b" / "u_seg.nii.gz", classes=(9,))
+    settings, cases, _ = run(folder, unlabelled=folder / "b")
+    assert [case["case"] for case in cases.unlabelled] == ["u"]
+    assert len(settings["label_names"]) == 2
 
 
 def test_labels_may_lie_in_a_folder_of_their_own_outside(tmp_path: Path, run) -> None:
@@ -353,6 +405,7 @@ def test_bad_folders_are_told_in_one_sentence(tmp_path: Path, run) -> None:
     (bare / "labels" / "c0.nii.gz").write_bytes(b"no image")
     assert "c0.nii.gz cannot be read" in refusal(run, bare)
     assert not (bare / "dataset.json").exists()
+    assert "--labels" in refusal(run, bare, labels=bare)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", ".hidden", "it's"])

@@ -16,6 +16,7 @@ from scripts.errors import BundleError
 SLAB_VOXELS = 2**20  # voxels counted at once: what counting needs beside the volume stays a few MiB
 VOXELS_A_CASE = 10_000  # foreground voxels that a case gives to the intensities, evenly over its foreground
 PERCENTILES = (0.5, 99.5)
+CHANNELS_APART_MM = 0.01  # corners of channels may lie so far apart
 LARGEST_LABELS = 256  # distinct values of one label file; more mean an image
 
 Progress = Callable[[Iterable, str], Iterable]
@@ -88,37 +89,53 @@ def grid_of(images: Sequence[str]) -> Grid:
             raise BundleError(
                 f"{header.path} has {_size(header)} voxels: this bundle needs volumes, not single slices."
             )
-        if header.shape != first.shape:
+        if header.shape != first.shape or not _apart(header, first) <= CHANNELS_APART_MM:
             raise BundleError(
-                f"{header.path} has {_size(header)} voxels, but {first.path}, another channel of the case, has "
-                f"{_size(first)}: resample one to the other."
+                f"{header.path} and {first.path}, channels of a case, lie on different grids ({_size(header)} and "
+                f"{_size(first)} voxels): resample one to the other."
             )
-    axes = np.argsort(nibabel.io_orientation(first.affine)[:, 0])
-    return Grid(
-        tuple(first.shape[a] for a in axes),
-        tuple(first.spacing[a] for a in axes),
-        sum(header.channels for header in headers),
-    )
+    shape, affine = _in_ras(first)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return Grid(shape, tuple(float(s) for s in spacing), sum(header.channels for header in headers))
 
 
 def label_mistake(image: str, label: str) -> str | None:
-    """Why a label file cannot lie on its image, from headers; `None` if it can."""
+    """Why a label file cannot lie on its image, from headers; `None` if it can, stored in whichever order."""
     on, above = read_header(image), read_header(label)
     if above.channels > 1:
         return f"The label {label} has {above.channels} channels: write one channel with a value for each class."
-    if on.shape != above.shape:
+    if _in_ras(on)[0] != _in_ras(above)[0]:
         return (
             f"The label {label} has {_size(above)} voxels, but its image {image} has {_size(on)}: resample the label "
             "to the image, or correct which belongs to which."
         )
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in on.shape), 1]
-    apart = np.linalg.norm((corners @ (on.affine - above.affine).T)[:, :3], axis=1).max()
+    apart = _apart(on, above)
     if not apart <= max(on.spacing):
         return (
             f"The label {label} lies up to {apart:.4g} mm beside its image {image} by what their headers say: give "
             "both the same origin, spacing and direction."
         )
     return None
+
+
+def _in_ras(header: VolumeHeader) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine with the axes in the order and direction of RAS."""
+    orientation = nibabel.io_orientation(header.affine)
+    shape = tuple(header.shape[axis] for axis in np.argsort(orientation[:, 0]))
+    return shape, header.affine @ nibabel.orientations.inv_ornt_aff(orientation, header.shape)
+
+
+def _apart(one: VolumeHeader, other: VolumeHeader) -> float:
+    """Largest distance between corners of two volumes of the same voxels, mm."""
+    (shape, affine), (_, further) = _in_ras(one), _in_ras(other)
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
+    return float(np.linalg.norm((corners @ (affine - further).T)[:, :3], axis=1).max())
+
+
+def _read_in_ras(path: str) -> list[np.ndarray]:
+    """Voxels `(X, Y, Z)` of each channel on axes to the right, to the front and to the head."""
+    orientation = nibabel.io_orientation(read_header(path).affine)
+    return [nibabel.apply_orientation(channel, orientation) for channel in read_voxels(path)]
 
 
 def _size(header: VolumeHeader) -> str:
@@ -201,9 +218,9 @@ def measure_intensities(
     minima: list[list[float]] = []
     samples: list[list[np.ndarray]] = []
     for images, label in progress(cases, "sampling intensities"):
-        mask = read_voxels(label)[0]
+        mask = _read_in_ras(label)[0]
         mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
-        measured = [_of_channel(channel, mask) for image in images for channel in read_voxels(image)]
+        measured = [_of_channel(channel, mask) for image in images for channel in _read_in_ras(image)]
         minima.append([lowest for lowest, _ in measured])
         samples.append([values for _, values in measured])
     pooled = [np.concatenate(channel) for channel in zip(*samples, strict=True)]

@@ -29,7 +29,7 @@ def find_images(folder: Path) -> list[str]:
         below = Path(top).relative_to(folder)
         images = [name for name in files if ending_of(name)]
         found += [(below / name).as_posix() for name in images]
-        if files and not images and is_dicom(Path(top) / files[0]):
+        if any(is_dicom(Path(top) / name) for name in files if not ending_of(name)):
             found.append(below.as_posix())
     return sorted(found)
 
@@ -38,8 +38,11 @@ def is_dicom(file: Path) -> bool:
     """Whether a file's name or its first bytes say DICOM."""
     if file.suffix.lower() == ".dcm":
         return True
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:  # a link to nothing, a file of somebody else's
+        return False
 
 
 def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[list[str], list[str]]:

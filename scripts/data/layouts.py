@@ -24,6 +24,7 @@ from scripts.data.naming import (
     without_image_word,
     without_label_word,
 )
+from scripts.data.volumes import ending_of
 from scripts.errors import BundleError
 
 
@@ -178,11 +179,12 @@ def _pair_by_folder(
     depth = len(places[0]) if places else 0
     if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
         return None
-    if any(len(place_of(image)) < depth for image in images) or any(p[-1].lower() in PART_FOLDERS for p in places):
+    where = {image: place_of(image if ending_of(image) else f"{image}/slice") for image in images}
+    if any(len(place) < depth for place in where.values()) or any(p[-1].lower() in PART_FOLDERS for p in places):
         return None
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
-    for image in images:  # an absolute path lies outside of the folder that was searched
-        inside.setdefault(place_of(image)[: None if image.startswith("/") else depth], []).append(image)
+    for image, place in where.items():  # an absolute path lies outside of the folder that was searched
+        inside.setdefault(place[: None if image.startswith("/") else depth], []).append(image)
     empty = next((label for label, place in zip(labels, places, strict=True) if not inside[place]), None)
     if empty:
         raise BundleError(f"The label {empty} has no image in its folder: add one, or take the label out.")

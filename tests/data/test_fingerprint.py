@@ -55,8 +55,11 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"slice\.nii has 8 x 9 x 1 voxels"):
         grid_of([slice_])
     small, large = (write(tmp_path / f"{n}.nii", np.zeros((n, 4, 5), np.int16)) for n in (3, 6))
-    with pytest.raises(BundleError, match=r"6\.nii has 6 x 4 x 5 voxels, but .*3\.nii"):
+    with pytest.raises(BundleError, match=r"6\.nii and .*3\.nii, channels of a case, .*6 x 4 x 5 and 3 x 4 x 5"):
         grid_of([small, large])
+    moved = write(tmp_path / "moved.nii", np.zeros((3, 4, 5), np.int16), np.diag([1.0, 2.0, 3.02, 1.0]))
+    with pytest.raises(BundleError, match="channels of a case"):
+        grid_of([small, moved])
 
 
 def test_labels_that_cannot_lie_on_their_images_are_named_and_counted(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_a_label_whose_header_points_elsewhere_is_named_and_a_rounded_one_passes
     image, rounded = write(tmp_path / "a.nii", zeros, affine), write(tmp_path / "b.nii", zeros, affine + 1e-3)
     turned = write(tmp_path / "c.nii", zeros, np.abs(affine))
     assert label_mistake(image, rounded) is None
-    assert "c.nii lies up to 17.09 mm beside" in label_mistake(image, turned)  # 2 * (3, 8) mm
+    assert "c.nii lies up to 8.544 mm beside" in label_mistake(image, turned)  # 3 and 8 mm
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
@@ -123,6 +126,19 @@ def test_intensities_come_from_the_foreground_of_each_channel(tmp_path: Path) ->
     assert (first.low, first.high) == pytest.approx(tuple(expected))
     assert first.minimum == -500  # between -1000 and 0
     assert (second.minimum, second.low, second.high) == (7, 7, 7)
+
+
+def test_a_label_stored_in_another_order_lies_on_the_same_tissue(tmp_path: Path) -> None:
+    """The label is stored from head to foot first: the image's third axis, turned round, and then its first two."""
+    array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    label = (array == 17).astype(np.uint8)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    turned = np.array([[0, 1.0, 0, 0], [0, 0, 2.0, 0], [-3.0, 0, 0, 15.0], [0, 0, 0, 1]])
+    image = write(tmp_path / "a.nii", array, affine)
+    other = write(tmp_path / "l.nii", label.transpose(2, 0, 1)[::-1], turned)
+    assert label_mistake(image, other) is None
+    [channel] = measure_intensities([([image], other)], None, quiet)
+    assert (channel.low, channel.high) == (17, 17)
 
 
 def test_a_large_foreground_gives_a_bounded_even_sample(tmp_path: Path, monkeypatch) -> None:

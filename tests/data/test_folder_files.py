@@ -29,7 +29,9 @@ def test_a_folder_of_dicom_files_is_one_image(tmp_path: Path) -> None:
     touch(tmp_path, "p1/CT/1.DCM", "p1/CT/2.DCM", "p1/segmentation.nii")
     touch(tmp_path, "p2/MR/IM0001", "p2/MR/IM0002", content=bytes(128) + b"DICM...")
     touch(tmp_path, "p3/notes/readme", content=b"short")
-    assert find_images(tmp_path) == ["p1/CT", "p1/segmentation.nii", "p2/MR"]
+    touch(tmp_path, "p4/CONTENTS", "p4/slice.dcm", "p4/seg.nii")
+    (tmp_path / "p3" / "gone").symlink_to(tmp_path / "nowhere")
+    assert find_images(tmp_path) == ["p1/CT", "p1/segmentation.nii", "p2/MR", "p4", "p4/seg.nii"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

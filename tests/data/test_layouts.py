@@ -115,6 +115,13 @@ def test_dicom_folders_are_images_beside_any_label() -> None:
     }
 
 
+def test_a_label_may_lie_among_the_slices_of_its_dicom_folder() -> None:
+    assert found("p1", "p1/segmentation.nii.gz", "p2") == {
+        "p1": (("p1",), "p1/segmentation.nii.gz"),
+        "p2": (("p2",), None),
+    }
+
+
 def test_folders_for_labelled_and_unlabelled_pair_within_the_labelled_one() -> None:
     assert found("labelled/a.nii", "labelled/a_gt.nii", "labelled/b.nii", "labelled/b_gt.nii", "unlabelled/c.nii") == {
         "a": (("labelled/a.nii",), "labelled/a_gt.nii"),

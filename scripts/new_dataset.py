@@ -42,9 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--label_names", nargs="+", metavar="NAME", help="of the classes in the order of their values, background first"
     )
     files("--ignore_value", type=int, metavar="VALUE", help="label value of voxels that count for nothing")
-    split = parser.add_argument_group("which cases test").add_argument
-    split("--test_fraction", type=float, metavar="F", help="of the labelled cases, rounded down; default 0.2")
-    split("--test_cases", type=int, metavar="N", help="so many labelled cases instead")
+    testing = parser.add_argument_group("which cases test")
+    split, number = testing.add_argument, testing.add_mutually_exclusive_group().add_argument
+    number("--test_fraction", type=float, metavar="F", help="of the labelled cases, rounded down; default 0.2")
+    number("--test_cases", type=int, metavar="N", help="so many labelled cases instead")
     split(
         "--patient_pattern", metavar="REGEX", help="cases whose names share what it finds are one patient: never split"
     )

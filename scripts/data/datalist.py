@@ -137,7 +137,7 @@ def _case(entry: Any, root: Path, section: str) -> Case:
     paths = [_inside(root, image) for image in images]
     case: Case = {
         "image": paths if isinstance(entry["image"], list) else paths[0],
-        "case": entry.get("case") or case_name(paths[0]),
+        "case": str(entry.get("case") or case_name(paths[0])),
     }
     if entry.get("label"):
         case["label"] = _inside(root, entry["label"])

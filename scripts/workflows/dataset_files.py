@@ -81,12 +81,15 @@ def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Call
         The same roles with paths of the copies.
 
     Raises:
-        BundleError: if another file is there already.
+        BundleError: if another file is there already, or a file cannot be copied.
     """
 
     def copied(case: FoundCase) -> FoundCase:
-        images = tuple(_copy(Path(path), roots, target) for path in case.images)
-        return replace(case, images=images, label=case.label and _copy(Path(case.label), roots, target))
+        try:
+            images = tuple(_copy(Path(path), roots, target) for path in case.images)
+            return replace(case, images=images, label=case.label and _copy(Path(case.label), roots, target))
+        except OSError as error:  # of shutil's too, which lists all files of a folder
+            raise BundleError(f"Case {case.name} cannot be copied to {target}: {error.strerror or error}.") from error
 
     bar = iter(progress(roles.all, "copying"))
     lists = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import itk
 import nibabel
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.data.datalist import load_cases
+from scripts.data.volumes import read_voxels
 from scripts.errors import BundleError
 from scripts.new_dataset import main
 from scripts.workflows.dataset_plan import Machine
@@ -385,6 +387,21 @@ def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
     copied.write_bytes(b"another file")
     assert "differs from" in refusal(run, folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy")
     assert "outside of it" in refusal(run, folder, copy_to=folder / "copy")
+    (tmp_path / "file").write_text("")
+    assert "cannot be copied" in refusal(run, folder, copy_to=tmp_path / "file", name="again")
+
+
+def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
+    for n in range(3):
+        image = itk.image_from_array(np.asarray(nibabel.load(folder / "images" / f"c{n}.nii.gz").dataobj).T.copy())
+        image.SetSpacing([1.5, 1.5, 2.0])
+        image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))  # ITK's axes point left and back
+        (folder / "images" / f"c{n}.nii.gz").unlink()
+        itk.imwrite(image, str(folder / "images" / f"c{n}.mhd"))
+    _, cases, _ = run(folder, copy_to=tmp_path / "copy", test_cases=1)
+    for case in cases.labelled + cases.test:
+        assert read_voxels(case["image"]).shape == (1, *SHAPE)
 
 
 # ------------------------------------------------------------------ bad folders

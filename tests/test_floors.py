@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-FLOORS = ["errors", "functional", "networks", "prototypes", "terms", "data", "engine", "workflows", "benchmarks"]
+FLOORS = [
+    "errors", "functional", "networks", "prototypes", "terms", "data", "engine", "workflows", "benchmarks",
+    "new_dataset",
+]  # fmt: skip
+"""Folders from the bottom up, and commands (files of `scripts` itself) on top."""
+
 FILES = sorted(file for file in SCRIPTS.rglob("*.py") if file.name != "__init__.py")
 
 

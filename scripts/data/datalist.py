@@ -38,7 +38,8 @@ def load_cases(
     """Read a datalist in the form of the Medical Segmentation Decathlon.
 
     `training` (cases with labels), and where present `unlabeled`, `validation` and `test`. A case is
-    `{"image": path or list of channel paths, "label": path}`, or a path alone for an image without label.
+    `{"image": path or list of channel paths, "label": path}`, or a path alone for an image without label. A case may
+    have a name of its own under `case`; without one the first image's file names it.
 
     Args:
         dataset_dir: folder that relative paths start from.
@@ -135,7 +136,10 @@ def _case(entry: Any, root: Path, section: str) -> Case:
     if not all(isinstance(path, str) for path in [*images, entry.get("label") or ""]):
         raise BundleError(f"A path in `{section}` is no text: {entry!r}. docs/data.md shows the form.")
     paths = [_inside(root, image) for image in images]
-    case: Case = {"image": paths if isinstance(entry["image"], list) else paths[0], "case": case_name(paths[0])}
+    case: Case = {
+        "image": paths if isinstance(entry["image"], list) else paths[0],
+        "case": str(entry.get("case") or case_name(paths[0])),
+    }
     if entry.get("label"):
         case["label"] = _inside(root, entry["label"])
     return case

@@ -56,6 +56,14 @@ def test_all_training_cases_are_labelled_unless_a_number_is_given(write):
     assert cases.unlabelled == cases.validation == cases.test == []
 
 
+def test_a_case_may_have_a_name_of_its_own(write):
+    """Else all cases in folders of their own would be called `imaging`."""
+    root = write({"training": pairs("p1/imaging", "p2/imaging")})
+    listed = [{**case, "case": f"p{n}"} for n, case in enumerate(pairs("p1/imaging", "p2/imaging"), start=1)]
+    (root / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
+    assert names(load_cases(root).labelled) == ["p1", "p2"]
+
+
 def test_the_first_cases_are_labelled_and_the_rest_are_images_without_a_label_entry(write):
     cases = load_cases(write({"training": pairs("a", "b", "c", "d")}), labelled_cases=2)
     assert names(cases.labelled) == ["a", "b"]

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a set of volumes is like: sizes, spacings, label values, intensities. One volume is in memory at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import nibabel
+import numpy as np
+
+from scripts.data.volumes import VolumeHeader, read_header, read_voxels
+from scripts.errors import BundleError
+
+SLAB_VOXELS = 2**20  # voxels counted at once: what counting needs beside the volume stays a few MiB
+VOXELS_A_CASE = 10_000  # foreground voxels that a case gives to the intensities, evenly over its foreground
+PERCENTILES = (0.5, 99.5)
+CHANNELS_APART_MM = 0.01  # corners of channels may lie so far apart
+LARGEST_LABELS = 256  # distinct values of one label file; more mean an image
+
+Progress = Callable[[Iterable, str], Iterable]
+"""Wraps what is looped over in a progress bar with a title."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A volume's grid with the axes in the order of RAS (the order that training brings them to).
+
+    Attributes:
+        shape: voxels.
+        spacing: mm.
+        channels: of the case, all its files together.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    channels: int
+
+
+@dataclass
+class LabelValues:
+    """Values of label files.
+
+    Attributes:
+        cases: value to the number of label files that hold it.
+        voxels: value to its voxels in all label files.
+    """
+
+    cases: Counter[int] = field(default_factory=Counter)
+    voxels: Counter[int] = field(default_factory=Counter)
+
+    def add(self, counts: dict[int, int]) -> None:
+        """Take in one file's `count_values`."""
+        self.cases.update(counts.keys())
+        self.voxels.update(counts)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """One channel's intensities in the sampled cases.
+
+    Attributes:
+        minimum: median over cases of the volume's lowest value.
+        low: 0.5th percentile of foreground voxels, all cases together.
+        high: 99.5th percentile.
+    """
+
+    minimum: float
+    low: float
+    high: float
+
+
+def grid_of(images: Sequence[str]) -> Grid:
+    """The grid of a case from its headers.
+
+    Args:
+        images: files of a case, one a channel, or one with several.
+
+    Raises:
+        BundleError: for a file without usable voxel sizes, a single slice, or channels on different grids.
+    """
+    headers = [read_header(path) for path in images]
+    first = headers[0]
+    for header in headers:
+        if not np.all(np.isfinite(header.affine)) or min(header.spacing) <= 0:
+            raise BundleError(f"{header.path} has voxels of no size ({header.spacing} mm): write its spacing anew.")
+        if min(header.shape) < 2:
+            raise BundleError(
+                f"{header.path} has {_size(header)} voxels: this bundle needs volumes, not single slices."
+            )
+        if header.shape != first.shape or not _apart(header, first) <= CHANNELS_APART_MM:
+            raise BundleError(
+                f"{header.path} and {first.path}, channels of a case, lie on different grids ({_size(header)} and "
+                f"{_size(first)} voxels): resample one to the other."
+            )
+    shape, affine = _in_ras(first)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return Grid(shape, tuple(float(s) for s in spacing), sum(header.channels for header in headers))
+
+
+def label_mistake(image: str, label: str) -> str | None:
+    """Why a label file cannot lie on its image, from headers; `None` if it can, stored in whichever order."""
+    on, above = read_header(image), read_header(label)
+    if above.channels > 1:
+        return f"The label {label} has {above.channels} channels: write one channel with a value for each class."
+    if _in_ras(on)[0] != _in_ras(above)[0]:
+        return (
+            f"The label {label} has {_size(above)} voxels, but its image {image} has {_size(on)}: resample the label "
+            "to the image, or correct which belongs to which."
+        )
+    apart = _apart(on, above)
+    if not apart <= max(on.spacing):
+        return (
+            f"The label {label} lies up to {apart:.4g} mm beside its image {image} by what their headers say: give "
+            "both the same origin, spacing and direction."
+        )
+    return None
+
+
+def _in_ras(header: VolumeHeader) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine with the axes in the order and direction of RAS."""
+    orientation = nibabel.io_orientation(header.affine)
+    shape = tuple(header.shape[axis] for axis in np.argsort(orientation[:, 0]))
+    return shape, header.affine @ nibabel.orientations.inv_ornt_aff(orientation, header.shape)
+
+
+def _apart(one: VolumeHeader, other: VolumeHeader) -> float:
+    """Largest distance between corners of two volumes of the same voxels, mm."""
+    (shape, affine), (_, further) = _in_ras(one), _in_ras(other)
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
+    return float(np.linalg.norm((corners @ (affine - further).T)[:, :3], axis=1).max())
+
+
+def _read_in_ras(path: str) -> list[np.ndarray]:
+    """Voxels `(X, Y, Z)` of each channel on axes to the right, to the front and to the head."""
+    orientation = nibabel.io_orientation(read_header(path).affine)
+    return [nibabel.apply_orientation(channel, orientation) for channel in read_voxels(path)]
+
+
+def _size(header: VolumeHeader) -> str:
+    return " x ".join(map(str, header.shape))
+
+
+def count_values(voxels: np.ndarray, name: str) -> dict[int, int]:
+    """Voxels of each value in a label volume.
+
+    Args:
+        voxels: `(1, X, Y, Z)`, whole numbers of any type.
+        name: of the file, for the message.
+
+    Raises:
+        BundleError: for values that are no whole numbers, or more of them than classes can be.
+    """
+    counts: Counter[int] = Counter()
+    rows = voxels.reshape(-1) if voxels.flags.c_contiguous else voxels.reshape(-1, order="F")
+    for start in range(0, len(rows), SLAB_VOXELS):
+        values, numbers = np.unique(rows[start : start + SLAB_VOXELS], return_counts=True)
+        if not np.issubdtype(values.dtype, np.integer):
+            wrong = values[~np.isfinite(values) | (values != np.round(values))]
+            if len(wrong) > 0:
+                raise BundleError(f"The label {name} holds the value {wrong[0]}: labels must be whole numbers.")
+        counts.update({int(value): int(number) for value, number in zip(values, numbers, strict=True)})
+        if len(counts) > LARGEST_LABELS:
+            raise BundleError(
+                f"The label {name} holds more than {LARGEST_LABELS} values: it looks like an image; take it out of the "
+                "labels or correct the file."
+            )
+    return dict(counts)
+
+
+def measure_grids(cases: Sequence[Sequence[str]], progress: Progress) -> list[Grid]:
+    """Grids of cases (lists of channel files).
+
+    Raises:
+        BundleError: for an unreadable file, or cases that differ in their number of channels.
+    """
+    grids: list[Grid] = []
+    for images in progress(cases, "reading headers"):
+        grids.append(grid_of(images))
+        if grids[-1].channels != grids[0].channels:
+            raise BundleError(
+                f"{images[0]} has {grids[-1].channels} channels, but {cases[0][0]} has {grids[0].channels}: all cases "
+                "need the same."
+            )
+    return grids
+
+
+def measure_labels(pairs: Sequence[tuple[str, str]], progress: Progress) -> LabelValues:
+    """Values of label files.
+
+    Args:
+        pairs: image and label of each case.
+        progress: see `Progress`.
+
+    Raises:
+        BundleError: for labels that cannot lie on their images, or hold what is no label.
+    """
+    mistakes = [mistake for pair in progress(pairs, "comparing grids") if (mistake := label_mistake(*pair))]
+    if mistakes:
+        raise BundleError(mistakes[0][:-1] + (f" ({len(mistakes)} labels are like this)." if mistakes[1:] else "."))
+    values = LabelValues()
+    for _, label in progress(pairs, "counting labels"):
+        values.add(count_values(read_voxels(label), label))
+    return values
+
+
+def measure_intensities(
+    cases: Sequence[tuple[Sequence[str], str]], ignore_value: int | None, progress: Progress
+) -> list[Intensity]:
+    """Intensities under the labels, for each channel.
+
+    Args:
+        cases: channel files and label of each sampled case.
+        ignore_value: label value that is no structure.
+        progress: see `Progress`.
+    """
+    minima: list[list[float]] = []
+    samples: list[list[np.ndarray]] = []
+    for images, label in progress(cases, "sampling intensities"):
+        mask = _read_in_ras(label)[0]
+        mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
+        measured = [_of_channel(channel, mask) for image in images for channel in _read_in_ras(image)]
+        minima.append([lowest for lowest, _ in measured])
+        samples.append([values for _, values in measured])
+    pooled = [np.concatenate(channel) for channel in zip(*samples, strict=True)]
+    lowest = np.nanmedian(np.asarray(minima), axis=0)
+    result = []
+    for minimum, values in zip(lowest, pooled, strict=True):
+        low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
+        result.append(Intensity(float(minimum), float(low), float(high)))
+    return result
+
+
+def _of_channel(channel: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
+    """Lowest value, and values evenly over the foreground; over the whole volume where there is no foreground."""
+    inside = channel[mask] if mask.any() else channel.reshape(-1)
+    sample = inside[:: max(1, len(inside) // VOXELS_A_CASE)].astype(np.float32)
+    return float(np.nanmin(channel)), sample[np.isfinite(sample)]
+
+
+def evenly(items: Sequence, number: int) -> list:
+    """At most `number` items, evenly over the sequence."""
+    if len(items) <= number:
+        return list(items)
+    return [items[i * len(items) // number] for i in range(number)]

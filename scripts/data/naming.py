@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What names of files and folders say: a case, its role, its channel."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import PurePosixPath
+
+from scripts.data.datalist import case_name
+
+LABEL_WORDS = (
+    "segmentations", "segmentation", "segs", "seg", "labelmaps", "labelmap", "labels", "label", "masks", "mask",
+    "groundtruth", "ground_truth", "gt", "annotations", "annotation",
+)  # fmt: skip
+"""Words that make a file or folder a label, at either end of its name."""
+
+IMAGE_WORDS = ("images", "image", "imaging", "imgs", "img", "scans", "scan", "volumes", "volume", "vols", "vol")
+"""Words that a file or folder of images may carry."""
+
+NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""`case_0000`, `case_0001`: nnU-Net's way to write channels."""
+
+TRAINING, VALIDATION, TEST = "training", "validation", "test"
+PART_WORDS = {"ts": TEST, "test": TEST, "testing": TEST, "val": VALIDATION, "validation": VALIDATION}
+
+PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
+"""Folders that hold many cases, never one."""
+
+SEPARATOR = r"[ _.\-]"
+_PART = r"(tr|train|training|ts|test|testing|val|validation)"
+
+
+def _folder_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"(?:{'|'.join(words)}){SEPARATOR}?{_PART}?", re.IGNORECASE)
+
+
+def _file_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    """The word alone, in front of a separator or a number, or at the end behind a separator."""
+    word = f"(?:{'|'.join(words)})"
+    return re.compile(
+        rf"{word}|{word}(?:{SEPARATOR}+|(?=\d))(?P<rest>.+)|(?P<start>.+?){SEPARATOR}+{word}", re.IGNORECASE
+    )
+
+
+_LABEL_FOLDER, _IMAGE_FOLDER = _folder_pattern(LABEL_WORDS), _folder_pattern(IMAGE_WORDS)
+_LABEL_FILE, _IMAGE_FILE = _file_pattern(LABEL_WORDS), _file_pattern(IMAGE_WORDS)
+
+
+def stem_of(path: str) -> str:
+    """Name without the ending of an image file; letters with accents compare equal, however they were typed in."""
+    return unicodedata.normalize("NFC", case_name(path))
+
+
+def is_label_folder(name: str) -> bool:
+    """`labels`, `labelsTr`, `masks`, ..."""
+    return _LABEL_FOLDER.fullmatch(name) is not None
+
+
+def is_image_folder(name: str) -> bool:
+    """`images`, `imagesTs`, `scans`, ..."""
+    return _IMAGE_FOLDER.fullmatch(name) is not None
+
+
+def is_label_stem(stem: str) -> bool:
+    """`a_seg`, `a-label`, `segmentation`, `mask_007`, ..."""
+    return _LABEL_FILE.fullmatch(stem) is not None
+
+
+def without_label_word(stem: str) -> str:
+    """`a_seg` to `a`, `label0007` to `0007`, `segmentation` to nothing; another stem as it is."""
+    return _without(stem, _LABEL_FILE)
+
+
+def without_image_word(stem: str) -> str:
+    """`a_image` to `a`, `img0007` to `0007`, `imaging` to nothing; another stem as it is."""
+    return _without(stem, _IMAGE_FILE)
+
+
+def _without(stem: str, pattern: re.Pattern[str]) -> str:
+    match = pattern.fullmatch(stem)
+    return stem if match is None else match["rest"] or match["start"] or ""
+
+
+def place_of(path: str) -> tuple[str, ...]:
+    """The folders of a relative path without those that only say "images" or "labels"."""
+    folders = PurePosixPath(path).parent.parts
+    return tuple(
+        unicodedata.normalize("NFC", folder)
+        for folder in folders
+        if not is_label_folder(folder) and not is_image_folder(folder)
+    )
+
+
+def part_of(path: str) -> str:
+    """`test` for a path below `imagesTs` or `test`, `validation` likewise, `training` for any other."""
+    if path.startswith("/"):  # named by itself, beside the folder whose parts the words are about
+        return TRAINING
+    for folder in reversed(PurePosixPath(path).parent.parts):
+        match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
+        word = (match[1] or "") if match else folder
+        if word.lower() in PART_WORDS:
+            return PART_WORDS[word.lower()]
+    return TRAINING
+
+
+def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str] | None:
+    """Case and channel of an image's stem, `None` if it names no channel.
+
+    Args:
+        stem: of the file.
+        channels: endings that name a channel (`t1` for `a_t1`); `None` for nnU-Net's four digits.
+    """
+    if channels is None:
+        match = NNUNET_CHANNEL.fullmatch(stem)
+        return (match[1], match[2]) if match else None
+    for channel in channels:
+        match = re.fullmatch(rf"(?:(.+?){SEPARATOR}+)?{re.escape(channel)}", stem, re.IGNORECASE)
+        if match:
+            return match[1] or "", channel
+    return None

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder to the cases that train, that are used as images only, and that test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from scripts.data.datalist import load_cases
+from scripts.data.description import Description, describe, read_json
+from scripts.data.folder_files import find_images, split_roles
+from scripts.data.layouts import FoundCase, pair
+from scripts.data.naming import TEST, TRAINING, VALIDATION
+from scripts.data.split import choose_tests, number_of_tests, patient_of
+from scripts.data.volumes import ENDINGS
+from scripts.errors import BundleError
+from scripts.workflows.generated_files import is_generated
+
+DEFAULT_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked for; `python -m scripts.new_dataset --help` explains each."""
+
+    folder: Path
+    name: str
+    labels: Path | None = None
+    unlabelled: Path | None = None
+    channels: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    ignore_value: int | None = None
+    test_fraction: float | None = None
+    test_cases: int | None = None
+    patient_pattern: str | None = None
+    use_test_images: bool = False
+    output: Path | None = None
+    config: Path | None = None
+    copy_to: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Roles:
+    """Cases by role, paths absolute; `notes` are sentences about what was left out and why."""
+
+    labelled: list[FoundCase] = field(default_factory=list)
+    unlabelled: list[FoundCase] = field(default_factory=list)
+    validation: list[FoundCase] = field(default_factory=list)
+    test: list[FoundCase] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[FoundCase]:
+        """Every case that has a role."""
+        return self.labelled + self.unlabelled + self.validation + self.test
+
+    @property
+    def with_label(self) -> list[FoundCase]:
+        """Every case whose label file is read, by training, validation or evaluation."""
+        return self.labelled + self.validation + self.test
+
+
+def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
+    """The cases of a folder with absolute paths, what it says about itself, and where that was read.
+
+    Raises:
+        BundleError: for a folder that is absent, or holds no images or no label, or names that do not pair.
+    """
+    folder = request.folder
+    for path in filter(None, (folder, request.labels, request.unlabelled)):
+        if not path.is_dir():
+            raise BundleError(f"The folder {path} does not exist." if not path.exists() else f"{path} is no folder.")
+    description, listed = Description(), None
+    file = folder / "dataset.json"
+    if file.is_file() and not is_generated(file):
+        content = read_json(file)
+        description = describe(content)
+        listed = _listed_cases(folder, content)
+    if listed is not None and request.labels is None:
+        return listed, description, "dataset.json"
+    cases = _found_cases(request)
+    if not any(case.label for case in cases):
+        raise BundleError(
+            f"No label lies in {folder}, and at least one is needed: put labels into a folder `labels`, end their "
+            "names in _seg, or name their folder by --labels."
+        )
+    return cases, description, "names of files and folders"
+
+
+def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
+    """The cases of a datalist; `None` for nnU-Net's, which lists none, or names no existing file."""
+    training = content.get("training")
+    if not isinstance(training, list) or not training:
+        return None
+    first = training[0].get("image") if isinstance(training[0], dict) else training[0]
+    if isinstance(first, str) and not (folder / first).exists() and (folder / "imagesTr").is_dir():
+        return None
+    lists = load_cases(folder.absolute(), "dataset.json")
+    part_of = {"labelled": TRAINING, "unlabelled": TRAINING, "validation": VALIDATION, "test": TEST}
+    cases = []
+    for role, part in part_of.items():
+        for case in getattr(lists, role):
+            images = case["image"] if isinstance(case["image"], list) else [case["image"]]
+            label = os.path.normpath(case["label"]) if "label" in case else None
+            cases.append(FoundCase(case["case"], tuple(map(os.path.normpath, images)), label, part))
+    return cases
+
+
+def _found_cases(request: Request) -> list[FoundCase]:
+    folder = request.folder.absolute()
+    paths = find_images(folder)
+    if not paths:
+        held = "is empty" if not any(folder.iterdir()) else "holds no image"
+        raise BundleError(f"{folder} {held}: files ending in {', '.join(ENDINGS)} and DICOM folders can be read.")
+    inside, outside = _label_folder(request)
+    images, labels = split_roles(paths, inside)
+    if outside is not None:
+        images, labels = paths, [str(outside / path) for path in find_images(outside)]
+    if request.unlabelled is not None:
+        further = request.unlabelled.absolute()  # may lie in the folder itself; labels in it are not used
+        images = [path for path in images if not (folder / path).is_relative_to(further)]
+        labels = [path for path in labels if not (folder / path).is_relative_to(further)]
+        images += [str(further / path) for path in split_roles(find_images(further))[0]]
+    return [
+        replace(
+            case,
+            images=tuple(str(folder / path) for path in case.images),
+            label=None if case.label is None else str(folder / case.label),
+        )
+        for case in pair(images, labels, request.channels)
+    ]
+
+
+def _label_folder(request: Request) -> tuple[str | None, Path | None]:
+    """The folder of labels as a path inside the dataset's, or as one outside of it."""
+    if request.labels is None:
+        return None, None
+    labels, folder = request.labels.absolute(), request.folder.absolute()
+    if folder.is_relative_to(labels):
+        raise BundleError(f"--labels {labels} holds the images too: name the folder that holds labels only.")
+    if labels.is_relative_to(folder):
+        return labels.relative_to(folder).as_posix(), None
+    return None, labels
+
+
+def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
+    """Give each case a role.
+
+    Cases below `imagesTs` or `test` with a label test. Where there are none, so many labelled cases are chosen.
+
+    Raises:
+        BundleError: if no labelled case is left to train on.
+    """
+    roles = Roles(
+        labelled=[case for case in cases if case.part == TRAINING and case.label],
+        unlabelled=[case for case in cases if case.part == TRAINING and not case.label],
+        validation=[case for case in cases if case.part == VALIDATION and case.label],
+        test=[case for case in cases if case.part == TEST and case.label],
+    )
+    if not roles.labelled:
+        raise BundleError(
+            f"No training case in {request.folder} has a label: at least one must, outside of test and validation "
+            "folders."
+        )
+    _place_bare_tests([case for case in cases if case.part != TRAINING and not case.label], roles, request)
+    if not roles.test or request.test_cases is not None or request.test_fraction is not None:
+        _choose_tests(roles, request)
+    _keep_patients_apart(roles, request.patient_pattern)
+    return roles
+
+
+def _place_bare_tests(bare: list[FoundCase], roles: Roles, request: Request) -> None:
+    """Test images without labels cannot test; to train on them is the user's decision."""
+    if bare and request.use_test_images:
+        roles.unlabelled += bare
+    elif bare:
+        roles.notes.append(
+            f"{len(bare)} images of test or validation folders have no label and are left out; --use_test_images "
+            "trains on them as unlabelled cases."
+        )
+
+
+def _choose_tests(roles: Roles, request: Request) -> None:
+    fraction = DEFAULT_TEST_FRACTION if request.test_fraction is None else request.test_fraction
+    count = request.test_cases
+    count = number_of_tests(len(roles.labelled), fraction) if count is None else count
+    chosen = choose_tests([case.name for case in roles.labelled], count, request.patient_pattern)
+    roles.test += [case for case in roles.labelled if case.name in chosen]
+    roles.labelled = [case for case in roles.labelled if case.name not in chosen]
+    if not roles.test:
+        roles.notes.append(
+            f"No case is kept for testing (of {len(roles.labelled)} labelled cases), so there is nothing to evaluate "
+            "on; --test_cases 1 keeps one."
+        )
+
+
+def _keep_patients_apart(roles: Roles, pattern: str | None) -> None:
+    """No image of a test patient trains, with or without its label."""
+    if pattern is None:
+        return
+    tested = {patient_of(case.name, pattern) for case in roles.test}
+    for role in ("labelled", "unlabelled", "validation"):
+        cases = getattr(roles, role)
+        kept = [case for case in cases if patient_of(case.name, pattern) not in tested]
+        if len(kept) < len(cases):
+            roles.notes.append(f"{len(cases) - len(kept)} {role} cases of test patients are left out.")
+        setattr(roles, role, kept)

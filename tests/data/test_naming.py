@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What names say about case, role, part and channel."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from scripts.data.naming import (
+    is_image_folder,
+    is_label_folder,
+    is_label_stem,
+    part_of,
+    place_of,
+    split_channel,
+    stem_of,
+    without_image_word,
+    without_label_word,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("a/case.1.2.nii.gz", "case.1.2"),
+        ("a/Fall 7 (neu).NII.GZ", "Fall 7 (neu)"),
+        ("Müller.nrrd", "Müller"),
+        ("scans/series.01", "series.01"),  # a DICOM folder keeps what is behind its dots
+    ],
+)
+def test_a_stem_is_the_name_without_the_image_ending(path: str, stem: str) -> None:
+    assert stem_of(path) == stem
+
+
+def test_accents_typed_as_one_sign_or_as_two_are_the_same() -> None:
+    assert stem_of(unicodedata.normalize("NFD", "Müller.nii")) == stem_of(unicodedata.normalize("NFC", "Müller.nii"))
+
+
+@pytest.mark.parametrize(
+    ("stem", "bare"),
+    [
+        ("a_seg", "a"), ("a-seg", "a"), ("a_LABEL", "a"), ("a.b_mask", "a.b"), ("a_gt", "a"), ("a b labels", "a b"),
+        ("label0007", "0007"), ("segmentation-12", "12"), ("segmentation", ""), ("ground_truth", ""),
+    ],
+)  # fmt: skip
+def test_label_words_are_taken_off(stem: str, bare: str) -> None:
+    assert is_label_stem(stem)
+    assert without_label_word(stem) == bare
+
+
+@pytest.mark.parametrize("stem", ["a", "labelled_7", "segovia", "aseg", "masked-3", "patient_0001", "gtx"])
+def test_words_that_only_begin_like_a_label_word_are_none(stem: str) -> None:
+    assert not is_label_stem(stem)
+    assert without_label_word(stem) == stem
+
+
+@pytest.mark.parametrize(
+    ("stem", "bare"), [("a_image", "a"), ("img0007", "0007"), ("volume-3", "3"), ("imagine", "imagine")]
+)
+def test_image_words_are_taken_off(stem: str, bare: str) -> None:
+    assert without_image_word(stem) == bare
+
+
+def test_folders_that_say_images_or_labels() -> None:
+    assert all(map(is_label_folder, ("labels", "labelsTr", "Labels_test", "masks", "segmentations", "GT")))
+    assert all(map(is_image_folder, ("images", "imagesTs", "Images_train", "img", "scans")))
+    assert not any(is_label_folder(name) or is_image_folder(name) for name in ("labelled", "case_7", "site", "mask_7"))
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("imagesTs/a.nii", "test"), ("imagesTr/a.nii", "training"), ("test/images/a.nii", "test"),
+        ("labels_val/a.nii", "validation"), ("Validation/a.nii", "validation"), ("latest/a.nii", "training"),
+        ("/somebody's/test/images/a.nii", "training"),
+    ],
+)  # fmt: skip
+def test_folders_tell_training_from_test(path: str, part: str) -> None:
+    assert part_of(path) == part
+
+
+def test_the_place_leaves_out_folders_that_only_name_a_role() -> None:
+    assert place_of("site A/images/p1/a.nii") == ("site A", "p1")
+    assert place_of("imagesTr/a.nii") == ()
+
+
+def test_channels_are_nnunets_four_digits_or_what_the_user_names() -> None:
+    assert split_channel("a_0001", None) == ("a", "0001")
+    assert split_channel("hippocampus_001", None) is None
+    assert split_channel("a_T1ce", ("t1", "t1ce")) == ("a", "t1ce")
+    assert split_channel("t1", ("t1",)) == ("", "t1")
+    assert split_channel("a_flair", ("t1",)) is None

@@ -66,6 +66,7 @@ class StopOnSignal:
             f"Stopped by {signal.Signals(received).name} after step {step}, saved in {path}. The same command with "
             "--resume true goes on from there."
         )
+        engine.logger.addFilter(lambda record: "due to exception" not in record.getMessage())  # it is no error
         raise SystemExit(128 + received)
 
     def _listen(self, engine: Engine) -> None:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.data.datalist import case_name, load_cases
+from scripts.data.cases import case_name
+from scripts.data.datalist import load_cases
 from scripts.data.layouts import FoundCase
 from scripts.data.volumes import ending_of
 from scripts.errors import BundleError

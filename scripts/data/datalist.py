@@ -101,6 +101,17 @@ def read_cases(
     return lists, findings
 
 
+def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tuple[list[str], list[str]]:
+    """Paths of all images and of all labels that a datalist names, whether or not its labels are used.
+
+    Raises:
+        BundleError: for a missing folder or file, or a file that is no datalist.
+    """
+    content = read_datalist(Path(dataset_dir), datalist)
+    cases = [case for name in SECTIONS for case in _cases(content[name], Path(dataset_dir), name, [])]
+    return [path for case in cases for path in images_of(case)], [c["label"] for c in cases if "label" in c]
+
+
 def _cases(entries: list[Any], root: Path, section: str, findings: list[Finding]) -> list[Case]:
     cases = []
     for entry in entries:

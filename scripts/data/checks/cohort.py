@@ -88,8 +88,8 @@ def _orientation(members: Sequence[Member]) -> list[Finding]:
     return [
         member.finding(
             Kind.ORIENTATION,
-            f"{member.header.path} is stored as {member.header.axcodes}, {count} of {len(members)} cases as {usual}: it "
-            "is turned to RAS by what its header says.",
+            f"{member.header.path} is stored as {member.header.axcodes}, {count} of {len(members)} cases as {usual}: "
+            "it is turned to RAS by what its header says.",
         )
         for member in members
         if member.header.axcodes != usual

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
@@ -77,3 +78,17 @@ class Finding:
     def is_error(self) -> bool:
         """Whether training would be harmed."""
         return self.severity is Severity.ERROR
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """By kind, the worst first; a file that cannot be read is told once, however often it was tried."""
+    kinds = list(Kind)
+    unreadable: set[str] = set()
+    kept = []
+    for finding in findings:
+        if finding.kind is Kind.UNREADABLE and finding.file in unreadable:
+            continue
+        if finding.kind is Kind.UNREADABLE:
+            unreadable.add(finding.file)
+        kept.append(finding)
+    return sorted(kept, key=lambda finding: kinds.index(finding.kind))

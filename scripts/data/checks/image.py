@@ -37,18 +37,13 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
     return findings
 
 
-def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes | None:
+def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
     """Digest of an image's intensities on axes turned to RAS, the same for every format, type and storage order.
 
     Args:
         header: of the file.
         voxels: `(channels, X, Y, Z)`.
-
-    Returns:
-        `None` for an image that says nothing, as those are all alike: constant or not finite.
     """
-    if intensities(header, voxels):
-        return None
     orientation = nibabel.io_orientation(header.affine)
     digest = hashlib.sha256()
     for channel in voxels:

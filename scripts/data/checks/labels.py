@@ -63,8 +63,8 @@ def label_values(path: str, values: Tally, classes: Classes) -> list[Finding]:
     if MASK_OR_IGNORE in undeclared:
         undeclared.remove(MASK_OR_IGNORE)
         sentence = (
-            f"The label {path} holds 255 in {values.whole[MASK_OR_IGNORE]} voxels, which some use for a mask and others "
-            "for voxels to ignore: name it in label_values if it is a class, or write ignore_value: 255 in the "
+            f"The label {path} holds 255 in {values.whole[MASK_OR_IGNORE]} voxels, which some use for a mask and "
+            "others for voxels to ignore: name it in label_values if it is a class, or write ignore_value: 255 in the "
             "dataset's YAML."
         )
         findings.append(Finding(Kind.MASK_OR_IGNORE, sentence, path))

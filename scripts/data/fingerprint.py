@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
-from scripts.data.label_values import MOST_VALUES, tally
+from scripts.data.label_tally import MOST_VALUES, tally
 from scripts.data.volumes import read_header, read_voxels
 from scripts.errors import BundleError
 
@@ -105,7 +105,7 @@ def count_values(voxels: np.ndarray, name: str) -> dict[int, int]:
     """Voxels of each value in a label volume.
 
     Args:
-        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_values.ROUNDING` makes one.
+        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_tally.ROUNDING` makes one.
         name: of the file, for the message.
 
     Raises:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-FLOAT32, UINT8 = 4, 1
+FLOAT32, INT8 = 4, 1  # bytes
 
 
 def prepared_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
@@ -20,14 +20,14 @@ def prepared_shape(shape: Sequence[int], spacing: Sequence[float], target: Seque
     return tuple(round((n - 1) * s / t + 1) for n, s, t in zip(shape, spacing, target, strict=True))
 
 
-def prepared_bytes(shape: Sequence[int], channels: int, roi_size: Sequence[int], with_label: bool) -> int:
-    """Bytes of a cached training case: a float32 image padded to the patch, and its uint8 label.
+def prepared_bytes(shape: Sequence[int], channels: int, with_label: bool, roi_size: Sequence[int] = (1, 1, 1)) -> int:
+    """Bytes of a cached training case: a float32 image padded to the patch, and its label in 8 bits.
 
     Args:
         shape: of `prepared_shape`.
         channels: of the image.
-        roi_size: patch, voxels.
         with_label: whether its label is cached too.
+        roi_size: patch, voxels.
     """
     voxels = math.prod(max(pair) for pair in zip(shape, roi_size, strict=True))
-    return voxels * (FLOAT32 * channels + (UINT8 if with_label else 0))
+    return voxels * (FLOAT32 * channels + (INT8 if with_label else 0))

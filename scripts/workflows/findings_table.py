@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
-from scripts.data.checks.finding import Finding
+from scripts.data.checks.finding import Finding, Severity
 
-SHOWN = 5  # findings of a kind on the screen; the CSV has all
+SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # findings of a kind; the CSV has all
 NARROWEST = 40  # characters of the last column, however small the screen
 
 
@@ -27,9 +27,10 @@ def table_of(findings: Sequence[Finding], folder: str, width: int | None = None)
     rows = [("severity", "finding", "case", "what")]
     for _, group in groupby(findings, key=lambda finding: finding.kind):
         same = list(group)
-        rows += [_row(finding, folder) for finding in same[:SHOWN]]
-        if len(same) > SHOWN:
-            rows.append(("", "", "", f"... and {len(same) - SHOWN} more of {same[0].kind.title!r}"))
+        shown = SHOWN[same[0].severity]
+        rows += [_row(finding, folder) for finding in same[:shown]]
+        if len(same) > shown:
+            rows.append(("", "", "", f"... and {len(same) - shown} more"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     left = sum(widths) + 2 * len(widths)
     width = width or shutil.get_terminal_size((120, 24)).columns

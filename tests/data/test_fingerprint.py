@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.data import fingerprint, label_values
+from scripts.data import fingerprint, label_tally
 from scripts.data.fingerprint import (
     LabelValues,
     count_values,
@@ -55,7 +55,9 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"slice\.nii has 8 x 9 x 1 voxels"):
         grid_of([slice_])
     small, large = (write(tmp_path / f"{n}.nii", np.zeros((n, 4, 5), np.int16)) for n in (3, 6))
-    with pytest.raises(BundleError, match=r"6\.nii has 6 x 4 x 5 voxels, but .*3\.nii, a channel of the same image, has 3 x"):
+    with pytest.raises(
+        BundleError, match=r"6\.nii has 6 x 4 x 5 voxels, but .*3\.nii, a channel of the same image, has 3 x"
+    ):
         grid_of([small, large])
     moved = write(tmp_path / "moved.nii", np.zeros((3, 4, 5), np.int16), np.diag([1.0, 2.0, 3.02, 1.0]))
     with pytest.raises(BundleError, match=r"moved\.nii lies 0\.08 mm away from"):
@@ -83,7 +85,7 @@ def test_a_label_whose_header_points_elsewhere_is_named_and_a_rounded_one_passes
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_values_are_counted_in_slabs_as_in_one(monkeypatch, dtype, order) -> None:
-    monkeypatch.setattr(label_values, "SLAB_VOXELS", 7)
+    monkeypatch.setattr(label_tally, "SLAB_VOXELS", 7)
     voxels = np.asarray(np.arange(60).reshape(1, 3, 4, 5) % 3 * 100, dtype=dtype, order=order)
     assert count_values(voxels, "a") == {0: 20, 100: 20, 200: 20}
 

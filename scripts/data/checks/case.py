@@ -19,8 +19,8 @@ from scripts.data.checks.grid import (
     same_storage_order,
 )
 from scripts.data.checks.image import content_digest, intensities
-from scripts.data.checks.labels import Classes, label_values
-from scripts.data.label_values import Tally, tally
+from scripts.data.checks.labels import Classes, values_of_label
+from scripts.data.label_tally import Tally, tally
 from scripts.data.prepared import prepared_shape
 from scripts.data.volumes import VolumeHeader, exists, read_header, read_volume
 from scripts.errors import BundleError
@@ -110,7 +110,7 @@ def check_voxels(case: Case, role: str, classes: Classes) -> CheckedVoxels:
     read = _volume(case["label"], checked.findings) if "label" in case else None
     if read is not None:
         checked.values = tally(read[1])
-        checked.findings += label_values(case["label"], checked.values, classes)
+        checked.findings += values_of_label(case["label"], checked.values, classes)
     return replace(checked, findings=of_case(checked.findings, case, role))
 
 

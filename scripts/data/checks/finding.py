@@ -31,6 +31,7 @@ class Kind(Enum):
     UNDECLARED = ("undeclared label value", Severity.ERROR)
     MASK_OR_IGNORE = ("label value 255", Severity.ERROR)
     NOT_WHOLE = ("label not whole numbers", Severity.ERROR)
+    ALL_IGNORED = ("label all ignored", Severity.ERROR)
     ABSENT_CLASS = ("class without a case", Severity.ERROR)
     NOT_FINITE = ("NaN or infinity", Severity.ERROR)
     CONSTANT = ("constant image", Severity.ERROR)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.label_values import MOST_VALUES, ROUNDING, Tally
+from scripts.data.label_tally import MOST_VALUES, ROUNDING, Tally
 
 MASK_OR_IGNORE = 255
 SHOWN = 5  # wrong values named in a sentence
@@ -33,7 +33,7 @@ class Classes:
         return {*self.values} | ({self.ignore_value} - {None})
 
 
-def label_values(path: str, values: Tally, classes: Classes) -> list[Finding]:
+def values_of_label(path: str, values: Tally, classes: Classes) -> list[Finding]:
     """Findings about one label file.
 
     Args:
@@ -75,7 +75,10 @@ def label_values(path: str, values: Tally, classes: Classes) -> list[Finding]:
             "correct the file."
         )
         findings.append(Finding(Kind.UNDECLARED, sentence, path))
-    if not values.other and set(values.whole) <= {classes.values[0], classes.ignore_value}:
+    if not values.other and set(values.whole) == {classes.ignore_value}:
+        sentence = f"Every voxel of the label {path} has the ignore_value: use the case without its label."
+        findings.append(Finding(Kind.ALL_IGNORED, sentence, path))
+    elif not values.other and set(values.whole) <= {classes.values[0], classes.ignore_value}:
         sentence = f"The label {path} holds no structure at all: leave the case out if that is not meant."
         findings.append(Finding(Kind.EMPTY_LABEL, sentence, path))
     return findings

@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 ROUNDING = 1e-3
 """How far a value may lie from a whole number: `scl_slope` and floats of 16 bits make 0.9999 of 1."""
@@ -53,15 +52,3 @@ def _add(result: Tally, value: float, number: int) -> None:
         return
     result.whole[round(value)] += number
     result.rounded += number if value != round(value) else 0
-
-
-def rounded(label: torch.Tensor) -> torch.Tensor:
-    """Labels with every value within `ROUNDING` of a whole number made that number, by the rule of `tally`.
-
-    Args:
-        label: any shape. Integers come back as they are, and so does a volume with no value to round.
-    """
-    if not label.is_floating_point():
-        return label
-    whole = label.round()
-    return torch.where((label - whole).abs() <= ROUNDING, whole, label)

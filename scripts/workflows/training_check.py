@@ -48,11 +48,11 @@ def check_before_training(
     findings = [finding for each in checked for finding in each.findings]
     errors = [finding for finding in findings if finding.is_error]
     if errors:
-        others = f" ({len(errors) - 1} more such findings: `run check_data` lists them)" if errors[1:] else ""
+        others = f" ({len(errors) - 1} more: `run check_data` lists them all)" if errors[1:] else ""
         raise BundleError(errors[0].sentence.rstrip(".") + others + ".")
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
     if warnings:
-        logger.warning(f"{warnings} warnings about headers of {len(read)} cases: `run check_data` lists them.")
+        logger.warning(f"Warnings about headers of {len(read)} cases: {warnings}; `run check_data` lists them.")
     _check_cache(
         [(role, each) for (_, role), each in zip(read, checked, strict=True)], in_channels, roi_size, cache_rate
     )

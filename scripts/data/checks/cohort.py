@@ -82,6 +82,9 @@ def _spacing_and_size(members: Sequence[Member]) -> list[Finding]:
 
 
 def _orientation(members: Sequence[Member]) -> list[Finding]:
+    members = [member for member in members if member.header.oriented]  # the others have a finding of their own
+    if not members:
+        return []
     usual, count = Counter(member.header.axcodes for member in members).most_common(1)[0]
     if 2 * count <= len(members):
         return []

@@ -171,7 +171,7 @@ def measure_intensities(
     minima: list[list[float]] = []
     samples: list[list[np.ndarray]] = []
     for images, label in progress(cases, "sampling intensities"):
-        mask = _read_in_ras(label)[0]
+        mask = _read_in_ras(label)[0].round()  # of what `count_values` takes for whole numbers
         mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
         measured = [_of_channel(channel, mask) for image in images for channel in _read_in_ras(image)]
         minima.append([lowest for lowest, _ in measured])

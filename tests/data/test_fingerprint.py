@@ -130,6 +130,17 @@ def test_intensities_come_from_the_foreground_of_each_channel(tmp_path: Path) ->
     assert (second.minimum, second.low, second.high) == (7, 7, 7)
 
 
+def test_labels_within_rounding_of_a_whole_number_are_used_as_it(tmp_path: Path) -> None:
+    label = np.zeros((4, 5, 6), np.float32)
+    label[1:3, 1:4, 1:5], label[0, 0, 0], label[3] = 0.9999, 254.9999, 0.0004
+    image = np.where(label > 0.5, 10, -500).astype(np.int16)
+    image[0, 0, 0] = 30_000
+    files = write(tmp_path / "a.nii", image), write(tmp_path / "l.nii", label)
+    assert measure_labels([files], quiet).voxels == {0: 120 - 24 - 1, 1: 24, 255: 1}
+    [channel] = measure_intensities([([files[0]], files[1])], 255, quiet)
+    assert (channel.low, channel.high) == (10, 10)
+
+
 def test_a_label_stored_in_another_order_lies_on_the_same_tissue(tmp_path: Path) -> None:
     """The label is stored from head to foot first: the image's third axis, turned round, and then its first two."""
     array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)

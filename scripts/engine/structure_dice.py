@@ -18,7 +18,7 @@ class StructureDice(CumulativeIterationMetric):
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One-hot `(B, K, D, H, W)` to Dice of each case and foreground class, `(B, K - 1)`, NaN where it is in neither."""
+        """One-hot `(B, K, D, H, W)` to Dice of each case and foreground class `(B, K - 1)`, NaN for one in neither."""
         dice = [
             [overlap_metrics(of_pred, of_reference)[0] for of_pred, of_reference in zip(pred, reference, strict=True)]
             for pred, reference in zip(y_pred[:, 1:], y[:, 1:], strict=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scripts.networks.vnet import VNet
+from scripts.new_dataset import main as new_dataset
 from scripts.workflows.start import find_mistake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +138,27 @@ def test_ignored_voxels_stay_what_they_are_through_every_transform(make_workflow
         assert ((image > 25) == ignored).float().mean() > 0.97
         assert label.shape == (24, 16, 16) and (label > 0).any()
     assert seen > 0
+
+
+def test_no_patch_is_centred_on_an_ignored_voxel(make_workflow, tmp_path) -> None:
+    data = write_cases(tmp_path / "data", [0, 1, 2], ignored=255)
+    options = {"roi_size": [4, 4, 4], "spacing": SPACING, "batch_labelled": 30, "train#spatial_transforms": []}
+    workflow = make_workflow("train.yaml", ignore_value=255, **data | options)
+    label = next(iter(workflow.parser.get_parsed_content("train::dataloader")))["label"]
+    assert (label == -1).any(), "they may lie in a patch"
+    assert (label[:, 0, 2, 2, 2] != -1).all()
+
+
+def test_what_new_dataset_finds_in_label_files_trains(make_workflow, tmp_path) -> None:
+    data = write_cases(tmp_path / "data", [0, 100, 200], ignored=255)
+    config = tmp_path / "found.yaml"
+    words = [str(tmp_path / "data"), "--name", "found", "--ignore_value", "255", "--config", str(config)]
+    assert new_dataset([*words, "--label_names", *data["label_names"]]) == 0
+    text = config.read_text()
+    assert "label_values: [0, 100, 200]" in text and "ignore_value: 255" in text
+    sizes = {key: data[key] for key in ("roi_size", "spacing", "data_source", "dataset_dir")}
+    make_workflow("train.yaml", config, max_steps=1, **sizes).run()
+    assert (tmp_path / "models/model.pt").exists()
 
 
 def test_training_and_validation_with_ignored_voxels_go_through(make_workflow, tmp_path) -> None:

@@ -105,7 +105,7 @@ def count_values(voxels: np.ndarray, name: str) -> dict[int, int]:
     """Voxels of each value in a label volume.
 
     Args:
-        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_tally.ROUNDING` makes one.
+        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_values.ROUNDING` makes one.
         name: of the file, for the message.
 
     Raises:

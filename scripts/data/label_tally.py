@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-ROUNDING = 1e-3
-"""How far a value may lie from a whole number: `scl_slope` and floats of 16 bits make 0.9999 of 1."""
+from scripts.data.label_values import ROUNDING
+
 SLAB_VOXELS = 2**20  # voxels counted at once: what counting needs beside the volume stays a few MiB
 MOST_VALUES = 256  # distinct values of one label file; more mean an image
 

@@ -17,6 +17,7 @@ from scripts.data.checks.finding import Finding, Severity, in_order
 from scripts.data.checks.labels import Classes
 from scripts.data.checks.pairing import labels_alone
 from scripts.data.datalist import named_files, read_cases
+from scripts.data.label_values import declared_values
 from scripts.errors import BundleError
 from scripts.workflows.findings_table import table_of
 from scripts.workflows.generated_files import write_whole
@@ -63,7 +64,7 @@ def check_data(
     Raises:
         BundleError: if training would be harmed, after everything is printed and written; or if there is no datalist.
     """
-    classes = classes_of(label_names, label_values, ignore_value)
+    classes = Classes(label_names, declared_values(len(label_names), label_values, ignore_value), ignore_value)
     lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases)
     findings += labels_alone(*named_files(dataset_dir, datalist))
     show(_what_is_read(lists))
@@ -78,24 +79,6 @@ def check_data(
         raise BundleError(f"The data would harm training: {counts}, each with what to do in {path}.")
     show(f"{counts[0].upper()}{counts[1:]}; written to {path}.")
     return findings
-
-
-def classes_of(label_names: Sequence[str], label_values: Sequence[int] | None, ignore_value: int | None) -> Classes:
-    """What the dataset's YAML declares.
-
-    Raises:
-        BundleError: for another number of values than names, or a value that is two things.
-    """
-    values = list(range(len(label_names))) if label_values is None else list(label_values)
-    if len(values) != len(label_names):
-        raise BundleError(
-            f"label_values has {len(values)} values, but label_names has {len(label_names)} names: give one for each."
-        )
-    named = [*values, *([] if ignore_value is None else [ignore_value])]
-    twice = next((value for value in named if named.count(value) > 1), None)
-    if twice is not None:
-        raise BundleError(f"{twice} stands twice in label_values and ignore_value: each value can mean one thing only.")
-    return Classes(label_names, values, ignore_value)
 
 
 def csv_of(findings: Iterable[Finding]) -> str:

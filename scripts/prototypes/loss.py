@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from scripts.functional.contrast import average_over_classes, class_contrast
+from scripts.functional.contrast import average_over_classes, class_contrast, class_info_nce
 from scripts.functional.voxels import NO_CLASS, check_rows, rows_of, sample_per_class
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
@@ -36,6 +36,10 @@ class ContrastivePrototypeLoss(nn.Module):
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
         min_rows: fewest features and fewest memory rows for a class to contribute (published codes: 2).
+        temperature: `None` for the distance above, which pulls only. A number above 0 puts the cross-entropy of finding
+            the own class's memory among all classes' in its place (`scripts.functional.contrast.class_info_nce`), which
+            also pushes; values are then at least 0 without a bound, and a class contributes only where another one has
+            memory. Not with selectors, which weigh distances.
         rows_through_heads: `used`: only the voxels whose distances count; `all`: every voxel, as in the published
             codes, so that the heads' batch norms see all classes and voxels that are not sampled. It costs accordingly.
 
@@ -53,6 +57,7 @@ class ContrastivePrototypeLoss(nn.Module):
         divisor: str = "present",
         min_rows: int = 2,
         rows_through_heads: str = "used",
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         if samples_per_class is not None and samples_per_class < min_rows:
@@ -65,6 +70,9 @@ class ContrastivePrototypeLoss(nn.Module):
             raise ValueError(f"divisor must be 'present' or 'all', got {divisor!r}.")
         if rows_through_heads not in ("used", "all"):
             raise ValueError(f"rows_through_heads must be 'used' or 'all', got {rows_through_heads!r}.")
+        if temperature is not None and (not temperature > 0.0 or selectors is not None):
+            raise ValueError(f"temperature must be above 0 and stand without selectors, got {temperature!r}.")
+        self.temperature = temperature
         self.memory = memory
         self.projection_head = projection_head if projection_head is not None else nn.Identity()
         self.prediction_head = prediction_head if prediction_head is not None else nn.Identity()
@@ -110,6 +118,9 @@ class ContrastivePrototypeLoss(nn.Module):
 
     def _class_loss(self, class_id: int, predictions: torch.Tensor) -> torch.Tensor:
         prototypes = self.memory.rows(class_id)
+        if self.temperature is not None:
+            others = torch.cat([self.memory.rows(c) for c in range(self.memory.num_classes) if c != class_id])
+            return class_info_nce(predictions, prototypes, others, self.temperature)
         if self.selectors is None:
             return class_contrast(predictions, prototypes)
         return class_contrast(
@@ -126,12 +137,17 @@ class ContrastivePrototypeLoss(nn.Module):
             return None
         stored = self.memory.summary()
         counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
-        return f"no class has {self.min_rows} features and {self.min_rows} prototypes; there are {counts}"
+        alone = "" if self.temperature is None else ", beside another class with prototypes"
+        return f"no class has {self.min_rows} features and {self.min_rows} prototypes{alone}; there are {counts}"
 
     def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
         available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
-        return available, (available >= self.min_rows) & (self.memory.counts.to(flat.device) >= self.min_rows)
+        stored = self.memory.counts.to(flat.device)
+        usable = (available >= self.min_rows) & (stored >= self.min_rows)
+        if self.temperature is not None:
+            usable &= (stored > 0).sum() > 1  # alone in memory, a class is found with certainty
+        return available, usable
 
     def _usable(self, flat: torch.Tensor) -> torch.Tensor:
         """Sampled voxels of the classes that can contribute."""

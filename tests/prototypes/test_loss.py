@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -282,3 +283,54 @@ def test_heads_see_the_voxels_that_count_or_all_of_them(through, rows):
 def test_unknown_rows_through_heads_are_refused():
     with pytest.raises(ValueError, match="rows_through_heads must be 'used' or 'all', got 'some'"):
         ContrastivePrototypeLoss(memory_of({}), rows_through_heads="some")
+
+
+# ------------------------------------------------------------------ with a temperature
+
+
+def test_with_a_temperature_it_is_the_cross_entropy_of_the_own_memory():
+    # Cosines 1 with two rows of its own, 0 with two of the other class: log(2 e^2 + 2) - log(2 e^2).
+    value = loss_of([[3.0, 0.0], [1.0, 0.0]], [1, 1], {1: EAST, 2: NORTH}, temperature=0.5)
+    assert value.item() == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
+
+
+def test_with_a_temperature_features_are_pushed_from_other_classes_too():
+    features = torch.tensor([[1.0, 1.0], [1.0, 1.0]], requires_grad=True)
+    memory = memory_of({1: EAST, 2: NORTH})
+    ContrastivePrototypeLoss(memory, temperature=0.5)(features, torch.tensor([1, 1])).backward()
+    assert (features.grad[:, 0] < 0).all() and (features.grad[:, 1] > 0).all()
+
+
+def test_with_a_temperature_a_class_alone_in_memory_contributes_nothing_and_the_reason_is_told():
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}), temperature=0.1)
+    assert loss(torch.ones(2, 2), torch.tensor([1, 1])).item() == 0.0
+    assert "beside another class with prototypes" in loss.missing_pairs(torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("direction", "memory"),
+    [
+        ([1.0, 0.0], {1: EAST, 2: NORTH}),
+        ([-1.0, 0.0], {1: EAST, 2: NORTH}),
+        ([-1.0, 0.0], {1: EAST, 2: [[-1.0, 0.0], [-2.0, 0.0]]}),
+        ([0.0, 0.0], {1: EAST, 2: NORTH}),
+        ([1.0, 0.0], {2: NORTH}),
+        ([1.0, 0.0], {1: EAST}),
+    ],
+    ids=["identical", "opposite", "opposite and another's", "no direction", "no pair", "no other"],
+)
+def test_at_temperature_001_value_and_gradient_are_finite(direction, memory, dtype):
+    features = torch.tensor([direction, direction], dtype=dtype, requires_grad=True)
+    loss = ContrastivePrototypeLoss(memory_of(memory), temperature=0.01)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        value = loss(features, torch.tensor([1, 1]))
+    value.backward()
+    assert value.isfinite() and value >= 0
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_above_0_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        ContrastivePrototypeLoss(memory_of({1: EAST}), temperature=temperature)

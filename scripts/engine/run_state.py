@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from scripts.errors import BundleError
+from scripts.functional.ranks import from_first_rank, is_first_rank, num_ranks
 
 logger = logging.getLogger("RunState")
 
@@ -42,6 +43,9 @@ class RunState:
 
     Attach it to the trainer after everything else that acts at the end of an iteration (validation, the learning rate's
     schedule), so that a saved state knows all of its own step, and before `StopAtStep`, which reads the position.
+
+    Of several ranks, which all hold the same, the first reads and writes the files and hands the others what it read. A
+    run can be resumed with another number of ranks.
 
     Args:
         objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; `None`
@@ -90,14 +94,14 @@ class RunState:
         if self.resume:
             self._restore(engine)
         else:
-            self._make_room()
+            from_first_rank(self._make_room)
 
     def save_if_due(self, engine: Engine) -> None:
         """Save if this step is a multiple of `interval` or the last."""
         step = engine.state.iteration
-        if step % self.interval == 0 or step >= self.max_steps:
+        if is_first_rank() and (step % self.interval == 0 or step >= self.max_steps):
             content = {name: item.state_dict() for name, item in self.objects.items()}
-            content["run"] = {"step": step, "finished": step >= self.max_steps}
+            content["run"] = {"step": step, "finished": step >= self.max_steps, "ranks": num_ranks()}
             newest = self.ckpt_dir / f"state_{step:08d}.pt"
             save_atomically(content, newest)
             # A state of a later step is damaged, as this run went on from one before it: it takes nobody's place.
@@ -105,12 +109,7 @@ class RunState:
                 old.unlink()
 
     def _restore(self, engine: Engine) -> None:
-        content, path = self._newest_readable()
-        if content is None and self.states():
-            raise BundleError(
-                f"No state in {self.ckpt_dir} can be read, so there is nothing to resume: put back a good copy, or "
-                "delete its state files and start without --resume."
-            )
+        content, path = from_first_rank(self._state_to_resume)
         if content is None:
             logger.info(f"Nothing to resume in {self.ckpt_dir}: starting from the beginning.")
             return
@@ -129,6 +128,21 @@ class RunState:
         logger.info(f"Resumed at step {step} from {path}.")
         if step >= self.max_steps:
             logger.info(f"That run is finished: raise --max_steps above {step} to go on.")
+        before, now = content["run"].get("ranks", 1), num_ranks()
+        if before != now:
+            logger.warning(
+                f"{before} process(es) trained so far, {now} from here: a step keeps its number of cases if "
+                f"--batch_labelled and --batch_unlabelled are {before}/{now} of what they were."
+            )
+
+    def _state_to_resume(self) -> tuple[dict[str, Any] | None, Path | None]:
+        content, path = self._newest_readable()
+        if content is None and self.states():
+            raise BundleError(
+                f"No state in {self.ckpt_dir} can be read, so there is nothing to resume: put back a good copy, or "
+                "delete its state files and start without --resume."
+            )
+        return content, path
 
     def _newest_readable(self) -> tuple[dict[str, Any] | None, Path | None]:
         for path in self.states():

@@ -42,8 +42,8 @@ class FinalModelSaver:
 class BestModelSaver:
     """After each validation that beats all before it, write `network`'s state dict to `path`.
 
-    The best value belongs to the run's state (`state_dict`), so a resumed run cannot overwrite a better model. Of several
-    ranks, which all see the metric of all cases, the first writes.
+    The best value belongs to the run's state (`state_dict`), so a resumed run cannot overwrite a better model.
+    Of several ranks, which all see the metric of all cases, the first writes.
 
     Args:
         network: what is validated.

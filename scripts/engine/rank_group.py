@@ -31,8 +31,8 @@ def rank_device() -> torch.device:
     place = int(os.environ.get("LOCAL_RANK", 0))
     if place >= torch.cuda.device_count():
         raise BundleError(
-            f"This node has {torch.cuda.device_count()} GPUs, but process {place + 1} of it wants one of its own: start "
-            "no more processes by --nproc_per_node, or add --device cpu."
+            f"This node has {torch.cuda.device_count()} GPUs, but process {place + 1} of it wants one of its own: "
+            "start no more processes by --nproc_per_node, or add --device cpu."
         )
     return torch.device("cuda", place)
 

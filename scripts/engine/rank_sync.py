@@ -16,7 +16,7 @@ from scripts.functional.ranks import is_first_rank, num_ranks, sum_over_ranks
 def with_common_batch_norm(network: nn.Module) -> nn.Module:
     """Let the batch norms of a network on a GPU use the statistics of all ranks' cases (`SyncBatchNorm`).
 
-    torch has none for CPUs: there, and with one rank, the network stays as it is, and each rank normalises its own cases.
+    torch has none for CPUs: there the network stays as it is, and each rank normalises its own cases.
     """
     on_gpu = all(p.device.type == "cuda" for p in network.parameters())
     return nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_gpu and num_ranks() > 1 else network
@@ -34,8 +34,8 @@ class RankSynchroniser:
     `DistributedDataParallel` is not used: it divides gradients by the number of ranks whatever the loss normalises by,
     does not know passes outside its `forward`, and has no part in heads and memory.
 
-    Attach it before `GradientGuard`: all ranks then judge the same gradient, and a step with a non-finite value on one of
-    them is undone on all.
+    Attach it before `GradientGuard`: all ranks then judge the same gradient, and a step with a non-finite value on one
+    of them is undone on all.
 
     Args:
         network: whose passes are divided.

@@ -2,10 +2,13 @@
 """Two processes against one with twice the batch: how far do loss, gradient, memory, weights and metric differ?
 
     python -m scripts.benchmarks.ranks --output docs/results/ranks.csv
+    python -m scripts.benchmarks.ranks --control --output docs/results/ranks_control.csv
 
 Every method trains for a few steps on tiny demo volumes on the CPU, all of its terms switched on from the first step
 and its thresholds open, so that there is something to differ. In float64 what remains is rounding; in float32 a rounded
 voxel can fall on the other side of a decision (which class, which rows enter the memory), and runs then part for good.
+How far rounding alone drives two runs apart, the control shows: one process against one whose first weights differ from
+its own in the last digit.
 """
 
 from __future__ import annotations
@@ -38,14 +41,13 @@ RANKS = 2
 Record = dict[str, Any]
 
 
-def launch(ranks: int, function: Callable[..., None], *arguments: Any, start_method: str = "spawn") -> None:
+def launch(ranks: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call `function` in `ranks` processes as `torchrun --standalone` starts them.
 
     Args:
         ranks: at least 1.
         function: importable by name.
         arguments: can be pickled.
-        start_method: of `multiprocessing`.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -55,7 +57,6 @@ def launch(ranks: int, function: Callable[..., None], *arguments: Any, start_met
         rdzv_endpoint="127.0.0.1:0",
         run_id="ranks",
         max_restarts=0,
-        start_method=start_method,
     )
     elastic_launch(config, function)(*arguments)
 
@@ -132,6 +133,7 @@ def settings(method: str, demo: Path, folder: Path, steps: int, batch: int) -> t
         "val_interval": steps,
         "save_interval": steps,
         "unlabelled_from": 0.0,
+        "validate::handlers::2::limit": 0,  # pictures take longer than all else
     }
     config = ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])
     for name, term in config["terms"].items():
@@ -149,17 +151,34 @@ def settings(method: str, demo: Path, folder: Path, steps: int, batch: int) -> t
     return files, overrides
 
 
-def compare(method: str, double: bool, steps: int, demo: Path, start_method: str = "spawn") -> list[dict[str, Any]]:
-    """Rows of the table for the first and the last step of a method."""
+def nudged(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with each weight moved by a last digit or not at all, as chance has it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            chosen = torch.rand(weight.shape, generator=generator) < 0.5
+            weight.copy_(torch.where(chosen, torch.nextafter(weight, torch.full_like(weight, torch.inf)), weight))
+    return network
+
+
+NUDGED = {"_target_": "scripts.benchmarks.ranks.nudged", "network": "$@network_def.to(@device)"}
+
+
+def compare(method: str, double: bool, steps: int, demo: Path, control: bool = False) -> list[dict[str, Any]]:
+    """Rows of the table for the first and the last step of a method; `control` as in the module's first lines."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        files, overrides = settings(method, demo, folder / "two", steps, batch=1)
-        several = ["train.yaml", "multi_gpu_train.yaml", *files[1:]]
+        files, overrides = settings(method, demo, folder / "two", steps, batch=RANKS if control else 1)
         target = str(folder / "rank_{rank}.pt")
-        launch(RANKS, train_and_record, several, overrides, double, target, start_method=start_method)
+        if control:
+            train_and_record(files, {**overrides, "network": NUDGED}, double, target)
+        else:
+            several = ["train.yaml", "multi_gpu_train.yaml", *files[1:]]
+            launch(RANKS, train_and_record, several, overrides, double, target)
         files, overrides = settings(method, demo, folder / "one", steps, batch=RANKS)
         train_and_record(files, overrides, double, str(folder / "one.pt"))
-        one, first, second = (torch.load(folder / f"{name}.pt") for name in ("one", "rank_0", "rank_1"))
+        names = ("one", "rank_0", "rank_0" if control else "rank_1")
+        one, first, second = (torch.load(folder / f"{name}.pt") for name in names)
     precision = "float64" if double else "float32"
     rows = []
     for step in sorted({1, steps}):
@@ -195,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--precisions", nargs="+", choices=("float32", "float64"), default=("float64", "float32"))
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--control", action="store_true", help="no second process, but weights moved by a last digit")
     parser.add_argument("--output", type=Path, help="CSV file that gets each row when it is finished")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -203,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for precision in options.precisions:
             for method in options.methods:
-                rows = compare(method, precision == "float64", options.steps, demo)
+                rows = compare(method, precision == "float64", options.steps, demo, options.control)
                 _append(rows, options.output)
 
 

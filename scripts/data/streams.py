@@ -114,8 +114,9 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
 
 
 def _slots_of_rank(per_rank: int) -> list[tuple[int, int]]:
-    """(slot, number of slots) of this rank in a batch of `per_rank` cases a rank."""
-    return [(rank() * per_rank + place, per_rank * num_ranks()) for place in range(per_rank)]
+    """(slot, number of slots) of this rank in a batch of `per_rank` cases a rank, in the order of `gather_cases`."""
+    total = per_rank * num_ranks()
+    return [(slot, total) for slot in range(rank(), total, num_ranks())]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def items_of_rank(items: Sequence[T]) -> list[T]:
 def divide_cases(cases: torch.Tensor) -> torch.Tensor:
     """This rank's part of a batch that every rank holds.
 
-    Parts are equally large and follow the order of ranks; where the cases do not divide, the last one is repeated, and
-    `gather_cases` drops the repetitions. The gradient reaches all cases, on every rank.
+    Rank r has cases r, r + ranks, ..., so that its part is as mixed as the batch, which batch norms see. Parts are equally
+    large: where the cases do not divide, the last one is repeated, and `gather_cases` drops the repetitions. The gradient
+    reaches all cases, on every rank.
 
     Args:
         cases: `(N, ...)`, N at least 1, the same on every rank.
@@ -68,7 +69,7 @@ def divide_cases(cases: torch.Tensor) -> torch.Tensor:
 
 
 def gather_cases(part: torch.Tensor, total: int | None = None) -> torch.Tensor:
-    """The parts of all ranks in one batch, in the order of ranks; the gradient of a part stays with its rank.
+    """The parts of all ranks in one batch, in the order before `divide_cases`; a part's gradient stays with its rank.
 
     Args:
         part: `(n, ...)`, of the same shape and type on every rank.
@@ -160,11 +161,10 @@ class _Gather(torch.autograd.Function):
 
 
 def _own_part(cases: torch.Tensor) -> torch.Tensor:
-    size = len(cases) // num_ranks()
-    return cases[rank() * size : (rank() + 1) * size].clone()  # an autograd function may not return a view
+    return cases[rank() :: num_ranks()].clone()  # an autograd function may not return a view
 
 
 def _all_parts(part: torch.Tensor) -> torch.Tensor:
-    whole = part.new_empty((num_ranks() * len(part), *part.shape[1:]))
-    distributed.all_gather(list(whole.chunk(num_ranks())), part.contiguous())
-    return whole
+    parts = [part.new_empty(part.shape) for _ in range(num_ranks())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)

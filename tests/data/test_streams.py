@@ -302,8 +302,8 @@ def test_ranks_share_the_batch_of_one_process_without_repetition(monkeypatch):
     whole = as_rank(monkeypatch, 0, 1, batch_labelled=3, batch_unlabelled=6)
     for iteration in range(7):
         parts = [own.batch(iteration) for own in per_rank]
-        streams = [[t for part in parts for t in part if t[0] == stream] for stream in ("labelled", "unlabelled")]
-        assert streams[0] + streams[1] == whole.batch(iteration)
+        gathered = [ticket for slot in zip(*parts, strict=True) for ticket in slot]  # as `gather_cases` orders them
+        assert gathered == whole.batch(iteration)
     assert len(per_rank[0]) == len(whole) == 1
 
 

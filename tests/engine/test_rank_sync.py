@@ -46,7 +46,9 @@ def one_step(bad_rank: int | None = None) -> dict:
     guard = GradientGuard([network, head])
     RankSynchroniser(network, head).attach(engine)
     start = {}
-    engine.add_event_handler(Events.STARTED, lambda: start.update(weights=[float(network[0].weight), float(head.weight)]))
+    engine.add_event_handler(
+        Events.STARTED, lambda: start.update(weights=[float(network[0].weight), float(head.weight)])
+    )
     guard.attach(engine)
     engine.run([0])
     return {

@@ -95,8 +95,8 @@ def test_ranks_know_their_number(two) -> None:
     assert [result["rank"] for result in two] == [(0, 2, True), (1, 2, False)]
 
 
-def test_a_batch_is_divided_in_order_and_gathered_without_the_repeated_case(two) -> None:
-    assert [result["part"].tolist() for result in two] == [[0, 1, 2], [3, 4, 4]]
+def test_a_batch_is_divided_in_turn_and_gathered_in_its_order_without_the_repeated_case(two) -> None:
+    assert [result["part"].tolist() for result in two] == [[0, 2, 4], [1, 3, 4]]
     assert [result["whole"].tolist() for result in two] == [[0, 1, 2, 3, 4]] * 2
 
 

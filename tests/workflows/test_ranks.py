@@ -24,7 +24,6 @@ SMALLER = {
     "labelled_cases": 3,
     "validation_cases": 1,  # and one of the demo's own: one for each rank
     "validate::inferer::overlap": 0.0,
-    "validate::handlers::2::limit": 0,  # pictures take longer than all else
 }
 
 

@@ -64,6 +64,8 @@ def join_ranks(device: str | torch.device, patience: float = 30.0) -> None:
         torch.cuda.set_device(device)
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
+        # torchrun keeps one store for all its restarts, with the addresses of processes that are gone.
+        store = distributed.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:

@@ -50,9 +50,9 @@ def items_of_rank(items: Sequence[T]) -> list[T]:
 def divide_cases(cases: torch.Tensor) -> torch.Tensor:
     """This rank's part of a batch that every rank holds.
 
-    Rank r has cases r, r + ranks, ..., so that its part is as mixed as the batch, which batch norms see. Parts are equally
-    large: where the cases do not divide, the last one is repeated, and `gather_cases` drops the repetitions. The gradient
-    reaches all cases, on every rank.
+    Rank r has cases r, r + ranks, ..., so that its part is as mixed as the batch, which batch norms see. Parts are
+    equally large: where the cases do not divide, the last one is repeated, and `gather_cases` drops the repetitions.
+    The gradient reaches all cases, on every rank.
 
     Args:
         cases: `(N, ...)`, N at least 1, the same on every rank.

@@ -17,12 +17,13 @@ from torch import distributed
 logger = logging.getLogger("RankWatch")
 
 GOODBYE = b"left"
+STORE = "store"
 STOPPED = 143
 """Exit status of a process that SIGTERM ended."""
 
 
-class RankWatch(threading.Thread):
-    """A thread that gives a sign of life of its own rank and looks for those of the others.
+class RankWatch:
+    """Give signs of life of this rank and look for those of the others, in threads beside the run.
 
     A timeout of the exchanges cannot do it: a rank may rightly wait minutes for one that validates a large case, but a
     dead one is to be noticed within a minute. So every rank counts up in the common store, and one whose count stands
@@ -30,7 +31,7 @@ class RankWatch(threading.Thread):
     nothing interrupts; saved states are whole at any moment.
 
     Args:
-        store: reached by all ranks; of this thread alone, as a store serves one caller at a time.
+        store: reached by all ranks; of this watch alone, as a store serves one caller at a time.
         rank: this process.
         num_ranks: number of processes.
         patience: seconds without a sign of life.
@@ -47,48 +48,50 @@ class RankWatch(threading.Thread):
         interval: float = 1.0,
         on_loss: Callable[[str], None] | None = None,
     ) -> None:
-        super().__init__(name="RankWatch", daemon=True)
         self.store = distributed.PrefixStore("signs_of_life", store)
         self.own, self.others = str(rank), [str(r) for r in range(num_ranks) if r != rank]
         self.patience, self.interval = patience, interval
         self.on_loss = on_loss or _end
         self._leaving = threading.Event()
+        self._last = dict.fromkeys((*self.others, STORE), time.monotonic())
+        # Two threads, as a store on a frozen node answers the first one never.
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._sign, self._look)]
 
-    def run(self) -> None:
-        """Sign and look until this rank leaves."""
+    def start(self) -> None:
+        """Begin; a rank that never signs is missed after `patience` too."""
+        self._last = dict.fromkeys(self._last, time.monotonic())
+        for thread in self._threads:
+            thread.start()
+
+    def _sign(self) -> None:
         count = 0
         seen = dict.fromkeys(self.others, b"")
-        last = dict.fromkeys((*self.others, "store"), time.monotonic())
         while not self._leaving.wait(self.interval):
             count += 1
             try:
                 self.store.set(self.own, str(count))
                 found = {other: self.store.get(other) for other in self.others if self.store.check([other])}
-                last["store"] = time.monotonic()
             except RuntimeError:  # the node that keeps the store does not answer
-                found = {}
+                continue
+            self._last[STORE] = time.monotonic()
             for other, sign in found.items():
                 if sign != seen[other] or sign == GOODBYE:
-                    seen[other], last[other] = sign, time.monotonic()
-            if self._leaving.is_set():
-                return
-            if (lost := self._lost(last)) is not None:
-                self.on_loss(lost)
-                return
+                    seen[other], self._last[other] = sign, time.monotonic()
 
-    def _lost(self, last: dict[str, float]) -> str | None:
-        now = time.monotonic()
-        if now - last["store"] > self.patience:
-            return f"The node of the first process has not answered for {self.patience:.0f} s. {ADVICE}"
-        for other in self.others:
-            if now - last[other] > self.patience and now - last["store"] < self.interval * 2:
-                return f"Process {other} of this run has given no sign of life for {self.patience:.0f} s. {ADVICE}"
-        return None
+    def _look(self) -> None:
+        while not self._leaving.wait(self.interval):
+            limit = time.monotonic() - self.patience
+            lost = next((who for who in (STORE, *self.others) if self._last[who] < limit), None)
+            if lost is not None:
+                who = "The node of the first process" if lost == STORE else f"Process {lost} of this run"
+                self.on_loss(f"{who} has given no sign of life for {self.patience:.0f} s. {ADVICE}")
+                return
 
     def leave(self) -> None:
-        """Tell the others that this rank is done, and end the thread."""
+        """Tell the others that this rank is done, and end the threads."""
         self._leaving.set()
-        self.join()
+        for thread in self._threads:
+            thread.join(self.patience)
         try:
             self.store.set(self.own, GOODBYE.decode())
         except RuntimeError:

@@ -27,9 +27,8 @@ class Watches:
             watch.start()
 
     def die(self, number: int) -> None:
-        """The thread ends without a goodbye."""
+        """Its threads end without a goodbye."""
         self.all[number]._leaving.set()
-        self.all[number].join()
 
     def leave(self) -> None:
         for watch in self.all:
@@ -63,13 +62,14 @@ def test_nobody_is_missed_while_all_sign_nor_after_a_goodbye() -> None:
     watches.leave()
 
 
-def test_a_store_that_does_not_answer_means_that_the_first_node_is_gone() -> None:
-    class Gone(HashStore):
-        def set(self, *_):
-            raise RuntimeError("connection reset")
+def refuse(*_) -> None:
+    raise RuntimeError("connection reset")
 
-        def get(self, *_):
-            raise RuntimeError("connection reset")
+
+@pytest.mark.parametrize("answer", [refuse, lambda *_: time.sleep(4 * PATIENCE)], ids=["gone", "frozen"])
+def test_a_store_that_does_not_answer_means_that_the_first_node_is_gone(answer) -> None:
+    class Gone(HashStore):
+        set = get = answer
 
     sentences = queue.Queue()
     watch = RankWatch(HashStore(), 0, 2, PATIENCE, INTERVAL, sentences.put)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import locale
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def dicom_slices(array: np.ndarray, affine: np.ndarray) -> list[DicomSlice]:
 def write_dicom(folder: Path, slices: list[DicomSlice]) -> Path:
     """Write the instances into a folder, through GDCM."""
     folder.mkdir(parents=True, exist_ok=True)
+    encoding = locale.setlocale(locale.LC_CTYPE)
     for number, each in enumerate(slices):
         plane = each.pixels.T[None] if each.pixels.ndim == 2 else each.pixels.T
         image = itk.image_from_array(np.ascontiguousarray(plane))
@@ -92,6 +94,7 @@ def write_dicom(folder: Path, slices: list[DicomSlice]) -> Path:
         writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(folder / each.name), ImageIO=io)
         writer.SetUseCompression(each.compression is not None)
         writer.Update()
+    locale.setlocale(locale.LC_CTYPE, encoding)  # GDCM's writer leaves the process in ASCII
     return folder
 
 

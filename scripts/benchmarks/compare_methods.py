@@ -11,7 +11,6 @@ behind `--` goes to both commands as it is, e.g. `-- --dataset_dir FOLDER --labe
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from scripts.benchmarks.rows import append_row, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = (
@@ -83,21 +84,7 @@ def run_once(dataset: str, method: str, seed: int, overrides: Sequence[str], fol
 
 def finished(results: Path) -> set[tuple[str, ...]]:
     """(dataset, method, seed, overrides) of the rows in the file."""
-    if not results.is_file():
-        return set()
-    with results.open(encoding="utf-8", newline="") as file:
-        return {tuple(row[key] for key in COLUMNS[:4]) for row in csv.DictReader(file)}
-
-
-def append(results: Path, row: dict[str, object]) -> None:
-    """Add a row, and the header to a new file."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    new = not results.is_file()
-    with results.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    return {tuple(row[key] for key in COLUMNS[:4]) for row in read_rows(results)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method in options.methods:
             if (options.dataset, method, str(seed), shown) not in finished(options.results):
                 with tempfile.TemporaryDirectory() as folder:
-                    append(options.results, run_once(options.dataset, method, seed, overrides, Path(folder)))
+                    append_row(
+                        options.results, COLUMNS, run_once(options.dataset, method, seed, overrides, Path(folder))
+                    )
 
 
 if __name__ == "__main__":

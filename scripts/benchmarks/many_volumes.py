@@ -30,7 +30,9 @@ def make_volumes(folder: Path, volumes: int, labelled: int, shape: Sequence[int]
         label[tuple(slice(int(n * start), int(n * (start + 0.2))) for n in shape)] = value
     for number in range(volumes):
         name = f"case_{number:03d}.nii.gz"
-        _write(folder / "images" / name, noise + np.int16(number % 50), affine)
+        image = noise + np.int16(number % 50)
+        image[0, 0, 0] = number  # no two are the same
+        _write(folder / "images" / name, image, affine)
         if number < labelled:
             _write(folder / "labels" / name, label, affine)
 

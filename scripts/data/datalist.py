@@ -5,28 +5,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.data.volumes import ENDINGS, ending_of, exists
+from scripts.data.cases import Case, CaseLists, case_name, images_of
+from scripts.data.checks.finding import Finding, Kind
+from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.errors import BundleError
 
 logger = logging.getLogger("datalist")
 
-Case = dict[str, Any]
-"""`image`: path or list of channel paths; `label`: path, absent for an unlabelled case; `case`: its name."""
-
-
-@dataclass
-class CaseLists:
-    """The cases of a run by role. Unlabelled cases have no `label` entry: their label file cannot be opened."""
-
-    labelled: list[Case] = field(default_factory=list)
-    unlabelled: list[Case] = field(default_factory=list)
-    validation: list[Case] = field(default_factory=list)
-    test: list[Case] = field(default_factory=list)
+SECTIONS = ("training", "unlabeled", "validation", "test")
+"""The lists of a datalist."""
 
 
 def load_cases(
@@ -53,47 +43,10 @@ def load_cases(
         BundleError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
             without label, an image in two roles, or files that do not exist.
     """
-    root = Path(dataset_dir)
-    _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
-    _check_number("validation_cases", validation_cases)
-    content = _read(root, datalist)
-    training = [_case(entry, root, "training") for entry in content["training"]]
-    count = sum("label" in case for case in training) if labelled_cases is None else labelled_cases
-    if labelled_cases is None:
-        training.sort(key=lambda case: "label" not in case)
-        if count == 0:
-            raise BundleError(f"No training case in {root / datalist} has a label: at least one must, to learn from.")
-    if not 1 <= count <= len(training):
-        raise BundleError(
-            f"labelled_cases is {count}, but it must be from 1 to {len(training)}, the number of training cases in "
-            f"{root / datalist}."
-        )
-    labelled, rest = training[:count], training[count:]
-    without = [case["case"] for case in labelled if "label" not in case]
-    if without:
-        raise BundleError(
-            f"labelled_cases is {count}, but case {without[0]} among the first {count} of {datalist} has no label. "
-            "Put labelled cases first or lower labelled_cases."
-        )
-    if not 0 <= validation_cases < count:
-        raise BundleError(
-            f"validation_cases is {validation_cases}, but at least one of {count} labelled cases must train."
-        )
-    held_out = labelled[count - validation_cases :]
-    lists = CaseLists(
-        labelled=labelled[: count - validation_cases],
-        unlabelled=[_without_label(c) for c in rest + [_case(e, root, "unlabeled") for e in content["unlabeled"]]],
-        validation=held_out + [_case(e, root, "validation") for e in content["validation"]],
-        test=[_case(e, root, "test") for e in content["test"]],
-    )
-    without = [case["case"] for case in lists.validation if "label" not in case]
-    if without:
-        raise BundleError(
-            f"The validation case {without[0]} in {root / datalist} has no label to compare with: give it one, or "
-            "move it to the list `unlabeled`."
-        )
-    _check_roles(lists)
-    _check_files(lists)
+    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases)
+    for finding in findings:
+        if finding.is_error:
+            raise BundleError(finding.sentence)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
         f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
@@ -101,12 +54,104 @@ def load_cases(
     return lists
 
 
+def read_cases(
+    dataset_dir: str | Path,
+    datalist: str = "dataset.json",
+    labelled_cases: int | None = None,
+    validation_cases: int = 0,
+) -> tuple[CaseLists, list[Finding]]:
+    """`load_cases` that goes on after a mistake: the cases as far as they can be told, and all mistakes.
+
+    Args:
+        dataset_dir: see `load_cases`.
+        datalist: see `load_cases`.
+        labelled_cases: see `load_cases`; the nearest possible number where it is out of range.
+        validation_cases: likewise.
+
+    Returns:
+        The lists, in which files may be missing and labelled, validation and test cases may have no `label`; findings.
+
+    Raises:
+        BundleError: for a missing folder or file, a file that is no datalist, or numbers that are none.
+    """
+    root = Path(dataset_dir)
+    _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
+    _check_number("validation_cases", validation_cases)
+    content = read_datalist(root, datalist)
+    findings: list[Finding] = []
+    sections = {name: _cases(content[name], root, name, findings) for name in SECTIONS}
+    training = sections["training"]
+    if labelled_cases is None:
+        training.sort(key=lambda case: "label" not in case)
+        count = sum("label" in case for case in training)
+    else:
+        count = min(max(labelled_cases, 1), len(training))
+    findings += _number_mistakes(root / datalist, training, labelled_cases, validation_cases, count)
+    held_out = min(max(validation_cases, 0), max(count - 1, 0))
+    labelled, rest = training[:count], training[count:]
+    lists = CaseLists(
+        labelled=labelled[: count - held_out],
+        unlabelled=[_without_label(case) for case in rest + sections["unlabeled"]],
+        validation=labelled[count - held_out :] + sections["validation"],
+        test=sections["test"],
+    )
+    findings += missing_labels(lists, root / datalist)
+    findings += two_lists(lists)
+    findings += missing_files(lists)
+    return lists, findings
+
+
+def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tuple[list[str], list[str]]:
+    """Paths of all images and of all labels that a datalist names, whether or not its labels are used.
+
+    Raises:
+        BundleError: for a missing folder or file, or a file that is no datalist.
+    """
+    content = read_datalist(Path(dataset_dir), datalist)
+    cases = [case for name in SECTIONS for case in _cases(content[name], Path(dataset_dir), name, [])]
+    return [path for case in cases for path in images_of(case)], [c["label"] for c in cases if "label" in c]
+
+
+def _cases(entries: list[Any], root: Path, section: str, findings: list[Finding]) -> list[Case]:
+    cases = []
+    for entry in entries:
+        try:
+            cases.append(_case(entry, root, section))
+        except BundleError as error:
+            findings.append(Finding(Kind.BAD_ENTRY, str(error)))
+    return cases
+
+
+def _number_mistakes(
+    path: Path, training: list[Case], labelled_cases: int | None, validation_cases: int, count: int
+) -> list[Finding]:
+    findings = []
+    if labelled_cases is None and count == 0:
+        sentence = f"No training case in {path} has a label: at least one must, to learn from."
+        findings.append(Finding(Kind.SETTING, sentence))
+    if labelled_cases is not None and not 1 <= labelled_cases <= len(training):
+        sentence = (
+            f"labelled_cases is {labelled_cases}, but it must be from 1 to {len(training)}, the number of training "
+            f"cases in {path}."
+        )
+        findings.append(Finding(Kind.SETTING, sentence))
+    if validation_cases != 0 and not 0 <= validation_cases < count:
+        sentence = f"validation_cases is {validation_cases}, but at least one of {count} labelled cases must train."
+        findings.append(Finding(Kind.SETTING, sentence))
+    return findings
+
+
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise BundleError(f"{name} must be a whole number, got {value!r}.")
 
 
-def _read(root: Path, datalist: str) -> dict[str, Any]:
+def read_datalist(root: Path, datalist: str) -> dict[str, Any]:
+    """The file's content; each of `SECTIONS` is a list in it.
+
+    Raises:
+        BundleError: for a missing folder or file, or a file that is no datalist.
+    """
     if not root.is_dir():
         raise BundleError(f"The folder {root} (dataset_dir) does not exist. Give the data's folder by --dataset_dir.")
     path = root / datalist
@@ -122,7 +167,7 @@ def _read(root: Path, datalist: str) -> dict[str, Any]:
         raise BundleError(f"{path} has no list `training`. docs/data.md shows the form.")
     if not content["training"]:
         raise BundleError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
-    for section in ("unlabeled", "validation", "test"):
+    for section in SECTIONS[1:]:
         if not isinstance(content.setdefault(section, []), list):
             raise BundleError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
     return content
@@ -132,7 +177,7 @@ def _case(entry: Any, root: Path, section: str) -> Case:
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not entry.get("image"):
         raise BundleError(f"An entry of `{section}` has no `image`: {entry!r}. docs/data.md shows the form.")
-    images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    images = images_of(entry)
     if not all(isinstance(path, str) for path in [*images, entry.get("label") or ""]):
         raise BundleError(f"A path in `{section}` is no text: {entry!r}. docs/data.md shows the form.")
     paths = [_inside(root, image) for image in images]
@@ -153,39 +198,8 @@ def _inside(root: Path, path: str) -> str:
     return str(full)
 
 
-def case_name(path: str | Path) -> str:
-    """File name without an image's ending: `a.b/la_000.nii.gz` to `la_000`; the name of a DICOM folder as it is."""
-    return Path(path).name[: -len(ending_of(path) or "") or None]
-
-
 def _without_label(case: Case) -> Case:
     return {key: value for key, value in case.items() if key != "label"}
-
-
-def _check_files(lists: CaseLists) -> None:
-    for case in lists.labelled + lists.unlabelled + lists.validation + lists.test:
-        images = case["image"] if isinstance(case["image"], list) else [case["image"]]
-        for path in [*images, *([case["label"]] if "label" in case else [])]:
-            if not exists(path):
-                raise BundleError(f"{path}, named by the datalist, does not exist: correct the path or --dataset_dir.")
-        if "label" in case and Path(case["label"]).is_dir():
-            raise BundleError(
-                f"{case['label']}, a label in the datalist, is a folder: labels are files ({', '.join(ENDINGS)})."
-            )
-
-
-def _check_roles(lists: CaseLists) -> None:
-    """An image that trains must not be evaluated on, and none may be labelled and unlabelled at once."""
-    role_of: dict[str, str] = {}
-    for role in ("labelled", "unlabelled", "validation", "test"):
-        for case in getattr(lists, role):
-            for path in case["image"] if isinstance(case["image"], list) else [case["image"]]:
-                other = role_of.setdefault(os.path.normpath(path), role)
-                if other != role:
-                    raise BundleError(
-                        f"{path} is a case of two kinds, {other} and {role}: keep it in one list of the "
-                        "datalist, or lower labelled_cases."
-                    )
 
 
 def with_references(cases: list[Case], role: str) -> list[Case]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 import nibabel
 import numpy as np
 
-from scripts.data.volumes import VolumeHeader, read_header, read_voxels
+from scripts.data.checks.grid import channels_on_one_grid, label_on_image
+from scripts.data.label_tally import MOST_VALUES, tally
+from scripts.data.volumes import read_header, read_voxels
 from scripts.errors import BundleError
 
-SLAB_VOXELS = 2**20  # voxels counted at once: what counting needs beside the volume stays a few MiB
 VOXELS_A_CASE = 10_000  # foreground voxels that a case gives to the intensities, evenly over its foreground
 PERCENTILES = (0.5, 99.5)
-CHANNELS_APART_MM = 0.01  # corners of channels may lie so far apart
-LARGEST_LABELS = 256  # distinct values of one label file; more mean an image
 
 Progress = Callable[[Iterable, str], Iterable]
 """Wraps what is looped over in a progress bar with a title."""
@@ -81,55 +80,19 @@ def grid_of(images: Sequence[str]) -> Grid:
         BundleError: for a file without usable voxel sizes, a single slice, or channels on different grids.
     """
     headers = [read_header(path) for path in images]
-    first = headers[0]
     for header in headers:
-        if not np.all(np.isfinite(header.affine)) or min(header.spacing) <= 0:
-            raise BundleError(f"{header.path} has voxels of no size ({header.spacing} mm): write its spacing anew.")
         if min(header.shape) < 2:
-            raise BundleError(
-                f"{header.path} has {_size(header)} voxels: this bundle needs volumes, not single slices."
-            )
-        if header.shape != first.shape or not _apart(header, first) <= CHANNELS_APART_MM:
-            raise BundleError(
-                f"{header.path} and {first.path}, channels of a case, lie on different grids ({_size(header)} and "
-                f"{_size(first)} voxels): resample one to the other."
-            )
-    shape, affine = _in_ras(first)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return Grid(shape, tuple(float(s) for s in spacing), sum(header.channels for header in headers))
+            raise BundleError(f"{header.path} has {header.size} voxels: this bundle needs volumes, not single slices.")
+    for mistake in channels_on_one_grid(headers):
+        raise BundleError(mistake.sentence)
+    ras = headers[0].in_ras()
+    return Grid(ras.shape, ras.spacing, sum(header.channels for header in headers))
 
 
 def label_mistake(image: str, label: str) -> str | None:
     """Why a label file cannot lie on its image, from headers; `None` if it can, stored in whichever order."""
-    on, above = read_header(image), read_header(label)
-    if above.channels > 1:
-        return f"The label {label} has {above.channels} channels: write one channel with a value for each class."
-    if _in_ras(on)[0] != _in_ras(above)[0]:
-        return (
-            f"The label {label} has {_size(above)} voxels, but its image {image} has {_size(on)}: resample the label "
-            "to the image, or correct which belongs to which."
-        )
-    apart = _apart(on, above)
-    if not apart <= max(on.spacing):
-        return (
-            f"The label {label} lies up to {apart:.4g} mm beside its image {image} by what their headers say: give "
-            "both the same origin, spacing and direction."
-        )
-    return None
-
-
-def _in_ras(header: VolumeHeader) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine with the axes in the order and direction of RAS."""
-    orientation = nibabel.io_orientation(header.affine)
-    shape = tuple(header.shape[axis] for axis in np.argsort(orientation[:, 0]))
-    return shape, header.affine @ nibabel.orientations.inv_ornt_aff(orientation, header.shape)
-
-
-def _apart(one: VolumeHeader, other: VolumeHeader) -> float:
-    """Largest distance between corners of two volumes of the same voxels, mm."""
-    (shape, affine), (_, further) = _in_ras(one), _in_ras(other)
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*(n - 1 for n in shape), 1]
-    return float(np.linalg.norm((corners @ (affine - further).T)[:, :3], axis=1).max())
+    findings = label_on_image(read_header(image), read_header(label))
+    return findings[0].sentence if findings else None
 
 
 def _read_in_ras(path: str) -> list[np.ndarray]:
@@ -138,35 +101,25 @@ def _read_in_ras(path: str) -> list[np.ndarray]:
     return [nibabel.apply_orientation(channel, orientation) for channel in read_voxels(path)]
 
 
-def _size(header: VolumeHeader) -> str:
-    return " x ".join(map(str, header.shape))
-
-
 def count_values(voxels: np.ndarray, name: str) -> dict[int, int]:
     """Voxels of each value in a label volume.
 
     Args:
-        voxels: `(1, X, Y, Z)`, whole numbers of any type.
+        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_values.ROUNDING` makes one.
         name: of the file, for the message.
 
     Raises:
         BundleError: for values that are no whole numbers, or more of them than classes can be.
     """
-    counts: Counter[int] = Counter()
-    rows = voxels.reshape(-1) if voxels.flags.c_contiguous else voxels.reshape(-1, order="F")
-    for start in range(0, len(rows), SLAB_VOXELS):
-        values, numbers = np.unique(rows[start : start + SLAB_VOXELS], return_counts=True)
-        if not np.issubdtype(values.dtype, np.integer):
-            wrong = values[~np.isfinite(values) | (values != np.round(values))]
-            if len(wrong) > 0:
-                raise BundleError(f"The label {name} holds the value {wrong[0]}: labels must be whole numbers.")
-        counts.update({int(value): int(number) for value, number in zip(values, numbers, strict=True)})
-        if len(counts) > LARGEST_LABELS:
-            raise BundleError(
-                f"The label {name} holds more than {LARGEST_LABELS} values: it looks like an image; take it out of the "
-                "labels or correct the file."
-            )
-    return dict(counts)
+    values = tally(voxels)
+    if values.other:
+        raise BundleError(f"The label {name} holds the value {next(iter(values.other))}: labels must be whole numbers.")
+    if not values.complete:
+        raise BundleError(
+            f"The label {name} holds more than {MOST_VALUES} values: it looks like an image; take it out of the labels "
+            "or correct the file."
+        )
+    return dict(values.whole)
 
 
 def measure_grids(cases: Sequence[Sequence[str]], progress: Progress) -> list[Grid]:
@@ -218,7 +171,7 @@ def measure_intensities(
     minima: list[list[float]] = []
     samples: list[list[np.ndarray]] = []
     for images, label in progress(cases, "sampling intensities"):
-        mask = _read_in_ras(label)[0]
+        mask = _read_in_ras(label)[0].round()  # of what `count_values` takes for whole numbers
         mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
         measured = [_of_channel(channel, mask) for image in images for channel in _read_in_ras(image)]
         minima.append([lowest for lowest, _ in measured])

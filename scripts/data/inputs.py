@@ -11,7 +11,7 @@ from pathlib import Path
 
 from monai.data import FolderLayoutBase
 
-from scripts.data.datalist import case_name
+from scripts.data.cases import case_name
 from scripts.data.dicom_slices import looks_like_slice, split_series
 from scripts.data.volumes import ending_of, exists
 from scripts.errors import BundleError

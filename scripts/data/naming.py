@@ -7,7 +7,7 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
-from scripts.data.datalist import case_name
+from scripts.data.cases import case_name
 
 LABEL_WORDS = (
     "segmentations", "segmentation", "segs", "seg", "labelmaps", "labelmap", "labels", "label", "masks", "mask",

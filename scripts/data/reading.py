@@ -11,6 +11,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from scripts.data.volume_header import corner_distance
 from scripts.data.volumes import VolumeHeader, read_volume
 from scripts.errors import BundleError
 
@@ -74,12 +75,11 @@ def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:
         BundleError: for different numbers of voxels, or corners that lie more than `TOLERANCE_MM` apart.
     """
     if first.shape != other.shape:
-        sizes = [" x ".join(map(str, header.shape)) for header in (first, other)]
         raise BundleError(
-            f"{other.path} has {sizes[1]} voxels, but {first.path}, a channel of the same image, has {sizes[0]}: "
+            f"{other.path} has {other.size} voxels, but {first.path}, a channel of the same image, has {first.size}: "
             "resample one to the grid of the other."
         )
-    apart = float(np.linalg.norm(first.corners - other.corners, axis=1).max())
+    apart = corner_distance(first, other)
     if apart > TOLERANCE_MM:
         raise BundleError(
             f"{other.path} lies {apart:.4g} mm away from {first.path}, a channel of the same image: resample one to "

@@ -9,37 +9,91 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 
+from scripts.data.label_values import declared_values, to_classes
 from scripts.errors import BundleError
+from scripts.functional.voxels import NO_CLASS
 
 
-class CheckLabelsd(MapTransform):
-    """Refuse label volumes with values that the dataset does not declare, before they become wrong targets in silence.
+class LabelsToClassesd(MapTransform):
+    """Label volumes from the values of their files to class indices; values that nobody declared are refused.
+
+    Such a value would else become a wrong target in silence. Voxels to be ignored get the class `NO_CLASS` (-1), which
+    every loss term, the memory and the metrics leave out.
 
     Args:
-        keys: label volumes, integer valued.
-        values: allowed values.
+        keys: label volumes, values as in their files.
+        num_classes: K.
+        label_values: value of each class in the files; `None` for 0, 1, ..., K - 1.
+        ignore_value: value of voxels that take no part; `None` for none.
         allow_missing_keys: whether cases without these keys pass.
+
+    Raises:
+        BundleError: if the values do not fit together, see `scripts.data.label_values.declared_values`.
     """
 
-    def __init__(self, keys: KeysCollection, values: Sequence[int], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        label_values: Sequence[int] | None = None,
+        ignore_value: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = sorted(int(v) for v in values)
+        self.values = declared_values(num_classes, label_values, ignore_value)
+        self.ignore_value = ignore_value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` unchanged.
+        """Return `data` with class indices, int8 or int16, in place of values.
 
         Raises:
-            BundleError: naming the file, the value and the declared ones.
+            BundleError: naming the file and an undeclared value in it, or the file that holds ignored voxels only.
         """
+        result = dict(data)
         for key in self.key_iterator(data):
-            found = torch.unique(torch.as_tensor(data[key]))
-            allowed = torch.tensor(self.values, dtype=found.dtype, device=found.device)
-            undeclared = found[~torch.isin(found, allowed)]
-            if len(undeclared) > 0:
-                name = getattr(data[key], "meta", {}).get("filename_or_obj", key)
+            name = getattr(data[key], "meta", {}).get("filename_or_obj", key)
+            classes, undeclared = to_classes(_plain(data[key]), self.values, self.ignore_value)
+            if undeclared is not None:
+                ignored = "" if self.ignore_value is None else f" and ignores {self.ignore_value}"
                 raise BundleError(
-                    f"{name} holds the label value {undeclared[0].item()!r}, but label_names declares {self.values}. "
-                    "Declare it in the dataset's YAML or correct the file."
+                    f"{name} holds the label value {undeclared:.7g}, but the dataset's YAML declares "
+                    f"{sorted(self.values)}{ignored}: name its class in label_names and label_values, set "
+                    "ignore_value, or correct the file."
                 )
-        return dict(data)
+            if self.ignore_value is not None and bool((classes == NO_CLASS).all()):
+                raise BundleError(
+                    f"Every voxel of {name} has the ignore_value {self.ignore_value}: use the case without its label."
+                )
+            result[key] = convert_to_dst_type(classes, dst=data[key], dtype=classes.dtype)[0]
+        return result
+
+
+class IgnoredToBackgroundd(MapTransform):
+    """Background wherever the reference is to be ignored, in the reference itself and in what is compared with it.
+
+    No structure then has voxels there, on either side, so that metrics count none.
+
+    Args:
+        keys: volumes of class indices `(1, D, H, W)`, on the reference's grid; the reference among them.
+        reference_key: volume in which `NO_CLASS` marks voxels to ignore.
+    """
+
+    def __init__(self, keys: KeysCollection, reference_key: str = "label") -> None:
+        super().__init__(keys)
+        self.reference_key = reference_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with copies of the volumes; the same volumes where nothing is to be ignored."""
+        result = dict(data)
+        ignored = _plain(data[self.reference_key]) == NO_CLASS
+        if bool(ignored.any()):
+            for key in self.key_iterator(data):
+                kept = _plain(data[key]).masked_fill(ignored.to(data[key].device), 0)
+                result[key] = convert_to_dst_type(kept, dst=data[key], dtype=kept.dtype)[0]
+        return result
+
+
+def _plain(volume: Any) -> torch.Tensor:
+    return torch.as_tensor(volume).as_subclass(torch.Tensor)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel
 import numpy as np
@@ -52,6 +52,23 @@ class VolumeHeader:
         """Centres of the eight corner voxels, `(8, 3)`, mm, RAS."""
         index = np.stack(np.meshgrid(*([0, side - 1] for side in self.shape), indexing="ij"), axis=-1).reshape(8, 3)
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    @property
+    def size(self) -> str:
+        """Voxels along the three axes, to print: `9 x 7 x 5`."""
+        return " x ".join(map(str, self.shape))
+
+    def in_ras(self) -> VolumeHeader:
+        """The header of the same volume with its axes in the order and direction of RAS, as training turns them."""
+        orientation = nibabel.io_orientation(self.affine)
+        shape = tuple(self.shape[axis] for axis in np.argsort(orientation[:, 0]))
+        affine = self.affine @ nibabel.orientations.inv_ornt_aff(orientation, self.shape)
+        return replace(self, shape=shape, affine=affine)
+
+
+def corner_distance(one: VolumeHeader, other: VolumeHeader) -> float:
+    """Largest distance between the same corner of two volumes of the same shape, mm."""
+    return float(np.linalg.norm(one.corners - other.corners, axis=1).max())
 
 
 def shape_and_channels(path: str, axes: Sequence[int], components: int = 1) -> tuple[tuple[int, int, int], int]:

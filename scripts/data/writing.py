@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.config import NdarrayOrTensor
 from monai.data import NibabelWriter
 from monai.utils import MetaKeys, convert_to_numpy
+
+
+def label_dtype(values: Sequence[int]) -> np.dtype:
+    """The smallest type of a NIfTI file that holds these label values: uint8 for 0 to 255, else int16 or int32."""
+    kinds = (np.uint8, np.int16, np.int32)
+    limits = [(np.iinfo(kind).min, np.iinfo(kind).max) for kind in kinds]
+    fitting = [k for k, (low, high) in zip(kinds, limits, strict=True) if low <= min(values) and max(values) <= high]
+    return np.dtype(fitting[0])
 
 
 class GridWriter(NibabelWriter):

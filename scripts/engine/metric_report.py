@@ -19,6 +19,7 @@ from monai.utils.enums import CommonKeys
 from torch import distributed
 
 from scripts.functional.report import COLUMNS, case_names, case_rows, foreground, format_summary, summarise
+from scripts.whole_files import write_text
 
 
 def write_report(
@@ -52,7 +53,7 @@ def write_report(
     texts = {"metrics.csv": _csv_text(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _replace_file(Path(output_dir) / name, text)
+        write_text(Path(output_dir) / name, text)
     return summary
 
 
@@ -149,13 +150,3 @@ def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
     return text.getvalue()
-
-
-def _replace_file(path: Path, text: str) -> None:
-    # Not `tempfile`, whose files only their owner may read.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

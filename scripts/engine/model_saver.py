@@ -10,7 +10,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.engine.run_state import save_atomically
+from scripts.engine.state_files import save_atomically
 from scripts.functional.ranks import is_first_rank
 
 logger = logging.getLogger("ModelSaver")

@@ -165,6 +165,7 @@ def _own_part(cases: torch.Tensor) -> torch.Tensor:
 
 
 def _all_parts(part: torch.Tensor) -> torch.Tensor:
-    parts = [part.new_empty(part.shape) for _ in range(num_ranks())]
-    distributed.all_gather(parts, part.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)
+    parts = part.new_empty((num_ranks(), *part.shape))
+    # As bytes: neither gloo nor NCCL knows the 16-bit integers that labels may be.
+    distributed.all_gather(list(parts.flatten(1).view(torch.uint8)), part.contiguous().flatten().view(torch.uint8))
+    return parts.transpose(0, 1).flatten(0, 1)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 NO_CLASS = -1
-"""Class of a voxel that takes no part. It exists in memory only: no label file ever holds it."""
+"""Class of a voxel that takes no part: unsure pseudo-labels, and label voxels of a dataset's `ignore_value`."""
 
 
 def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from scripts.functional.ramps import sigmoid_rampup
+from scripts.functional.voxels import NO_CLASS
 
 
 class ForwardPass(Protocol):
@@ -30,7 +32,7 @@ class StepData:
     Attributes:
         logits: the network's output for all cases, `(L + U, K, D, H, W)`.
         features: embeddings from the tap, `(L + U, C, d, h, w)`; may be coarser than the image.
-        labels: classes of the labelled cases, `(L, D, H, W)`, int64 in [0, K).
+        labels: classes of the labelled cases, `(L, D, H, W)`, int64 in [0, K), or `NO_CLASS` for voxels to ignore.
         teacher_logits: the teacher's output for the unlabelled cases, `(U, K, D, H, W)`, or `None` without a teacher.
         images: what the network saw, `(L + U, C, D, H, W)`; only terms with passes of their own need it.
         weak_images: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, or `None`.
@@ -84,6 +86,24 @@ class StepData:
     def unlabelled_images(self) -> torch.Tensor:
         """`(U, C, D, H, W)`."""
         return self.images[self.num_labelled :]
+
+    @cached_property
+    def ignored(self) -> torch.Tensor | None:
+        """Labelled voxels that take no part, bool `(L, D, H, W)`; `None` where all of them count."""
+        ignored = self.labels == NO_CLASS
+        return ignored if bool(ignored.any()) else None
+
+    @property
+    def labelled_voxels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels of the labelled voxels that count, for losses that sum over the whole batch.
+
+        `(L, K, D, H, W)` and `(L, D, H, W)`; where voxels are ignored the N others in one line, `(1, K, N)` and
+        `(1, N)`, and N may be 0.
+        """
+        if self.ignored is None:
+            return self.labelled_logits, self.labels
+        counted = ~self.ignored
+        return self.labelled_logits.movedim(1, -1)[counted].T[None], self.labels[counted][None]
 
     @property
     def target_logits(self) -> torch.Tensor:

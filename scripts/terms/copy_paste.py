@@ -80,16 +80,22 @@ class CopyPasteTerm(Term):
         return largest_components(labels) if self.largest_component else labels
 
     def _mixture_loss(self, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-        """Both parts of mixtures `(P, K, D, H, W)` that are labelled where `labelled` `(D, H, W)` is true."""
+        """Both parts of mixtures `(P, K, D, H, W)` that are labelled where `labelled` `(D, H, W)` is true.
+
+        Ignored voxels of the labelled part are in neither.
+        """
         return self._part_loss(logits, targets, labelled) + self.unlabelled_weight * self._part_loss(
             logits, targets, ~labelled
         )
 
     def _part_loss(self, logits: torch.Tensor, targets: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        counted = part & (targets != NO_CLASS)
+        if not bool(counted.any()):
+            return logits[:0].sum()
         ce = cross_entropy(logits, targets.masked_fill(~part, NO_CLASS), ignore_index=NO_CLASS)
         # MONAI's `to_onehot_y` comes after its mask, which makes background of all that is masked out.
-        target = one_hot(targets[:, None], logits.shape[1])
-        return (ce + self.dice(logits, target, part[None, None].to(logits.dtype))) / 2
+        target = one_hot(targets.clamp(min=0)[:, None], logits.shape[1])
+        return (ce + self.dice(logits, target, counted[:, None].to(logits.dtype))) / 2
 
 
 def _both_ways(labelled: torch.Tensor, unlabelled: torch.Tensor, box: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,8 @@ class SmoothnessTerm(Term):
     adversarial training (Miyato et al., TPAMI 2018) as SS-Net uses it (Wu et al., MICCAI 2022, equation 2). The clean
     prediction and d are constants. Passes with moved images use the statistics of their batch and record none.
 
+    Ignored voxels of labelled cases count in no distance.
+
     As the linear Dice distance of soft predictions to themselves is not 0, the term also rewards certainty.
 
     Args:
@@ -71,12 +73,19 @@ class SmoothnessTerm(Term):
         if len(images) == 0:
             return step.logits[:0].sum()
 
+        def counted(probabilities: torch.Tensor) -> torch.Tensor:
+            if step.ignored is None or first > 0:
+                return probabilities
+            keep = torch.ones_like(probabilities[:, :1])
+            keep[: step.num_labelled, 0] = (~step.ignored).to(keep)
+            return probabilities * keep
+
         def predict(moved: torch.Tensor) -> torch.Tensor:
-            return step.forward_pass(moved)[0].softmax(dim=1)
+            return counted(step.forward_pass(moved)[0].softmax(dim=1))
 
         with torch.no_grad():
             own = self.clean_pass == "own"
             logits = step.forward_pass(images, keep_statistics=False)[0] if own else step.logits[first:]
-            clean = logits.softmax(dim=1)
+            clean = counted(logits.softmax(dim=1))
         found = adversarial_direction(predict, images, clean, self.noise(images), self.probe, self.iterations)
         return linear_dice_loss(predict(images + self.epsilon * found.direction), clean)

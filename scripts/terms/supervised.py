@@ -35,9 +35,10 @@ class SupervisedTerm(Term):
 
     def compute(self, step: StepData) -> torch.Tensor:
         """See the class."""
-        if step.num_labelled == 0:
+        logits, labels = step.labelled_voxels
+        if labels.numel() == 0:
             return step.logits[:0].sum()
-        return self.loss(step.labelled_logits, step.labels[:, None])
+        return self.loss(logits, labels[:, None])
 
 
 class LinearDiceTerm(Term):
@@ -63,9 +64,10 @@ class LinearDiceTerm(Term):
 
     def compute(self, step: StepData) -> torch.Tensor:
         """See the class."""
-        if step.num_labelled == 0:
+        logits, labels = step.labelled_voxels
+        if labels.numel() == 0:
             return step.logits[:0].sum()
-        probabilities = step.labelled_logits.softmax(dim=1)
+        probabilities = logits.softmax(dim=1)
         last = probabilities.shape[1] if self.classes == "foreground" else 2
-        losses = [linear_dice_loss(probabilities[:, c], (step.labels == c).float()) for c in range(1, last)]
+        losses = [linear_dice_loss(probabilities[:, c], (labels == c).float()) for c in range(1, last)]
         return torch.stack(losses).mean()

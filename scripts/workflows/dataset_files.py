@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.data.datalist import case_name, load_cases
+from scripts.data.cases import case_name
+from scripts.data.datalist import load_cases
 from scripts.data.layouts import FoundCase
 from scripts.data.volumes import ending_of
 from scripts.errors import BundleError
@@ -153,11 +154,8 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
     ]
     lines += [_line(*entry) for entry in entries]
     if plan.cache_rate < 1:
-        reason = "prepared volumes that memory has room for; the others are read at each visit"
-        lines += [
-            _line(f"train::{dataset}::cache_rate", str(plan.cache_rate), reason)
-            for dataset in ("dataset", "unlabelled_dataset")
-        ]
+        reason = "fraction of the prepared volumes that memory has room for; the others are read at each visit"
+        lines.append(_line("cache_rate", str(plan.cache_rate), reason))
     head = f"""\
 #
 #   python -m monai.bundle run training --config_file "['configs/train.yaml','{config}']"

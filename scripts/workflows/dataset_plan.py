@@ -17,6 +17,7 @@ from torch import nn
 
 from scripts.data.description import Description
 from scripts.data.fingerprint import Grid, Intensity, LabelValues
+from scripts.data.prepared import prepared_bytes, prepared_shape
 from scripts.engine.memory_check import activation_bytes
 from scripts.errors import BundleError
 
@@ -197,8 +198,10 @@ def choose_step(
 
 def cache_rate(grids: Sequence[Grid], spacing: Sequence[float], memory: int) -> float:
     """Fraction of prepared volumes (float32 images, uint8 labels) that the cache may hold, in steps of 0.05."""
-    voxels = sum(math.prod(n * s / t for n, s, t in zip(g.shape, g.spacing, spacing, strict=True)) for g in grids)
-    need = voxels * (4 * grids[0].channels + 1)
+    need = sum(
+        prepared_bytes(prepared_shape(grid.shape, grid.spacing, spacing), grid.channels, with_label=True)
+        for grid in grids
+    )
     return 1.0 if need <= CACHE_SHARE * memory else math.floor(20 * CACHE_SHARE * memory / need) / 20
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.errors import BundleError
+from scripts.whole_files import write_text
 
 COMMAND = "scripts.new_dataset"
 MARK = re.compile(rf"# Written by {re.escape(COMMAND)}, digest ([0-9a-f]{{16}})\.")
@@ -68,10 +68,7 @@ def write_whole(path: Path, text: str) -> None:
         BundleError: if the folder cannot be written to.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise BundleError(f"{path} cannot be written: {error.strerror}.") from error
 

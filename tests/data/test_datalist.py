@@ -7,7 +7,9 @@ import json
 
 import pytest
 
-from scripts.data.datalist import case_name, load_cases, with_references
+from scripts.data.cases import case_name
+from scripts.data.checks.finding import Kind
+from scripts.data.datalist import load_cases, named_files, read_cases, with_references
 from scripts.errors import BundleError
 
 
@@ -335,3 +337,38 @@ def test_image_in_two_roles_is_refused(write, content, roles):
 def test_a_training_case_that_labelled_cases_makes_unlabelled_may_not_be_a_test_case_either(write):
     root = write({"training": pairs("a", "b"), "test": pairs("b")})
     assert "two kinds, unlabelled and test" in refusal(root, labelled_cases=1)
+
+
+# ------------------------------------------------------------------ reading on after a mistake
+
+
+def test_all_mistakes_are_collected_and_the_cases_are_there_all_the_same(write):
+    content = {
+        "training": [*pairs("a", "b"), {"label": "labels/c.nii.gz"}, *pairs("d")],
+        "validation": ["images/v.nii.gz"],
+        "test": [*pairs("a"), "images/t.nii.gz"],
+    }
+    lists, findings = read_cases(write(content, missing=["labels/b.nii.gz", "labels/d.nii.gz"]), labelled_cases=2)
+    assert (names(lists.labelled), names(lists.unlabelled)) == (["a", "b"], ["d"])
+    assert (names(lists.validation), names(lists.test)) == (["v"], ["a", "t"])
+    assert [(finding.kind, finding.case, finding.role) for finding in findings] == [
+        (Kind.BAD_ENTRY, "", ""),
+        (Kind.MISSING_LABEL, "v", "validation"),
+        (Kind.TEST_WITHOUT_LABEL, "t", "test"),
+        (Kind.TWO_LISTS, "a", "test"),
+        (Kind.MISSING_LABEL, "b", "labelled"),
+    ]
+
+
+@pytest.mark.parametrize(("given", "labelled", "validation"), [((9, 0), 3, 0), ((0, 0), 1, 0), ((3, 3), 1, 2)])
+def test_numbers_out_of_range_become_the_nearest_possible_ones(write, given, labelled, validation):
+    lists, findings = read_cases(write({"training": pairs("a", "b", "c")}), "dataset.json", *given)
+    assert (len(lists.labelled), len(lists.validation)) == (labelled, validation)
+    assert [finding.kind for finding in findings] == [Kind.SETTING]
+
+
+def test_named_files_are_those_of_every_list_used_or_not(write):
+    root = write({"training": pairs("a", "b"), "unlabeled": [*pairs("u"), 3], "test": ["images/t.nii.gz"]})
+    images, labels = named_files(root)
+    assert images == [f"{root}/images/{name}.nii.gz" for name in "abut"]
+    assert labels == [f"{root}/labels/{name}.nii.gz" for name in "abu"]

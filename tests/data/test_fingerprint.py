@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.data import fingerprint
+from scripts.data import fingerprint, label_tally
 from scripts.data.fingerprint import (
     LabelValues,
     count_values,
@@ -55,10 +55,12 @@ def test_volumes_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"slice\.nii has 8 x 9 x 1 voxels"):
         grid_of([slice_])
     small, large = (write(tmp_path / f"{n}.nii", np.zeros((n, 4, 5), np.int16)) for n in (3, 6))
-    with pytest.raises(BundleError, match=r"6\.nii and .*3\.nii, channels of a case, .*6 x 4 x 5 and 3 x 4 x 5"):
+    with pytest.raises(
+        BundleError, match=r"6\.nii has 6 x 4 x 5 voxels, but .*3\.nii, a channel of the same image, has 3 x"
+    ):
         grid_of([small, large])
     moved = write(tmp_path / "moved.nii", np.zeros((3, 4, 5), np.int16), np.diag([1.0, 2.0, 3.02, 1.0]))
-    with pytest.raises(BundleError, match="channels of a case"):
+    with pytest.raises(BundleError, match=r"moved\.nii lies 0\.08 mm away from"):
         grid_of([small, moved])
 
 
@@ -83,7 +85,7 @@ def test_a_label_whose_header_points_elsewhere_is_named_and_a_rounded_one_passes
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_values_are_counted_in_slabs_as_in_one(monkeypatch, dtype, order) -> None:
-    monkeypatch.setattr(fingerprint, "SLAB_VOXELS", 7)
+    monkeypatch.setattr(label_tally, "SLAB_VOXELS", 7)
     voxels = np.asarray(np.arange(60).reshape(1, 3, 4, 5) % 3 * 100, dtype=dtype, order=order)
     assert count_values(voxels, "a") == {0: 20, 100: 20, 200: 20}
 
@@ -126,6 +128,17 @@ def test_intensities_come_from_the_foreground_of_each_channel(tmp_path: Path) ->
     assert (first.low, first.high) == pytest.approx(tuple(expected))
     assert first.minimum == -500  # between -1000 and 0
     assert (second.minimum, second.low, second.high) == (7, 7, 7)
+
+
+def test_labels_within_rounding_of_a_whole_number_are_used_as_it(tmp_path: Path) -> None:
+    label = np.zeros((4, 5, 6), np.float32)
+    label[1:3, 1:4, 1:5], label[0, 0, 0], label[3] = 0.9999, 254.9999, 0.0004
+    image = np.where(label > 0.5, 10, -500).astype(np.int16)
+    image[0, 0, 0] = 30_000
+    files = write(tmp_path / "a.nii", image), write(tmp_path / "l.nii", label)
+    assert measure_labels([files], quiet).voxels == {0: 120 - 24 - 1, 1: 24, 255: 1}
+    [channel] = measure_intensities([([files[0]], files[1])], 255, quiet)
+    assert (channel.low, channel.high) == (10, 10)
 
 
 def test_a_label_stored_in_another_order_lies_on_the_same_tissue(tmp_path: Path) -> None:

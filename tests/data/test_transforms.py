@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label values that the dataset does not declare are refused by name."""
+"""Label volumes become classes; undeclared values are refused by name; ignored voxels reach no metric."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
-from scripts.data.transforms import CheckLabelsd
+from scripts.data.transforms import IgnoredToBackgroundd, LabelsToClassesd
 from scripts.errors import BundleError
 from scripts.workflows.start import find_mistake
 
@@ -17,41 +18,64 @@ def label(*values, path="/data/labels/la_003.nrrd"):
     return MetaTensor(torch.tensor(values).reshape(1, -1, 1, 1), meta={"filename_or_obj": path})
 
 
-def test_declared_values_pass_unchanged():
-    data = {"label": label(0, 2, 2, 0), "case": "la_003"}
-    result = CheckLabelsd("label", [0, 1, 2])(data)
-    assert result["label"] is data["label"]
-    assert result == {"label": data["label"], "case": "la_003"}
+def test_classes_keep_the_files_grid_and_leave_the_input_as_it_was():
+    data = {"label": label(0, 255, 7, 0), "case": "la_003"}
+    data["label"].affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))
+    result = LabelsToClassesd("label", 2, label_values=[0, 255], ignore_value=7)(data)
+    assert result["case"] == "la_003"
+    assert result["label"].flatten().tolist() == [0, 1, -1, 0]
+    assert result["label"].pixdim.tolist() == [1.0, 2.0, 3.0]
+    assert result["label"].meta["filename_or_obj"] == "/data/labels/la_003.nrrd"
+    assert data["label"].flatten().tolist() == [0, 255, 7, 0]
 
 
 @pytest.mark.parametrize("value", [3, 255, -1])
 def test_an_undeclared_value_is_refused_with_file_value_and_declaration(value):
     with pytest.raises(BundleError) as caught:
-        CheckLabelsd("label", [2, 0, 1])({"label": label(0, value, 1)})
+        LabelsToClassesd("label", 3)({"label": label(0, value, 1)})
     assert "/data/labels/la_003.nrrd" in str(caught.value)
     assert f"label value {value}," in str(caught.value)
-    assert "[0, 1, 2]" in str(caught.value)
+    assert "declares [0, 1, 2]:" in str(caught.value)
 
 
 def test_a_value_between_two_classes_is_refused():
     # Linear interpolation of a label volume makes such values; cast to int they would become a class.
-    with pytest.raises(BundleError, match=r"label value 0\.5,"):
-        CheckLabelsd("label", [0, 1])({"label": label(0.0, 0.5, 1.0)})
+    with pytest.raises(BundleError, match=r"label value 0\.5, .* \[0, 1\] and ignores 9:"):
+        LabelsToClassesd("label", 2, ignore_value=9)({"label": label(0.0, 0.5, 1.0)})
 
 
 def test_a_plain_tensor_is_named_by_its_key():
     with pytest.raises(BundleError, match=r"^label holds the label value 7,"):
-        CheckLabelsd("label", [0, 1])({"label": torch.tensor([0, 7], dtype=torch.uint8)})
+        LabelsToClassesd("label", 2)({"label": torch.tensor([0, 7], dtype=torch.uint8)})
 
 
 def test_a_case_without_the_key_passes_only_if_allowed():
-    assert CheckLabelsd("label", [0], allow_missing_keys=True)({"image": 1}) == {"image": 1}
+    assert LabelsToClassesd("label", 1, allow_missing_keys=True)({"image": 1}) == {"image": 1}
     with pytest.raises(KeyError):
-        CheckLabelsd("label", [0])({"image": 1})
+        LabelsToClassesd("label", 1)({"image": 1})
+
+
+def test_a_file_of_ignored_voxels_alone_is_refused():
+    with pytest.raises(BundleError, match=r"^Every voxel of /data/labels/la_003\.nrrd has the ignore_value 255"):
+        LabelsToClassesd("label", 2, ignore_value=255)({"label": label(255, 255)})
 
 
 def test_the_mistake_is_found_behind_a_cache_that_is_filled_by_threads():
     data = [{"label": label(0, 1, path="a")}, {"label": label(0, 4, path="b")}]
     with pytest.raises(RuntimeError) as caught:
-        CacheDataset(data, Compose([CheckLabelsd("label", [0, 1])]), progress=False, num_workers=2)
+        CacheDataset(data, Compose([LabelsToClassesd("label", 2)]), progress=False, num_workers=2)
     assert str(find_mistake(caught.value)).startswith("b holds the label value 4,")
+
+
+def test_ignored_voxels_become_background_on_both_sides():
+    data = {"pred": label(1, 1, 2, 0), "label": label(1, -1, -1, 2)}
+    result = IgnoredToBackgroundd(["pred", "label"])(data)
+    assert result["pred"].flatten().tolist() == [1, 0, 0, 0]
+    assert result["label"].flatten().tolist() == [1, 0, 0, 2]
+    assert data["pred"].flatten().tolist() == [1, 1, 2, 0], "the input was changed"
+
+
+def test_without_ignored_voxels_nothing_is_copied():
+    data = {"pred": np.array([1, 1]), "label": label(1, 0)}
+    result = IgnoredToBackgroundd(["pred", "label"])(data)
+    assert result["pred"] is data["pred"] and result["label"] is data["label"]

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from scripts.data.writing import GridWriter
+from scripts.data.writing import GridWriter, label_dtype
 from tests.volume_files import oblique, stored_as, volume
 
 
@@ -38,3 +38,17 @@ def test_the_label_of_an_image_with_channels_keeps_its_three_axes(tmp_path, axco
 def test_resampling_is_refused():
     with pytest.raises(ValueError, match="resample=False"):
         GridWriter().set_metadata({"affine": np.eye(4)}, resample=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 1], np.uint8),
+        ([0, 255], np.uint8),
+        ([0, 256], np.int16),
+        ([-1, 3], np.int16),
+        ([0, 40000], np.int32),
+    ],
+)
+def test_the_smallest_type_that_holds_every_value_is_taken(values, dtype) -> None:
+    assert label_dtype(values) == dtype

@@ -62,6 +62,12 @@ def test_wrongly_predicted_voxels_enter_under_their_label_where_that_is_asked_fo
     assert stored(output, only_correct=False) == {1: [0, 1], 2: [2, 3]}
 
 
+def test_ignored_voxels_never_enter():
+    output = output_of(labels=[1, -1, 2, -1, -1], predicted=[1, 1, 2, 2, 0])
+    assert stored(output, include_background=True) == {1: [0], 2: [2]}
+    assert stored(output, include_background=True, only_correct=False, selection="confidence") == {1: [0], 2: [2]}
+
+
 def test_background_stays_out_by_default_and_enters_where_that_is_asked_for():
     output = output_of(labels=[0, 1, 0, 0], predicted=[0, 1, 0, 1], unlabelled=[0, 0, 0, 0])
     assert stored(output) == {1: [1]}

@@ -1,162 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was killed and resumed ends like one that was not.
 
-The runs below are MONAI's stock trainer with the bundle's own handlers, in the order of configs/train.yaml, on volumes
-of 2 x 3 x 4 voxels. "Killed" means an exception at the start of a step: whatever was not saved is lost.
+"Killed" means an exception at the start of a step: whatever was not saved is lost.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from ignite.engine import Engine, Events
-from monai.data import CacheDataset
-from monai.engines import SupervisedTrainer
-from monai.handlers import LrScheduleHandler
-from monai.transforms import Compose, CopyItemsd, RandGaussianNoised
+from ignite.engine import Engine
 from torch import nn
 
-from scripts.data.streams import StreamPosition, prepare_two_stream_batch, two_stream_loader
-from scripts.engine.gradient_guard import GradientGuard
-from scripts.engine.memory_updater import MemoryBankUpdater
-from scripts.engine.run_state import RunState, save_atomically
-from scripts.engine.step_handlers import StepSeeder, StopAtStep
-from scripts.engine.tap_inferer import TapInferer
-from scripts.engine.teacher import TeacherUpdater, ema_teacher
+from scripts.engine.run_state import RunState
+from scripts.engine.state_files import save_atomically
 from scripts.errors import BundleError
-from scripts.prototypes.memory import PrototypeMemory
+from tests.engine.toy_run import EPOCH, Run, assert_same, file_names
 
 CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
-EPOCH = 4
-
-
-class Killed(Exception):
-    """Stands for a SIGKILL."""
-
-
-class ToyLoss(nn.Module):
-    """Cross-entropy, distance to the memory, and a head that only every third step uses."""
-
-    def __init__(self, memory):
-        super().__init__()
-        self.memory = memory
-        self.head = nn.Linear(3, 1)
-        self.calls = []
-
-    def forward(self, prediction, label):
-        logits, features = prediction["logits"], prediction["features"]
-        loss = nn.functional.cross_entropy(logits[: len(label)], label[:, 0].long())
-        loss = loss + prediction["teacher_logits"].sub(logits[len(label) :]).square().mean()
-        for c in range(self.memory.num_classes):
-            if len(self.memory.rows(c)) > 0:
-                loss = loss + (features.mean(dim=(0, 2, 3, 4)) - self.memory.rows(c)).square().mean()
-        if self.memory.features.sum() * 1000 % 3 < 1:
-            loss = loss + self.head(features.mean(dim=(0, 2, 3, 4))).square().sum()
-        return loss
-
-
-class Run:
-    """A run of the whole machinery, built anew as a new process would."""
-
-    def __init__(
-        self, folder, max_steps, resume=False, interval=1, keep=2, workers=0, epoch_length=EPOCH, killed_at=None
-    ):
-        torch.manual_seed(0)
-        image = torch.randn(5, 1, 2, 3, 4, generator=torch.Generator().manual_seed(1))
-        noise = RandGaussianNoised("image", prob=0.7, std=0.3)
-        labelled = [{"image": x, "label": (x > 0).to(torch.uint8), "case": "l"} for x in image[:2]]
-        unlabelled = [{"image": x, "case": "u"} for x in image[2:]]
-        loader = two_stream_loader(
-            CacheDataset(labelled, Compose([noise]), progress=False),
-            CacheDataset(unlabelled, Compose([CopyItemsd("image", names="weak"), noise]), progress=False),
-            1,
-            1,
-            seed=5,
-            num_workers=workers,
-        )
-        self.network = nn.Sequential(nn.Conv3d(1, 3, 1), nn.BatchNorm3d(3), nn.Dropout(0.3), nn.Conv3d(3, 2, 1))
-        self.teacher = ema_teacher(self.network, 0.9)
-        self.memory = PrototypeMemory(2, 3, 4, "fifo")
-        self.loss = ToyLoss(self.memory)
-        self.optimizer = torch.optim.AdamW([*self.network.parameters(), *self.loss.parameters()], lr=0.05)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.8**step)
-        self.objects = {
-            "network": self.network,
-            "teacher": self.teacher,
-            "loss": self.loss,
-            "optimizer": self.optimizer,
-            "lr_scheduler": self.scheduler,
-        }
-        self.steps = []
-        self.trainer = SupervisedTrainer(
-            device=torch.device("cpu"),
-            max_epochs=-(-max_steps // epoch_length),
-            epoch_length=epoch_length,
-            train_data_loader=loader,
-            prepare_batch=prepare_two_stream_batch,
-            network=self.network,
-            optimizer=self.optimizer,
-            loss_function=self.loss,
-            inferer=TapInferer("0", divisor=1, teacher=self.teacher),
-            optim_set_to_none=True,
-            decollate=False,
-            train_handlers=[
-                MemoryBankUpdater(
-                    self.memory, source="both", confidence=0.5, only_correct=False, include_background=True
-                ),
-                StreamPosition(loader),
-                StepSeeder(5),
-                GradientGuard([self.network, self.loss]),
-                TeacherUpdater(self.teacher, self.network),
-                LrScheduleHandler(self.scheduler, print_lr=False, epoch_level=False),
-                RunState(self.objects, folder, interval, max_steps, resume, keep),
-                StopAtStep(max_steps),
-            ],
-        )
-        self.trainer.logger.setLevel(logging.CRITICAL)
-        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.steps.append(e.state.iteration))
-        if killed_at is not None:
-            self.trainer.add_event_handler(Events.ITERATION_STARTED(once=killed_at), self.die)
-
-    def die(self):
-        raise Killed
-
-    def go(self):
-        self.trainer.run()
-        return self
-
-    def go_until_killed(self):
-        with pytest.raises(Killed):
-            self.trainer.run()
-        return self
-
-    def everything(self):
-        return {name: item.state_dict() for name, item in self.objects.items()}
-
-
-def assert_same(a, b, where=""):
-    """To the bit, whatever is nested in what."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def file_names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 # ------------------------------------------------------------------ killed and resumed equals not killed
@@ -233,16 +99,20 @@ def handler_names(node):
     if isinstance(node, list):
         return [name for item in node for name in handler_names(item)]
     if not isinstance(node, dict):
-        return []
+        return [node] if isinstance(node, str) else []
     return [node["_target_"].split(".")[-1], *handler_names(node.get("handlers", []))]
 
 
 def test_the_training_config_saves_when_everything_else_of_a_step_is_done():
     # Handlers of one event run in the order of the list: a state saved before the schedule has moved lags one step.
-    names = handler_names(yaml.safe_load(CONFIG.read_text())["train"]["handlers"])
+    config = yaml.safe_load(CONFIG.read_text())["train"]
+    assert config["run_state"]["_target_"] == "scripts.engine.run_state.RunState"
+    names = handler_names(config["handlers"])
     for before in ("ValidationHandler", "LrScheduleHandler"):
-        assert names.index(before) < names.index("RunState"), before
-    assert names.index("RunState") < names.index("StopAtStep")
+        assert names.index(before) < names.index("@train::run_state"), before
+    assert names.index("@train::run_state") < names.index("StopOnSignal")
+    assert names.index("StopOnSignal") < names.index("RunProgressBar")  # ignite asks the first about an error, alone
+    assert names.index("StopOnSignal") < names.index("StopAtStep")
 
 
 def test_the_training_config_gives_unused_parameters_no_gradient():
@@ -258,9 +128,9 @@ def test_a_truncated_state_is_skipped_for_the_one_before(tmp_path, caplog):
     Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
     newest = tmp_path / "parts" / "state_00000005.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with caplog.at_level(logging.WARNING, "RunState"):
+    with caplog.at_level(logging.WARNING, "StateFiles"):
         resumed = Run(tmp_path / "parts", 7, resume=True).go()
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "RunState"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "StateFiles"]
     assert str(newest) in warning
     assert "\n" not in warning
     assert resumed.steps == [5, 6, 7]
@@ -383,7 +253,77 @@ def test_a_state_of_another_configuration_is_refused_in_a_sentence(tmp_path, cha
     assert "\n" not in message
 
 
+def test_a_shape_that_differs_is_named(tmp_path):
+    run = Run(tmp_path, 3).go()
+    change_width(run)
+    with pytest.raises(BundleError, match=r"network: (Missing key\(s\)|Unexpected key|size mismatch)"):
+        RunState(run.objects, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
+
+
+def test_a_resume_with_other_settings_is_refused_and_names_each(tmp_path):
+    settings = {"labels": ["a", "b"], "patch": (3, 4), "rate": 0.1}
+    Run(tmp_path, 7, settings=settings, killed_at=4).go_until_killed()
+    assert Run(tmp_path, 4, resume=True, settings={**settings, "patch": [3, 4], "new": 1}).go().steps == [4]
+    with pytest.raises(BundleError) as caught:
+        Run(tmp_path, 7, resume=True, settings={**settings, "labels": ["a", "c"], "rate": 0.2}).go()
+    message = str(caught.value)
+    assert "labels ['a', 'b'] (now ['a', 'c']), rate 0.1 (now 0.2)" in message
+    assert "patch" not in message
+    assert "--ckpt_dir" in message
+
+
 # ------------------------------------------------------------------ what lies in the folder
+
+
+def test_a_changed_byte_is_noticed_though_the_file_can_be_read(tmp_path, caplog):
+    """torch reads a file with a flipped bit in a weight without a word."""
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
+    newest = tmp_path / "parts/state_00000005.pt"
+    content = torch.load(newest, weights_only=True)
+    content["network"]["0.bias"][0] += 1e-3
+    torch.save(content, newest)
+    with caplog.at_level(logging.WARNING, "StateFiles"):
+        resumed = Run(tmp_path / "parts", 7, resume=True).go()
+    assert f"{newest} cannot be used (it differs from state_00000005.pt.sha256)" in caplog.text
+    assert resumed.steps == [5, 6, 7]
+    assert_same(resumed.everything(), whole.everything())
+
+
+def test_digests_are_those_of_sha256sum_and_leave_with_their_states(tmp_path):
+    Run(tmp_path, 7, keep=2).go()
+    digests = sorted(tmp_path.glob("*.sha256"))
+    assert [path.name for path in digests] == ["state_00000006.pt.sha256", "state_00000007.pt.sha256"]
+    for path in digests:
+        state = path.with_suffix("")
+        assert path.read_text() == f"{hashlib.sha256(state.read_bytes()).hexdigest()}  {state.name}\n"
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+    left = [".state_00000003.pt.99.tmp", ".state_00000003.pt.sha256.99.tmp", "state_00000009.pt.sha256"]
+    kept = [".state_mine.tmp", "notes.sha256", "state_00000003.pt"]
+    Run(tmp_path, 3).go()
+    for name in [*left, *kept[:2]]:
+        (tmp_path / name).write_text("x")
+    Run(tmp_path, 4, resume=True, interval=99, keep=9).go()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= set(kept)
+    assert not names & set(left)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_states_before(tmp_path, monkeypatch):
+    run = Run(tmp_path, 3).go()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    engine = Engine(lambda *_: None)
+    engine.state.iteration = 4
+    with pytest.raises(BundleError, match=r"state_00000004.pt cannot be written \(.*No space left.*--resume true"):
+        RunState(run.objects, tmp_path, 1, 9).save(engine)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -398,8 +338,8 @@ def test_states_of_every_interval_and_of_the_last_step_stay_up_to_keep(tmp_path,
 def test_states_load_with_weights_only_and_say_where_the_run_stands(tmp_path):
     run = Run(tmp_path, 3, keep=9).go()
     early, last = (torch.load(tmp_path / f"state_{n:08d}.pt", weights_only=True) for n in (2, 3))
-    assert early["run"] == {"step": 2, "finished": False, "ranks": 1}
-    assert last.pop("run") == {"step": 3, "finished": True, "ranks": 1}
+    assert early["run"] == {"step": 2, "finished": False, "settings": {}, "ranks": 1}
+    assert last.pop("run") == {"step": 3, "finished": True, "settings": {}, "ranks": 1}
     assert_same(last, run.everything())
 
 
@@ -411,7 +351,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         def __reduce__(self):
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BundleError, match="disk full"):
         save_atomically({"big": torch.ones(9), "bad": Unpicklable()}, path)
     assert torch.load(path) == {"value": 1}
     assert file_names(path.parent) == ["here.pt"]

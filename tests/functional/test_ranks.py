@@ -57,6 +57,7 @@ def collect() -> dict:
         "rank": (rank(), num_ranks(), is_first_rank()),
         "part": divide_cases(torch.arange(CASES)),
         "whole": gather_cases(divide_cases(torch.arange(CASES)), CASES),
+        "labels": gather_cases(torch.tensor([[-1, 300 + rank()]], dtype=torch.int16)),
         "loss": loss.detach(),
         "gradients": (batch.grad, weight.grad),
         "mixed": mixed,
@@ -98,6 +99,12 @@ def test_ranks_know_their_number(two) -> None:
 def test_a_batch_is_divided_in_turn_and_gathered_in_its_order_without_the_repeated_case(two) -> None:
     assert [result["part"].tolist() for result in two] == [[0, 2, 4], [1, 3, 4]]
     assert [result["whole"].tolist() for result in two] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_labels_of_16_bits_are_gathered(two) -> None:
+    for result in two:
+        assert result["labels"].dtype == torch.int16
+        assert result["labels"].tolist() == [[-1, 300], [-1, 301]]
 
 
 def test_loss_and_gradients_of_divided_passes_are_those_of_one_process(two) -> None:

@@ -26,23 +26,6 @@ def load(name: str) -> dict:
     return ConfigParser.load_config_file(str(CONFIGS / name))
 
 
-def shape_of_dataset(config: dict) -> dict:
-    """What makes a dataset file fit the tiny demo volumes: everything but where they are and what they hold."""
-    return {
-        "in_channels": 1,
-        "label_names": ["background", "large organ", "small organ", "vessel"],
-        "labelled_cases": 2,
-        "max_steps": 2,
-    }
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_every_dataset_trains_with_every_method(dataset, method, make_workflow, tmp_path) -> None:
-    make_workflow("train.yaml", dataset, method, **shape_of_dataset(load(dataset))).run()
-    assert (tmp_path / "models/model.pt").exists()
-
-
 @pytest.mark.parametrize("key", OVERRIDABLE)
 def test_every_key_that_people_override_is_at_the_top_with_a_comment(key) -> None:
     text = (CONFIGS / "train.yaml").read_text()

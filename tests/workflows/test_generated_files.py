@@ -32,7 +32,7 @@ def test_a_file_is_untouched_until_a_single_sign_changes(tmp_path: Path, name: s
     assert is_generated(path)
     assert is_untouched(path)
     refuse_edited(path, force=False)
-    path.write_text(TEXTS[name] + " ")
+    path.write_text(TEXTS[name] + " ", encoding="utf-8")
     assert is_generated(path)
     assert not is_untouched(path)
     with pytest.raises(BundleError, match=rf"{name} was edited after"):

@@ -116,6 +116,7 @@ def test_preprocessing_of_inference_is_that_of_training() -> None:
     shared = [
         "in_channels",
         "label_names",
+        "label_values",
         "spacing",
         "intensity",
         "roi_size",

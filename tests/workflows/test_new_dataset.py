@@ -177,9 +177,8 @@ def test_volumes_beyond_memory_are_cached_in_part_by_the_default_config(tmp_path
     parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "x.yaml")])
     need = 8 * np.prod(SHAPE) * 5
     assert need > 150_000
-    for dataset in ("dataset", "unlabelled_dataset"):
-        rate = parser[f"train::{dataset}::cache_rate"]
-        assert 0 < rate <= 150_000 / need
+    assert 0 < parser["cache_rate"] <= 150_000 / need
+    assert all(parser[f"train::{name}::cache_rate"] == "@cache_rate" for name in ("dataset", "unlabelled_dataset"))
 
 
 def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, run) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.engine.state_files import save_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 
@@ -96,7 +98,7 @@ def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow,
     state_file = tmp_path / "models/state_00000002.pt"
     state = torch.load(state_file, weights_only=True)
     state["best"]["best_metric"] = 0.99  # as if an unbeatable model had been found before the stop
-    torch.save(state, state_file)
+    save_atomically(state, state_file, digest=True)
     before = best.read_bytes()
     make_workflow("train.yaml", max_steps=4, val_interval=2, resume=True).run()
     assert best.read_bytes() == before

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a datalist keeps what it promises: labels where there must be some, files, and one role for an image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from scripts.data.cases import ROLES, CaseLists, images_of
+from scripts.data.checks.finding import Finding, Kind
+from scripts.data.volumes import ENDINGS, exists
+
+
+def missing_labels(lists: CaseLists, path: Path) -> list[Finding]:
+    """Cases whose role promises a label, and that have none.
+
+    Args:
+        lists: the cases.
+        path: of the datalist, for the sentence.
+    """
+    findings = []
+    for role in ("labelled", "validation", "test"):
+        for case in getattr(lists, role):
+            if "label" not in case:
+                kind = Kind.TEST_WITHOUT_LABEL if role == "test" else Kind.MISSING_LABEL
+                sentence = _without_label(role, case["case"], path, len(lists.labelled))
+                findings.append(Finding(kind, sentence, images_of(case)[0], case["case"], role))
+    return findings
+
+
+def _without_label(role: str, name: str, path: Path, labelled: int) -> str:
+    if role == "labelled":
+        return (
+            f"labelled_cases takes {labelled} cases to train on, but case {name} among them has no label in "
+            f"{path}. Put labelled cases first or lower labelled_cases."
+        )
+    if role == "validation":
+        return (
+            f"The validation case {name} in {path} has no label to compare with: give it one, or move it to the list "
+            "`unlabeled`."
+        )
+    return (
+        f"The test case {name} in {path} has no label, so that `evaluating` refuses the test cases: give it one, or "
+        "take it out of the list `test`."
+    )
+
+
+def missing_files(lists: CaseLists) -> list[Finding]:
+    """Files that are not there, and labels that are folders. Labels of unlabelled cases do not count."""
+    findings = []
+    for role in ROLES:
+        for case in getattr(lists, role):
+            label = [case["label"]] if "label" in case else []
+            for kind, paths in ((Kind.MISSING_IMAGE, images_of(case)), (Kind.MISSING_LABEL, label)):
+                for path in paths:
+                    if not exists(path):
+                        sentence = f"{path}, named by the datalist, does not exist: correct the path or --dataset_dir."
+                        findings.append(Finding(kind, sentence, path, case["case"], role))
+            if label and Path(label[0]).is_dir():
+                sentence = f"{label[0]}, a label in the datalist, is a folder: labels are files ({', '.join(ENDINGS)})."
+                findings.append(Finding(Kind.UNREADABLE, sentence, label[0], case["case"], role))
+    return findings
+
+
+def two_lists(lists: CaseLists) -> list[Finding]:
+    """An image that trains must not be evaluated on, and none may be labelled and unlabelled at once."""
+    role_of: dict[str, str] = {}
+    findings = []
+    for role in ROLES:
+        for case in getattr(lists, role):
+            for path in images_of(case):
+                other = role_of.setdefault(os.path.normpath(path), role)
+                if other != role:
+                    sentence = (
+                        f"{path} is a case of two kinds, {other} and {role}: keep it in one list of the datalist, or "
+                        "lower labelled_cases."
+                    )
+                    findings.append(Finding(Kind.TWO_LISTS, sentence, path, case["case"], role))
+    return findings

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All cases are walked, and little is kept of each."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.data.cases import Case, CaseLists
+from scripts.data.checks import case as case_module
+from scripts.data.checks.case import Expected
+from scripts.data.checks.dataset import check_dataset
+from scripts.data.checks.labels import Classes
+from tests.check_folder import NAMES, CheckFolder
+from tests.volume_files import affine, save
+
+
+def quiet(items, _title):
+    return items
+
+
+def test_nothing_of_an_unlabelled_case_is_opened_but_its_image(tmp_path, monkeypatch) -> None:
+    folder = CheckFolder(tmp_path / "data")
+    opened: list[str] = []
+    for name in ("read_header", "read_volume"):
+        reads = getattr(case_module, name)
+        monkeypatch.setattr(case_module, name, lambda path, reads=reads: opened.append(str(path)) or reads(path))
+    folder.run()
+    assert {str(folder.image("u0")), str(folder.label("l0")), str(folder.label("t1"))} <= set(opened)
+    assert not {str(folder.label("u0")), str(folder.label("u1"))} & set(opened)
+
+
+def test_every_case_passes_under_the_progress_bar(tmp_path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def count(items, title):
+        items = list(items)
+        seen.append((title, len(items)))
+        return items
+
+    image = str(save(tmp_path / "a.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine()))
+    lists = CaseLists(unlabelled=[{"image": image, "case": "a"}], test=[{"image": image, "case": "b"}])
+    check_dataset(lists, Expected(1, [1.5, 2.0, 2.5], [2, 2, 2]), Classes(NAMES, [0, 1, 2]), count)
+    assert seen == [("reading headers", 2), ("reading voxels", 2)]
+
+
+def traced_peak(cases: list[Case]) -> int:
+    """Bytes; the interpreter's own tables grow now and then, by megabytes, in one of several measurements."""
+    tracemalloc.start()
+    lists = CaseLists(labelled=cases)
+    found = check_dataset(lists, Expected(1, [1.5, 2.0, 2.5], [16] * 3), Classes(NAMES, [0, 1, 2]), quiet)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == []
+    return peak
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_three_times_the_cases_take_no_more_memory(tmp_path: Path, dtype) -> None:
+    shape = (64, 64, 48)
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(12):
+        image = save(tmp_path / f"{number}.nii", rng.integers(0, 99, shape).astype(dtype), affine())
+        label = save(tmp_path / f"{number}_label.nii", rng.integers(0, 3, shape).astype(np.uint8), affine())
+        cases.append({"image": str(image), "label": str(label), "case": str(number)})
+    traced_peak(cases[:1])  # what is imported on first use is not counted
+    few, many = (min(traced_peak(cases[:number]) for _ in range(2)) for number in (4, 12))
+    assert many - few < 0.3 * np.prod(shape), "of eight cases more, not a third of one label is kept"

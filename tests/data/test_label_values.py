@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of label files as classes, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts.data.label_values import declared_values, to_classes
+from scripts.errors import BundleError
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64])
+def test_each_value_becomes_its_place_in_the_list(dtype):
+    volume = torch.tensor([[0, 200, 100], [100, 0, 255]], dtype=dtype)
+    classes, undeclared = to_classes(volume, [0, 200, 100], ignore_value=255)
+    assert classes.tolist() == [[0, 1, 2], [2, 0, -1]]
+    assert undeclared is None
+
+
+def test_negative_values_are_values_too():
+    classes, undeclared = to_classes(torch.tensor([-1, 4, 0, -7]), [0, -7, 4], ignore_value=-1)
+    assert classes.tolist() == [-1, 2, 0, 1]
+    assert undeclared is None
+
+
+def test_values_within_rounding_of_a_whole_number_are_that_number():
+    classes, undeclared = to_classes(torch.tensor([0.9999, -0.0001, 2.0005, 254.9999]), [0, 1, 2, 255])
+    assert classes.tolist() == [1, 0, 2, 3]
+    assert undeclared is None
+
+
+@pytest.mark.parametrize("wrong", [0.5, 0.99, 3.0, -1.0, 1e9, float("inf"), float("-inf")])
+def test_a_value_that_nobody_declared_is_returned(wrong):
+    _, undeclared = to_classes(torch.tensor([0.0, 2.0, wrong, 1.0]), [0, 1, 2])
+    assert undeclared == pytest.approx(wrong)
+
+
+def test_nan_is_no_value():
+    _, undeclared = to_classes(torch.tensor([0.0, float("nan")]), [0, 1])
+    assert undeclared != undeclared
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), [(2, torch.int8), (128, torch.int8), (129, torch.int16)])
+def test_the_last_of_many_classes_fits_its_type(num_classes, dtype):
+    classes, _ = to_classes(torch.tensor([num_classes - 1, 0]), range(num_classes))
+    assert classes.dtype == dtype
+    assert classes.tolist() == [num_classes - 1, 0]
+
+
+def test_without_a_list_the_values_are_the_classes():
+    assert declared_values(3) == [0, 1, 2]
+    assert declared_values(3, None, 255) == [0, 1, 2]
+    assert declared_values(2, [0, 255]) == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore_value", "message"),
+    [
+        ([0, 1], None, "label_values has 2 values, but label_names names 3 classes"),
+        ([0, 1, 1], None, "a value of its own, got"),
+        ([0, 1, 0.5], None, "whole numbers, got 0.5"),
+        ([0, 1, True], None, "whole numbers, got True"),
+        ([0, 1, 4], 4, "ignore_value is 4, which is also the value of class 2"),
+        (None, 2, "ignore_value is 2, which is also the value of class 2"),
+        (None, "255", "whole numbers, got '255'"),
+    ],
+)
+def test_declarations_that_do_not_fit_together_are_one_sentence(values, ignore_value, message):
+    with pytest.raises(BundleError, match=message):
+        declared_values(3, values, ignore_value)

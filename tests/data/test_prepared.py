@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The size that a volume will have, against what MONAI makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Spacing
+
+from scripts.data.prepared import prepared_bytes, prepared_shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "target"),
+    [
+        ((18, 17, 16), (1.5, 2.0, 2.5), (1.5, 2.0, 2.5)),
+        ((18, 17, 16), (1.5, 2.0, 2.5), (2.0, 1.0, 1.1)),
+        ((31, 9, 5), (0.7, 0.9, 5.0), (1.0, 1.0, 1.0)),
+        ((7, 12, 3), (1.0, 1.0, 1.0), (3.1, 2.7, 0.9)),
+    ],
+)
+def test_the_shape_is_that_of_monais_resampling(shape, spacing, target) -> None:
+    volume = MetaTensor(torch.zeros(1, *shape), affine=torch.tensor(np.diag([*spacing, 1.0])))
+    assert prepared_shape(shape, spacing, target) == tuple(Spacing(pixdim=target)(volume).shape[1:])
+
+
+def test_bytes_of_a_case_by_hand() -> None:
+    assert prepared_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
+    assert prepared_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4
+
+
+def test_small_volumes_are_kept_as_large_as_the_patch() -> None:
+    assert prepared_bytes((10, 20, 30), 1, True, roi_size=(16, 16, 16)) == 16 * 20 * 30 * 5

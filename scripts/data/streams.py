@@ -2,7 +2,7 @@
 """Two streams of cases, labelled and unlabelled, with a fixed number of each in a batch.
 
 Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, slot). So a resumed run
-needs no sampler state, and the number of loader workers changes nothing.
+needs no sampler state, and the number of loader workers changes nothing. Ranks load different slots of one large batch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scripts.errors import BundleError
+from scripts.functional.ranks import gather_cases, num_ranks, rank
 from scripts.functional.seeding import derive_seed, draw_index
 
 Ticket = tuple[str, int, int]
@@ -53,11 +54,14 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
     batches that earlier parts of the run have used. Before `unlabelled_from` batches hold labelled cases only: steps in
     which no term uses unlabelled ones cost half as much without them.
 
+    Of several ranks each draws its own slots of the batch that one process would draw with the sizes of all together:
+    a lap over the ranks' batches holds every case once, and so it goes on with another number of ranks.
+
     Args:
         labelled_size: number of labelled cases, at least 1.
         unlabelled_size: number of unlabelled cases; 0 makes every batch labelled only.
-        batch_labelled: labelled cases a batch, at least 1.
-        batch_unlabelled: unlabelled cases a batch, at least 0.
+        batch_labelled: labelled cases a batch of this rank, at least 1.
+        batch_unlabelled: unlabelled cases a batch of this rank, at least 0.
         seed: the run's seed.
         unlabelled_from: first iteration, counted from 0, with unlabelled cases.
 
@@ -80,13 +84,13 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
             raise BundleError(f"batch_labelled must be at least 1, got {batch_labelled}.")
         if batch_unlabelled < 0:
             raise BundleError(f"batch_unlabelled must be at least 0, got {batch_unlabelled}.")
-        self.slots = [(LABELLED, labelled_size, slot, batch_labelled) for slot in range(batch_labelled)]
+        self.slots = [(LABELLED, labelled_size, *slot) for slot in _slots_of_rank(batch_labelled)]
         if unlabelled_size > 0:
-            self.slots += [(UNLABELLED, unlabelled_size, slot, batch_unlabelled) for slot in range(batch_unlabelled)]
+            self.slots += [(UNLABELLED, unlabelled_size, *slot) for slot in _slots_of_rank(batch_unlabelled)]
         self.seed = seed
         self.start = 0
         self.unlabelled_from = unlabelled_from
-        self.lap_length = -(-labelled_size // batch_labelled)
+        self.lap_length = -(-labelled_size // (batch_labelled * num_ranks()))
 
     def __len__(self) -> int:
         """Batches until every labelled case was seen once; the iterator itself does not end."""
@@ -107,6 +111,12 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
             for stream, size, slot, per_batch in self.slots
             if stream == LABELLED or iteration >= self.unlabelled_from
         ]
+
+
+def _slots_of_rank(per_rank: int) -> list[tuple[int, int]]:
+    """(slot, number of slots) of this rank in a batch of `per_rank` cases a rank, in the order of `gather_cases`."""
+    total = per_rank * num_ranks()
+    return [(slot, total) for slot in range(rank(), total, num_ranks())]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -157,8 +167,8 @@ def two_stream_loader(
     Args:
         labelled: MONAI dataset of the labelled cases.
         unlabelled: MONAI dataset of the unlabelled cases, may be empty.
-        batch_labelled: labelled cases a batch.
-        batch_unlabelled: unlabelled cases a batch.
+        batch_labelled: labelled cases a batch of this rank.
+        batch_unlabelled: unlabelled cases a batch of this rank.
         seed: the run's seed.
         num_workers: loader processes; results do not depend on it.
         unlabelled_from: first iteration with unlabelled cases.
@@ -195,8 +205,10 @@ def prepare_two_stream_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor | None]]:
     """`prepare_batch` of MONAI's `SupervisedTrainer`: images of both streams, labels, and the teacher's view.
 
+    Of several ranks each receives the cases of all of them, labelled ones first, in the order of one process's batch.
+
     Args:
-        batch: what `collate` made.
+        batch: what `collate` made, on every rank with as many cases of each stream.
         device: where tensors go.
         non_blocking: see `torch.Tensor.to`.
         kwargs: further arguments of `torch.Tensor.to`, for the images only.
@@ -205,5 +217,8 @@ def prepare_two_stream_batch(
     label = batch["label"].to(device, non_blocking=non_blocking)
     weak = batch.get("weak")
     if weak is not None:
-        weak = weak.to(device, non_blocking=non_blocking, **kwargs)
-    return image, label, (), {"weak": weak}
+        weak = gather_cases(weak.to(device, non_blocking=non_blocking, **kwargs))
+    streams = image.split([len(label), len(image) - len(label)])
+    if num_ranks() > 1:  # a step before `unlabelled_from` has no second stream
+        image = torch.cat([gather_cases(stream) for stream in streams if len(stream) > 0])
+    return image, gather_cases(label), (), {"weak": weak}

@@ -11,12 +11,13 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.engine.state_files import save_atomically
+from scripts.functional.ranks import is_first_rank
 
 logger = logging.getLogger("ModelSaver")
 
 
 class FinalModelSaver:
-    """At the end of a run write `network`'s state dict, exactly its keys, to `path`.
+    """At the end of a run write `network`'s state dict, exactly its keys, to `path`; of several ranks the first writes.
 
     Args:
         network: what is deployed: the teacher's averaged network.
@@ -33,7 +34,7 @@ class FinalModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
-        if engine.state.iteration >= self.max_steps:
+        if engine.state.iteration >= self.max_steps and is_first_rank():
             save_atomically(self.network.state_dict(), self.path)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
@@ -42,6 +43,7 @@ class BestModelSaver:
     """After each validation that beats all before it, write `network`'s state dict to `path`.
 
     The best value belongs to the run's state (`state_dict`), so a resumed run cannot overwrite a better model.
+    Of several ranks, which all see the metric of all cases, the first writes.
 
     Args:
         network: what is validated.
@@ -61,7 +63,8 @@ class BestModelSaver:
         value = float(engine.state.metrics[engine.state.key_metric_name])
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
-            save_atomically(self.network.state_dict(), self.path)
+            if is_first_rank():
+                save_atomically(self.network.state_dict(), self.path)
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 
 from scripts.engine.state_files import StateFiles, first_line
 from scripts.errors import BundleError
+from scripts.functional.ranks import from_first_rank, is_first_rank, num_ranks
 from scripts.whole_files import leftovers
 
 logger = logging.getLogger("RunState")
@@ -26,6 +27,9 @@ class RunState:
     Attach it to the trainer after everything else that acts at the end of an iteration (validation, the learning rate's
     schedule), so that a saved state knows all of its own step, and before `StopAtStep`, which reads the position.
 
+    Of several ranks, which all hold the same, the first reads and writes the files and hands the others what it read. A
+    run can be resumed with another number of ranks.
+
     Args:
         objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; `None`
             stands for what a method does not have.
@@ -38,6 +42,8 @@ class RunState:
             finished one removes them, so that they are not taken for its own.
         settings: name to value (numbers, texts, lists of them) of what a run cannot change on the way: a resume with
             another value is refused.
+        per_rank: those of the settings that every rank has for itself (batch sizes). With another number of ranks they
+            may be others.
 
     Raises:
         BundleError: at the start of a run that is not resumed, if `ckpt_dir` holds an unfinished run; or if a state
@@ -54,6 +60,7 @@ class RunState:
         keep: int = 2,
         outdated: Sequence[str | Path] = (),
         settings: Mapping[str, Any] | None = None,
+        per_rank: Sequence[str] = (),
     ) -> None:
         if interval < 1 or keep < 1:
             raise BundleError(f"save_interval and keep must be at least 1, got {interval} and {keep}.")
@@ -62,6 +69,7 @@ class RunState:
         self.outdated = [Path(path) for path in outdated]
         self.interval, self.max_steps, self.resume = interval, max_steps, resume
         self.settings = {name: _plain(value) for name, value in (settings or {}).items()}
+        self.per_rank = tuple(per_rank)
 
     def attach(self, engine: Engine) -> None:
         """Restore or clear at the start, save every `interval` steps and at the last."""
@@ -73,7 +81,9 @@ class RunState:
         if self.resume:
             self._restore(engine)
         else:
-            self._make_room()
+            from_first_rank(self._make_room)
+        if not is_first_rank():
+            return
         self.files.sweep()
         for path in self.outdated:
             for left in leftovers(path):
@@ -87,22 +97,23 @@ class RunState:
     def save(self, engine: Engine) -> Path:
         """Save now, after the engine's present iteration."""
         step = engine.state.iteration
+        if not is_first_rank():
+            return self.files.path(step)
         content = {name: item.state_dict() for name, item in self.objects.items()}
-        content["run"] = {"step": step, "finished": step >= self.max_steps, "settings": self.settings}
+        content["run"] = {
+            "step": step,
+            "finished": step >= self.max_steps,
+            "settings": self.settings,
+            "ranks": num_ranks(),
+        }
         return self.files.save(content, step)
 
     def _restore(self, engine: Engine) -> None:
-        content, path = self.files.newest()
-        folder = self.files.folder
-        if content is None and self.files.paths():
-            raise BundleError(
-                f"No state in {folder} can be read, so there is nothing to resume: put back a good copy, or "
-                "delete its state files and start without --resume."
-            )
+        content, path = from_first_rank(self._state_to_resume)
         if content is None:
-            logger.info(f"Nothing to resume in {folder}: starting from the beginning.")
+            logger.info(f"Nothing to resume in {self.files.folder}: starting from the beginning.")
             return
-        self._check_settings(content["run"].get("settings", {}), path)
+        self._check_settings(content["run"].get("settings", {}), content["run"].get("ranks", 1), path)
         for name, item in self.objects.items():
             try:
                 item.load_state_dict(content[name])
@@ -119,12 +130,28 @@ class RunState:
         if step >= self.max_steps:
             logger.info(f"That run is finished: raise --max_steps above {step} to go on.")
 
-    def _check_settings(self, then: Mapping[str, Any], path: Path) -> None:
+    def _state_to_resume(self) -> tuple[dict[str, Any] | None, Path | None]:
+        content, path = self.files.newest()
+        if content is None and self.files.paths():
+            raise BundleError(
+                f"No state in {self.files.folder} can be read, so there is nothing to resume: put back a good copy, or "
+                "delete its state files and start without --resume."
+            )
+        return content, path
+
+    def _check_settings(self, then: Mapping[str, Any], ranks_then: int, path: Path) -> None:
+        own = self.per_rank if ranks_then != num_ranks() else ()
         changed = [
             f"{name} {then[name]!r} (now {self.settings[name]!r})"
             for name in self.settings
-            if name in then and then[name] != self.settings[name]
+            if name in then and then[name] != self.settings[name] and name not in own
         ]
+        for name in own:
+            if name in then and ranks_then * then[name] != num_ranks() * self.settings[name]:
+                logger.warning(
+                    f"{ranks_then} process(es) with {name} {then[name]} trained so far, {num_ranks()} with "
+                    f"{self.settings[name]} from here: steps have another number of cases."
+                )
         if changed:
             raise BundleError(
                 f"{path} is of a run with {', '.join(changed)}: resume with its settings, or choose another --ckpt_dir "

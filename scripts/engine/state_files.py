@@ -58,9 +58,13 @@ class StateFiles:
         """The files, newest first."""
         return sorted(self.folder.glob(PATTERN), reverse=True)
 
+    def path(self, step: int) -> Path:
+        """Where the state of a step lies."""
+        return self.folder / f"state_{step:08d}.pt"
+
     def save(self, content: Mapping[str, Any], step: int) -> Path:
         """Write the state of a step, then remove the oldest ones."""
-        path = self.folder / f"state_{step:08d}.pt"
+        path = self.path(step)
         save_atomically(dict(content), path, digest=True)
         # A state of a later step is damaged, as this run went on from one before it: it takes nobody's place.
         for old in [other for other in self.paths() if other.name <= path.name][self.keep :]:

@@ -14,7 +14,8 @@ class StepSeeder:
 
     Args:
         seed: the run's seed, at least 0.
-        rank: this process among several.
+        rank: leave it 0 on every rank where all compute loss and memory alike, as in configs/train.yaml: what they draw
+            must be the same. Divided passes of the network draw their own (`scripts.functional.ranks.own_randomness`).
     """
 
     def __init__(self, seed: int, rank: int = 0) -> None:

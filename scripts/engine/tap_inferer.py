@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from scripts.errors import BundleError
+from scripts.functional.ranks import divide_cases, gather_cases, own_randomness
 from scripts.networks.running_statistics import running_statistics_kept
 from scripts.terms.base import ForwardPass
 
@@ -41,6 +42,9 @@ class TapInferer(Inferer):
     The hook on the layer lives for the length of one call, so copies, TorchScript and a plain call of the network never
     see it. Inputs whose sides are no multiple of `divisor` are padded at the end of each axis and the results cropped.
 
+    Of several ranks, which all hold the whole batch, each runs every pass on its part of the cases and receives the
+    results of all: what is computed from them, loss and memory, is that of one process with the whole batch.
+
     Args:
         layer: name of the layer as in `network.named_modules()`, e.g. `decoder.stage1` for `VNet`.
         divisor: what each side must be a multiple of for the network at hand (16 for `VNet`).
@@ -57,6 +61,7 @@ class TapInferer(Inferer):
     ) -> None:
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
+        self._passes = 0  # of the step at hand
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, weak: torch.Tensor | None = None) -> TapOutput:
         """Run the step's forward passes.
@@ -67,12 +72,13 @@ class TapInferer(Inferer):
             weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
 
         Returns:
-            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32, `teacher_logits`
+            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32 or wider, `teacher_logits`
             `(U, K, D, H, W)` if there is a teacher and `weak` holds cases; for terms with passes of their own `images`
             and `weak_images` (if given), the inputs, and as attributes `forward_pass` and `teacher_pass`.
         """
         # Picking rows of a MetaTensor batch fails on its metadata; a training step has no use for it.
         images = inputs.as_subclass(torch.Tensor)
+        self._passes = 0
         logits, features = self._tapped(images, network)
         result = TapOutput(
             {"logits": logits, "features": features, "images": images},
@@ -95,19 +101,25 @@ class TapInferer(Inferer):
         caught: list[torch.Tensor] = []
         handle = self._find_layer(network).register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
-            with self._autocast(inputs):
-                logits = network(self._padded(inputs))
+            logits = self._divided_pass(inputs, network)
         finally:
             handle.remove()
         if not caught or not isinstance(caught[-1], torch.Tensor) or caught[-1].ndim != inputs.ndim:
             raise BundleError(f"Layer '{self.layer}' gave no feature map (B, F, d, h, w); name another as tap_layer.")
-        return self._cropped(logits, inputs).float(), self._cropped(caught[-1], inputs).float()
+        return logits, gather_cases(_wide(self._cropped(caught[-1], inputs)), len(inputs))
+
+    def _divided_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        """Logits of all inputs; a hook on the network sees this rank's part of them only."""
+        part = divide_cases(inputs)
+        with self._autocast(part), own_randomness(self._passes, part.device):
+            logits = network(self._padded(part))
+        self._passes += 1
+        return gather_cases(_wide(self._cropped(logits, part)), len(inputs))
 
     @torch.no_grad()
     def _taught(self, weak: torch.Tensor) -> torch.Tensor:
         self.teacher.eval()
-        with self._autocast(weak):
-            return self._cropped(self.teacher(self._padded(weak)), weak).float()
+        return self._divided_pass(weak, self.teacher)
 
     @torch.no_grad()
     def _teacher_pass(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,3 +154,7 @@ class TapInferer(Inferer):
                 raise BundleError(f"Layer '{self.layer}' is finer than the image; name another as tap_layer.")
             output = output.narrow(axis, 0, -(-side // stride))
         return output
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -10,11 +10,15 @@ from pathlib import Path
 from types import TracebackType
 
 from monai.utils import set_determinism
+from torch.distributed import DistError
 
+from scripts.engine.rank_watch import ADVICE
 from scripts.errors import BundleError
 from scripts.workflows.overrides import check_overrides, is_command_line
 
 WORKER_MISTAKE = re.compile(r"^scripts\.errors\.BundleError: (.*)$", re.MULTILINE)
+EXCHANGE = re.compile(r"\b(gloo|NCCL)\b")
+"""In the text of errors of exchanges between processes; gloo's are plain `RuntimeError`s."""
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
@@ -51,7 +55,10 @@ def install_error_report(debug: bool) -> None:
 
 
 def find_mistake(error: BaseException | None) -> BundleError | None:
-    """The `BundleError` among an exception and its causes; of a loader's worker process only the text comes over."""
+    """The `BundleError` among an exception and its causes; of a loader's worker process only the text comes over.
+
+    An exchange between processes that failed becomes one that says so, as torch names neither the rank nor a way out.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         from_worker = WORKER_MISTAKE.findall(str(error)) if " in DataLoader worker process " in str(error) else []
@@ -59,6 +66,8 @@ def find_mistake(error: BaseException | None) -> BundleError | None:
             return BundleError(from_worker[-1])
         if isinstance(error, BundleError):
             return error
+        if isinstance(error, DistError) or (isinstance(error, RuntimeError) and EXCHANGE.search(str(error))):
+            return BundleError(f"Another process of this run has ended or cannot be reached. {ADVICE}")
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None

@@ -285,3 +285,30 @@ def test_items_of_different_shapes_are_refused_with_their_names(key):
     with pytest.raises(BundleError, match=rf"The {key}s of a batch differ.*2.*\(a\).*3.*\(b\)") as caught:
         collate([item("a", 2), item("c", 2), item("b", 3)])
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ several ranks
+
+
+def as_rank(monkeypatch, number, ranks, **arguments):
+    monkeypatch.setattr("scripts.data.streams.rank", lambda: number)
+    monkeypatch.setattr("scripts.data.streams.num_ranks", lambda: ranks)
+    return sampler(**arguments)
+
+
+def test_ranks_share_the_batch_of_one_process_without_repetition(monkeypatch):
+    """Seeds of the augmentation included, so that ranks see the patches that one process would see."""
+    per_rank = [as_rank(monkeypatch, r, 3, batch_labelled=1, batch_unlabelled=2) for r in range(3)]
+    whole = as_rank(monkeypatch, 0, 1, batch_labelled=3, batch_unlabelled=6)
+    for iteration in range(7):
+        parts = [own.batch(iteration) for own in per_rank]
+        gathered = [ticket for slot in zip(*parts, strict=True) for ticket in slot]  # as `gather_cases` orders them
+        assert gathered == whole.batch(iteration)
+    assert len(per_rank[0]) == len(whole) == 1
+
+
+def test_a_lap_over_all_ranks_holds_every_case_once(monkeypatch):
+    ranks = [as_rank(monkeypatch, r, 2, labelled=4, unlabelled=8, batch_labelled=1) for r in range(2)]
+    for stream, size, steps in (("labelled", 4, 2), ("unlabelled", 8, 2)):
+        seen = [t[1] for step in range(steps) for own in ranks for t in own.batch(step) if t[0] == stream]
+        assert sorted(seen) == list(range(size))

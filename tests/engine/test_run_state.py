@@ -338,8 +338,8 @@ def test_states_of_every_interval_and_of_the_last_step_stay_up_to_keep(tmp_path,
 def test_states_load_with_weights_only_and_say_where_the_run_stands(tmp_path):
     run = Run(tmp_path, 3, keep=9).go()
     early, last = (torch.load(tmp_path / f"state_{n:08d}.pt", weights_only=True) for n in (2, 3))
-    assert early["run"] == {"step": 2, "finished": False, "settings": {}}
-    assert last.pop("run") == {"step": 3, "finished": True, "settings": {}}
+    assert early["run"] == {"step": 2, "finished": False, "settings": {}, "ranks": 1}
+    assert last.pop("run") == {"step": 3, "finished": True, "settings": {}, "ranks": 1}
     assert_same(last, run.everything())
 
 

@@ -1,0 +1,29 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Training on several nodes of a SLURM cluster: one torchrun a node, which starts a process for each of its GPUs.
+#
+#   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm_train.sh --max_steps 15000
+#
+# Submit it from the bundle's folder, which all nodes must see; words behind the script go to the run. CONFIGS names the
+# files. A job that was requeued goes on from its newest state. Nodes without GPUs: PROCESSES=2 sbatch ...
+
+#SBATCH --job-name=semi_supervised
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm_%j.log
+
+set -euo pipefail
+
+: "${CONFIGS:=['configs/train.yaml','configs/multi_gpu_train.yaml']}"
+: "${PROCESSES:=${SLURM_GPUS_ON_NODE:-1}}"
+: "${PORT:=29500}"
+
+# The first node keeps the store where all of them meet.
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+srun --kill-on-bad-exit=1 \
+  torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$PROCESSES" \
+  --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="$first_node:$PORT" \
+  -m monai.bundle run training --config_file "$CONFIGS" --resume true "$@"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes of configs/multi_gpu_train.yaml against one with twice the batch; one of them killed, and resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.benchmarks.ranks import settings, train_and_record
+from scripts.workflows.start import find_mistake
+from tests.rank_processes import run_ranks, start_ranks
+
+STEPS = 2
+SMALLER = {
+    "base_filters": 2,
+    "labelled_cases": 3,
+    "validation_cases": 1,  # and one of the demo's own: one for each rank
+    "validate::inferer::overlap": 0.0,
+}
+
+
+def arguments(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> tuple:
+    """Of `train_and_record`, in float64, for ranks of batch 1 or one process of batch 2."""
+    files, overrides = settings(method, demo, folder, STEPS, batch=2 // ranks)
+    files = ["train.yaml", *(["multi_gpu_train.yaml"] if ranks > 1 else []), *files[1:]]
+    return files, {**overrides, **SMALLER, **more}, True, str(folder / "record_{rank}.pt")
+
+
+def record(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> list[dict]:
+    """What each rank recorded of a run."""
+    folder.mkdir(exist_ok=True)
+    given = arguments(method, ranks, demo, folder, **more)
+    if ranks > 1:
+        run_ranks(ranks, folder / "ranks", train_and_record, *given, join=False)
+    else:
+        train_and_record(*given)
+    return [torch.load(folder / f"record_{r}.pt") for r in range(ranks)]
+
+
+def assert_same_up_to_rounding(first: dict, second: dict) -> None:
+    """Vectors by their length: AdamW divides by tiny gradients, which makes single entries large in proportion."""
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-9)
+    assert torch.equal(first["counts"], second["counts"])
+    for name in ("gradient", "weights", "memory"):
+        assert float((first[name] - second[name]).norm()) <= 1e-7 * float(second[name].norm()), name
+
+
+@pytest.mark.parametrize("method", ["train", "ssnet", "copy_paste", "semiseg_contrastive"])
+def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, tiny_demo, tmp_path) -> None:
+    """Prototypes and teacher, adversarial passes and selectors, mixed cases, the teacher's own features."""
+    (one,) = record(method, 1, tiny_demo, tmp_path / "one")
+    first, second = record(method, 2, tiny_demo, tmp_path / "two")
+    for step in range(1, STEPS + 1):
+        assert_same_up_to_rounding(first["steps"][step], one["steps"][step])
+        for name in ("memory", "counts", "weights", "gradient"):
+            assert torch.equal(first["steps"][step][name], second["steps"][step][name]), name
+    assert first["dice"] == second["dice"] == pytest.approx(one["dice"], abs=1e-6)
+    assert method == "copy_paste" or one["steps"][STEPS]["counts"].sum() > 0, "the memory took part"
+
+
+def train_until_killed(*given: Any) -> str:
+    """The sentence that a user would read, if the run ends with an error."""
+    try:
+        train_and_record(*given)
+    except Exception as error:
+        return str(find_mistake(error))
+    return "the run was not stopped"
+
+
+def files_in(folder: Path) -> Sequence[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_killed_rank_stops_the_other_and_one_or_two_ranks_go_on_as_if_never_stopped(tiny_demo, tmp_path) -> None:
+    longer = {"max_steps": 4, "val_interval": 4, "save_interval": 2}
+    folder = tmp_path / "killed"
+    given = arguments("train", 2, tiny_demo, folder, **longer)
+    processes = start_ranks(2, tmp_path / "ranks", train_until_killed, *given, join=False)
+    while not (folder / "models/state_00000002.pt").exists():
+        assert all(process.is_alive() for process in processes), "the run ended before a rank could be killed"
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGKILL)
+    processes[0].join(60)
+    assert processes[0].exitcode is not None, "the other rank goes on waiting"
+    sentence, error = torch.load(tmp_path / "ranks/0.pt")
+    assert error is None
+    assert "Another process of this run has ended" in sentence
+    assert "--resume true" in sentence
+
+    (whole,) = record("train", 1, tiny_demo, tmp_path / "whole", **longer)
+    shutil.copytree(folder, tmp_path / "again")
+    (alone,) = record("train", 1, tiny_demo, folder, **longer, resume=True)
+    both = record("train", 2, tiny_demo, tmp_path / "again", **longer, resume=True)
+    for resumed in (alone, *both):
+        assert 1 not in resumed["steps"], "it began anew"
+        assert_same_up_to_rounding(resumed["steps"][4], whole["steps"][4])
+
+
+def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:
+    """The second rank has a folder of its own, as on a node without a shared disk: nothing is written to it, and on a
+    resume it goes on from what the first one read. With batch norm, whose statistics only this exchange keeps equal."""
+    folders = [str(tmp_path / "first"), str(tmp_path / "second")]
+    run_ranks(2, tmp_path / "a", train_in_own_folder, tiny_demo, folders, {"max_steps": 2}, join=False)
+    written = [name.split("/")[-1] for name in files_in(tmp_path / "first")]
+    assert {"model.pt", "model_best.pt", "state_00000002.pt"} <= set(written)
+    assert len([name for name in written if name.startswith("events.")]) == 1
+    assert not (tmp_path / "second").exists()
+    longer = {"max_steps": 3, "resume": True}
+    first, second = run_ranks(2, tmp_path / "b", train_in_own_folder, tiny_demo, folders, longer, join=False)
+    assert list(first) == list(second) == [3]
+    assert torch.equal(first[3]["weights"], second[3]["weights"])
+
+
+def train_in_own_folder(demo: Path, folders: Sequence[str], more: dict[str, Any]) -> dict[int, dict]:
+    """What this rank recorded of its steps, with outputs in its folder."""
+    own = Path(folders[int(os.environ["RANK"])])
+    target = own.with_name(f"{own.name}.pt")
+    files, overrides, _, _ = arguments("train", 2, demo, own, **{"network_def::norm": "batch"}, **more)
+    train_and_record(files, overrides, False, str(target) + "{rank}")
+    return torch.load(f"{target}{os.environ['RANK']}")["steps"]
+
+
+def test_an_unfinished_run_is_refused_by_every_rank_in_the_same_sentence(tiny_demo, tmp_path) -> None:
+    (tmp_path / "run/models").mkdir(parents=True)
+    torch.save({"run": {"step": 2, "finished": False}}, tmp_path / "run/models/state_00000002.pt")
+    given = arguments("train", 2, tiny_demo, tmp_path / "run")
+    first, second = run_ranks(2, tmp_path / "ranks", train_until_killed, *given, join=False)
+    assert first == second
+    assert "Add --resume true" in first

@@ -106,12 +106,13 @@ def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow,
     assert kept["best"]["best_metric"] == 0.99
 
 
-@pytest.mark.parametrize("method", ["prototype_selectors", "semiseg_contrastive"])
-def test_memory_selectors_and_their_optimiser_go_on_as_if_never_stopped(method, make_workflow, tmp_path) -> None:
+@pytest.mark.parametrize("method", ["prototype_selectors", "semiseg_contrastive", "corn"])
+def test_memory_selectors_pool_and_their_optimiser_go_on_as_if_never_stopped(method, make_workflow, tmp_path) -> None:
     """The last state is lost, so the second run repeats the last two steps from the state before."""
     sure = {
         "prototype_selectors": {"terms::contrast_unlabelled::confidence": 0.0},
         "semiseg_contrastive": {"method_handlers::0::labelled_confidence": 0.0},
+        "corn": {},
     }[method]
     overrides = {"max_steps": 4, "save_interval": 2, **sure}
     make_workflow("train.yaml", f"methods/{method}.yaml", **overrides).run()
@@ -123,7 +124,8 @@ def test_memory_selectors_and_their_optimiser_go_on_as_if_never_stopped(method, 
     assert differences(first, torch.load(last, weights_only=True)) == []
     before = torch.load(tmp_path / "models/state_00000002.pt", weights_only=True)
     moved = differences(before, first)
-    parts = ["memory.features", "selectors.feature.1.3.weight"]
+    parts = ["pool.features"] if method == "corn" else ["memory.features", "selectors.feature.1.3.weight"]
+    assert any(path.startswith("/teacher/") for path in moved)
     assert all(any(path.endswith(part) for path in moved) for part in parts)
     assert ("extra_optimizer" in first) == (method == "prototype_selectors")
 

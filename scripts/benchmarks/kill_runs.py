@@ -18,7 +18,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -103,7 +104,7 @@ def kill_until_done(chain: Chain, kills: int, seconds: float, demo: Path, folder
         if not killed:
             break  # it was done before its moment came
         chain.lost += last_state(folder) < before
-        torn = any(_unfinished(folder))
+        torn = bool(_unfinished(folder))
         chain.moments["writing" if torn else "steps" if started(folder) else "start"] += 1
     ended = forked_command.run(words, folder, TIMEOUT)
     chain.lost += ended.code != 0
@@ -127,17 +128,20 @@ def kill_inside_writing(process: int, folder: Path, draw: random.Random) -> bool
     while time.monotonic() - begin < TIMEOUT:
         if os.waitpid(process, os.WNOHANG)[0]:
             return False
-        seen |= {f"{path.name} {path.stat().st_ino}" for path in _unfinished(folder)}
+        seen |= _unfinished(folder)
         if len(seen) >= wanted:
             time.sleep(delay)
             return _kill(process)
     raise TimeoutError("No file was being written.")
 
 
-def _unfinished(folder: Path) -> Iterator[Path]:
+def _unfinished(folder: Path) -> set[str]:
+    """Files on the way to their name, each with its inode, as the next one of that name is another."""
+    found = set()
     for path in (folder / "models").glob(".*.tmp"):
-        if path.exists():
-            yield path
+        with suppress(FileNotFoundError):  # it may have its name by now
+            found.add(f"{path.name} {path.stat().st_ino}")
+    return found
 
 
 def _kill(process: int) -> bool:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, ending: str = "") -> Iterator[Path]:
     """A path to write to, on the same disk; at the end it takes the name `path`, after an error it is gone.
 
     The content reaches the disk before the name does, so that a power failure too leaves the old file or the new one.
 
     Args:
         path: the file's name; its folder is made.
+        ending: of the path to write to, for a writer that goes by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`, whose files only their owner may read.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp{ending}")
     try:
         yield beside
         with beside.open("rb") as file:
@@ -41,7 +42,7 @@ def write_text(path: str | Path, text: str) -> None:
 def leftovers(path: str | Path) -> list[Path]:
     """What processes that were killed while writing `path` have left beside it."""
     path = Path(path)
-    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+    return sorted(path.parent.glob(f".{path.name}.*.tmp*"))
 
 
 def digest_path(path: str | Path) -> Path:

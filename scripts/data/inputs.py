@@ -13,21 +13,26 @@ from monai.data import FolderLayoutBase
 
 from scripts.data.cases import case_name
 from scripts.data.dicom_slices import looks_like_slice, split_series
+from scripts.data.image_lists import ImageFiles, first_file, listed_images
 from scripts.data.volumes import ending_of, exists
 from scripts.errors import BundleError
 
 
-def find_images(path: str | Path, pattern: str = "*") -> list[str]:
-    """Images in a folder and the folders in it, in the order of their paths.
+def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
+    """Images in a folder and the folders in it, in the order of their paths, or those of a list in its order.
 
     Args:
-        path: a folder, an image file, a folder of DICOM slices or `FOLDER#SERIES_UID`. In a folder, every file with the
+        path: a folder, an image file, a folder of DICOM slices or `FOLDER#SERIES_UID`; or a list of such files and
+            series, or the `.txt` or `.json` file of one (`scripts.data.image_lists`). In a folder, every file with the
             ending of an image counts, whichever format, and every folder that holds DICOM slices; hidden ones do not.
         pattern: of the names of those files and folders in `path`, as a shell has it (`imaging.nii.gz`).
 
     Raises:
-        BundleError: if `path` does not exist.
+        BundleError: if `path` does not exist, or a list is none.
     """
+    listed = listed_images(path)
+    if listed is not None:
+        return listed
     root = Path(path).expanduser()
     if not exists(root):
         raise BundleError(f"{path} does not exist: give a folder of images or one image by --dataset_dir.")
@@ -73,18 +78,23 @@ def output_names(files: Sequence[str]) -> list[str]:
 
 
 class OutputNames(FolderLayoutBase):
-    """For MONAI's `SaveImaged(folder_layout=...)`: where the output for each of `files` goes.
+    """For MONAI's `SaveImaged(folder_layout=...)`: where the output for each of `images` goes.
 
     Args:
-        files: of `find_images`.
+        images: of `find_images`; one of several files is known by its first.
         output_dir: made when the first output is written.
         postfix: behind the name.
         extension: of the written file.
     """
 
     def __init__(
-        self, files: Sequence[str], output_dir: str | Path, postfix: str = "_seg", extension: str = ".nii.gz"
+        self,
+        images: Sequence[ImageFiles],
+        output_dir: str | Path,
+        postfix: str = "_seg",
+        extension: str = ".nii.gz",
     ) -> None:
+        files = [first_file(image) for image in images]
         names = zip(files, output_names(files), strict=True)
         self.paths = {file: Path(output_dir, f"{name}{postfix}{extension}") for file, name in names}
 
@@ -96,7 +106,7 @@ class OutputNames(FolderLayoutBase):
             idx: number of a patch, which whole volumes do not have.
 
         Raises:
-            KeyError: for a path that is not among `files`.
+            KeyError: for a path that is not among `images`.
         """
         path = self.paths[subject]
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -38,3 +40,20 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
         for c in np.unique(case[case > 0]):
             kept_of_case[largest_component(case == c)] = c
     return torch.from_numpy(kept).to(labels.device)
+
+
+def keep_largest(classes: np.ndarray, chosen: Sequence[int]) -> None:
+    """Turn all but the largest connected part of some classes into background, in place.
+
+    Each class is looked at within its bounding box, so that memory follows the structures and not the volume.
+
+    Args:
+        classes: class indices, three axes, 0 for background.
+        chosen: classes, each at least 1.
+    """
+    boxes = ndimage.find_objects(classes, max_label=max(chosen, default=0))
+    for c in chosen:
+        if boxes[c - 1] is not None:
+            part = classes[boxes[c - 1]]
+            of_class = part == c
+            part[of_class & ~largest_component(of_class)] = 0

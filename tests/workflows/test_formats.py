@@ -64,7 +64,7 @@ def infer(make_workflow, tmp_path: Path, dataset_dir: Path, **overrides) -> dict
         device="cpu",
         **overrides,
     ).run()
-    return {path.name: nibabel.load(path) for path in (tmp_path / "segmented").iterdir()}
+    return {path.name: nibabel.load(path) for path in (tmp_path / "segmented").glob("*.nii.gz")}
 
 
 def assert_in_grid(output: nibabel.Nifti1Image, matrix: np.ndarray, shape: tuple[int, ...]) -> None:

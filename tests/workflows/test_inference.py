@@ -83,7 +83,7 @@ def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
         device="cpu",
         spacing=[1.5, 1.5, 2.0],
     ).run()
-    written = list((tmp_path / "out").iterdir())
+    written = list((tmp_path / "out").glob("*.nii.gz"))
     assert [path.name for path in written] == ["Case 1.v2_seg.nii.gz"]
     output = nib.load(written[0])
     assert output.shape == shape

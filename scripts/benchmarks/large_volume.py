@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and most memory that inference takes for one large CT-like volume, generated on the spot.
+
+    python -m scripts.benchmarks.large_volume --shape 512 512 800
+
+The network is configs/inference.yaml's with random weights, which cost as much as trained ones. Measured is the command
+`python -m monai.bundle run` itself, in a process of its own. Options that this command does not know go to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_volume(path: Path, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """An int16 volume of a bright ball in noise, written without compression."""
+    rng = np.random.default_rng(0)
+    plane = rng.integers(-1000, 0, shape[:2], dtype=np.int16)
+    volume = np.empty(shape, np.int16, order="F")
+    x, y = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    for k, z in enumerate(np.linspace(-1, 1, shape[2])):
+        volume[..., k] = np.roll(plane, k, axis=0) + np.where(x**2 + y**2 + z**2 < 0.5, 1000, 0).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0])), path)
+
+
+def make_model(path: Path, base_filters: int) -> None:
+    """Random weights of the network of configs/inference.yaml."""
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs/inference.yaml")
+    parser.update({"base_filters": base_filters})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), path)
+
+
+def measure(folder: Path, base_filters: int, options: Sequence[str]) -> tuple[float, float]:
+    """Seconds and GiB that the command takes for `folder/scan.nii`.
+
+    Raises:
+        subprocess.CalledProcessError: if it fails.
+    """
+    command = [
+        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ROOT / "configs/inference.yaml")),
+        *("--bundle_root", str(ROOT), "--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
+        *("--output_dir", str(folder / "out"), "--base_filters", str(base_filters), *options),
+    ]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs=3, type=int, default=[512, 512, 800], help="voxels")
+    parser.add_argument("--voxel", nargs=3, type=float, default=[0.8, 0.8, 0.8], help="size of a voxel, mm")
+    parser.add_argument("--base_filters", type=int, default=8)
+    options, others = parser.parse_known_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        make_volume(Path(folder, "scan.nii"), options.shape, options.voxel)
+        make_model(Path(folder, "models/model.pt"), options.base_filters)
+        seconds, gibibytes = measure(Path(folder), options.base_filters, others)
+    print(f"{' x '.join(map(str, options.shape))} voxels: {seconds:.0f} s, peak memory {gibibytes:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import Any
 from scripts.data.cases import Case, CaseLists, case_name, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
+from scripts.data.corrected_labels import with_corrected_labels
 from scripts.errors import BundleError
 
 logger = logging.getLogger("datalist")
@@ -24,6 +25,7 @@ def load_cases(
     datalist: str = "dataset.json",
     labelled_cases: int | None = None,
     validation_cases: int = 0,
+    corrected_labels: str | Path | None = None,
 ) -> CaseLists:
     """Read a datalist in the form of the Medical Segmentation Decathlon.
 
@@ -38,12 +40,14 @@ def load_cases(
             every case that has a label.
         validation_cases: so many of the labelled cases, the last ones, are held out for validation. They are taken out
             of training; cases under `validation` in the file come on top.
+        corrected_labels: folder, relative to `dataset_dir` or absolute, of label files that make unlabelled cases
+            labelled ones (`scripts.data.corrected_labels`), on top of `labelled_cases`; it need not exist.
 
     Raises:
         BundleError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
             without label, an image in two roles, or files that do not exist.
     """
-    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases)
+    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
     for finding in findings:
         if finding.is_error:
             raise BundleError(finding.sentence)
@@ -59,6 +63,7 @@ def read_cases(
     datalist: str = "dataset.json",
     labelled_cases: int | None = None,
     validation_cases: int = 0,
+    corrected_labels: str | Path | None = None,
 ) -> tuple[CaseLists, list[Finding]]:
     """`load_cases` that goes on after a mistake: the cases as far as they can be told, and all mistakes.
 
@@ -67,6 +72,7 @@ def read_cases(
         datalist: see `load_cases`.
         labelled_cases: see `load_cases`; the nearest possible number where it is out of range.
         validation_cases: likewise.
+        corrected_labels: see `load_cases`.
 
     Returns:
         The lists, in which files may be missing and labelled, validation and test cases may have no `label`; findings.
@@ -95,6 +101,9 @@ def read_cases(
         validation=labelled[count - held_out :] + sections["validation"],
         test=sections["test"],
     )
+    if corrected_labels is not None:
+        lists, mistakes = with_corrected_labels(lists, root / corrected_labels)
+        findings += mistakes
     findings += missing_labels(lists, root / datalist)
     findings += two_lists(lists)
     findings += missing_files(lists)

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from scripts.data.cases import case_name
 
 LABEL_WORDS = (
+    "corrected_labels",  # where an annotator's come back, docs/labelling.md
     "segmentations", "segmentation", "segs", "seg", "labelmaps", "labelmap", "labels", "label", "masks", "mask",
     "groundtruth", "ground_truth", "gt", "annotations", "annotation",
 )  # fmt: skip

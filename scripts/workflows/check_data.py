@@ -37,6 +37,7 @@ def check_data(
     output_dir: str | Path,
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
+    corrected_labels: str | Path | None = None,
     show: Callable[[str], None] = print,
 ) -> list[Finding]:
     """Look at every file that a run would read, report all that is wrong, and write `output_dir/check_data.csv`.
@@ -56,6 +57,7 @@ def check_data(
         output_dir: folder of the table.
         label_values: value of each class in label files; `None` for 0, 1, 2, ...
         ignore_value: value of voxels in label files that count for nothing; `None` for none.
+        corrected_labels: folder of label files that make unlabelled cases labelled ones.
         show: takes the lines to print.
 
     Returns:
@@ -65,7 +67,7 @@ def check_data(
         BundleError: if training would be harmed, after everything is printed and written; or if there is no datalist.
     """
     classes = Classes(label_names, declared_values(len(label_names), label_values, ignore_value), ignore_value)
-    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases)
+    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
     findings += labels_alone(*named_files(dataset_dir, datalist))
     show(_what_is_read(lists))
     findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`run pseudo_label` and `run rank_unlabelled`, and the way back of a corrected label."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from scripts.workflows.start import find_mistake
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def dataset(tiny_demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo, to put files into."""
+    return Path(shutil.copytree(tiny_demo, tmp_path / "dataset"))
+
+
+@pytest.fixture
+def label(dataset: Path, make_workflow):
+    """Run one of the two commands on the copy."""
+
+    def run(command: str, *files: str, **overrides) -> None:
+        data = {"data_source": str(dataset), "dataset_dir": str(dataset)}
+        make_workflow("train.yaml", *files, "labelling.yaml", run_id=command, **data, **overrides).run()
+
+    return run
+
+
+def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, make_workflow, tmp_path) -> None:
+    data = {"data_source": str(dataset), "dataset_dir": str(dataset)}
+    make_workflow("train.yaml", max_steps=2, **data).run()
+    label("pseudo_label", max_steps=2)
+    out = tmp_path / "out/pseudo_labels"
+    cases = make_workflow("train.yaml", **data).parser.get_parsed_content("cases")
+    unlabelled = [case["case"] for case in cases.unlabelled]
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == sorted(f"{name}.nii.gz" for name in unlabelled)
+    table = rows(out / "confidence.csv")
+    assert sorted(row["case"] for row in table) == sorted(unlabelled)
+    assert [float(row["confidence"]) for row in table] == sorted(float(row["confidence"]) for row in table)
+    assert all(0 <= float(row["confidence"]) <= 1 for row in table)
+    for row in table:
+        written, image = nibabel.load(out / row["label"]), nibabel.load(row["image"])
+        assert written.shape == image.shape
+        np.testing.assert_allclose(written.affine, image.affine, atol=1e-4)
+    moved = table[0]["case"]
+    (dataset / "corrected_labels").mkdir()
+    shutil.move(out / f"{moved}.nii.gz", dataset / "corrected_labels")
+    again = make_workflow("train.yaml", max_steps=2, ckpt_dir=str(tmp_path / "again"), **data)
+    cases = again.parser.get_parsed_content("cases")
+    assert [case["case"] for case in cases.labelled] == ["demo_training_000", "demo_training_001", moved]
+    assert moved not in [case["case"] for case in cases.unlabelled]
+    again.run()
+
+
+def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tmp_path) -> None:
+    train(max_steps=3)
+    label("rank_unlabelled")
+    table = rows(tmp_path / "out/rank_unlabelled.csv")
+    assert [row["rank"] for row in table] == [str(n + 1) for n in range(len(table))]
+    assert sorted(row["case"] for row in table) == [f"demo_training_00{n}" for n in range(2, 6)]
+    means = [sum(int(row[f"rank_{n}"]) for n in ("uncertainty", "prototype_distance", "diversity")) for row in table]
+    assert means == sorted(means)
+    assert sorted(int(row["rank_diversity"]) for row in table) == [1, 2, 3, 4]
+    assert all(0 <= float(row["uncertainty"]) <= 1 for row in table)
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides", "told"),
+    [
+        ((), {"order_by": ["size"]}, "order_by must be one or more of uncertainty"),
+        (("methods/supervised.yaml",), {}, "holds no prototypes"),
+        ((), {"ckpt_dir": "/nowhere"}, "holds no state_*.pt of a run"),
+        ((), {"elements_per_class": 7}, "does not fit this configuration (loss"),
+        ((), {"labelled_cases": 6}, "no unlabelled case"),
+    ],
+)
+def test_ranking_tells_what_it_lacks_in_one_sentence(files, overrides, told, label, train) -> None:
+    train(*files, max_steps=1)
+    with pytest.raises(Exception) as caught:
+        label("rank_unlabelled", *files, **overrides)
+    assert told in str(find_mistake(caught.value))
+
+
+def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, train, dataset, tmp_path) -> None:
+    train(max_steps=1)
+    image = dataset / "images/demo_training_003.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    with pytest.raises(Exception) as caught:
+        label("pseudo_label")
+    assert "1 of 4 cases failed (demo_training_003)" in str(find_mistake(caught.value))
+    assert len(rows(tmp_path / "out/pseudo_labels/confidence.csv")) == 3
+
+
+def test_a_corrected_label_that_belongs_to_no_case_stops_training(dataset, make_workflow) -> None:
+    (dataset / "corrected_labels").mkdir()
+    shutil.copy(dataset / "labels/demo_training_004.nii.gz", dataset / "corrected_labels/demo_training_4.nii.gz")
+    workflow = make_workflow("train.yaml", data_source=str(dataset), dataset_dir=str(dataset))
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    assert "demo_training_4.nii.gz is called after no training case" in str(find_mistake(caught.value))
+
+
+def test_the_datalist_of_the_copy_is_left_as_it_is(dataset, tiny_demo) -> None:
+    assert json.loads((dataset / "dataset.json").read_text()) == json.loads((tiny_demo / "dataset.json").read_text())

@@ -29,6 +29,7 @@ class BlockResampler:
         axis: along which it arrives.
         target_affine: `(4, 4)` of the grid that is wanted.
         target_shape: its three sides.
+        dtype: that coordinates are computed in; values are float32.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class BlockResampler:
         axis: int,
         target_affine: np.ndarray,
         target_shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         self.source_affine, self.source_side, self.axis = np.asarray(source_affine, float), source_shape[axis], axis
         self.target_affine, self.target_shape = np.asarray(target_affine, float), tuple(target_shape)
         to_source = np.linalg.inv(self.source_affine) @ self.target_affine
@@ -85,7 +88,7 @@ class BlockResampler:
     def _resampled(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
         affine = self._shifted(self.source_affine, self.axis, self.kept_from)
         source = MetaTensor(self.kept, affine=torch.as_tensor(affine))
-        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=torch.float32)
+        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=self.dtype)
         begin, end = int(indices.min()), int(indices.max()) + 1
         plane = int(np.prod(self.target_shape)) // self.target_shape[self.target_axis]
         step = max(1, BLOCK_VOXELS // plane)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,9 +49,9 @@ def load_model(path: str | Path, network_def: nn.Module, device: torch.device | 
                 "ignore", DeprecationWarning
             )  # TorchScript is deprecated and still what MONAI exports
             return loaders[path.suffix]()
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, BundleError):
-            raise
+    except BundleError:
+        raise
+    except Exception as error:  # a damaged file can fail in any way
         raise BundleError(f"{path} cannot be read as a model ({first_line(error)}): replace it.") from error
 
 

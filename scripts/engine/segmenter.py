@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
 from scripts.data.block_resampling import BlockResampler
+from scripts.data.block_spacing import with_block_spacing
 from scripts.data.volumes import VolumeHeader, read_header
 from scripts.engine.row_stitching import longest_axis, stitched_rows
 from scripts.errors import BundleError
@@ -67,7 +68,8 @@ class Segmenter:
         in_channels: int,
         num_classes: int,
     ) -> None:
-        self.preprocessing, self.inferer, self.predictor = preprocessing, inferer, predictor
+        self.preprocessing = with_block_spacing(preprocessing)
+        self.inferer, self.predictor = inferer, predictor
         self.in_channels, self.num_classes = in_channels, num_classes
 
     def __call__(

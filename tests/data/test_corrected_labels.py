@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A label file in a folder makes an unlabelled case a labelled one."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.data.cases import CaseLists
+from scripts.data.corrected_labels import label_file_names, with_corrected_labels
+
+
+def cases(*names: str, label: bool = False) -> list[dict]:
+    return [{"image": f"/d/{n}.nii.gz", "case": n} | ({"label": f"/l/{n}.nii.gz"} if label else {}) for n in names]
+
+
+@pytest.fixture
+def lists() -> CaseLists:
+    return CaseLists(cases("a", label=True), cases("b", "c", "d"), cases("v", label=True), cases("t", label=True))
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_cases_with_a_file_are_labelled_behind_the_others(lists, tmp_path) -> None:
+    found, findings = with_corrected_labels(lists, touch(tmp_path, "d.nrrd", "b.nii.gz", "b.json", ".x.nii.gz"))
+    assert findings == []
+    assert [(case["case"], case.get("label")) for case in found.labelled] == [
+        ("a", "/l/a.nii.gz"), ("b", f"{tmp_path}/b.nii.gz"), ("d", f"{tmp_path}/d.nrrd"),
+    ]  # fmt: skip
+    assert found.unlabelled == cases("c")
+    assert (found.validation, found.test) == (lists.validation, lists.test)
+
+
+def test_without_files_nothing_changes(lists, tmp_path) -> None:
+    assert with_corrected_labels(lists, tmp_path / "nowhere") == (lists, [])
+    assert with_corrected_labels(lists, tmp_path) == (lists, [])
+
+
+def test_a_file_for_a_case_that_the_datalist_labels_is_passed_over(lists, tmp_path) -> None:
+    assert with_corrected_labels(lists, touch(tmp_path, "a.nii.gz", "v.nii.gz")) == (lists, [])
+
+
+@pytest.mark.parametrize("name", ["b_seg.nii.gz", "t.nii.gz", "B.nii.gz"])
+def test_a_file_that_is_called_after_no_training_case_is_an_error(name, lists, tmp_path) -> None:
+    _, (finding,) = with_corrected_labels(lists, touch(tmp_path, name))
+    assert finding.is_error and f"{name} is called after no training case" in finding.sentence
+
+
+def test_two_files_for_one_case_are_an_error(lists, tmp_path) -> None:
+    _, (finding,) = with_corrected_labels(lists, touch(tmp_path, "b.nii.gz", "b.nrrd"))
+    assert finding.is_error and "keep one of them" in finding.sentence
+
+
+def test_cases_that_share_a_name_are_called_after_their_folders() -> None:
+    same = [{"image": f"/d/p{n}/ct.nii.gz", "case": "ct"} for n in (1, 2)]
+    assert label_file_names([*same, *cases("b")]) == ["p1_ct", "p2_ct", "b"]
+
+
+def test_a_name_does_not_depend_on_which_cases_are_labelled(tmp_path) -> None:
+    same = [{"image": f"/d/p{n}/ct.nii.gz", "case": "ct", "label": "/l"} for n in (1, 2, 3)]
+    bare = [{key: value for key, value in case.items() if key != "label"} for case in same]
+    touch(tmp_path, "p3_ct.nii.gz")
+    for labelled in (1, 2):
+        found, findings = with_corrected_labels(CaseLists(same[:labelled], bare[labelled:]), tmp_path)
+        assert findings == []
+        assert found.labelled[-1] == {**bare[2], "label": f"{tmp_path}/p3_ct.nii.gz"}

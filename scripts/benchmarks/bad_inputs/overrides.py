@@ -34,6 +34,15 @@ NEW_OPTIONS = (
     ("--channels", "t9"), ("--patient_pattern", "("), ("--nonsense", "1"), ("--test_cases", "many"),
 )  # fmt: skip
 
+# In each of these the last word is what must be named.
+VALUE_MISSING = (("--max_steps", "max_steps"), ("--spacing", "spacing"))
+MISSPELT = (("--max_stepz", "3", "max_steps"), ("--spaccing", "1", "spacing"), ("--devcie=cpu", "device"))
+MISSPELT_PARTS = (
+    ("--network_def::base_filtres", "4", "base_filters"),
+    ("--intensity::channel_wize", "1", "channel_wise"),
+)
+ALONE = (("oops", "oops"), ("seed", "3", "seed"))
+
 
 def _value(pairs: tuple[tuple[str, str], ...]) -> Spoil:
     def spoil(ground: Ground) -> str:
@@ -51,8 +60,6 @@ def _option_of_new(ground: Ground) -> str:
 
 
 def _words(*choices: tuple[str, ...]) -> Spoil:
-    """The last of each choice is what must be named, the others are words."""
-
     def spoil(ground: Ground) -> str:
         *words, named = choices[ground.seed % len(choices)]
         ground.more += words
@@ -74,13 +81,11 @@ def _no_args_file(ground: Ground) -> str:
 KINDS = (
     Kind("value out of range", _value(OUT_OF_RANGE), every("must be", TRAIN), inputs=len(OUT_OF_RANGE)),
     Kind("value of another type", _value(OF_ANOTHER_TYPE), every("must be", TRAIN), inputs=len(OF_ANOTHER_TYPE)),
-    Kind("value missing", _words(("--max_steps", "max_steps"), ("--spacing", "spacing")), every("must be", TRAIN, CHECK)),
-    Kind("misspelt option", _words(("--max_stepz", "3", "max_steps"), ("--spaccing", "1", "spacing"), ("--devcie=cpu", "device")),
-         every("[Dd]id you mean", *WITH_CHECKS)),
-    Kind("misspelt part of an option", _words(("--network_def::base_filtres", "4", "base_filters"), ("--intensity::channel_wize", "1", "channel_wise")),
-         every("[Dd]id you mean", *WITH_CHECKS)),
-    Kind("word that belongs to no option", _words(("oops", "oops"), ("seed", "3", "seed")), every("stands alone", *WITH_CHECKS)),
+    Kind("value missing", _words(*VALUE_MISSING), every("must be", TRAIN, CHECK)),
+    Kind("misspelt option", _words(*MISSPELT), every("[Dd]id you mean", *WITH_CHECKS)),
+    Kind("misspelt part of an option", _words(*MISSPELT_PARTS), every("[Dd]id you mean", *WITH_CHECKS)),
+    Kind("word that belongs to no option", _words(*ALONE), every("stands alone", *WITH_CHECKS)),
     Kind("misspelt command", _run_id, every("nothing to run", *WITH_CHECKS)),
     Kind("args_file missing", _no_args_file, monai=every("nowhere.yaml", TRAIN, INFER)),
     Kind("bad option of new_dataset", _option_of_new, every("", NEW), inputs=len(NEW_OPTIONS)),
-)  # fmt: skip
+)

@@ -124,6 +124,10 @@ def _header(offset: int, form: str, *values: float) -> Spoil:
     return spoil
 
 
+def _twice(ground: Ground) -> np.ndarray:
+    return np.stack([classes()] * 2, axis=-1)
+
+
 def _smaller_label(ground: Ground) -> np.ndarray:
     cut = [slice(ground.draw.choice((0, 1)), None) for _ in SHAPE]
     return classes()[1:][tuple(cut)]
@@ -131,6 +135,8 @@ def _smaller_label(ground: Ground) -> np.ndarray:
 
 NAN, INF = float("nan"), float("inf")
 SROW_X, DIM_1 = 280, 42  # offsets in a NIfTI-1 header
+
+NO_SIZE = every("no size", *IMAGES, NEW)
 
 KINDS = (
     Kind("NaN in an image", _image(_with_values(NAN)), every("NaN|finite", *IMAGES)),
@@ -146,8 +152,8 @@ KINDS = (
     Kind("volume of one slice", _one_slice_with_label, right=(TRAIN, EVALUATE, INFER, CHECK, NEW)),
     Kind("image of one value", _image(lambda ground: np.full(SHAPE, ground.draw.choice((0, -1000)), np.int16)),
          every("one value|same value|constant", CHECK), right=(TRAIN, INFER)),
-    Kind("affine without size along an axis", _header(SROW_X, "<4f", 0.0, 0.0, 0.0, 0.0), every("no size", *IMAGES, NEW)),
-    Kind("NaN in the affine", _header(SROW_X, "<4f", NAN, 0.0, 0.0, 0.0), every("no size", *IMAGES, NEW)),
+    Kind("affine without size along an axis", _header(SROW_X, "<4f", 0.0, 0.0, 0.0, 0.0), NO_SIZE),
+    Kind("NaN in the affine", _header(SROW_X, "<4f", NAN, 0.0, 0.0, 0.0), NO_SIZE),
     Kind("no voxels along an axis", _header(DIM_1, "<3h", 18, 0, 16), every("", *IMAGES, NEW)),
     Kind("negative number of voxels", _header(DIM_1, "<3h", 18, -17, 16), every("", *IMAGES, NEW)),
     Kind("label of another shape", _label(_smaller_label), every("voxels|shape", TRAIN, CHECK, NEW)),
@@ -162,7 +168,7 @@ KINDS = (
     Kind("NaN in a label", _label(_label_with(NAN)), every("(?i)nan", *LABELS, NEW)),
     Kind("negative label", _label(_label_with(-1)), every("-1", *LABELS)),
     Kind("label value that nobody declared", _label(_label_with(7)), every("7", *LABELS)),
-    Kind("label with channels", _label(lambda ground: np.stack([classes()] * 2, -1)), every("channel", TRAIN, CHECK, NEW)),
+    Kind("label with channels", _label(_twice), every("channel", TRAIN, CHECK, NEW)),
     Kind("empty label", _label(lambda ground: np.zeros(SHAPE, np.uint8)), right=(TRAIN, EVALUATE, CHECK, NEW)),
     Kind("all labels empty", _all_labels(lambda ground: np.zeros(SHAPE, np.uint8)), every("", NEW, CHECK)),
 )  # fmt: skip

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 HINT = "add --debug true to the command for the traceback"
@@ -13,11 +13,15 @@ NO_SUCH_KEY = "is not defined in the config content"
 LONGEST = 400
 
 
-def sentence_of(error: BaseException) -> str:
+def sentence_of(error: BaseException, options: Mapping[str, str] | None = None) -> str:
     """What a person reads first about an exception that is no `BundleError`.
 
-    It names the entry of the config files that was being built or run, where there is one, and gives the first line of
-    the innermost exception, as the ones around it are MONAI's "Failed to ...".
+    It names the entry of the config files that was being built or run, or the checkpoint that the command was given,
+    and gives the first line of the innermost exception, as the ones around it are MONAI's "Failed to ...".
+
+    Args:
+        error: that ends the process.
+        options: of the command line.
     """
     chain = list(causes_of(error))
     if isinstance(error, KeyboardInterrupt):
@@ -29,8 +33,9 @@ def sentence_of(error: BaseException) -> str:
         name = inner.filename if inner.filename is not None else "A file"
         return f"{name} cannot be read or written ({inner.strerror}): mend path, permissions or disk; {HINT}."
     entry = entry_of(chain)
-    where = f"`{entry}` in the config files failed" if entry else "This failed"
-    return f"{where}: {_words_of(inner)}. Correct what it names, or {HINT}."
+    checkpoint = (options or {}).get("ckpt_file")
+    where = f"`{entry}` in the config files" if entry else f"The command on {checkpoint}" if checkpoint else "This"
+    return f"{where} failed: {_words_of(inner)}. Correct what it names, or {HINT}."
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:

@@ -57,7 +57,7 @@ def install_error_report(debug: bool) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if debug:
             sys.__excepthook__(kind, error, trace)
-        print(f"\nError: {find_mistake(error) or sentence_of(error)}", file=sys.stderr)
+        print(f"\nError: {find_mistake(error) or sentence_of(error, parse_words(sys.argv[2:])[0])}", file=sys.stderr)
 
     sys.excepthook = report
 

@@ -41,6 +41,10 @@ def test_an_error_outside_of_a_config_is_told_without_an_entry() -> None:
     assert sentence_of(ValueError()).startswith("This failed: ValueError.")
 
 
+def test_outside_of_a_config_the_commands_checkpoint_is_named() -> None:
+    assert sentence_of(ValueError("torn"), {"ckpt_file": "m.pt"}).startswith("The command on m.pt failed: torn (Val")
+
+
 def test_a_full_disk_names_the_file() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/data/out.csv")
     assert sentence_of(full).startswith("/data/out.csv cannot be read or written (No space left on device)")

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as error:
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"\nError: {error}", file=sys.stderr)  # not behind a progress bar
         return 2
     return 0
 

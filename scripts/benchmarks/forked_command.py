@@ -25,6 +25,7 @@ import monai.engines
 import monai.handlers
 import monai.transforms
 import torch
+import torch._dynamo
 import torch.utils.tensorboard
 
 MODULES = {"monai.bundle": str(monai_command.__file__)}

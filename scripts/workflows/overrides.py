@@ -28,6 +28,7 @@ RUN_ARGUMENTS = {
 """Options of `run` itself, and our `--debug`."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
+TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
 OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
 
 
@@ -78,23 +79,24 @@ def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
 
     A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
     """
-    contents = {file: ConfigParser.load_config_file(file) for file in [*files, *map(str, CONFIGS.glob("*.yaml"))]}
+    keys = {file: [_name(key) for key in ConfigParser.load_config_file(file)] for file in files}
+    own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
     for file in files[1:]:
-        used = referred.union(*(content for other, content in contents.items() if not _same(other, file)))
-        for key in contents[file]:
-            name = re.split("::|#", key.removeprefix("+"))[0]
+        used = (referred | own).union(*(names for other, names in keys.items() if other != file))
+        for name in keys[file]:
             if name not in used and not name.startswith("_") and not _is_own(file):
                 near = difflib.get_close_matches(name, sorted(used), n=1)
                 hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
                 raise BundleError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
 
 
+def _name(key: str) -> str:
+    """The part at the top of `train::trainer::amp`, and of `+terms`, by which MONAI appends."""
+    return re.split("::|#", key.removeprefix("+"))[0]
+
+
 def _is_own(file: str) -> bool:
     return Path(file).resolve().parent == CONFIGS
-
-
-def _same(one: str, other: str) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -61,7 +61,8 @@ def _cut_before_zipping(ground: Ground, file: Path) -> None:
 
 def _not_nifti(ground: Ground, file: Path) -> None:
     content = bytearray(gzip.decompress(file.read_bytes()))
-    content[: ground.draw.choice((4, 100, 348))] = b"?" * 4
+    content[344:348] = ground.draw.choice((b"????", b"\0\0\0\0", b"n+9\0"))  # where "n+1" stands
+    content[:4] = b"????"
     file.write_bytes(gzip.compress(bytes(content)))
 
 

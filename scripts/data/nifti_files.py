@@ -45,10 +45,13 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
 def _read_to_the_end(file: str) -> np.ndarray:
     """The voxels of a compressed file, read on to its checksum: damage that can still be unpacked shows only there."""
     kind = type(nibabel.load(file))
-    with gzip.open(file) as stream:
-        array = np.asanyarray(kind.from_stream(stream).dataobj)
-        while stream.read(1 << 20):
-            pass
+    try:
+        with gzip.open(file) as stream:
+            array = np.asanyarray(kind.from_stream(stream).dataobj)
+            while stream.read(1 << 20):
+                pass
+    except gzip.BadGzipFile as error:
+        raise ValueError("its content does not fit its checksum") from error
     return array
 
 

@@ -106,9 +106,8 @@ def _no_folder(ground: Ground) -> str:
 
 
 def _no_image(ground: Ground) -> str:
-    shutil.rmtree(ground.data / "images")
-    (ground.data / "images").mkdir()
-    (ground.data / "dataset.json").unlink()
+    shutil.rmtree(ground.data)
+    (ground.data / "images").mkdir(parents=True)
     (ground.data / "images/notes.txt").write_text("nothing here", encoding="utf-8")
     return "data"
 

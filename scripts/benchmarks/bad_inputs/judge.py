@@ -90,7 +90,7 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
         return Verdict("a traceback", sentence)
     if not re.match(r"Error: |.*: error: ", sentence):
         return Verdict("no sentence at the end", sentence)
-    if ground.command == CHECK and "check_data.csv" in sentence:
+    if ground.command == CHECK and "would harm training" in sentence:
         sentence = _told_by_table(ground, named)
     return Verdict(_told(kind.refused[ground.command], named, sentence) or REFUSED, sentence)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def sentence_of(error: BaseException, options: Mapping[str, str] | None = None) 
     if isinstance(inner, MemoryError) or "out of memory" in str(inner).lower():
         return f"Memory is exhausted ({_words_of(inner)}): lower roi_size, the batch sizes or cache_rate; {HINT}."
     if isinstance(inner, OSError) and inner.strerror:
-        name = inner.filename if inner.filename is not None else "A file"
+        name = os.fsdecode(inner.filename) if isinstance(inner.filename, str | bytes) else "A file"
         return f"{name} cannot be read or written ({inner.strerror}): mend path, permissions or disk; {HINT}."
     entry = entry_of(chain)
     checkpoint = (options or {}).get("ckpt_file")

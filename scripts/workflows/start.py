@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,20 @@ def require_file(path: str | Path, hint: str) -> None:
     """
     if not Path(path).is_file():
         raise BundleError(f"{path} does not exist: {hint}.")
+
+
+def require_folders(folders: Sequence[str | Path]) -> None:
+    """Stop before any work if something cannot be written into a folder, there already or to be made.
+
+    Raises:
+        BundleError: naming the folder, if it or the nearest one above it that is there is a file or may not be written.
+    """
+    for folder in map(Path, folders):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise BundleError(f"{folder} cannot be a folder to write to, as {there} is none: name another.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise BundleError(f"{folder} cannot be written to: change the permissions of {there}, or name another.")
 
 
 def require_images(files: Sequence[str], folder: str | Path) -> None:

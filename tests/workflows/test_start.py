@@ -14,7 +14,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.errors import BundleError
 from scripts.workflows.overrides import check_overrides, is_command_line
-from scripts.workflows.start import begin, find_mistake, require_file, require_images, wants_traceback
+from scripts.workflows.start import begin, find_mistake, require_file, require_folders, require_images, wants_traceback
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -361,6 +361,20 @@ def test_a_required_file_is_named_with_the_way_out(tmp_path):
     assert str(caught.value) == f"{tmp_path / 'model.pt'} does not exist: train first."
     with pytest.raises(BundleError):
         require_file(tmp_path, "a folder is no file")
+
+
+def test_folders_to_write_to_may_be_missing_and_are_not_made(tmp_path):
+    require_folders([tmp_path, tmp_path / "new/deep"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_or_a_closed_folder_to_write_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=f"{tmp_path}/file/out cannot be a folder to write to"):
+        require_folders([tmp_path, tmp_path / "file/out"])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(BundleError, match=f"{tmp_path}/out cannot be written to: change the permissions of {tmp_path}"):
+        require_folders([tmp_path / "out"])
 
 
 def test_no_image_to_run_on_is_refused():

@@ -45,7 +45,8 @@ def deny_passing_over_permissions() -> None:
     data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, and the same for higher numbers
     if libc.capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capget")
-    data[0] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
+    for set_of in (0, 1):
+        data[set_of] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
     if libc.capset(header, data) != 0:
         raise OSError(ctypes.get_errno(), "capset")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.benchmarks.bad_inputs.ground import Ground
-from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, INFER, NEW, TRAIN, Kind, Spoil, every
+from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, EXPORT, INFER, NEW, TRAIN, Kind, Spoil, every
 
 READING_IMAGES = (TRAIN, EVALUATE, INFER, CHECK, NEW)
 READING_LABELS = (TRAIN, EVALUATE, CHECK, NEW)
@@ -155,5 +155,5 @@ KINDS = (
     Kind("output folder is a file", _file_for_output, every("", *WRITING)),
     Kind("output folder may not be written to", _closed_output, every("", *WRITING), unprivileged=True),
     Kind("model folder may not be written to", _closed_models, every("cannot be written", TRAIN), unprivileged=True),
-    Kind("disk full", _nothing, every("cannot be", TRAIN, NEW, CHECK), disk=64),
+    Kind("disk full", _nothing, {TRAIN: "cannot be written", EXPORT: ""}, disk=30_000),
 )

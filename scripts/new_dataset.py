@@ -17,6 +17,7 @@ chosen.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,27 +57,29 @@ def make_parser() -> argparse.ArgumentParser:
     output("--copy_to", type=Path, metavar="FOLDER", help="copy images and labels there, and dataset.json with them")
     output("--force", action="store_true", help="overwrite files that a person wrote or edited")
     output("--dry_run", action="store_true", help="show everything, write nothing")
-    add("--debug", action="store_true", help="show a traceback with an error")
+    add("--debug", nargs="?", const="true", default="false", metavar="true", help="show a traceback with an error")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; see the module. Returns the exit code, 2 for a mistake in the folder or an option."""
+    """Command line; see the module. Returns the exit code, 2 for a mistake in the folder or an option, else 1."""
     options = vars(make_parser().parse_args(argv))
-    debug = options.pop("debug")
+    debug = options.pop("debug").lower() != "false"
     for key in ("channels", "label_names"):
         options[key] = tuple(options[key]) if options[key] else None
     # MONAI takes seconds to import, and --help need not wait for it.
     from scripts.workflows.dataset_roles import Request
+    from scripts.workflows.error_sentence import sentence_of
     from scripts.workflows.new_dataset import new_dataset
 
     try:
         new_dataset(Request(**options))
-    except BundleError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        mistake = isinstance(error, BundleError)
+        print(f"\nError: {error if mistake else sentence_of(error)}", file=sys.stderr)  # not behind a progress bar
+        return 2 if mistake else 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 

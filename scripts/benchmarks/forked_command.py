@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import monai.engines
 import monai.handlers
 import monai.transforms
 import torch
+import torch._dynamo
 import torch.utils.tensorboard
 
 MODULES = {"monai.bundle": str(monai_command.__file__)}
@@ -46,18 +47,30 @@ class Finished:
     errors: str
 
 
-def start(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> int:
-    """Start `python -m WORDS` in `folder`, where `stdout.txt` and `stderr.txt` take its streams; returns its id."""
+def start(
+    words: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Start `python -m WORDS` in `folder`, where `stdout.txt` and `stderr.txt` take its streams; returns its id.
+
+    Args:
+        words: behind `python -m`.
+        folder: working directory, made where it does not exist.
+        environment: further variables.
+        prepare: called in the new process just before the command.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _become(words, folder, environment or {})
+        _become(words, folder, environment or {}, prepare or (lambda: None))
     return child
 
 
-def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], prepare: Callable[[], None]) -> None:
     code = 1
     try:
         os.setsid()
@@ -72,6 +85,10 @@ def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str]) 
         os.environ.update(environment)
         os.chdir(folder)
         sys.argv = [MODULES.get(words[0], words[0]), *words[1:]]
+        # What the bundle does when it is loaded (`scripts/__init__.py`), it must do in this process too.
+        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+        prepare()
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as stop:
@@ -103,8 +120,10 @@ def wait(process: int, timeout: float) -> int | None:
     return None
 
 
-def run(words: Sequence[str], folder: Path, timeout: float = 300.0) -> Finished:
-    """Run `python -m WORDS` to its end, with its working directory and streams in `folder`."""
-    code = wait(start(words, folder), timeout)
+def run(
+    words: Sequence[str], folder: Path, timeout: float = 300.0, prepare: Callable[[], None] | None = None
+) -> Finished:
+    """Run `python -m WORDS` to its end, with its working directory and streams in `folder`; see `start`."""
+    code = wait(start(words, folder, prepare=prepare), timeout)
     texts = ((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout.txt", "stderr.txt"))
     return Finished(code, *texts)

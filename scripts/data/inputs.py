@@ -28,7 +28,7 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
         pattern: of the names of those files and folders in `path`, as a shell has it (`imaging.nii.gz`).
 
     Raises:
-        BundleError: if `path` does not exist, or a list is none.
+        BundleError: if `path` does not exist, a list is none, or a link in the folder leads to nothing.
     """
     listed = listed_images(path)
     if listed is not None:
@@ -45,6 +45,9 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
     """Follows links, each folder once: cases are often links to where the data lies."""
     visited.add(os.path.realpath(folder))
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if entry.is_symlink() and ending_of(entry) is not None and not _leads_somewhere(entry):
+            raise BundleError(f"{entry} is a link that leads to no file: mend it or remove it.")
     files = [entry for entry in entries if entry.is_file()]
     images = [file for file in files if ending_of(file) is not None]
     yield from images
@@ -53,6 +56,13 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir() and os.path.realpath(entry) not in visited:
             yield from _walk(entry, visited)
+
+
+def _leads_somewhere(link: Path) -> bool:
+    try:
+        return link.exists()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def output_names(files: Sequence[str]) -> list[str]:

@@ -51,9 +51,12 @@ class VolumeReader(ImageReader):
             `original_affine`, `space`, `spatial_shape`, `original_channel_dim`.
 
         Raises:
-            BundleError: naming the file that cannot be read, or whose grid is not that of the first.
+            BundleError: naming the file that cannot be read, whose grid is not that of the first, or that holds NaN or
+                infinity.
         """
         volumes = [read_volume(path) for path in img]
+        for header, voxels in volumes:
+            check_finite(header, voxels)
         first = volumes[0][0]
         for header, _ in volumes[1:]:
             check_same_grid(first, header)
@@ -66,6 +69,20 @@ class VolumeReader(ImageReader):
             MetaKeys.SPATIAL_SHAPE: np.array(first.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),  # NaN is MONAI's "no channel"
         }
+
+
+def check_finite(header: VolumeHeader, voxels: np.ndarray) -> None:
+    """One voxel that is no number makes a whole normalised volume NaN, which then looks like background.
+
+    Raises:
+        BundleError: for NaN, infinity, or a number that float32 does not hold.
+    """
+    largest = float(np.finfo(np.float32).max)
+    if voxels.dtype.kind == "f" and not (-largest <= voxels.min() and voxels.max() <= largest):  # NaN is in no order
+        raise BundleError(
+            f"{header.path} holds NaN, infinity or numbers beyond 32 bits, which turn every normalised voxel into NaN: "
+            "write a number there, or leave the case out."
+        )
 
 
 def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:

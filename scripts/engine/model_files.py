@@ -12,11 +12,13 @@ from torch import nn
 
 from scripts.engine.onnx_network import OnnxNetwork
 from scripts.engine.state_files import first_line
+from scripts.engine.weights_file import require_weights
 from scripts.errors import BundleError
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
 
+TRAIN_FIRST = "train first, or name its folder by --ckpt_dir"
 MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
 
@@ -34,7 +36,7 @@ def load_model(path: str | Path, network_def: nn.Module, device: torch.device | 
     """
     path = Path(path)
     if not path.is_file():
-        raise BundleError(f"{path} does not exist: train first, or name its folder by --ckpt_dir.")
+        raise BundleError(f"{path} does not exist: {TRAIN_FIRST}.")
     loaders = {
         ".pt": lambda: _with_weights(path, network_def).to(device),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
@@ -45,9 +47,8 @@ def load_model(path: str | Path, network_def: nn.Module, device: torch.device | 
         raise BundleError(f"{path} is no model file: checkpoint must end in {', '.join(MODEL_ENDINGS)}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # TorchScript is deprecated and still what MONAI exports
+            # TorchScript is deprecated and still what MONAI exports.
+            warnings.simplefilter("ignore", DeprecationWarning)
             return loaders[path.suffix]()
     except BundleError:
         raise
@@ -84,12 +85,6 @@ def check_model(network: Network, path: str | Path, in_channels: int, num_classe
 
 
 def _with_weights(path: Path, network: nn.Module) -> nn.Module:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        network.load_state_dict(content)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"{path} does not fit the network of this configuration ({first_line(error)}): give the dataset's file and "
-            "the network settings that it was trained with."
-        ) from error
+    require_weights(path, network, hint=TRAIN_FIRST)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from monai.utils.enums import CommonKeys as Keys
 from torch.utils.tensorboard import SummaryWriter
+
+from scripts.whole_files import written_whole
 
 PALETTE = ("#e41a1c", "#377eb8", "#4daf4a", "#ff7f00", "#984ea3", "#ffff33", "#a65628", "#f781bf", "#17becf", "#999999")
 """Colours of classes 1, 2, ..., repeated when there are more."""
@@ -99,8 +102,10 @@ class OverlayPictures:
             image = torch.as_tensor(batch[self.image_key])[0].cpu().numpy()
             step = self.step() if self.step is not None else None
             figure = overlay_figure(image, label, prediction, name if step is None else f"{name}, step {step}")
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.output_dir / f"{name}.png", dpi=80)
+            # A case is called as its datalist says: no name may lead out of the folder.
+            file = re.sub(r"[/\\]", "_", name) + ".png"
+            with written_whole(self.output_dir / file) as beside:
+                figure.savefig(beside, dpi=80, format="png")
             if self.summary_writer is not None:
                 self.summary_writer.add_figure(f"overlay/{name}", figure, global_step=step)
 

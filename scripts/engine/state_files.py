@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def save_atomically(content: Any, path: str | Path, digest: bool = False) -> Non
             torch.save(content, beside)
             if digest:
                 write_digest(beside, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its writer
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+    except (OSError, RuntimeError) as error:  # torch reports a full or closed disk as a RuntimeError of its writer
+        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|open file failed", str(error)):
             raise
         raise BundleError(
             f"{path} cannot be written ({first_line(error)}): free space or mend the folder's permissions, then go on "

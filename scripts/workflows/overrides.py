@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from scripts.errors import BundleError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
@@ -25,6 +28,7 @@ RUN_ARGUMENTS = {
 """Options of `run` itself, and our `--debug`."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
+TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
 OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
 
 
@@ -33,23 +37,26 @@ def is_command_line(argv: Sequence[str]) -> bool:
     return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"
 
 
-def check_overrides(argv: Sequence[str]) -> None:
-    """Refuse overrides that would do nothing, and words that belong to none.
+def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
+    """Refuse overrides and keys of files that would do nothing, and words that belong to none.
 
     Args:
         argv: the whole command line.
 
+    Returns:
+        The content of the config files, with the values of the command line put in.
+
     Raises:
-        BundleError: naming the option and the nearest known one.
+        BundleError: naming the option or key and the nearest known one.
     """
     options, alone = parse_words(argv[2:])
     files = _config_files(options.get("config_file", ""))
     parser = ConfigParser()
     parser.read_config(files)
     tree = parser.get()
-    text = "".join(Path(file).read_text(encoding="utf-8") for file in files)
+    referred = set(re.findall(r"[@%]([A-Za-z_]\w*)", "".join(Path(file).read_text(encoding="utf-8") for file in files)))
     # A key that a file refers to by @name, but no file defines, is there to be given on the command line.
-    known = RUN_ARGUMENTS | set(tree) | set(re.findall(r"@([A-Za-z_]\w*)", text))
+    known = RUN_ARGUMENTS | set(tree) | referred
     if "tracking" in options:
         known |= set(DEFAULT_MLFLOW_SETTINGS["configs"])
     # The first word alone is what to run.
@@ -58,6 +65,38 @@ def check_overrides(argv: Sequence[str]) -> None:
         raise BundleError(f"'{word}' stands alone on the command line: write --{name} VALUE.")
     for option in options:
         _check_option(option, options, tree, known)
+    run_id = alone[0] if alone else options.get("run_id", "run")
+    if run_id not in tree:
+        near = difflib.get_close_matches(run_id, sorted(tree), n=1)
+        hint = f"did you mean {near[0]}?" if near else "say what to run, as in `run training`."
+        raise BundleError(f"Nothing in the config files is called '{run_id}', so there is nothing to run: {hint}")
+    _check_keys_of_files(files, referred)
+    return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
+
+
+def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
+    """A file behind the first replaces blocks: a key that nothing refers to, and that is in no other file, is misspelt.
+
+    A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
+    """
+    keys = {file: [_name(key) for key in ConfigParser.load_config_file(file)] for file in files}
+    own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
+    for file in files[1:]:
+        used = (referred | own).union(*(names for other, names in keys.items() if other != file))
+        for name in keys[file]:
+            if name not in used and not name.startswith("_") and not _is_own(file):
+                near = difflib.get_close_matches(name, sorted(used), n=1)
+                hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
+                raise BundleError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
+
+
+def _name(key: str) -> str:
+    """The part at the top of `train::trainer::amp`, and of `+terms`, by which MONAI appends."""
+    return re.split("::|#", key.removeprefix("+"))[0]
+
+
+def _is_own(file: str) -> bool:
+    return Path(file).resolve().parent == CONFIGS
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from torch.distributed import DistError
 
 from scripts.engine.rank_watch import ADVICE
 from scripts.errors import BundleError
-from scripts.workflows.overrides import check_overrides, is_command_line
+from scripts.workflows.error_sentence import sentence_of
+from scripts.workflows.overrides import check_overrides, is_command_line, parse_words
+from scripts.workflows.settings import check_settings
 
 WORKER_MISTAKE = re.compile(r"^scripts\.errors\.BundleError: (.*)$", re.MULTILINE)
 EXCHANGE = re.compile(r"\b(gloo|NCCL)\b")
@@ -29,27 +32,33 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
         argv: command line, by default this process's.
 
     Raises:
-        BundleError: for an override that no config file knows.
+        BundleError: for an override or a key of a file that nothing knows, or a value that no run can work with.
     """
     argv = list(sys.argv if argv is None else argv)
     if is_command_line(argv):
-        install_error_report("--debug" in argv)
-        check_overrides(argv)
+        install_error_report(wants_traceback(argv))
+        check_settings(check_overrides(argv))
     if seed is not None:
         if not isinstance(seed, int) or seed < 0:
             raise BundleError(f"seed must be a whole number of at least 0, got {seed!r}.")
         set_determinism(seed=seed)
 
 
+def wants_traceback(argv: Sequence[str]) -> bool:
+    """Whether the command line holds `--debug`, in any of the forms that it may have."""
+    return parse_words(argv[2:])[0].get("debug", "false").lower() != "false"
+
+
 def install_error_report(debug: bool) -> None:
-    """Print a `BundleError`, however deeply MONAI has wrapped it, as one sentence; `debug` keeps the traceback too."""
+    """Print an error that ends the process as one sentence; `debug` keeps the traceback too, in front of it.
+
+    The sentence is that of a `BundleError`, however deeply MONAI has wrapped it, else `error_sentence.sentence_of`.
+    """
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        mistake = find_mistake(error)
-        if mistake is None or debug:
+        if debug:
             sys.__excepthook__(kind, error, trace)
-        if mistake is not None:
-            print(f"\nError: {mistake}", file=sys.stderr)
+        print(f"\nError: {find_mistake(error) or sentence_of(error, parse_words(sys.argv[2:])[0])}", file=sys.stderr)
 
     sys.excepthook = report
 
@@ -81,6 +90,20 @@ def require_file(path: str | Path, hint: str) -> None:
     """
     if not Path(path).is_file():
         raise BundleError(f"{path} does not exist: {hint}.")
+
+
+def require_folders(folders: Sequence[str | Path]) -> None:
+    """Stop before any work if something cannot be written into a folder, there already or to be made.
+
+    Raises:
+        BundleError: naming the folder, if it or the nearest one above it that is there is a file or may not be written.
+    """
+    for folder in map(Path, folders):
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise BundleError(f"{folder} cannot be a folder to write to, as {there} is none: name another.")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise BundleError(f"{folder} cannot be written to: change the permissions of {there}, or name another.")
 
 
 def require_images(files: Sequence[str], folder: str | Path) -> None:

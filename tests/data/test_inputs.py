@@ -95,3 +95,10 @@ def test_an_output_goes_where_its_input_s_name_says(tmp_path):
     assert (tmp_path / "out/deep").is_dir()
     with pytest.raises(KeyError):
         names.filename(subject="/d/c3/imaging.nii.gz")
+
+
+@pytest.mark.parametrize("target", ["moved_away.nii.gz", "a.nii.gz"])
+def test_a_link_to_nothing_or_to_itself_is_told_instead_of_being_left_out(tmp_path, target):
+    (tmp_path / "a.nii.gz").symlink_to(target)
+    with pytest.raises(BundleError, match=r"a\.nii\.gz is a link that leads to no file"):
+        find_images(tmp_path)

@@ -190,3 +190,13 @@ def test_a_folder_of_two_series_is_not_left_to_a_reader_that_merges_them(tmp_pat
     folder = write_dicom(tmp_path / "scan", slices)
     with pytest.raises(BundleError, match="2 DICOM series"):
         LoadImage(reader=VolumeReader())(str(folder))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_one_voxel_that_is_no_number_to_the_network_is_refused_by_name(tmp_path, value):
+    array = volume().astype(np.float64)
+    array[3, 2, 1] = value
+    path = write(tmp_path, ".nii.gz", array, affine())
+    with pytest.raises(BundleError) as caught:
+        LoadImaged("image", reader=READER)({"image": path})
+    assert str(caught.value).startswith(f"{path} holds NaN, infinity or numbers beyond 32 bits")

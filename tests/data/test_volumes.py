@@ -274,6 +274,15 @@ def test_a_truncated_file_is_named_in_one_sentence(tmp_path, ending, kept):
     assert "incomplete or damaged" in refusal(path)
 
 
+@pytest.mark.parametrize("place", [0.4, 0.97])
+def test_damage_that_only_the_checksum_shows_is_named(tmp_path, place):
+    path = save(tmp_path / "a.nii.gz", volume((31, 20, 11)), affine())
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))  # unpacks whatever it holds
+    content[int(len(content) * place)] ^= 255
+    path.write_bytes(content)
+    assert "checksum" in refusal(path)
+
+
 @pytest.mark.parametrize("ending", [".nhdr", ".mhd"])
 def test_a_header_whose_data_is_gone_is_named(tmp_path, ending):
     path = save(tmp_path / f"a{ending}", volume(), affine())

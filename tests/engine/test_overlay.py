@@ -49,9 +49,9 @@ def test_an_empty_reference_is_drawn_through_the_middle() -> None:
     assert figure.axes[0].get_title() == "reference, slice 3 of axis 0"
 
 
-def run(handler: OverlayPictures, cases: int) -> None:
+def run(handler: OverlayPictures, cases: int, called: str = "c") -> None:
     def step(engine: Engine, number: int) -> list[dict]:
-        engine.state.batch = [{"image": torch.rand(1, 4, 4, 4), "case": f"c{number}"}]
+        engine.state.batch = [{"image": torch.rand(1, 4, 4, 4), "case": f"{called}{number}"}]
         one_hot = torch.zeros(3, 4, 4, 4)
         one_hot[0] = 1
         return [{"label": one_hot, "pred": torch.zeros(1, 4, 4, 4)}]
@@ -64,6 +64,12 @@ def run(handler: OverlayPictures, cases: int) -> None:
 def test_so_many_cases_are_drawn_under_their_names_as_the_limit_says(tmp_path: Path) -> None:
     run(OverlayPictures(tmp_path / "pictures", limit=2), cases=3)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["c0.png", "c1.png"]
+
+
+@pytest.mark.parametrize("called", ["../../c", "a/b", "a\\b"])
+def test_a_case_called_as_a_path_stays_in_the_folder(tmp_path: Path, called: str) -> None:
+    run(OverlayPictures(tmp_path / "out/pictures"), cases=1, called=called)
+    assert [path.parent for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "out/pictures"]
 
 
 def test_tensorboard_gets_the_step(tmp_path: Path) -> None:

@@ -453,3 +453,22 @@ def test_readme_shows_exactly_the_commands_that_are_printed(tmp_path: Path, run,
     printed = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(("Train:", "Evaluate:"))]
     block = (ROOT / "README.md").read_text().split("<!-- command: own scans -->")[1].split("```")[1]
     assert block.splitlines()[1:] == ["python -m scripts.new_dataset FOLDER --name mine", *printed]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/data/a.nii.gz"), 1, "/data/a.nii.gz cannot be read or written"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (BundleError("No image."), 2, "No image."),
+    ],
+)
+def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypatch, capsys, tmp_path) -> None:
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("scripts.workflows.new_dataset.new_dataset", fail)
+    assert main([str(tmp_path), "--name", "x"]) == code
+    assert capsys.readouterr().err.startswith(f"\nError: {words}")
+    with pytest.raises(type(error)):
+        main([str(tmp_path), "--name", "x", "--debug", "true"])

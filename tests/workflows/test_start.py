@@ -14,7 +14,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.errors import BundleError
 from scripts.workflows.overrides import check_overrides, is_command_line
-from scripts.workflows.start import begin, find_mistake, require_file, require_images
+from scripts.workflows.start import begin, find_mistake, require_file, require_folders, require_images, wants_traceback
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -266,12 +266,42 @@ def test_debug_keeps_the_traceback_and_ends_with_the_sentence(config, capsys):
     assert text.rstrip().endswith("Error: The folder x does not exist.")
 
 
-def test_another_error_keeps_its_traceback(config, capsys):
+def test_another_error_is_one_sentence_too_and_keeps_its_traceback_for_debug(config, capsys):
     begin(argv=command(config))
     text = reported(raised(lambda: 1 / 0), capsys)
-    assert "Traceback" in text
-    assert "ZeroDivisionError" in text
-    assert "\nError: " not in text
+    assert "Traceback" not in text
+    assert text.startswith("\nError: ") and "division by zero (ZeroDivisionError)" in text and "--debug true" in text
+    begin(argv=command(config, "--debug", "true"))
+    assert "Traceback" in reported(raised(lambda: 1 / 0), capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"), [(["--debug"], True), (["--debug=true"], True), (["--debug", "false"], False), ([], False)]
+)
+def test_a_traceback_is_wanted_in_every_form_of_debug(words, wanted):
+    assert wants_traceback(command("x.yaml", *words)) is wanted
+
+
+def test_a_misspelt_run_is_told_with_the_nearest(config):
+    with pytest.raises(BundleError, match=r"'trainign'.*did you mean training\?"):
+        check_overrides([MAIN, "run", "trainign", "--config_file", config])
+
+
+def test_a_key_of_a_later_file_that_nothing_uses_is_refused_with_the_nearest(config, tmp_path):
+    (tmp_path / "mine.yaml").write_text("max_stepz: 5\n")
+    with pytest.raises(BundleError, match=r"'max_stepz' of .*mine.yaml.*did you mean max_steps\?"):
+        check_overrides(command(f"['{config}','{tmp_path}/mine.yaml']"))
+
+
+@pytest.mark.parametrize("text", ["max_steps: 5", "rate_factor: 2", "flip_axes: [0]", "_note: mine", "train#x: 1"])
+def test_a_key_of_a_later_file_that_some_command_uses_passes(config, tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    check_overrides(command(f"['{config}','{tmp_path}/mine.yaml']"))
+
+
+def test_values_of_the_command_line_stand_before_those_of_files(config):
+    values = check_overrides(command(config, "--max_steps", "7", "--stages", "[3]"))
+    assert (values["max_steps"], values["stages"], values["seed"]) == (7, [3], 0)
 
 
 def test_a_mistake_inside_a_config_is_found_behind_monais_errors(tmp_path):
@@ -331,6 +361,20 @@ def test_a_required_file_is_named_with_the_way_out(tmp_path):
     assert str(caught.value) == f"{tmp_path / 'model.pt'} does not exist: train first."
     with pytest.raises(BundleError):
         require_file(tmp_path, "a folder is no file")
+
+
+def test_folders_to_write_to_may_be_missing_and_are_not_made(tmp_path):
+    require_folders([tmp_path, tmp_path / "new/deep"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_or_a_closed_folder_to_write_to_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=f"{tmp_path}/file/out cannot be a folder to write to"):
+        require_folders([tmp_path, tmp_path / "file/out"])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(BundleError, match=f"{tmp_path}/out cannot be written to: change the permissions of {tmp_path}"):
+        require_folders([tmp_path / "out"])
 
 
 def test_no_image_to_run_on_is_refused():

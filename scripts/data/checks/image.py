@@ -11,6 +11,9 @@ import numpy as np
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.volumes import VolumeHeader
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Beyond it a number is infinite to the network."""
+
 
 def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
     """Each channel must hold finite values, and more than one of them.
@@ -24,8 +27,8 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
         name = header.path + (f" (channel {number})" if len(voxels) > 1 else "")
         # The extremes of a channel with a NaN are NaN: no mask as large as the volume is made for a sound one.
         lowest, highest = channel.min(), channel.max()
-        if not (np.isfinite(lowest) and np.isfinite(highest)):
-            nans, infinite = int(np.isnan(channel).sum()), int(np.isinf(channel).sum())
+        if not (lowest >= -LARGEST and highest <= LARGEST):
+            nans, infinite = int(np.isnan(channel).sum()), int((np.abs(channel) > LARGEST).sum())
             sentence = (
                 f"{name} holds {nans} voxels that are NaN and {infinite} that are infinite, which turn every "
                 "normalised voxel into NaN: write a number there, or leave the case out."

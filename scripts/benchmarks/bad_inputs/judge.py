@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a command met a bad input as it should: by exit code, what it said first, and what it left."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from scripts.benchmarks.bad_inputs.ground import Ground
+from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, EXPORT, INFER, NEW, TRAIN, Kind
+from scripts.benchmarks.forked_command import Finished
+from scripts.data.inputs import find_images
+from scripts.data.volumes import read_header
+
+REFUSED, RIGHT, MONAI = "refused in one sentence", "right result", "MONAI's own message"
+FINISHED = {
+    TRAIN: ("models/model.pt", "models/model_best.pt"),
+    EVALUATE: ("out/metrics.csv", "out/summary.json"),
+    INFER: ("out/*_seg.nii.gz",),
+    CHECK: (),
+    NEW: ("out/dataset.json", "out/mine.yaml"),
+    EXPORT: ("out/model.ts",),
+}
+"""What each command leaves when it has done its work; the models that a command is given do not count."""
+
+Listing = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`outcome` is `REFUSED`, `RIGHT`, `MONAI`, or says what is wrong."""
+
+    outcome: str
+    sentence: str
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return self.outcome in (REFUSED, RIGHT, MONAI)
+
+
+def listing(folder: Path, without: tuple[str, ...] = ()) -> Listing:
+    """Size and time of change of every file below a folder, links not followed."""
+    found = {}
+    for file in folder.rglob("*"):
+        name = file.relative_to(folder).as_posix()
+        if not name.startswith(without) and not file.is_dir():
+            state = file.lstat()
+            found[name] = (state.st_size, state.st_mtime_ns)
+    return found
+
+
+def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listing) -> Verdict:
+    """Hold what a command did against what its kind of input demands.
+
+    Args:
+        kind: of the input.
+        ground: its folder, after the command.
+        named: file or key that a refusal must name.
+        done: how the command ended.
+        before: `listing` of the folder before it.
+    """
+    said = [line for line in done.errors.splitlines() if line.strip()]
+    sentence = said[-1] if said else ""
+    finished = [
+        file.name
+        for pattern in FINISHED[ground.command]
+        for file in ground.folder.glob(pattern)
+        if before.get(file.relative_to(ground.folder).as_posix()) is None
+    ]
+    touched = changed(before, listing(ground.folder))
+    if done.code is None:
+        return Verdict("took too long", sentence)
+    if touched:
+        return Verdict(f"changed {touched[0]}", sentence)
+    if ground.command in kind.right:
+        return Verdict(_right(ground, done, finished), sentence)
+    if done.code == 0:
+        return Verdict("ended with 0", sentence)
+    if finished:
+        return Verdict(f"left {finished[0]}", sentence)
+    if ground.command in kind.monai:
+        return Verdict(_told(kind.monai[ground.command], named, sentence) or MONAI, sentence)
+    if "Traceback" in done.errors:
+        return Verdict("a traceback", sentence)
+    if not re.match(r"Error: |.*: error: ", sentence):
+        return Verdict("no sentence at the end", sentence)
+    if ground.command == CHECK and "would harm training" in sentence:
+        sentence = _told_by_table(ground, named)
+    return Verdict(_told(kind.refused[ground.command], named, sentence) or REFUSED, sentence)
+
+
+def changed(before: Listing, after: Listing) -> list[str]:
+    """Files that a command has changed, removed or made outside of the folders that it writes to."""
+    allowed = ("out/", "models/", "stdout.txt", "stderr.txt")
+    names = before.keys() | after.keys()
+    return sorted(n for n in names if before.get(n) != after.get(n) and not n.startswith(allowed))
+
+
+def _told(words: str, named: str, sentence: str) -> str:
+    if named not in sentence:
+        return f"does not name {named}"
+    return "" if re.search(words, sentence) else f"does not say: {words}"
+
+
+def _told_by_table(ground: Ground, named: str) -> str:
+    """The line of check_data's table about the input."""
+    lines = (ground.out / "check_data.csv").read_text(encoding="utf-8").splitlines()[1:]
+    return next((line for line in lines if named in line), "")
+
+
+def _right(ground: Ground, done: Finished, finished: list[str]) -> str:
+    if done.code != 0:
+        return f"ended with {done.code}"
+    if "Traceback" in done.errors:
+        return "a traceback"
+    expected = FINISHED[ground.command]
+    if ground.command == INFER:
+        return _one_label_volume_an_image(ground)
+    return RIGHT if len(finished) >= min(1, len(expected)) else f"did not write {expected[0]}"
+
+
+def _one_label_volume_an_image(ground: Ground) -> str:
+    """Each image has its label volume, on the same grid and of declared values, and there is nothing else."""
+    images = find_images(ground.images or ground.data / "images")
+    outputs = sorted(ground.out.glob("*_seg.nii.gz"))
+    if len(images) != len(outputs):
+        return f"{len(images)} images have {len(outputs)} label volumes"
+    grids = sorted((read_header(image).shape, read_header(image).affine.round(3).tolist()) for image in images)
+    written = [nibabel.load(output) for output in outputs]
+    if grids != sorted((volume.shape, (volume.affine.round(3) + 0.0).tolist()) for volume in written):
+        return "a label volume is not on the grid of its image"
+    values = set(np.unique([value for volume in written for value in np.unique(volume.dataobj)]).tolist())
+    return RIGHT if values <= {0, 1, 2} else f"label volumes hold {values}"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config files with mistakes: misspelt keys and classes, other types, broken YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scripts.benchmarks.bad_inputs.ground import Ground
+from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, EXPORT, INFER, TRAIN, Kind, Spoil, every
+
+WITH_CHECKS = (TRAIN, EVALUATE, INFER, CHECK)
+WINDOW = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -50, "a_max": 200, "b_min": 0, "b_max": 1}
+
+NO_CLASSES = ("ScaleIntensityRangeDict2", "monai.transfroms.Foo")
+FAILING = ("$[1.0, 2.0, 1 / 0]", "$unknown_name", "$[1, 2")
+
+
+def _misspelt(ground: Ground) -> str:
+    key = ground.draw.choice(("spacing", "roi_size", "label_names", "base_filters", "dataset_dir"))
+    at = ground.draw.randrange(1, len(key) - 1)
+    misspelt = key[:at] + key[at + 1] + key[at] + key[at + 2 :] if key[at] != key[at + 1] else key[:at] + key[at + 1 :]
+    ground.settings[misspelt] = ground.settings.pop(key)
+    return misspelt
+
+
+def _unknown(ground: Ground) -> str:
+    key = ground.draw.choice(("qqqqqq", "patch", "epochs", "lr"))
+    ground.settings[key] = 5
+    return key
+
+
+def _set(key: str, *values: Any) -> Spoil:
+    def spoil(ground: Ground) -> str:
+        ground.settings[key] = values[ground.seed % len(values)]
+        return key
+
+    return spoil
+
+
+def _type(*pairs: tuple[str, Any]) -> Spoil:
+    def spoil(ground: Ground) -> str:
+        key, value = pairs[ground.seed % len(pairs)]
+        ground.settings[key] = value
+        return key
+
+    return spoil
+
+
+def _text(*texts: str) -> Spoil:
+    def spoil(ground: Ground) -> str:
+        ground.config.write_text(texts[ground.seed % len(texts)], encoding="utf-8")
+        return "mine.yaml" if ground.seed % 2 == 0 else ""
+
+    return spoil
+
+
+def _no_file(ground: Ground) -> str:
+    ground.configs = ["nowhere.yaml"]
+    return "nowhere.yaml"
+
+
+def _no_reference(ground: Ground) -> str:
+    ground.settings["roi_size"] = "@roi_sise"
+    return "roi_sise"
+
+
+def _circle(ground: Ground) -> str:
+    ground.settings |= {"in_channels": "@labelled_cases", "labelled_cases": "$@in_channels + 1"}
+    return "in_channels"
+
+
+KINDS = (
+    Kind("misspelt key of a config file", _misspelt, every("did you mean", *WITH_CHECKS), inputs=8),
+    Kind("key of a config file that nothing uses", _unknown, every("Nothing uses", *WITH_CHECKS)),
+    Kind("misspelt key inside of a block", _set("intensity", {**WINDOW, "a_mim": 0}, {**WINDOW, "kys": "image"}),
+         every("unexpected|a_mim|kys", TRAIN, EVALUATE, INFER)),
+    Kind("missing key inside of a block", _set("intensity", {"_target_": "ScaleIntensityRanged", "keys": "image"}),
+         every("a_min", TRAIN, EVALUATE, INFER)),
+    Kind("misspelt class", _set("intensity", *({**WINDOW, "_target_": name} for name in NO_CLASSES)),
+         every("|".join(NO_CLASSES), TRAIN, EVALUATE, INFER)),
+    Kind("block without a class", _set("intensity", {"keys": "image"}, None, 5), every("", TRAIN, EVALUATE, INFER)),
+    Kind("other type inside of a block", _set("intensity", {**WINDOW, "a_min": "low"}, {**WINDOW, "keys": "picture"}),
+         every("", TRAIN, EVALUATE, INFER)),
+    Kind("key of another type", _type(("spacing", "1.5"), ("roi_size", "big"), ("label_names", {"0": "background"}),
+                                      ("in_channels", "one"), ("label_names", "organ"), ("label_values", "0, 1")),
+         every("must be", *WITH_CHECKS), inputs=6),
+    Kind("label values that do not fit the names", _set("label_values", [0, 1], [0, 1, 2, 3]),
+         every("classes|values", TRAIN, EVALUATE, CHECK)),
+    Kind("expression that fails", _set("spacing", *FAILING), every("", *WITH_CHECKS)),
+    Kind("reference to no key", _no_reference, every("roi_sise", *WITH_CHECKS)),
+    Kind("keys that refer to each other", _circle, every("circular", TRAIN, INFER)),
+    Kind("broken YAML", _text("a: [1, 2", "a: 1\n\tb: 2\n", "spacing: [1, 1, 1]\nspacing: [2, 2, 2]\n", "- a\n- b\n"),
+         monai=every("", *WITH_CHECKS, EXPORT)),
+    Kind("config file missing", _no_file, monai=every("Cannot find|No such file", *WITH_CHECKS, EXPORT)),
+)  # fmt: skip

@@ -103,11 +103,34 @@ def _parity(kind: str, options: dict[str, str]) -> int:
     return 0 if all(row.passes for row in rows) else 1
 
 
+def _json(kind: str, options: dict[str, str]) -> int:
+    from scripts.workflows.export.json_twins import write_twins
+    from scripts.workflows.export.settings import ROOT
+
+    for path in write_twins(ROOT / "configs"):
+        print(f"Wrote {path}")
+    return 0
+
+
+def _zip(kind: str, options: dict[str, str]) -> int:
+    from scripts.workflows.export.archive import zip_bundle
+    from scripts.workflows.export.settings import ROOT
+
+    if "filepath" not in options:
+        raise BundleError("Name the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
+    path = Path(options["filepath"])
+    names = zip_bundle(ROOT, path, Path(options["ckpt_file"]).parent if "ckpt_file" in options else None)
+    print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
 ACTIONS: dict[str, Callable[[str, dict[str, str]], int]] = {
     "ts": _export,
     "onnx": _export,
     "pt2": _export,
     "parity": _parity,
+    "json": _json,
+    "zip": _zip,
 }
 
 if __name__ == "__main__":

@@ -86,11 +86,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype | type | np.dtype):
         return str(value)
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return value.tolist()
+        return _plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, bool | int | float):
-        return value
+        return None if value != value else value  # NaN, MONAI's "not given", would differ from itself
     return str(value) if isinstance(value, str) else None

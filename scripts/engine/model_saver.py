@@ -12,6 +12,7 @@ from monai.transforms import Transform
 from torch import nn
 
 from scripts.data.preprocessing_record import describe_preprocessing
+from scripts.engine.run_length import last_step
 from scripts.engine.weights_file import save_weights
 from scripts.functional.ranks import is_first_rank
 
@@ -24,7 +25,7 @@ class FinalModelSaver:
     Args:
         network: what is deployed: the teacher's averaged network.
         path: e.g. `models/model.pt`.
-        max_steps: a run that ends before this step writes nothing.
+        max_steps: a run that ends before this step, or before the last of its `max_epochs`, writes nothing.
         preprocessing: deterministic transforms that the network was trained behind; the file carries their record.
     """
 
@@ -40,7 +41,7 @@ class FinalModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
-        if engine.state.iteration >= self.max_steps and is_first_rank():
+        if engine.state.iteration >= last_step(engine, self.max_steps) and is_first_rank():
             save_weights(self.network.state_dict(), self.path, self.record)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 

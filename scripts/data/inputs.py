@@ -77,8 +77,8 @@ class OutputNames(FolderLayoutBase):
     """For MONAI's `SaveImaged(folder_layout=...)`: where the output for each of `files` goes.
 
     Args:
-        files: of `find_images`, or what returns them when the first output is named: a reader of bundles that builds the
-            transforms and drops those that save has no folder of images.
+        files: of `find_images`, or what returns them when the first output is named: a reader of bundles that builds
+            the transforms and drops those that save has no folder of images.
         output_dir: made when the first output is written.
         postfix: behind the name.
         extension: of the written file.

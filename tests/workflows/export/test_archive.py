@@ -76,7 +76,7 @@ def test_unpacked_elsewhere_it_segments_from_any_working_directory(bundle, tiny_
                 "monai.bundle",
                 "run",
                 "--config_file",
-                f"{elsewhere}/B/configs/inference.yaml",
+                config,
             ),
             *("--bundle_root", f"{elsewhere}/B", "--dataset_dir", str(image), "--output_dir", "out", "--device", "cpu"),
         ],

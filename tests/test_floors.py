@@ -11,7 +11,7 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FLOORS = [
     "errors", "whole_files", "functional", "networks", "prototypes", "terms", "data", "engine", "workflows",
-    "benchmarks", "new_dataset", "convert_left_atrium",
+    "benchmarks", "new_dataset", "convert_left_atrium", "export",
 ]  # fmt: skip
 """Folders from the bottom up, and commands (files of `scripts` itself) on top."""
 

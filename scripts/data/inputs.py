@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 
 from monai.data import FolderLayoutBase
@@ -91,7 +92,8 @@ class OutputNames(FolderLayoutBase):
     """For MONAI's `SaveImaged(folder_layout=...)`: where the output for each of `images` goes.
 
     Args:
-        images: of `find_images`; one of several files is known by its first.
+        images: of `find_images`; one of several files is known by its first. Or what returns them when the first output
+            is named: a reader of bundles that builds the transforms and drops those that save has no folder of images.
         output_dir: made when the first output is written.
         postfix: behind the name.
         extension: of the written file.
@@ -99,14 +101,21 @@ class OutputNames(FolderLayoutBase):
 
     def __init__(
         self,
-        images: Sequence[ImageFiles],
+        images: Sequence[ImageFiles] | Callable[[], Sequence[ImageFiles]],
         output_dir: str | Path,
         postfix: str = "_seg",
         extension: str = ".nii.gz",
     ) -> None:
+        self.images, self.output_dir = images, Path(output_dir)
+        self.ending = postfix + extension
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """The output's path for each input."""
+        images = self.images() if callable(self.images) else self.images
         files = [first_file(image) for image in images]
         names = zip(files, output_names(files), strict=True)
-        self.paths = {file: Path(output_dir, f"{name}{postfix}{extension}") for file, name in names}
+        return {file: self.output_dir / f"{name}{self.ending}" for file, name in names}
 
     def filename(self, subject: str, idx: int | None = None) -> str:
         """Path of the output.

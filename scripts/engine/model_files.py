@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.engine.onnx_network import OnnxNetwork
 from scripts.engine.state_files import first_line
-from scripts.engine.weights_file import require_weights
+from scripts.engine.weights_check import require_weights
 from scripts.errors import BundleError
 
 Network = Callable[[torch.Tensor], torch.Tensor]

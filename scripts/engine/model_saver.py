@@ -8,9 +8,12 @@ import math
 from pathlib import Path
 
 from ignite.engine import Engine, Events
+from monai.transforms import Transform
 from torch import nn
 
-from scripts.engine.state_files import save_atomically
+from scripts.data.preprocessing_record import describe_preprocessing
+from scripts.engine.run_length import last_step
+from scripts.engine.weights_file import save_weights
 from scripts.functional.ranks import is_first_rank
 
 logger = logging.getLogger("ModelSaver")
@@ -22,11 +25,15 @@ class FinalModelSaver:
     Args:
         network: what is deployed: the teacher's averaged network.
         path: e.g. `models/model.pt`.
-        max_steps: a run that ends before this step writes nothing.
+        max_steps: a run that ends before this step, or before the last of its `max_epochs`, writes nothing.
+        preprocessing: deterministic transforms that the network was trained behind; the file carries their record.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, max_steps: int) -> None:
+    def __init__(
+        self, network: nn.Module, path: str | Path, max_steps: int, preprocessing: Transform | None = None
+    ) -> None:
         self.network, self.path, self.max_steps = network, Path(path), max_steps
+        self.record = None if preprocessing is None else describe_preprocessing(preprocessing)
 
     def attach(self, engine: Engine) -> None:
         """Act when the run is complete."""
@@ -34,8 +41,8 @@ class FinalModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file."""
-        if engine.state.iteration >= self.max_steps and is_first_rank():
-            save_atomically(self.network.state_dict(), self.path)
+        if engine.state.iteration >= last_step(engine, self.max_steps) and is_first_rank():
+            save_weights(self.network.state_dict(), self.path, self.record)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
@@ -48,10 +55,12 @@ class BestModelSaver:
     Args:
         network: what is validated.
         path: e.g. `models/model_best.pt`.
+        preprocessing: as `FinalModelSaver` has it.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path) -> None:
+    def __init__(self, network: nn.Module, path: str | Path, preprocessing: Transform | None = None) -> None:
         self.network, self.path = network, Path(path)
+        self.record = None if preprocessing is None else describe_preprocessing(preprocessing)
         self.best_metric: float | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -64,7 +73,7 @@ class BestModelSaver:
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
             if is_first_rank():
-                save_atomically(self.network.state_dict(), self.path)
+                save_weights(self.network.state_dict(), self.path, self.record)
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from scripts.engine.run_length import last_step
 from scripts.engine.state_files import StateFiles, first_line
 from scripts.errors import BundleError
 from scripts.functional.ranks import from_first_rank, is_first_rank, num_ranks
@@ -91,7 +92,7 @@ class RunState:
 
     def save_if_due(self, engine: Engine) -> None:
         """Save if this step is a multiple of `interval` or the last."""
-        if engine.state.iteration % self.interval == 0 or engine.state.iteration >= self.max_steps:
+        if engine.state.iteration % self.interval == 0 or engine.state.iteration >= last_step(engine, self.max_steps):
             self.save(engine)
 
     def save(self, engine: Engine) -> Path:
@@ -102,7 +103,7 @@ class RunState:
         content = {name: item.state_dict() for name, item in self.objects.items()}
         content["run"] = {
             "step": step,
-            "finished": step >= self.max_steps,
+            "finished": step >= last_step(engine, self.max_steps),
             "settings": self.settings,
             "ranks": num_ranks(),
         }

@@ -1,78 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file of weights fits its network to the last key, or is told by name."""
+"""model.pt holds the network's keys and nothing else, and the record of the preprocessing out of their way."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-
-import pytest
 import torch
 from torch import nn
 
-from scripts.engine.weights_file import require_weights
-from scripts.errors import BundleError
+from scripts.engine.weights_file import preprocessing_of, save_weights
+
+RECORD = [{"transform": "Spacingd", "spacing_transform.pixdim": [1.0, 2.0, 3.0]}]
 
 
-@pytest.fixture
-def network() -> nn.Module:
-    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+def test_the_record_comes_back_without_a_key_of_its_own(tmp_path) -> None:
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    save_weights(network.state_dict(), tmp_path / "model.pt", RECORD)
+    loaded = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(loaded) == list(network.state_dict())
+    assert preprocessing_of(loaded) == RECORD
 
 
-def refusal(path: Path, network: nn.Module) -> str:
-    with pytest.raises(BundleError) as caught:
-        require_weights(path, network, "train first")
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    return str(caught.value)
+def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
+    """BatchNorm reads its version from the same place: without it, it would ask for older keys."""
+    network, other = nn.Sequential(nn.BatchNorm3d(2)), nn.Sequential(nn.BatchNorm3d(2))
+    network[0].num_batches_tracked += 7
+    save_weights(network.state_dict(), tmp_path / "model.pt", RECORD)
+    loaded = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert loaded._metadata["0"] == network.state_dict()._metadata["0"]
+    other.load_state_dict(loaded, strict=True)
+    assert other[0].num_batches_tracked == 7
 
 
-def test_the_networks_own_weights_pass(network, tmp_path) -> None:
-    torch.save(network.state_dict(), tmp_path / "model.pt")
-    require_weights(tmp_path / "model.pt", network, "train first")
+def test_the_network_in_training_is_left_without_it(tmp_path) -> None:
+    network = nn.Conv3d(1, 1, 1)
+    state = network.state_dict()
+    save_weights(state, tmp_path / "model.pt", RECORD)
+    assert preprocessing_of(state) is None
+    assert preprocessing_of(network.state_dict()) is None
 
 
-def test_a_missing_file_is_told_with_the_way_out(network, tmp_path) -> None:
-    assert "does not exist: train first" in refusal(tmp_path / "model.pt", network)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda state: state.pop("0.bias"), "0.bias is missing"),
-        (lambda state: state.update({"0.weight": torch.zeros(3, 1)}), r"0.weight has shape (3, 1), not (3, 2)"),
-        (lambda state: state.update({"0.weight": 5}), "0.weight has shape (), not (3, 2)"),
-        (lambda state: state["0.weight"].fill_(torch.nan), "0.weight is not finite"),
-        (lambda state: state.update({"head": torch.zeros(1)}), "head is too many"),
-        (lambda state: state.clear(), "none of its weights"),
-    ],
-)
-def test_the_first_weight_that_does_not_fit_is_named(network, tmp_path, change, words) -> None:
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    change(state)
-    torch.save(state, tmp_path / "model.pt")
-    assert words in refusal(tmp_path / "model.pt", network)
-
-
-def test_other_objects_and_damaged_files_are_told(network, tmp_path) -> None:
-    path = tmp_path / "model.pt"
-    torch.save([1, 2], path)
-    assert "none of its weights" in refusal(path, network)
-    torch.save(network.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:300])
-    assert "cannot be read as weights" in refusal(path, network)
-
-
-class Hostile:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
-def test_code_in_a_file_does_not_run(network, tmp_path, write) -> None:
-    write({"0.bias": Hostile(tmp_path / "ran")}, tmp_path / "model.pt")
-    sentence = refusal(tmp_path / "model.pt", network)
-    assert not (tmp_path / "ran").exists()
-    assert "weights_only=False" not in sentence
+def test_a_file_of_another_origin_has_no_record(tmp_path) -> None:
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "plain.pt")
+    assert preprocessing_of(torch.load(tmp_path / "plain.pt", weights_only=True)) is None

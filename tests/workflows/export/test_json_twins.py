@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON twins are in step with their YAML files, and what reads only JSON finds the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.networks.vnet import VNet
+from scripts.workflows.export.json_twins import TWINS, twin_text, write_twins
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_is_in_step(name) -> None:
+    committed = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
+    assert committed == twin_text(CONFIGS / f"{name}.yaml"), "run `python -m scripts.export json`"
+
+
+def test_a_twin_says_what_the_yaml_says(tmp_path) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs", ignore=shutil.ignore_patterns("*.json"))
+    for path in write_twins(tmp_path / "configs"):
+        yaml = ConfigParser.load_config_file(str(path.with_suffix(".yaml")))
+        assert json.loads(path.read_text(encoding="utf-8")) == yaml
+
+
+def test_monai_loads_the_trained_network_by_the_bundles_name(tmp_path, monkeypatch) -> None:
+    bundle = tmp_path / "demo_bundle"
+    shutil.copytree(CONFIGS, bundle / "configs")
+    (bundle / "models").mkdir()
+    torch.manual_seed(0)
+    network = VNet(1, 4, base_filters=8, norm="instance")
+    torch.save(network.state_dict(), bundle / "models/model.pt")
+    monkeypatch.syspath_prepend(str(CONFIGS.parent))
+    loaded = monai.bundle.load(
+        name="demo_bundle", bundle_dir=str(tmp_path), source="github", workflow_type="inference", device="cpu"
+    )
+    image = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(image), network.eval()(image))

@@ -111,20 +111,19 @@ def test_a_sheared_grid_comes_back_too(infer, tmp_path) -> None:
 
 def test_what_fails_is_named_and_the_others_go_on(infer, tmp_path) -> None:
     scans = tmp_path / "scans"
-    for number in range(6):
+    for number in range(20):
         save(scans / f"case_{number}.nii.gz", volume(SHAPE), affine())
     truncated = scans / "case_2.nii.gz"
     truncated.write_bytes(truncated.read_bytes()[:300])
     save(scans / "case_4.nii.gz", np.stack([volume(SHAPE)] * 2, axis=-1), affine())
     told = mistake(lambda: infer(scans))
-    assert told.startswith("2 of 6 cases failed (case_2, case_4)")
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [
-        f"case_{number}_seg.nii.gz" for number in (0, 1, 3, 5)
-    ]
+    assert told.startswith("2 of 20 cases failed (case_2, case_4)")
+    whole = {f"case_{number}" for number in range(20)} - {"case_2", "case_4"}
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {f"{name}_seg.nii.gz" for name in whole}
     failed = rows(tmp_path / "out/failed.csv")
     assert [row["case"] for row in failed] == ["case_2", "case_4"]
     assert "case_2.nii.gz" in failed[0]["what"] and "2 channel(s), but the network takes 1" in failed[1]["what"]
-    assert {row["case"] for row in rows(tmp_path / "out/volumes.csv")} == {f"case_{n}" for n in (0, 1, 3, 5)}
+    assert {row["case"] for row in rows(tmp_path / "out/volumes.csv")} == whole
     # and once they are mended, nothing says that they failed
     for name in ("case_2", "case_4"):
         save(scans / f"{name}.nii.gz", volume(SHAPE), affine())

@@ -68,7 +68,8 @@ class RunState:
         self.objects = {name: item for name, item in objects.items() if item is not None}
         self.files = StateFiles(ckpt_dir, keep)
         self.outdated = [Path(path) for path in outdated]
-        self.interval, self.max_steps, self.resume = interval, max_steps, resume
+        # MONAI's command line gives `--resume false` as a text.
+        self.interval, self.max_steps, self.resume = interval, max_steps, str(resume).lower() == "true"
         self.settings = {name: _plain(value) for name, value in (settings or {}).items()}
         self.per_rank = tuple(per_rank)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 HINT = "add --debug true to the command for the traceback"
 RESOLVER = ("monai", "bundle", "reference_resolver.py")
 NO_SUCH_KEY = "is not defined in the config content"
+TRANSFORM = re.compile(r"applying transform <(?:\w+\.)*(\w+) object")
 LONGEST = 400
 
 
@@ -34,9 +36,11 @@ def sentence_of(error: BaseException, options: Mapping[str, str] | None = None) 
         name = os.fsdecode(inner.filename) if isinstance(inner.filename, str | bytes) else "A file"
         return f"{name} cannot be read or written ({inner.strerror}): mend path, permissions or disk; {HINT}."
     entry = entry_of(chain)
+    transform = next((found[1] for found in map(TRANSFORM.search, map(str, chain)) if found), None)
     checkpoint = (options or {}).get("ckpt_file")
     where = f"`{entry}` in the config files" if entry else f"The command on {checkpoint}" if checkpoint else "This"
-    return f"{where} failed: {_words_of(inner)}. Correct what it names, or {HINT}."
+    place = f" in the transform {transform}" if transform else ""
+    return f"{where} failed{place}: {_words_of(inner)}. Correct what it names, or {HINT}."
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
@@ -73,5 +77,7 @@ def _words_of(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
         lines = lines[1:]  # torch names what does not fit in the second line
+    if any("weights_only" in line for line in lines):  # torch goes on to advise the one thing not to do
+        return "it holds more than weights, or none, and is not loaded"
     text = lines[0].rstrip(".:")[:LONGEST] if lines else ""
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

@@ -25,8 +25,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
     """Refuse values that no run can work with.
 
     Args:
-        values: of the keys at the top of the config files. Expressions (`$...`) and references (`@...`) are passed
-            over, as they have their value later.
+        values: of the keys at the top of the config files. Expressions (`$...`), references (`@...`) and blocks with a
+            `_target_` are passed over, as they have their value later.
 
     Raises:
         BundleError: for the first key whose value breaks its rule.
@@ -35,12 +35,18 @@ def check_settings(values: Mapping[str, Any]) -> None:
         if key not in values:
             continue
         value = values[key]
-        if isinstance(value, str) and value.startswith(("$", "@", "%")):
+        if _comes_later(value):
             continue
         if not rule.holds(value):
             raise BundleError(
                 f"{key} must be {rule.words}, got {value!r}: correct it in the config files or by --{key}."
             )
+
+
+def _comes_later(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
 def _whole(least: int) -> Rule:
@@ -100,7 +106,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("dataset_name", "datalist", "tap_layer", "checkpoint", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
-    "resume": Rule("true or false", lambda v: isinstance(v, bool)),
+    "resume": Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false")),  # texts on a command line
+    "intensity": Rule("a transform, a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
     **dict.fromkeys(("num_workers", "seed", "batch_unlabelled", "validation_cases"), _whole(0)),
     **dict.fromkeys(("max_steps", "val_interval", "save_interval", "keep_states", "batch_labelled"), _whole(1)),
     **dict.fromkeys(("in_channels", "base_filters", "size_divisor", "prototype_dim", "elements_per_class"), _whole(1)),

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -34,14 +35,40 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
     Raises:
         BundleError: for an override or a key of a file that nothing knows, or a value that no run can work with.
     """
-    argv = list(sys.argv if argv is None else argv)
-    if is_command_line(argv):
-        install_error_report(wants_traceback(argv))
-        check_settings(check_overrides(argv))
+    check_command_line(tuple(sys.argv if argv is None else argv))
     if seed is not None:
         if not isinstance(seed, int) or seed < 0:
             raise BundleError(f"seed must be a whole number of at least 0, got {seed!r}.")
         set_determinism(seed=seed)
+
+
+def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> None:
+    """First entry of every list that is run: whether it may begin.
+
+    The command line is checked here too: MONAI takes a word alone (`run training seed 3`) for what to run instead of
+    `initialize`, and `begin` then does not run.
+
+    Args:
+        folders: that will be written to.
+        argv: command line, by default this process's.
+
+    Raises:
+        BundleError: as `begin` and `require_folders`.
+    """
+    check_command_line(tuple(sys.argv if argv is None else argv))
+    require_folders(folders)
+
+
+@lru_cache
+def check_command_line(argv: tuple[str, ...]) -> None:
+    """Make errors readable and refuse mistakes, if this process is MONAI's `run`; once a process.
+
+    Raises:
+        BundleError: as `check_overrides` and `check_settings`.
+    """
+    if is_command_line(argv):
+        install_error_report(wants_traceback(argv))
+        check_settings(check_overrides(argv))
 
 
 def wants_traceback(argv: Sequence[str]) -> bool:

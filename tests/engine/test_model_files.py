@@ -46,7 +46,7 @@ def test_each_file_gives_the_network_as_it_is_used(name, folder) -> None:
     [
         ("nothing.pt", "nothing.pt does not exist: train first"),
         ("model.h5", "model.h5 is no model file: checkpoint must end in .pt, .ts, .pt2, .onnx"),
-        ("damaged.pt", "damaged.pt cannot be read as a model"),
+        ("damaged.pt", "damaged.pt cannot be read as weights"),
         ("damaged.ts", "damaged.ts cannot be read as a model"),
         ("damaged.pt2", "damaged.pt2 cannot be read as a model"),
         ("list.pt", "list.pt does not fit the network of this configuration"),

@@ -361,3 +361,8 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_an_interval_or_keep_below_one_is_refused(tmp_path, numbers):
     with pytest.raises(BundleError, match="at least 1"):
         RunState({}, tmp_path, max_steps=3, **numbers)
+
+
+@pytest.mark.parametrize(("given", "resumes"), [(True, True), ("true", True), (False, False), ("false", False)])
+def test_true_and_false_may_be_texts_as_the_command_line_gives_them(given, resumes, tmp_path) -> None:
+    assert RunState({}, tmp_path, interval=1, max_steps=1, resume=given).resume is resumes

@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import numpy as np
 import pytest
 from monai.bundle import ConfigParser
+from monai.transforms import Compose, ScaleIntensityRange
 
 from scripts.workflows.error_sentence import causes_of, sentence_of
 
@@ -39,6 +41,22 @@ def test_a_reference_to_no_key_is_named() -> None:
 def test_an_error_outside_of_a_config_is_told_without_an_entry() -> None:
     assert sentence_of(KeyError("x")).startswith("This failed: 'x' (KeyError).")
     assert sentence_of(ValueError()).startswith("This failed: ValueError.")
+
+
+def test_the_transform_that_failed_is_named() -> None:
+    config = {
+        "run": "$@chain(@image)",
+        "chain": Compose([ScaleIntensityRange("low", 1, 0, 1)]),
+        "image": np.ones((1, 2)),
+    }
+    assert raised_by(config, "run").startswith(
+        "`run` in the config files failed in the transform ScaleIntensityRange: "
+    )
+
+
+def test_torchs_advice_to_load_code_is_not_passed_on() -> None:
+    words = sentence_of(ValueError("Weights only load failed. (1) Re-running with `weights_only` set to `False`"))
+    assert "it holds more than weights" in words and "False" not in words
 
 
 def test_outside_of_a_config_the_commands_checkpoint_is_named() -> None:

@@ -38,7 +38,7 @@ def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_steps", 1), ("num_workers", 0), ("labelled_cases", None), ("ignore_value", 255),
+        ("max_steps", 1), ("resume", "true"), ("num_workers", 0), ("labelled_cases", None), ("ignore_value", 255),
         ("label_values", [0, 255]),
         ("spacing", (0.5, 1, 2.0)), ("flip_axes", []), ("unlabelled_from", 0), ("teacher_decay", 1.0),
         ("spacing", "$[1, 2, 3]"), ("max_steps", "@other"), ("nobody_knows", "abc"),
@@ -51,6 +51,11 @@ def test_a_possible_value_an_expression_or_another_key_passes(key, value) -> Non
 @pytest.mark.parametrize("file", [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*/*.yaml")], ids=lambda file: file.name)
 def test_every_config_of_the_bundle_keeps_the_rules(file) -> None:
     check_settings(ConfigParser.load_config_file(file))
+
+
+def test_null_of_a_command_line_is_told_how_to_write_it() -> None:
+    with pytest.raises(BundleError, match="--labelled_cases None says null"):
+        check_settings({"labelled_cases": "null"})
 
 
 def test_every_rule_is_about_a_key_of_a_config() -> None:

@@ -14,7 +14,16 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.errors import BundleError
 from scripts.workflows.overrides import check_overrides, is_command_line
-from scripts.workflows.start import begin, find_mistake, require_file, require_folders, require_images, wants_traceback
+from scripts.workflows.start import (
+    begin,
+    check_command_line,
+    find_mistake,
+    ready,
+    require_file,
+    require_folders,
+    require_images,
+    wants_traceback,
+)
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -40,6 +49,7 @@ train::trainer::amp: false
 
 @pytest.fixture(autouse=True)
 def process_as_it_was(monkeypatch):
+    check_command_line.cache_clear()
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     yield
@@ -361,6 +371,11 @@ def test_a_required_file_is_named_with_the_way_out(tmp_path):
     assert str(caught.value) == f"{tmp_path / 'model.pt'} does not exist: train first."
     with pytest.raises(BundleError):
         require_file(tmp_path, "a folder is no file")
+
+
+def test_the_command_line_is_checked_where_a_word_alone_has_replaced_initialize(config, tmp_path):
+    with pytest.raises(BundleError, match="'seed' stands alone"):
+        ready([tmp_path], command(config, "seed", "3"))
 
 
 def test_folders_to_write_to_may_be_missing_and_are_not_made(tmp_path):

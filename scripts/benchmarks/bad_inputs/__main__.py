@@ -13,6 +13,7 @@ Ends with 1 if something was wrong.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (kind.name, str(seed)) in done or options.only not in kind.name:
             continue
         begin = time.monotonic()
-        command, code, verdict = try_input(kind, seed, sound, folder / f"{kind.name} {seed}".replace(" ", "_"))
+        command, code, verdict = try_input(kind, seed, sound, folder / re.sub(r"\W+", "_", f"{kind.name} {seed}"))
         values = (group, kind.name, command, seed, verdict.outcome, code, round(time.monotonic() - begin, 1))
         append_row(options.results, COLUMNS, dict(zip(COLUMNS, (*values, verdict.sentence), strict=True)))
         if not verdict.good:

@@ -99,7 +99,7 @@ def _another_name(ground: Ground) -> str:
 
 
 KINDS = (
-    Kind("model missing", _model(_remove), every("does not exist|not found", *LOADING)),
+    Kind("model missing", _model(_remove), every("does not exist", EVALUATE, INFER), monai={EXPORT: "not found"}),
     Kind("model of another name", _another_name, every("does not exist", EVALUATE, INFER)),
     Kind("truncated model", _model(_truncate), every("", *LOADING)),
     Kind("text under a model's name", _model(_text), every("", *LOADING)),

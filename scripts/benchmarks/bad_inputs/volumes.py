@@ -74,7 +74,7 @@ def _one_slice_with_label(ground: Ground) -> str:
     name, axis = ground.victim(), ground.draw.randrange(3)
     save(ground.image(name), np.take(intensities(ground.seed), [7], axis))
     save(ground.label(name), np.take(classes(), [7], axis))
-    return ""
+    return ground.image(name).name
 
 
 def _label_with(value: float) -> Make:
@@ -149,7 +149,8 @@ KINDS = (
     Kind("integers and real numbers of other widths", _image(_of_type(np.uint8, np.uint16, np.float64, np.int32)),
          right=(TRAIN, EVALUATE, INFER, NEW), inputs=8),
     Kind("image of one slice, label of many", _image(_one_slice), every("voxels", TRAIN, CHECK, NEW)),
-    Kind("volume of one slice", _one_slice_with_label, right=(TRAIN, EVALUATE, INFER, CHECK, NEW)),
+    Kind("volume of one slice", _one_slice_with_label, every("single slices", NEW),
+         right=(TRAIN, EVALUATE, INFER, CHECK)),
     Kind("image of one value", _image(lambda ground: np.full(SHAPE, ground.draw.choice((0, -1000)), np.int16)),
          every("one value|same value|constant", CHECK), right=(TRAIN, INFER)),
     Kind("affine without size along an axis", _header(SROW_X, "<4f", 0.0, 0.0, 0.0, 0.0), NO_SIZE),

@@ -54,6 +54,11 @@ def _text(*texts: str) -> Spoil:
     return spoil
 
 
+def _other_type(ground: Ground) -> str:
+    ground.settings["intensity"] = {**WINDOW, **({"keys": "picture"} if ground.seed % 2 else {"a_min": "low"})}
+    return "ScaleIntensityRange"
+
+
 def _no_file(ground: Ground) -> str:
     ground.configs = ["nowhere.yaml"]
     return "nowhere.yaml"
@@ -79,7 +84,7 @@ KINDS = (
     Kind("misspelt class", _set("intensity", *({**WINDOW, "_target_": name} for name in NO_CLASSES)),
          every("|".join(NO_CLASSES), TRAIN, EVALUATE, INFER)),
     Kind("block without a class", _set("intensity", {"keys": "image"}, None, 5), every("", TRAIN, EVALUATE, INFER)),
-    Kind("other type inside of a block", _set("intensity", {**WINDOW, "a_min": "low"}, {**WINDOW, "keys": "picture"}),
+    Kind("other type inside of a block", _other_type,
          every("", TRAIN, EVALUATE, INFER)),
     Kind("key of another type", _type(("spacing", "1.5"), ("roi_size", "big"), ("label_names", {"0": "background"}),
                                       ("in_channels", "one"), ("label_names", "organ"), ("label_values", "0, 1")),

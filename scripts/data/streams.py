@@ -8,7 +8,7 @@ needs no sampler state, and the number of loader workers changes nothing. Ranks 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scripts.data.cases import case_name
 from scripts.errors import BundleError
 from scripts.functional.ranks import gather_cases, num_ranks, rank
 from scripts.functional.seeding import derive_seed, draw_index
@@ -119,6 +120,11 @@ def _slots_of_rank(per_rank: int) -> list[tuple[int, int]]:
     return [(slot, total) for slot in range(rank(), total, num_ranks())]
 
 
+def _case_of(item: Mapping[str, Any]) -> str:
+    """A case's name; cases that a reader of bundles brings (MONAI Label) have none but their image's."""
+    return item["case"] if "case" in item else case_name(item["image"].meta["filename_or_obj"])
+
+
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack a batch as plain tensors, labelled cases first.
 
@@ -131,7 +137,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "image": torch.stack([_plain(item["image"]) for item in items]),
         "label": torch.stack([_plain(item["label"]) for item in items if "label" in item]),
-        "case": [item["case"] for item in items],
+        "case": [_case_of(item) for item in items],
     }
     weak = [_plain(item["weak"]) for item in items if "weak" in item and "label" not in item]
     if weak:
@@ -142,7 +148,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _check_shapes(key: str, items: Sequence[dict[str, Any]]) -> None:
     for item in items[1:]:
         if item[key].shape != items[0][key].shape:
-            first, other = (f"{tuple(i[key].shape)} ({i['case']})" for i in (items[0], item))
+            first, other = (f"{tuple(i[key].shape)} ({_case_of(i)})" for i in (items[0], item))
             raise BundleError(
                 f"The {key}s of a batch differ in shape, {first} and {other}: every case needs the same channels, and "
                 "the transforms must end with patches of roi_size."

@@ -38,9 +38,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
         if _comes_later(value):
             continue
         if not rule.holds(value):
-            raise BundleError(
-                f"{key} must be {rule.words}, got {value!r}: correct it in the config files or by --{key}."
-            )
+            hint = f"--{key} None says null" if value == "null" else f"correct it in its file or by --{key}"
+            raise BundleError(f"{key} must be {rule.words}, got {value!r}: {hint}.")
 
 
 def _comes_later(value: Any) -> bool:

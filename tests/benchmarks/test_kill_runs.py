@@ -44,6 +44,10 @@ def test_a_run_that_is_told_to_end_saves_says_how_to_go_on_and_does(whole: Path,
     assert "--resume true goes on from there" in said
     assert "Traceback" not in said
     assert "ERROR" not in said
+    again = forked_command.run(words, tmp_path, 120)
+    assert again.code == 1
+    assert "Add --resume true to go on with it" in again.errors
+    assert "Traceback" not in again.errors
     ended = forked_command.run([*words, "--resume", "true"], tmp_path, 120)
     assert ended.code == 0, ended.errors
     assert kill_runs.equal(kill_runs.results_of(whole), kill_runs.results_of(tmp_path))

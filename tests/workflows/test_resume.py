@@ -1,74 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real process, killed in the middle of an epoch, and started again."""
+"""Runs that go on; tests/benchmarks/test_kill_runs.py kills real processes."""
 
 from __future__ import annotations
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.engine.state_files import save_atomically
-
-ROOT = Path(__file__).resolve().parents[2]
-STEPS = 8
-
-
-def command(demo: Path, folder: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "monai.bundle", "run", "training"),
-        *("--config_file", str(ROOT / "configs/train.yaml"), "--bundle_root", str(ROOT)),
-        *("--data_source", str(demo), "--dataset_dir", str(demo)),
-        *("--output_dir", str(folder / "out"), "--ckpt_dir", str(folder / "models")),
-        *("--roi_size", "[32,32,16]", "--spacing", "[3.0,3.0,4.0]", "--base_filters", "4"),
-        *("--precision", "fp32", "--device", "cpu", "--max_steps", str(STEPS), "--save_interval", "2"),
-        *("--val_interval", "4", *more),
-    ]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def kill_once_saved(demo: Path, folder: Path, step: int) -> None:
-    """Start a run and SIGKILL it as soon as the state of `step` is there."""
-    process = subprocess.Popen(
-        command(demo, folder), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    while not (folder / f"models/state_{step:08d}.pt").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no state was saved"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_killed_and_resumed_run_ends_with_the_weights_and_memory_of_one_never_stopped(tiny_demo, tmp_path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    subprocess.run(command(tiny_demo, whole), cwd=whole, env=environment(), check=True, capture_output=True)
-    kill_once_saved(tiny_demo, killed, step=2)
-    assert not (killed / "models/model.pt").exists()
-
-    again = subprocess.run(command(tiny_demo, killed), cwd=killed, env=environment(), capture_output=True, text=True)
-    assert again.returncode != 0
-    assert "--resume true" in again.stderr
-    assert "Traceback" not in again.stderr
-
-    subprocess.run(
-        command(tiny_demo, killed, "--resume", "true"), cwd=killed, env=environment(), check=True, capture_output=True
-    )
-    first = torch.load(whole / f"models/state_{STEPS:08d}.pt", weights_only=True)
-    second = torch.load(killed / f"models/state_{STEPS:08d}.pt", weights_only=True)
-    assert differences(first, second) == []
-    assert any("memory.features" in key and value.abs().sum() > 0 for key, value in first["loss"].items())
 
 
 def differences(first: object, second: object, path: str = "") -> list[str]:

@@ -36,7 +36,9 @@ def save_atomically(content: Any, path: str | Path, digest: bool = False) -> Non
             if digest:
                 write_digest(beside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full or closed disk as a RuntimeError of its writer
-        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|open file failed", str(error)):
+        if isinstance(error, RuntimeError) and not re.search(
+            "PytorchStreamWriter|open file failed|iostream error", str(error)
+        ):
             raise
         raise BundleError(
             f"{path} cannot be written ({first_line(error)}): free space or mend the folder's permissions, then go on "

@@ -71,7 +71,8 @@ def test_one_sentence_that_names_the_key_is_right(ground: Ground) -> None:
         (1, "max_steps must be 1.", None, "no sentence at the end"),
         (1, "Error: it must be 1.", None, "does not name max_steps"),
         (1, "Error: max_steps is wrong.", None, "does not say: must be"),
-        (1, "Error: max_steps must be 1.", "models/model_best.pt", "left model_best.pt"),
+        (1, "Error: max_steps must be 1.", "models/model_best.pt", "left models/model_best.pt"),
+        (1, "Error: max_steps must be 1.", "models/model.pt", "left models/model.pt"),  # there was another
         (1, "Error: max_steps must be 1.", "data/images/new.txt", "changed data/images/new.txt"),
     ],
 )

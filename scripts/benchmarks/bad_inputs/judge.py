@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import nibabel
@@ -26,7 +27,7 @@ FINISHED = {
     NEW: ("out/dataset.json", "out/mine.yaml"),
     EXPORT: ("out/model.ts",),
 }
-"""What each command leaves when it has done its work; the models that a command is given do not count."""
+"""What each command leaves when it has done its work."""
 
 Listing = Mapping[str, tuple[int, int]]
 
@@ -67,13 +68,10 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
     """
     said = [line for line in done.errors.splitlines() if line.strip()]
     sentence = said[-1] if said else ""
-    finished = [
-        file.name
-        for pattern in FINISHED[ground.command]
-        for file in ground.folder.glob(pattern)
-        if before.get(file.relative_to(ground.folder).as_posix()) is None
-    ]
-    touched = changed(before, listing(ground.folder))
+    after = listing(ground.folder)
+    new = [name for name in after if after[name] != before.get(name)]
+    finished = [name for name in new if any(fnmatch(name, pattern) for pattern in FINISHED[ground.command])]
+    touched = changed(before, after)
     if done.code is None:
         return Verdict("took too long", sentence)
     if touched:

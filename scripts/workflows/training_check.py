@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import psutil
 
-from scripts.data.cases import CaseLists
+from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.case import CheckedHeaders, Expected
 from scripts.data.checks.dataset import cases_with_roles, check_all_headers
 from scripts.data.checks.finding import Severity
+from scripts.data.checks.grid import number_of_channels
 from scripts.data.prepared import prepared_bytes
+from scripts.data.volumes import read_header
 from scripts.errors import BundleError
 from scripts.workflows.check_data import progress
 
@@ -56,6 +58,21 @@ def check_before_training(
     _check_cache(
         [(role, each) for (_, role), each in zip(read, checked, strict=True)], in_channels, roi_size, cache_rate
     )
+
+
+def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
+    """Each case must have as many image channels as the network takes.
+
+    Args:
+        cases: to evaluate.
+        in_channels: image channels.
+
+    Raises:
+        BundleError: naming the first file that is not so, or that cannot be read.
+    """
+    for case in cases:
+        for finding in number_of_channels([read_header(path) for path in images_of(case)], in_channels):
+            raise BundleError(finding.sentence)
 
 
 def _check_cache(

@@ -14,7 +14,7 @@ from scripts.data.datalist import load_cases
 from scripts.engine import memory_check
 from scripts.errors import BundleError
 from scripts.workflows.start import find_mistake
-from scripts.workflows.training_check import check_before_training
+from scripts.workflows.training_check import check_before_evaluation, check_before_training
 from tests.check_folder import SHAPE, CheckFolder
 from tests.volume_files import affine
 
@@ -68,6 +68,13 @@ def test_test_cases_are_not_touched(folder, cases) -> None:
     folder.image("t0").write_text("no image")
     folder.label("t1").unlink()
     check_before_training(cases, **GIVEN)
+
+
+def test_evaluation_looks_at_the_channels_of_its_cases(folder, cases) -> None:
+    check_before_evaluation(cases.test, in_channels=1)
+    folder.save_image("t1", np.stack([folder.intensities(0)] * 2, axis=-1))
+    with pytest.raises(BundleError, match=r"t1\.nii\.gz has 2 channels"):
+        check_before_evaluation(cases.test, in_channels=1)
 
 
 def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:

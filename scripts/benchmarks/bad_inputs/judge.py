@@ -72,6 +72,10 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
     new = [name for name in after if after[name] != before.get(name)]
     finished = [name for name in new if any(fnmatch(name, pattern) for pattern in FINISHED[ground.command])]
     touched = changed(before, after)
+    if ground.command == INFER and "cases failed" in sentence:  # the others are written, as they should be
+        told = _told_by_table(ground.out / "failed.csv", named)
+        finished = [name for name in finished if told and name.endswith(f"/{told.split(',')[0]}_seg.nii.gz")]
+        sentence = told and f"Error: {told}"
     if done.code is None:
         return Verdict("took too long", sentence)
     if touched:
@@ -89,7 +93,7 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
     if not re.match(r"Error: |.*: error: ", sentence):
         return Verdict("no sentence at the end", sentence)
     if ground.command == CHECK and "would harm training" in sentence:
-        sentence = _told_by_table(ground, named)
+        sentence = _told_by_table(ground.out / "check_data.csv", named)
     return Verdict(_told(kind.refused[ground.command], named, sentence) or REFUSED, sentence)
 
 
@@ -106,9 +110,9 @@ def _told(words: str, named: str, sentence: str) -> str:
     return "" if re.search(words, sentence) else f"does not say: {words}"
 
 
-def _told_by_table(ground: Ground, named: str) -> str:
-    """The line of check_data's table about the input."""
-    lines = (ground.out / "check_data.csv").read_text(encoding="utf-8").splitlines()[1:]
+def _told_by_table(table: Path, named: str) -> str:
+    """The line of a table about the input."""
+    lines = table.read_text(encoding="utf-8").splitlines()[1:]
     return next((line for line in lines if named in line), "")
 
 

@@ -37,7 +37,7 @@ def save_atomically(content: Any, path: str | Path, digest: bool = False) -> Non
                 write_digest(beside, path)
     except (OSError, RuntimeError) as error:  # torch reports a full or closed disk as a RuntimeError of its writer
         if isinstance(error, RuntimeError) and not re.search(
-            "PytorchStreamWriter|open file failed|iostream error", str(error)
+            "PytorchStreamWriter|inline_container|iostream", str(error)
         ):
             raise
         raise BundleError(

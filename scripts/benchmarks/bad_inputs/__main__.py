@@ -13,6 +13,7 @@ Ends with 1 if something was wrong.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -50,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the inputs lie")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results/bad_inputs.csv")
     parser.add_argument("--seeds", type=int, default=2, help="inputs of a kind, if it does not have more by itself")
-    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS), help="of kinds")
     options = parser.parse_args(argv)
     folder = options.folder.resolve()
     forked_command.load_libraries()
-    sound = make_sound(folder / "sound")
+    sound = make_sound(folder / f"sound_{os.getpid()}")
     done = {(row["kind"], row["seed"]) for row in read_rows(options.results)}
     for group, kind, seed in inputs(options.seeds):
-        if (kind.name, str(seed)) in done or options.only not in kind.name:
+        if (kind.name, str(seed)) in done or group not in options.groups:
             continue
         begin = time.monotonic()
         command, code, verdict = try_input(kind, seed, sound, folder / re.sub(r"\W+", "_", f"{kind.name} {seed}"))

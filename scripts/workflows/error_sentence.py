@@ -36,7 +36,7 @@ def sentence_of(error: BaseException, options: Mapping[str, str] | None = None) 
         name = os.fsdecode(inner.filename) if isinstance(inner.filename, str | bytes) else "A file"
         return f"{name} cannot be read or written ({inner.strerror}): mend path, permissions or disk; {HINT}."
     entry = entry_of(chain)
-    transform = next((found[1] for found in map(TRANSFORM.search, map(str, chain)) if found), None)
+    transform = next((found[1] for found in map(TRANSFORM.search, map(str, reversed(chain))) if found), None)
     checkpoint = (options or {}).get("ckpt_file")
     where = f"`{entry}` in the config files" if entry else f"The command on {checkpoint}" if checkpoint else "This"
     place = f" in the transform {transform}" if transform else ""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from scripts.data.split import choose_tests, number_of_tests
 from scripts.data.volumes import read_volume
 from scripts.errors import BundleError
+from scripts.whole_files import written_whole
 from scripts.workflows.generated_files import write_whole
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
@@ -159,7 +160,8 @@ def _write_case(source: Source, output: Path, crop: bool) -> None:
         image, label = image[box], label[box]
         affine = affine @ nibabel.affines.from_matvec(np.eye(3), [side.start for side in box])
     for part, array in (("images", image), ("labels", label)):
-        nibabel.save(nibabel.Nifti1Image(array, affine), output / part / f"{source.name}.nii.gz")
+        with written_whole(output / part / f"{source.name}.nii.gz", ".nii.gz") as beside:
+            nibabel.save(nibabel.Nifti1Image(array, affine), beside)
 
 
 def _read_nrrd(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import pydoc
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
 
     A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
     """
-    keys = {file: [_name(key) for key in ConfigParser.load_config_file(file)] for file in files}
+    keys = {file: [_name(key) for key in _read_strictly(file)] for file in files}
     own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
     for file in files[1:]:
         used = (referred | own).union(*(names for other, names in keys.items() if other != file))
@@ -88,6 +89,16 @@ def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
                 near = difflib.get_close_matches(name, sorted(used), n=1)
                 hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
                 raise BundleError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
+
+
+def _read_strictly(file: str) -> dict[str, Any]:
+    """The content of a config file; MONAI only warns of a key that stands there twice, and takes the last."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Dd]uplicate")
+            return ConfigParser.load_config_file(file)
+    except (UserWarning, ValueError) as error:
+        raise BundleError(f"{file} has a key twice ({error}): remove one of them.") from error
 
 
 def _name(key: str) -> str:

@@ -366,3 +366,13 @@ def test_an_interval_or_keep_below_one_is_refused(tmp_path, numbers):
 @pytest.mark.parametrize(("given", "resumes"), [(True, True), ("true", True), (False, False), ("false", False)])
 def test_true_and_false_may_be_texts_as_the_command_line_gives_them(given, resumes, tmp_path) -> None:
     assert RunState({}, tmp_path, interval=1, max_steps=1, resume=given).resume is resumes
+
+
+@pytest.mark.parametrize("words", ["[enforce fail at inline_container.cc:672] . unexpected pos", "iostream error"])
+def test_a_disk_that_fills_inside_torchs_writer_is_one_sentence(words, monkeypatch, tmp_path) -> None:
+    def fail(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(BundleError, match=r"model\.pt cannot be written"):
+        save_atomically({}, tmp_path / "model.pt")

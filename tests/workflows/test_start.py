@@ -309,6 +309,13 @@ def test_a_key_of_a_later_file_that_some_command_uses_passes(config, tmp_path, t
     check_overrides(command(f"['{config}','{tmp_path}/mine.yaml']"))
 
 
+@pytest.mark.parametrize("text", ["max_steps: 5\nmax_steps: 6", "network:\n  norm: batch\n  norm: instance"])
+def test_a_key_twice_in_one_file_is_refused(config, tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    with pytest.raises(BundleError, match=r"mine.yaml has a key twice .*(max_steps|norm)"):
+        check_overrides(command(f"['{config}','{tmp_path}/mine.yaml']"))
+
+
 def test_values_of_the_command_line_stand_before_those_of_files(config):
     values = check_overrides(command(config, "--max_steps", "7", "--stages", "[3]"))
     assert (values["max_steps"], values["stages"], values["seed"]) == (7, [3], 0)

@@ -21,10 +21,10 @@ from scripts.data.volumes import read_header
 REFUSED, RIGHT, MONAI = "refused in one sentence", "right result", "MONAI's own message"
 FINISHED = {
     TRAIN: ("models/model.pt", "models/model_best.pt"),
-    EVALUATE: ("out/metrics.csv", "out/summary.json"),
+    EVALUATE: ("out/*metrics.csv", "out/*summary.json"),
     INFER: ("out/*_seg.nii.gz",),
     CHECK: (),
-    NEW: ("out/dataset.json", "out/mine.yaml"),
+    NEW: ("out/*dataset.json", "out/*mine.yaml"),
     EXPORT: ("out/model.ts",),
 }
 """What each command leaves when it has done its work."""

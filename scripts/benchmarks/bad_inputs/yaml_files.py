@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from scripts.benchmarks.bad_inputs.ground import Ground
 from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, EXPORT, INFER, TRAIN, Kind, Spoil, every
 
@@ -59,6 +61,13 @@ def _other_type(ground: Ground) -> str:
     return "ScaleIntensityRange"
 
 
+def _twice(ground: Ground) -> str:
+    key = ground.draw.choice(("spacing", "roi_size", "label_names"))
+    text = yaml.safe_dump(ground.settings)
+    ground.config.write_text(f"{text}{key}: {ground.settings[key]}\n", encoding="utf-8")
+    return key
+
+
 def _no_file(ground: Ground) -> str:
     ground.configs = ["nowhere.yaml"]
     return "nowhere.yaml"
@@ -84,8 +93,7 @@ KINDS = (
     Kind("misspelt class", _set("intensity", *({**WINDOW, "_target_": name} for name in NO_CLASSES)),
          every("|".join(NO_CLASSES), TRAIN, EVALUATE, INFER)),
     Kind("block without a class", _set("intensity", {"keys": "image"}, None, 5), every("", TRAIN, EVALUATE, INFER)),
-    Kind("other type inside of a block", _other_type,
-         every("", TRAIN, EVALUATE, INFER)),
+    Kind("other type inside of a block", _other_type, every("", TRAIN, EVALUATE, INFER)),
     Kind("key of another type", _type(("spacing", "1.5"), ("roi_size", "big"), ("label_names", {"0": "background"}),
                                       ("in_channels", "one"), ("label_names", "organ"), ("label_values", "0, 1")),
          every("must be", *WITH_CHECKS), inputs=6),
@@ -94,7 +102,8 @@ KINDS = (
     Kind("expression that fails", _set("spacing", *FAILING), every("", *WITH_CHECKS)),
     Kind("reference to no key", _no_reference, every("roi_sise", *WITH_CHECKS)),
     Kind("keys that refer to each other", _circle, every("circular", TRAIN, INFER)),
-    Kind("broken YAML", _text("a: [1, 2", "a: 1\n\tb: 2\n", "spacing: [1, 1, 1]\nspacing: [2, 2, 2]\n", "- a\n- b\n"),
+    Kind("broken YAML", _text("a: [1, 2", "a: 1\n\tb: 2\n", "- a\n- b\n", "a: 'b\n"),
          monai=every("", *WITH_CHECKS, EXPORT)),
+    Kind("key twice in a config file", _twice, every("twice", *WITH_CHECKS)),
     Kind("config file missing", _no_file, monai=every("Cannot find|No such file", *WITH_CHECKS, EXPORT)),
 )  # fmt: skip

@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from monailabel.tasks.train.bundle import BundleTrainTask
 
     task = BundleInferTask(str(options.bundle.resolve()), {"preload": "false"}, type="segmentation")
-    file, _ = task(
-        {"image": options.image, "device": "cpu", "result_dtype": "uint8", "result_compress": False}
-    ).values()
+    request = {"image": options.image, "device": "cpu", "result_dtype": "uint8", "result_compress": False}
+    file, _ = task(request)
     image, label = nib.load(options.image), nib.load(file)
     print(f"labels {task.labels}; written {label.shape} for an image of {image.shape}")
     print(f"same grid: {np.allclose(image.affine, label.affine)}; values {np.unique(np.asarray(label.dataobj))}")

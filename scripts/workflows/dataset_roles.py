@@ -81,6 +81,11 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
         description = describe(content)
         listed = _listed_cases(folder, content)
     if listed is not None and request.labels is None:
+        for option in ("channels", "unlabelled"):
+            if getattr(request, option) is not None:
+                raise BundleError(
+                    f"{file} lists the cases already, so --{option} would do nothing: leave out one of both."
+                )
         return listed, description, "dataset.json"
     cases = _found_cases(request)
     if not any(case.label for case in cases):

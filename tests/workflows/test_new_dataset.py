@@ -472,3 +472,12 @@ def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypat
     assert capsys.readouterr().err.startswith(f"\nError: {words}")
     with pytest.raises(type(error)):
         main([str(tmp_path), "--name", "x", "--debug", "true"])
+
+
+@pytest.mark.parametrize("option", [{"channels": ("t1",)}, {"unlabelled": Path(".")}])
+def test_an_option_that_a_listed_folder_would_pass_over_is_refused(option, tmp_path) -> None:
+    folder = make_folder(tmp_path / "data")
+    cases = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(5)]
+    (folder / "dataset.json").write_text(json.dumps({"training": cases}))
+    with pytest.raises(BundleError, match=rf"dataset\.json lists the cases already, so --{next(iter(option))} would"):
+        new_dataset(Request(folder, "x", config=tmp_path / "x.yaml", **option), MACHINE)

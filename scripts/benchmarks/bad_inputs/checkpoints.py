@@ -90,7 +90,7 @@ def _hostile(ground: Ground, file: Path) -> None:
 def _hostile_state(ground: Ground) -> str:
     torch.save({"run": _Hostile(ground.folder / "code_ran")}, ground.models / "state_00000001.pt")
     ground.more += ["--resume", "true"]
-    return ""
+    return "models"
 
 
 def _another_name(ground: Ground) -> str:
@@ -110,5 +110,5 @@ KINDS = (
     Kind("no weights in the file", _model(_no_state), every("", *LOADING)),
     Kind("weights that are not finite", _model(_not_finite), every("finite|NaN", EVALUATE, INFER)),
     Kind("model that would run code", _model(_hostile), every("", *LOADING)),
-    Kind("state that would run code", _hostile_state, right=(TRAIN,)),
+    Kind("state that would run code", _hostile_state, {TRAIN: "No state"}),
 )

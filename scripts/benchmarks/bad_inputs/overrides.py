@@ -56,7 +56,7 @@ def _value(pairs: tuple[tuple[str, str], ...]) -> Spoil:
 def _option_of_new(ground: Ground) -> str:
     words = NEW_OPTIONS[ground.seed % len(NEW_OPTIONS)]
     ground.more += words
-    return words[0].lstrip("-")
+    return words[1] if words[1].startswith("/") else words[0].lstrip("-")
 
 
 def _words(*choices: tuple[str, ...]) -> Spoil:

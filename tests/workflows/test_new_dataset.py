@@ -432,7 +432,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, run, name: str) 
 def test_the_command_prints_one_sentence_and_ends_with_two(tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "nowhere"), "--name", "x"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"Error: The folder {tmp_path / 'nowhere'} does not exist.\n"
+    assert captured.err == f"\nError: The folder {tmp_path / 'nowhere'} does not exist.\n"
     with pytest.raises(BundleError):
         main([str(tmp_path / "nowhere"), "--name", "x", "--debug"])
 

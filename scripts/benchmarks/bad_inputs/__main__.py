@@ -62,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         begin = time.monotonic()
         command, code, verdict = try_input(kind, seed, sound, folder / re.sub(r"\W+", "_", f"{kind.name} {seed}"))
+        sentence = verdict.sentence.replace(f"{folder}/", "").replace(f"{ROOT}/", "")  # no paths of this machine
         values = (group, kind.name, command, seed, verdict.outcome, code, round(time.monotonic() - begin, 1))
-        append_row(options.results, COLUMNS, dict(zip(COLUMNS, (*values, verdict.sentence), strict=True)))
+        append_row(options.results, COLUMNS, dict(zip(COLUMNS, (*values, sentence), strict=True)))
         if not verdict.good:
-            print(f"{kind.name} {seed} ({command}): {verdict.outcome}\n    {verdict.sentence}", flush=True)
+            print(f"{kind.name} {seed} ({command}): {verdict.outcome}\n    {sentence}", flush=True)
     rows = read_rows(options.results)
     print(table(rows))
     wrong = sum(row["outcome"] not in (REFUSED, RIGHT, MONAI) for row in rows)

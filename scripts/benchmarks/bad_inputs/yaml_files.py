@@ -51,7 +51,7 @@ def _type(*pairs: tuple[str, Any]) -> Spoil:
 def _text(*texts: str) -> Spoil:
     def spoil(ground: Ground) -> str:
         ground.config.write_text(texts[ground.seed % len(texts)], encoding="utf-8")
-        return "mine.yaml" if ground.seed % 2 == 0 else ""
+        return ""  # MONAI's own message does not name the file every time
 
     return spoil
 

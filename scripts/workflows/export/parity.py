@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from scripts.errors import BundleError
+from scripts.engine.model_files import load_model
 from scripts.workflows.export.settings import ExportSettings
 
 MAX_LOGIT_DIFFERENCE = 1e-3
@@ -18,8 +17,6 @@ MIN_AGREEMENT = 0.9999
 SIDES = ((2, 2, 2), (4, 3, 2), (2, 3, 5))
 """Sides in units of the divisor; none is the export's own example."""
 BATCHES = (1, 3)
-
-Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> l
     network = settings.network()
     divisor, channels = settings.value("size_divisor"), settings.value("in_channels")
     generator = torch.Generator().manual_seed(seed)
-    runs = {str(file): load_runtime(file) for file in files}
+    runs = {str(file): load_model(file, network, "cpu") for file in files}
     rows = []
     with torch.no_grad():
         for sides in SIDES:
@@ -63,28 +60,6 @@ def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> l
                     same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
                     rows.append(Comparison(name, tuple(image.shape), (found - expected).abs().max().item(), same))
     return rows
-
-
-def load_runtime(path: Path) -> Run:
-    """An exported file as a function from images to logits, on the CPU.
-
-    Raises:
-        BundleError: see `compare`.
-    """
-    if not path.is_file():
-        raise BundleError(f"{path} does not exist: write it by `python -m scripts.export {path.suffix[1:] or 'ts'}`.")
-    if path.suffix == ".ts":
-        return torch.jit.load(str(path), map_location="cpu").eval()
-    if path.suffix == ".pt2":
-        return torch.export.load(str(path)).module()
-    if path.suffix != ".onnx":
-        raise BundleError(f"{path} has none of the endings .ts, .pt2 and .onnx, so its runtime is not known.")
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise BundleError(f"{path} needs ONNX Runtime: pip install -r requirements-export.txt.")
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(["pred"], {"image": image.numpy()})[0])
 
 
 def table(rows: Sequence[Comparison]) -> str:

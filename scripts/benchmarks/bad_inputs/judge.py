@@ -81,7 +81,8 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
     if touched:
         return Verdict(f"changed {touched[0]}", sentence)
     if ground.command in kind.right:
-        return Verdict(_right(ground, done, finished), sentence)
+        outcome = _right(ground, done, finished)
+        return Verdict(outcome, "" if outcome == RIGHT else sentence)
     if done.code == 0:
         return Verdict("ended with 0", sentence)
     if finished:

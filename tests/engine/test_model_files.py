@@ -49,7 +49,7 @@ def test_each_file_gives_the_network_as_it_is_used(name, folder) -> None:
         ("damaged.pt", "damaged.pt cannot be read as weights"),
         ("damaged.ts", "damaged.ts cannot be read as a model"),
         ("damaged.pt2", "damaged.pt2 cannot be read as a model"),
-        ("list.pt", "list.pt does not fit the network of this configuration"),
+        ("list.pt", "list.pt does not fit the network of the config files"),
     ],
 )
 def test_a_file_that_is_no_model_is_told_in_one_sentence(name, told, folder) -> None:
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_model_is_told_in_one_sentence(name, told, folder) -> 
 
 
 def test_weights_of_another_network_are_refused(folder) -> None:
-    with pytest.raises(BundleError, match=r"model\.pt does not fit the network of this configuration"):
+    with pytest.raises(BundleError, match=r"model\.pt does not fit the network of the config files"):
         load_model(folder / "model.pt", network(classes=2), "cpu")
 
 

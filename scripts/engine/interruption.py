@@ -9,10 +9,12 @@ import signal
 import threading
 from types import FrameType
 
-import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 
+from scripts.engine.run_length import last_step
 from scripts.engine.run_state import RunState
+from scripts.functional.ranks import from_first_rank, sum_over_ranks
 
 logger = logging.getLogger("Interruption")
 
@@ -52,18 +54,19 @@ class StopOnSignal:
         Raises:
             SystemExit: then.
         """
-        received = self.received
-        if idist.get_world_size() > 1:
-            received = int(idist.all_reduce(received, "MAX"))
-        if not received:
+        votes = torch.tensor([float(self.received == number) for number in SIGNALS])
+        sum_over_ranks([votes])
+        if not bool(votes.any()):
             return
-        self._restore(engine)
+        received = SIGNALS[int(votes.argmax())]
         step = engine.state.iteration
-        if step >= self.run_state.max_steps:
+        if step >= last_step(engine, self.run_state.max_steps):
             return  # nothing is left to do: the run ends by itself
-        path = self.run_state.save(engine)
+        # All wait for the first rank's file: `torchrun` kills those that are left as soon as one has ended.
+        path = from_first_rank(lambda: self.run_state.save(engine))
+        self._restore(engine)
         logger.warning(
-            f"Stopped by {signal.Signals(received).name} after step {step}, saved in {path}. The same command with "
+            f"Stopped by {received.name} after step {step}, saved in {path}. The same command with "
             "--resume true goes on from there."
         )
         engine.logger.addFilter(lambda record: "due to exception" not in record.getMessage())  # it is no error

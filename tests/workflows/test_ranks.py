@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from scripts.benchmarks.ranks import settings, train_and_record
+from scripts.whole_files import is_damaged
 from scripts.workflows.start import find_mistake
 from tests.rank_processes import run_ranks, start_ranks
 
@@ -102,6 +103,26 @@ def test_a_killed_rank_stops_the_other_and_one_or_two_ranks_go_on_as_if_never_st
     for resumed in (alone, *both):
         assert 1 not in resumed["steps"], "it began anew"
         assert_same_up_to_rounding(resumed["steps"][4], whole["steps"][4])
+
+
+def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_state_saved(tiny_demo, tmp_path) -> None:
+    """torchrun kills those that are left as soon as one has ended: none may end before the first rank has written."""
+    folder = tmp_path / "told"
+    given = arguments("train", 2, tiny_demo, folder, max_steps=200, val_interval=200, save_interval=2)
+    processes = start_ranks(2, tmp_path / "ranks", train_and_record, *given, join=False)
+    while not (folder / "models/state_00000002.pt").exists():
+        assert all(process.is_alive() for process in processes), "the run ended before a rank could be told"
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(60)
+    for rank in range(2):
+        _, error = torch.load(tmp_path / f"ranks/{rank}.pt")
+        assert "SystemExit: 143" in error
+    assert not list((folder / "models").glob(".*"))
+    newest = max((folder / "models").glob("state_*.pt"))
+    assert not is_damaged(newest)
+    assert 2 <= torch.load(newest, weights_only=True)["run"]["step"] < 200
 
 
 def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:

@@ -59,12 +59,9 @@ def make_workflow(tiny_demo: Path, tmp_path: Path) -> Callable[..., ConfigWorkfl
     def make(*files: str, workflow_type: str = "train", run_id: str = "run", **overrides: Any) -> ConfigWorkflow:
         values = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models"), **overrides}
         if workflow_type == "train":
-            values = {
-                **TINY,
-                "data_source": str(tiny_demo),
-                "dataset_dir": str(tiny_demo),
-                **values,
-            }
+            values = {**TINY, "data_source": str(tiny_demo), "dataset_dir": str(tiny_demo), **values}
+        else:
+            values = {"bundle_root": str(ROOT), "device": "cpu", **values}
         workflow = ConfigWorkflow(
             config_file=[str(ROOT / "configs" / file) for file in files],
             workflow_type=workflow_type,

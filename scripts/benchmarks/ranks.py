@@ -29,6 +29,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.utils import parameters_to_vector
 
+from scripts.benchmarks.rows import append_row
 from scripts.data.demo import ensure_demo_dataset
 from scripts.functional.ranks import is_first_rank, rank
 
@@ -224,19 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for precision in options.precisions:
             for method in options.methods:
                 rows = compare(method, precision == "float64", options.steps, demo, options.control)
-                _append(rows, options.output)
-
-
-def _append(rows: Sequence[Mapping[str, Any]], output: Path | None) -> None:
-    csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n").writerows(rows)
-    sys.stdout.flush()
-    if output is not None:
-        new = not output.exists()
-        with output.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+                csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n").writerows(rows)
+                sys.stdout.flush()
+                for row in rows if options.output is not None else ():
+                    append_row(options.output, COLUMNS, row)
 
 
 if __name__ == "__main__":

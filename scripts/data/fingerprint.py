@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import nibabel
@@ -12,14 +12,12 @@ import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
 from scripts.data.label_tally import MOST_VALUES, tally
+from scripts.data.progress import Progress
 from scripts.data.volumes import read_header, read_voxels
 from scripts.errors import BundleError
 
 VOXELS_A_CASE = 10_000  # foreground voxels that a case gives to the intensities, evenly over its foreground
 PERCENTILES = (0.5, 99.5)
-
-Progress = Callable[[Iterable, str], Iterable]
-"""Wraps what is looped over in a progress bar with a title."""
 
 
 @dataclass(frozen=True)

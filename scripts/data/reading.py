@@ -18,6 +18,9 @@ from scripts.errors import BundleError
 TOLERANCE_MM = 0.01
 """How far the corners of two files may lie apart that are channels of one image."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Beyond it a number is infinite to the network."""
+
 
 class VolumeReader(ImageReader):
     """Reads `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha`, `.mhd` and folders of DICOM slices (`scripts.data.volumes`).
@@ -77,8 +80,7 @@ def check_finite(header: VolumeHeader, voxels: np.ndarray) -> None:
     Raises:
         BundleError: for NaN, infinity, or a number that float32 does not hold.
     """
-    largest = float(np.finfo(np.float32).max)
-    if voxels.dtype.kind == "f" and not (-largest <= voxels.min() and voxels.max() <= largest):  # NaN is in no order
+    if voxels.dtype.kind == "f" and not (voxels.min() >= -LARGEST and voxels.max() <= LARGEST):  # NaN is in no order
         raise BundleError(
             f"{header.path} holds NaN, infinity or numbers beyond 32 bits, which turn every normalised voxel into NaN: "
             "write a number there, or leave the case out."

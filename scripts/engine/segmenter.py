@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from monai.inferers import SlidingWindowInferer
 
 from scripts.data.block_resampling import BlockResampler
 from scripts.data.block_spacing import with_block_spacing
+from scripts.data.image_lists import ImageFiles
 from scripts.data.volumes import VolumeHeader, read_header
 from scripts.engine.row_stitching import longest_axis, stitched_rows
 from scripts.errors import BundleError
 from scripts.functional.certainty import ClassSums, normalised_entropy
-
-ImageFiles = str | Sequence[str]
-"""One file or DICOM folder, or one for each channel."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.cases import ending_of
+from scripts.data.cases import case_name
 from scripts.data.image_lists import ImageFiles, first_file
 from scripts.data.label_values import declared_values
 from scripts.data.volume_files import output_ending, write_volume
@@ -116,4 +116,4 @@ class CaseOutputs:
 def sidecar_of(path: str | Path) -> Path:
     """The JSON file beside a label volume: `a_seg.nii.gz` to `a_seg.json`."""
     path = Path(path)
-    return path.with_name(path.name[: -len(ending_of(path) or "") or None] + ".json")
+    return path.with_name(f"{case_name(path)}.json")

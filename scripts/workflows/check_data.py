@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from scripts.data.cases import CaseLists, images_of
 from scripts.data.checks.case import Expected
@@ -18,7 +14,9 @@ from scripts.data.checks.labels import Classes
 from scripts.data.checks.pairing import labels_alone
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.label_values import declared_values
+from scripts.data.progress import progress_bar
 from scripts.errors import BundleError
+from scripts.workflows.csv_text import csv_text
 from scripts.workflows.findings_table import table_of
 from scripts.workflows.generated_files import write_whole
 
@@ -70,7 +68,7 @@ def check_data(
     lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
     findings += labels_alone(*named_files(dataset_dir, datalist))
     show(_what_is_read(lists))
-    findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress)
+    findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress_bar)
     findings = in_order(findings)
     path = Path(output_dir) / "check_data.csv"
     write_whole(path, csv_of(findings))
@@ -85,17 +83,8 @@ def check_data(
 
 def csv_of(findings: Iterable[Finding]) -> str:
     """A line for each finding, below `COLUMNS`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for each in findings:
-        writer.writerow([each.severity, each.kind.title, each.role, each.case, each.file, each.sentence])
-    return text.getvalue()
-
-
-def progress(items: Iterable, title: str) -> Iterable:
-    """A progress bar on stderr."""
-    return tqdm(items, desc=title, unit="case", leave=False)
+    rows = [(each.severity, each.kind.title, each.role, each.case, each.file, each.sentence) for each in findings]
+    return csv_text(COLUMNS, rows)
 
 
 def _what_is_read(lists: CaseLists) -> str:

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from scripts.engine.state_files import first_line
+
 HINT = "add --debug true to the command for the traceback"
 RESOLVER = ("monai", "bundle", "reference_resolver.py")
 NO_SUCH_KEY = "is not defined in the config content"
@@ -74,10 +76,7 @@ def _most_telling(chain: list[BaseException]) -> BaseException:
 
 def _words_of(error: BaseException) -> str:
     """The message's first line with the kind of error, as a bare `KeyError` says no more than a name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
-        lines = lines[1:]  # torch names what does not fit in the second line
-    if any("weights_only" in line for line in lines):  # torch goes on to advise the one thing not to do
+    if "weights_only" in str(error):  # torch goes on to advise the one thing not to do
         return "it holds more than weights, or none, and is not loaded"
-    text = lines[0].rstrip(".:")[:LONGEST] if lines else ""
+    text = first_line(error).rstrip(".:")[:LONGEST] if str(error).strip() else ""
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

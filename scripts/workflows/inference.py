@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from scripts.engine.segmenter import Segmentation, Segmenter
 from scripts.engine.state_files import first_line
 from scripts.errors import BundleError
 from scripts.workflows.case_outputs import CaseOutputs
+from scripts.workflows.csv_text import csv_text
 from scripts.workflows.generated_files import write_whole
 from scripts.workflows.start import find_mistake
 
@@ -113,12 +112,3 @@ def volume_rows(name: str, result: Segmentation, outputs: CaseOutputs) -> Iterat
     named = zip(outputs.label_names, outputs.values, voxels.tolist(), strict=True)
     for structure, value, count in list(named)[1:]:
         yield name, structure, value, count, f"{count * millilitres:.3f}"
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

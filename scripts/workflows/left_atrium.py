@@ -10,12 +10,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from tqdm import tqdm
 
+from scripts.data.progress import progress_bar
 from scripts.data.split import choose_tests, number_of_tests
+from scripts.data.volume_files import write_volume
 from scripts.data.volumes import read_volume
 from scripts.errors import BundleError
-from scripts.whole_files import written_whole
 from scripts.workflows.generated_files import write_whole
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
@@ -60,7 +60,7 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
     chosen = {source.name: source for source in sources}
     for part in ("images", "labels"):
         (output / part).mkdir(parents=True, exist_ok=True)
-    for name in tqdm([*training, *test], desc="converting", unit="case", leave=False):
+    for name in progress_bar([*training, *test], "converting"):
         _write_case(chosen[name], output, crop)
     content = {
         "name": "left_atrium",
@@ -160,8 +160,7 @@ def _write_case(source: Source, output: Path, crop: bool) -> None:
         image, label = image[box], label[box]
         affine = affine @ nibabel.affines.from_matvec(np.eye(3), [side.start for side in box])
     for part, array in (("images", image), ("labels", label)):
-        with written_whole(output / part / f"{source.name}.nii.gz", ".nii.gz") as beside:
-            nibabel.save(nibabel.Nifti1Image(array, affine), beside)
+        write_volume(output / part / f"{source.name}.nii.gz", array, affine)
 
 
 def _read_nrrd(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from scripts.data.description import Description
 from scripts.data.fingerprint import evenly, measure_grids, measure_intensities, measure_labels
+from scripts.data.progress import progress_bar
 from scripts.errors import BundleError
 from scripts.workflows.dataset_files import copy_cases, datalist_of, lists_the_same, yaml_of
 from scripts.workflows.dataset_plan import CONFIGS, Machine, Plan, classes_of, make_plan
@@ -61,7 +60,7 @@ def _write(
 ) -> list[Path]:
     if request.copy_to is not None and not request.dry_run:
         roots = [p.absolute() for p in (request.folder, request.labels, request.unlabelled) if p is not None]
-        roles = copy_cases(roles, roots, home, progress)
+        roles = copy_cases(roles, roots, home, progress_bar)
     datalist, lists, is_ours = _datalist(request, roles, home)
     names = {str(value): name for value, name in zip(plan.label_values, plan.label_names, strict=True)}
     listed = json_with_digest({"name": request.name, "labels": names, **lists})
@@ -75,11 +74,6 @@ def _write(
         write_whole(path, text)
     show(_closing(list(written), shown, bool(roles.test)))
     return list(written)
-
-
-def progress(items: Iterable, title: str) -> Iterable:
-    """A progress bar on stderr."""
-    return tqdm(items, desc=title, unit="case", leave=False)
 
 
 def _home(request: Request) -> Path:
@@ -118,10 +112,10 @@ def _measure(
     request: Request, roles: Roles, description: Description, source: str, machine: Machine
 ) -> tuple[Findings, Plan]:
     ignore = description.ignore_value if request.ignore_value is None else request.ignore_value
-    grids = measure_grids([case.images for case in roles.all], progress)
-    labels = measure_labels([(case.images[0], case.label) for case in roles.with_label], progress)
+    grids = measure_grids([case.images for case in roles.all], progress_bar)
+    labels = measure_labels([(case.images[0], case.label) for case in roles.with_label], progress_bar)
     sampled = [(case.images, case.label) for case in evenly(roles.labelled, INTENSITY_CASES)]
-    intensities = measure_intensities(sampled, ignore, progress)
+    intensities = measure_intensities(sampled, ignore, progress_bar)
     classes = classes_of(labels, description, request.label_names, ignore)
     plan = make_plan(grids, classes, ignore, intensities, description, bool(roles.unlabelled), machine)
     return Findings(request.folder.absolute(), source, grids, labels, intensities, len(sampled)), plan

@@ -12,8 +12,9 @@ from scripts.data.image_lists import ImageFiles, first_file
 from scripts.engine.segmenter import Segmenter
 from scripts.errors import BundleError
 from scripts.workflows.case_outputs import CaseOutputs
+from scripts.workflows.csv_text import csv_text
 from scripts.workflows.generated_files import write_whole
-from scripts.workflows.inference import csv_text, each_case, report_failures
+from scripts.workflows.inference import each_case, report_failures
 
 logger = logging.getLogger("pseudo_label")
 

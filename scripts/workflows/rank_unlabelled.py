@@ -17,8 +17,9 @@ from scripts.engine.class_embeddings import ClassEmbeddings
 from scripts.engine.segmenter import Segmenter
 from scripts.errors import BundleError
 from scripts.functional.coverage import farthest_first
+from scripts.workflows.csv_text import csv_text
 from scripts.workflows.generated_files import write_whole
-from scripts.workflows.inference import csv_text, each_case, report_failures
+from scripts.workflows.inference import each_case, report_failures
 from scripts.workflows.pseudo_labels import require_unlabelled
 
 logger = logging.getLogger("rank_unlabelled")

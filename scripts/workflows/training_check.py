@@ -15,9 +15,9 @@ from scripts.data.checks.dataset import cases_with_roles, check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
 from scripts.data.prepared import prepared_bytes
+from scripts.data.progress import progress_bar
 from scripts.data.volumes import read_header
 from scripts.errors import BundleError
-from scripts.workflows.check_data import progress
 
 logger = logging.getLogger("check")
 
@@ -46,7 +46,7 @@ def check_before_training(
     """
     roles = ("labelled", "unlabelled", "validation") if with_unlabelled else ("labelled", "validation")
     read = cases_with_roles(cases, *roles)
-    checked = check_all_headers(read, Expected(in_channels, spacing, roi_size), progress)
+    checked = check_all_headers(read, Expected(in_channels, spacing, roi_size), progress_bar)
     findings = [finding for each in checked for finding in each.findings]
     errors = [finding for finding in findings if finding.is_error]
     if errors:

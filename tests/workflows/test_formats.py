@@ -56,12 +56,10 @@ def infer(make_workflow, tmp_path: Path, dataset_dir: Path, **overrides) -> dict
     make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(dataset_dir),
         output_dir=str(tmp_path / "segmented"),
         base_filters=4,
         spacing=[3.0, 3.0, 4.0],
-        device="cpu",
         **overrides,
     ).run()
     return {path.name: nibabel.load(path) for path in (tmp_path / "segmented").glob("*.nii.gz")}

@@ -75,12 +75,10 @@ def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
     make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(folder),
         ckpt_dir=str(bright_is_large_organ),
         output_dir=str(tmp_path / "out"),
         base_filters=4,
-        device="cpu",
         spacing=[1.5, 1.5, 2.0],
     ).run()
     written = list((tmp_path / "out").glob("*.nii.gz"))
@@ -132,11 +130,9 @@ def test_required_properties_of_inference_are_all_there(make_workflow, bright_is
     workflow = make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(tiny_demo / "images"),
         ckpt_dir=str(bright_is_large_organ),
         base_filters=4,
-        device="cpu",
     )
     assert workflow.check_properties() == []
 
@@ -146,11 +142,9 @@ def test_inference_without_model_or_images_says_so(missing, make_workflow, brigh
     workflow = make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(tmp_path),
         ckpt_dir=str(tmp_path / "nothing" if missing == "model" else bright_is_large_organ),
         base_filters=4,
-        device="cpu",
     )
     with pytest.raises(Exception) as caught:
         workflow.run()

@@ -135,14 +135,12 @@ def test_the_run_and_the_evaluator_for_readers_of_bundles_say_the_same(infer, sc
     workflow = make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(scan),
         ckpt_dir=str(models),
         output_dir=str(tmp_path / "stock"),
         base_filters=4,
         roi_size=[32, 16, 16],
         spacing=[3.0, 3.0, 4.0],
-        device="cpu",
     )
     workflow.parser.get_parsed_content("evaluator").run()
     theirs = read(tmp_path / "stock/scan_seg.nii.gz")

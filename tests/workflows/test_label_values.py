@@ -85,13 +85,11 @@ def test_inference_writes_the_files_own_values(values, dtype, first_class_everyw
     make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(folder),
         ckpt_dir=str(first_class_everywhere),
         label_names=["background", "first", "second"],
         label_values=values,
         base_filters=4,
-        device="cpu",
     ).run()
     written = nib.load(tmp_path / "out/a_seg.nii.gz")
     assert written.get_data_dtype() == dtype

@@ -115,7 +115,6 @@ def test_evaluation_is_what_scipy_computes_from_the_files(nearest_brightness, fi
     make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(files / "images"),
         output_dir=str(tmp_path / "masks"),
         **nearest_brightness,

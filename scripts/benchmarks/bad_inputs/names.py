@@ -63,7 +63,7 @@ def _one_name_twice(ground: Ground) -> str:
 
 def _case_called_as_a_path(ground: Ground) -> str:
     name = ground.victim()
-    _list_as(ground, name, {**entry(name), "case": ground.draw.choice(("../../evil", "/tmp/evil", "a/b", ".."))})
+    _list_as(ground, name, {**entry(name), "case": ground.draw.choice(("../../evil", "/elsewhere/evil", "a/b", ".."))})
     return ""
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from scripts.data.cases import ROLES, Case, CaseLists
 from scripts.data.checks.case import CheckedHeaders, Expected, check_headers, check_voxels
@@ -11,9 +11,7 @@ from scripts.data.checks.cohort import Member, unlike_the_rest
 from scripts.data.checks.duplicates import duplicates
 from scripts.data.checks.finding import Finding
 from scripts.data.checks.labels import Classes, absent_classes
-
-Progress = Callable[[Iterable, str], Iterable]
-"""Wraps what is looped over in a progress bar with a title."""
+from scripts.data.progress import Progress
 
 
 def cases_with_roles(lists: CaseLists, *roles: str) -> list[tuple[Case, str]]:

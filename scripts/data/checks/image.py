@@ -9,10 +9,8 @@ import nibabel
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
+from scripts.data.reading import LARGEST
 from scripts.data.volumes import VolumeHeader
-
-LARGEST = float(np.finfo(np.float32).max)
-"""Beyond it a number is infinite to the network."""
 
 
 def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:

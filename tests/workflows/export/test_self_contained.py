@@ -90,7 +90,6 @@ def test_alone_in_a_folder_it_gives_the_labels_of_the_bundle(make_workflow, tmp_
     make_workflow(
         "inference.yaml",
         workflow_type="infer",
-        bundle_root=str(ROOT),
         dataset_dir=str(images),
         ckpt_dir=str(models),
         output_dir=str(tmp_path / "ours"),

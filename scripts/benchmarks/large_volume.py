@@ -10,7 +10,6 @@ The network is configs/inference.yaml's with random weights, which cost as much 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -57,9 +56,23 @@ def measure(folder: Path, base_filters: int, options: Sequence[str]) -> tuple[fl
         *("--bundle_root", str(ROOT), "--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
         *("--output_dir", str(folder / "out"), "--base_filters", str(base_filters), *options),
     ]
-    start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=ROOT)
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, cwd=ROOT)
+    while process.poll() is None:
+        peak = max(peak, _peak_kib(process.pid))
+        time.sleep(0.02)
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - start, peak / 2**20
+
+
+def _peak_kib(process: int) -> int:
+    """Most memory that a process has held so far, KiB; 0 when it has ended.
+
+    Not `getrusage`: there a child begins with the peak of its parent, and all children count together.
+    """
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,8 +20,10 @@ set -euo pipefail
 : "${PROCESSES:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${PORT:=29500}"
 
-# The first node keeps the store where all of them meet.
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The first node keeps the store where all of them meet. All names are read before one is taken: `head` would close the pipe
+# while scontrol still writes, and pipefail would end the job.
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first_node=${nodes[0]:?scontrol names no node of this job}
 
 srun --kill-on-bad-exit=1 \
   torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="$PROCESSES" \

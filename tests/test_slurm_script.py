@@ -11,8 +11,12 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "slurm_train.sh"
 
 
 def words_of(folder: Path, *more: str, **variables: str) -> list[str]:
-    """What `srun` is asked to start, on the two nodes that `scontrol` names."""
-    for name, line in (("scontrol", "printf 'node7\\nnode9\\n'"), ("srun", 'printf "%s\\n" "$@"')):
+    """What `srun` is asked to start, on the two nodes that `scontrol` names.
+
+    It names them slowly: a reader that takes the first and leaves breaks its pipe.
+    """
+    two_nodes = "printf 'node7\\n'; sleep 0.1; printf 'node9\\n'"
+    for name, line in (("scontrol", two_nodes), ("srun", 'printf "%s\\n" "$@"')):
         (folder / name).write_text(f"#!/bin/bash\n{line}\n")
         (folder / name).chmod(0o755)
     job = {"SLURM_JOB_NODELIST": "node[7,9]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "31", "SLURM_GPUS_ON_NODE": "4"}

@@ -63,22 +63,6 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))
 
 
-def test_a_misspelt_override_is_one_sentence_on_the_command_line(clone) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "monai.bundle", "run", "training"),
-            *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone), "--max_step", "5"),
-        ],
-        cwd=clone,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "--max_steps" in done.stderr.splitlines()[-1]
-    assert not (clone / "data").exists(), "the mistake was found only after work had begun"
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)

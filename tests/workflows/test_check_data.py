@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from scripts.benchmarks import forked_command
 from tests.check_folder import SHAPE, CheckFolder
 from tests.volume_files import affine, oblique, save, stored_as
 
@@ -353,16 +352,17 @@ def test_the_command_prints_every_finding_and_ends_with_an_exit_code(folder, tmp
     folder.lists["training"][0]["case"] = "first"
     folder.run()  # writes dataset.json
     command = [
-        *(sys.executable, "-m", "monai.bundle", "run", "check_data"),
-        *("--config_file", "configs/train.yaml", "--data_source", str(folder.root), "--labelled_cases", "4"),
+        *("monai.bundle", "run", "check_data", "--bundle_root", str(ROOT)),
+        *("--config_file", str(ROOT / "configs/train.yaml")),
+        *("--data_source", str(folder.root), "--labelled_cases", "4"),
         *("--label_names", "['background','organ','vessel']", "--spacing", "[1.5,2,2.5]", "--roi_size", "[16,16,16]"),
         *("--output_dir", str(tmp_path / "out")),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "label value 255" in done.stdout and "first" in done.stdout
-    assert "Traceback" not in done.stderr
-    assert "1 error, 0 warnings, 0 notes" in done.stderr.splitlines()[-1]
+    done = forked_command.run(command, tmp_path / "elsewhere")
+    assert done.code == 1
+    assert "label value 255" in done.output and "first" in done.output
+    assert "Traceback" not in done.errors
+    assert "1 error, 0 warnings, 0 notes" in done.errors.splitlines()[-1]
     assert (tmp_path / "out/check_data.csv").read_text() == (folder.output / "check_data.csv").read_text()
 
 

@@ -336,15 +336,17 @@ def test_a_mistake_inside_a_config_is_found_behind_monais_errors(tmp_path):
     assert f"{tmp_path}/nowhere (dataset_dir) does not exist" in str(find_mistake(error))
 
 
-def test_the_command_line_itself_prints_one_sentence_and_fails():
-    # The only test with a process of its own: what sys.argv is there, only there it shows.
-    words = ["run", "training", "--config_file", "configs/train.yaml", "--max_step", "5"]
+def test_the_command_line_itself_prints_one_sentence_and_fails(tmp_path):
+    # In a process of its own: what sys.argv is there, only there it shows.
+    files = ["--config_file", "configs/train.yaml", "--bundle_root", str(tmp_path)]
+    words = ["run", "training", *files, "--max_step", "5"]
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Did you mean --max_steps?" in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir()), "the mistake was found only after work had begun"
 
 
 # ------------------------------------------------------------------ seeds and files

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,13 +47,21 @@ class Verdict:
 
 
 def listing(folder: Path, without: tuple[str, ...] = ()) -> Listing:
-    """Size and time of change of every file below a folder, links not followed."""
+    """Size and time of change of every file below a folder, links not followed.
+
+    Args:
+        folder: where to begin.
+        without: beginnings of relative names that are passed over; folders among them are not entered.
+    """
     found = {}
-    for file in folder.rglob("*"):
-        name = file.relative_to(folder).as_posix()
-        if not name.startswith(without) and not file.is_dir():
-            state = file.lstat()
-            found[name] = (state.st_size, state.st_mtime_ns)
+    for home, inner, names in os.walk(folder):
+        place = Path(home).relative_to(folder)
+        inner[:] = [name for name in inner if not (place / name).as_posix().startswith(without)]
+        for name in names:
+            relative = (place / name).as_posix()
+            if not relative.startswith(without):
+                state = os.lstat(folder / relative)
+                found[relative] = (state.st_size, state.st_mtime_ns)
     return found
 
 

@@ -53,8 +53,8 @@ def try_input(kind: Kind, seed: int, sound: Path, folder: Path) -> tuple[str, in
 
 
 def _bundle() -> dict[str, tuple[int, int]]:
-    """Everything in the bundle's folder except for version control, results, and caches of interpreters."""
-    found = listing(ROOT, (".git", "docs/results"))
+    """Everything in the bundle's folder except for hidden files (an environment has thousands), results and caches."""
+    found = listing(ROOT, (".", "docs/results"))
     return {name: state for name, state in found.items() if "cache" not in name}
 
 

@@ -34,7 +34,8 @@ MODULES = {"monai.bundle": str(monai_command.__file__)}
 def load_libraries() -> None:
     """Load what the libraries load late, and keep arithmetic to one thread, as threads do not live through a fork."""
     torch.set_num_threads(1)
-    dir(itk.Image)
+    for name in ("Image", "VectorImage", "ImageFileReader", "GDCMImageIO", "NrrdImageIO", "MetaImageIO"):
+        getattr(itk, name)  # each loads a part of ITK; the whole of it takes ten seconds
     dir(monai.engines), dir(monai.handlers), dir(monai.transforms)
 
 

@@ -45,6 +45,8 @@ class RunState:
             another value is refused.
         per_rank: those of the settings that every rank has for itself (batch sizes). With another number of ranks they
             may be others.
+        kept: those of the settings that may follow from the number of ranks, but that a resumed run takes from the
+            state (the learning rate, with its schedule): with another number of ranks a difference is told.
 
     Raises:
         BundleError: at the start of a run that is not resumed, if `ckpt_dir` holds an unfinished run; or if a state
@@ -62,6 +64,7 @@ class RunState:
         outdated: Sequence[str | Path] = (),
         settings: Mapping[str, Any] | None = None,
         per_rank: Sequence[str] = (),
+        kept: Sequence[str] = (),
     ) -> None:
         if interval < 1 or keep < 1:
             raise BundleError(f"save_interval and keep must be at least 1, got {interval} and {keep}.")
@@ -71,7 +74,7 @@ class RunState:
         # MONAI's command line gives `--resume false` as a text.
         self.interval, self.max_steps, self.resume = interval, max_steps, str(resume).lower() == "true"
         self.settings = {name: _plain(value) for name, value in (settings or {}).items()}
-        self.per_rank = tuple(per_rank)
+        self.per_rank, self.kept = tuple(per_rank), tuple(kept)
 
     def attach(self, engine: Engine) -> None:
         """Restore or clear at the start, save every `interval` steps and at the last."""
@@ -142,12 +145,17 @@ class RunState:
         return content, path
 
     def _check_settings(self, then: Mapping[str, Any], ranks_then: int, path: Path) -> None:
-        own = self.per_rank if ranks_then != num_ranks() else ()
+        own, kept = (self.per_rank, self.kept) if ranks_then != num_ranks() else ((), ())
         changed = [
             f"{name} {then[name]!r} (now {self.settings[name]!r})"
             for name in self.settings
-            if name in then and then[name] != self.settings[name] and name not in own
+            if name in then and then[name] != self.settings[name] and name not in (*own, *kept)
         ]
+        for name in kept:
+            if name in then and then[name] != self.settings[name]:
+                logger.warning(
+                    f"{name} stays {then[name]!r}, as in {path}; in a new run it would be {self.settings[name]!r}."
+                )
         for name in own:
             if name in then and ranks_then * then[name] != num_ranks() * self.settings[name]:
                 logger.warning(

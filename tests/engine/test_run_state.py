@@ -272,6 +272,20 @@ def test_a_resume_with_other_settings_is_refused_and_names_each(tmp_path):
     assert "--ckpt_dir" in message
 
 
+def test_a_setting_that_follows_from_the_number_of_ranks_is_told_and_no_reason_to_refuse(tmp_path, monkeypatch, caplog):
+    def state(rate, resume):
+        return RunState({}, tmp_path, 1, 3, resume, settings={"rate": rate}, kept=["rate"])
+
+    engine = Engine(lambda *_: None)
+    engine.state.iteration, engine.state.epoch_length = 1, 4
+    state(0.1, False).save(engine)
+    with pytest.raises(BundleError, match=r"rate 0.1 \(now 0.2\)"):
+        state(0.2, True).begin(engine)
+    monkeypatch.setattr("scripts.engine.run_state.num_ranks", lambda: 2)
+    state(0.2, True).begin(engine)
+    assert "rate stays 0.1" in caplog.text
+
+
 # ------------------------------------------------------------------ what lies in the folder
 
 

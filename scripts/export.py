@@ -26,6 +26,9 @@ from scripts.errors import BundleError
 OWN = ("config_file", "ckpt_file", "meta_file", "filepath", "debug")
 """Options of this command; any other is an override of the configuration."""
 
+SHIPPED_DATASET = "datasets/hippocampus.yaml"
+"""Below `configs/`: what `models/model.pt` and `configs/inference.yaml` are of."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module.
@@ -114,12 +117,18 @@ def _json(kind: str, options: dict[str, str]) -> int:
 
 def _zip(kind: str, options: dict[str, str]) -> int:
     from scripts.workflows.export.archive import zip_bundle
+    from scripts.workflows.export.json_twins import twins_of_dataset
     from scripts.workflows.export.settings import ROOT
 
     if "filepath" not in options:
         raise BundleError("Name the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
     path = Path(options["filepath"])
-    names = zip_bundle(ROOT, path, Path(options["ckpt_file"]).parent if "ckpt_file" in options else None)
+    models = Path(options["ckpt_file"]).parent if "ckpt_file" in options else ROOT / "models"
+    files = str([str(ROOT / "configs" / name) for name in ("inference.yaml", SHIPPED_DATASET)])
+    settings = _settings({"config_file": files, **options, "ckpt_file": str(models / "model.pt")})
+    settings.network()  # weights of another dataset would make a bundle that no reader can load
+    twins = {f"configs/{name}": text for name, text in twins_of_dataset(settings).items()}
+    names = zip_bundle(ROOT, path, models, twins)
     print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
     return 0
 

@@ -78,19 +78,25 @@ def run(sites: Sequence[MonaiAlgo], rounds: int) -> list[float]:
         Mean Dice of the averaged weights on the validation cases, before the first round and after each.
     """
     shared = {key: value.cpu() for key, value in sites[0].trainer.network.state_dict().items()}
-    dice = [_validate(sites[0], shared)]
+    dice = [validate(sites[0], shared)]
     for _ in range(rounds):
         states = []
         for site in sites:
             site.train(ExchangeObject(weights=shared), extra={})
             states.append(site.get_weights(extra={}).weights)
         shared = average(states)
-        dice.append(_validate(sites[0], shared))
+        dice.append(validate(sites[0], shared))
     return dice
 
 
-def _validate(site: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> float:
+def validate(site: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> float:
+    """Mean Dice of weights on the site's validation cases."""
     return float(site.evaluate(ExchangeObject(weights=weights), extra={}).metrics["val_mean_dice"])
+
+
+def demo_settings(rounds: int, steps: int) -> dict[str, Any]:
+    """Overrides of `configs/train.yaml` for sites that train so many steps in each of so many rounds."""
+    return {"max_steps": rounds * steps, "train::epoch_length": steps, "save_interval": steps, "device": "cpu"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,12 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40, help="of each site in each round")
     options = parser.parse_args(argv)
     ensure_demo_dataset(options.dataset_dir)
-    settings = {
-        "max_steps": options.rounds * options.steps,
-        "train::epoch_length": options.steps,
-        "save_interval": options.steps,
-        "device": "cpu",
-    }
+    settings = demo_settings(options.rounds, options.steps)
     with tempfile.TemporaryDirectory() as folder:
         lists = site_datalists(options.dataset_dir, Path(folder), options.sites)
         sites = [make_site(number, path, Path(folder), settings) for number, path in enumerate(lists)]

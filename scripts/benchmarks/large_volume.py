@@ -3,7 +3,7 @@
 
     python -m scripts.benchmarks.large_volume --shape 512 512 800
 
-The network is configs/inference.yaml's with random weights, which cost as much as trained ones. Measured is the command
+Network, spacing and window are those of the demo, with random weights, which cost as much as trained ones. Measured is
 `python -m monai.bundle run` itself, in a process of its own. Options that this command does not know go to it.
 """
 
@@ -23,6 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [str(ROOT / "configs" / name) for name in ("inference.yaml", "datasets/demo.yaml")]
 
 
 def make_volume(path: Path, shape: Sequence[int], spacing: Sequence[float]) -> None:
@@ -37,9 +38,9 @@ def make_volume(path: Path, shape: Sequence[int], spacing: Sequence[float]) -> N
 
 
 def make_model(path: Path, base_filters: int) -> None:
-    """Random weights of the network of configs/inference.yaml."""
+    """Random weights of the demo's network."""
     parser = ConfigParser()
-    parser.read_config(ROOT / "configs/inference.yaml")
+    parser.read_config(CONFIGS)
     parser.update({"base_filters": base_filters})
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(parser.get_parsed_content("network_def").state_dict(), path)
@@ -52,7 +53,7 @@ def measure(folder: Path, base_filters: int, options: Sequence[str]) -> tuple[fl
         subprocess.CalledProcessError: if it fails.
     """
     command = [
-        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(ROOT / "configs/inference.yaml")),
+        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS)),
         *("--bundle_root", str(ROOT), "--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
         *("--output_dir", str(folder / "out"), "--base_filters", str(base_filters), *options),
     ]

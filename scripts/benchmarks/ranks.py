@@ -103,7 +103,7 @@ def recorder(workflow: ConfigWorkflow) -> Record:
         parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         record["steps"][engine.state.iteration] = {
-            "loss": float(engine.state.output[Keys.LOSS].detach()),
+            "loss": float(engine.state.output[0][Keys.LOSS].detach()),
             "gradient": torch.cat([g.reshape(-1) for g in gradients]).clone(),
             "weights": parameters_to_vector(parameters).detach().clone(),
             "memory": memory.features.clone(),

@@ -58,6 +58,23 @@ def load_cases(
     return lists
 
 
+def load_cases_if_listed(dataset_dir: str | Path, datalist: str = "dataset.json", **more: Any) -> CaseLists:
+    """`load_cases`, or no case where there is no such datalist: for readers of bundles that bring their own.
+
+    Args:
+        dataset_dir: see `load_cases`.
+        datalist: see `load_cases`.
+        more: further arguments of `load_cases`.
+
+    Raises:
+        BundleError: as `load_cases`, but for a file that is not there.
+    """
+    if (Path(dataset_dir) / datalist).is_file():
+        return load_cases(dataset_dir, datalist, **more)
+    logger.warning(f"{Path(dataset_dir) / datalist} is not there: this run has the cases alone that it is given.")
+    return CaseLists()
+
+
 def read_cases(
     dataset_dir: str | Path,
     datalist: str = "dataset.json",

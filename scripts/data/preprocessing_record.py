@@ -13,8 +13,8 @@ from monai.transforms import Compose, MapTransform, Transform
 Record = list[dict[str, Any]]
 """One entry for each transform, in order: its name under `transform`, and its settings."""
 
-LEFT_OUT = {"LoadImaged", "EnsureChannelFirstd", "EnsureTyped"}
-"""They bring a file into memory: whichever reader does it, the array is the same."""
+LEFT_OUT = {"LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CopyItemsd"}
+"""They bring a file into memory, or give it a second name: whichever does it, the array is the same."""
 
 NOT_SETTINGS = {"keys", "allow_missing_keys", "lazy", "R", "lazy_evaluation"}
 

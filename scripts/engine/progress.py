@@ -41,7 +41,7 @@ class RunProgressBar:
             self.bar = tqdm(total=self.max_steps, initial=step - 1, unit="step", mininterval=interval, desc="training")
         parts = {
             name.removeprefix("Loss/"): value
-            for name, value in self.terms.scalars(engine.state.output[Keys.LOSS]).items()
+            for name, value in self.terms.scalars(engine.state.output[0][Keys.LOSS]).items()
         }
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
         self.bar.update(step - self.bar.n)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 
 from scripts.functional.seeding import derive_seed, seed_generators
 from scripts.terms.weighted import WeightedTerms
@@ -47,6 +48,23 @@ class TermProgress:
     def __call__(self, engine: Engine) -> None:
         """Set the step, counted from 1."""
         self.terms.step = engine.state.iteration
+
+
+class BatchAsItem:
+    """Leave a step's output as a list of one item, the whole batch, where MONAI's handlers look for decollated items.
+
+    A batch of two streams cannot be decollated: it has more images than labels. But MONAI's own way to the loss,
+    `from_engine(["loss"], first=True)`, which its MLflow tracking and other bundles' handlers use, gives a number only
+    where the output is a list.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Act when the step is complete, where MONAI decollates; handlers of earlier events still see the dict."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Wrap the output."""
+        engine.state.output = [engine.state.output]
 
 
 class StopAtStep:

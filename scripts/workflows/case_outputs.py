@@ -26,6 +26,8 @@ from scripts.whole_files import write_text
 class CaseOutputs:
     """Segment a case and write its files.
 
+    Switches may be the texts `true` and `false` too, as they are on MONAI's command line.
+
     Args:
         output_dir: where they go; it is made.
         label_names: of the classes, background first.
@@ -53,6 +55,9 @@ class CaseOutputs:
     postfix: str = "_seg"
 
     def __post_init__(self) -> None:
+        for switch in ("largest_component", "save_probabilities", "save_confidence", "save_uncertainty"):
+            value = getattr(self, switch)
+            setattr(self, switch, value == "true" if value in ("true", "false") else value)
         self.values = declared_values(len(self.label_names), self.label_values)
         output_ending("", self.output_format)
         self.reduced = self._reduced()

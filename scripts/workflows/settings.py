@@ -84,6 +84,10 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_text, value)) and _differ(value)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
+
+
 def _are_label_values(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_whole, value)) and _differ(value)
 
@@ -98,6 +102,7 @@ def _differ(values: Any) -> bool:
 
 TEXT = Rule("a text", _is_text)
 FOLDER = Rule("the path of a folder", _is_text)
+SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # texts on a command line
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
@@ -105,7 +110,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("dataset_name", "datalist", "tap_layer", "checkpoint", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
-    "resume": Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false")),  # texts on a command line
+    **dict.fromkeys(("resume", "save_probabilities", "save_confidence", "save_uncertainty"), SWITCH),
+    "largest_component": Rule(
+        f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
+    ),
+    "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
     "intensity": Rule("a transform, a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
     **dict.fromkeys(("num_workers", "seed", "batch_unlabelled", "validation_cases"), _whole(0)),
     **dict.fromkeys(("max_steps", "val_interval", "save_interval", "keep_states", "batch_labelled"), _whole(1)),
@@ -124,5 +133,5 @@ RULES: dict[str, Rule] = {
     ),
     "label_names": Rule("a list of at least two names that differ, the background's first", _are_names),
     "label_values": _or_null(Rule("a list of at least two whole numbers that differ", _are_label_values)),
-    "flip_axes": Rule("a list of axes among 0, 1, 2, as in [0], or []", _are_axes),
+    **dict.fromkeys(("flip_axes", "mirror_axes"), Rule("a list of axes among 0, 1, 2, as in [0], or []", _are_axes)),
 }

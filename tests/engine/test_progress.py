@@ -27,7 +27,7 @@ def training(step=lambda iteration: None, max_steps=5, start=0):
     def update(engine, batch):
         step(engine.state.iteration)
         prediction = {"logits": torch.ones(1, 2, 1, 1, 1), "features": torch.ones(1, 2, 1, 1, 1)}
-        return {"loss": terms(prediction, torch.zeros(1, 1, 1, 1, 1))}
+        return [{"loss": terms(prediction, torch.zeros(1, 1, 1, 1, 1))}]  # as BatchAsItem leaves it
 
     engine = Engine(update)
     engine.logger.disabled = True

@@ -54,7 +54,7 @@ def mixed(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def infer(make_workflow, tmp_path: Path, dataset_dir: Path, **overrides) -> dict[str, nibabel.Nifti1Image]:
     make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(dataset_dir),
         output_dir=str(tmp_path / "segmented"),

@@ -73,7 +73,7 @@ def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
     folder.mkdir()
     nib.save(nib.Nifti1Image(image, affine), folder / "Case 1.v2.nii.gz")
     make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(folder),
         ckpt_dir=str(bright_is_large_organ),
@@ -95,9 +95,15 @@ def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
     assert dice > 0.8
 
 
-def test_preprocessing_of_inference_is_that_of_training() -> None:
-    train = ConfigParser.load_config_file(str(ROOT / "configs/train.yaml"))
-    infer = ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml"))
+@pytest.mark.parametrize("dataset", [None, *sorted(path.name for path in (ROOT / "configs/datasets").glob("*.yaml"))])
+def test_preprocessing_of_inference_is_that_of_training(dataset) -> None:
+    """With each dataset's file behind both; `None`: by itself it is for the model that comes with the bundle."""
+
+    def load(name: str, behind: str | None) -> dict:
+        files = [name] if behind is None else [name, f"datasets/{behind}"]
+        return ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])
+
+    train, infer = load("train.yaml", dataset or "hippocampus.yaml"), load("inference.yaml", dataset)
     mine = [
         t for t in infer["preprocessing"]["transforms"] if not (isinstance(t, dict) and t["_target_"] == "EnsureTyped")
     ]
@@ -128,7 +134,7 @@ def test_preprocessing_of_inference_is_that_of_training() -> None:
 
 def test_required_properties_of_inference_are_all_there(make_workflow, bright_is_large_organ, tiny_demo) -> None:
     workflow = make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(tiny_demo / "images"),
         ckpt_dir=str(bright_is_large_organ),
@@ -140,7 +146,7 @@ def test_required_properties_of_inference_are_all_there(make_workflow, bright_is
 @pytest.mark.parametrize("missing", ["model", "images"])
 def test_inference_without_model_or_images_says_so(missing, make_workflow, bright_is_large_organ, tmp_path) -> None:
     workflow = make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(tmp_path),
         ckpt_dir=str(tmp_path / "nothing" if missing == "model" else bright_is_large_organ),

@@ -38,7 +38,7 @@ def infer(make_workflow, models: Path, tmp_path: Path):
 
     def run(source, name: str = "out", **overrides) -> Path:
         make_workflow(
-            "inference.yaml",
+            *("inference.yaml", "datasets/demo.yaml"),
             workflow_type="infer",
             **{
                 "bundle_root": str(ROOT),
@@ -133,7 +133,7 @@ def test_what_fails_is_named_and_the_others_go_on(infer, tmp_path) -> None:
 def test_the_run_and_the_evaluator_for_readers_of_bundles_say_the_same(infer, scan, make_workflow, models, tmp_path):
     mine = read(infer(scan) / "scan_seg.nii.gz")
     workflow = make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(scan),
         ckpt_dir=str(models),
@@ -216,6 +216,14 @@ def test_the_largest_part_of_a_structure_can_be_kept(infer, scan) -> None:
     sizes = [int((parts == part).sum()) for part in range(1, count + 1)]
     assert int((kept == value).sum()) == max(sizes)
     assert np.array_equal(kept[label != value], label[label != value])
+
+
+def test_switches_are_the_same_as_words_of_a_command_line(infer, scan) -> None:
+    """MONAI's command line hands `--save_confidence false` on as a text, which Python takes for true."""
+    out = infer(scan, save_confidence="false", save_uncertainty="true", largest_component="true")
+    kept = read(infer(scan, "kept", largest_component=True) / "scan_seg.nii.gz")
+    assert not (out / "scan_confidence.nii.gz").exists() and (out / "scan_uncertainty.nii.gz").exists()
+    assert np.array_equal(read(out / "scan_seg.nii.gz"), kept)
 
 
 @pytest.mark.parametrize("form", ["python list", "txt", "json"])

@@ -83,7 +83,7 @@ def test_inference_writes_the_files_own_values(values, dtype, first_class_everyw
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.diag([*SPACING, 1.0])), folder / "a.nii.gz")
     make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(folder),
         ckpt_dir=str(first_class_everywhere),

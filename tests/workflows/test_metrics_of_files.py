@@ -113,7 +113,7 @@ def test_evaluation_is_what_scipy_computes_from_the_files(nearest_brightness, fi
         **nearest_brightness,
     ).run()
     make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(files / "images"),
         output_dir=str(tmp_path / "masks"),

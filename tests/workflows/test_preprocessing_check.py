@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def preprocessing(**overrides):
     parser = ConfigParser()
-    parser.read_config(str(ROOT / "configs/inference.yaml"))
+    parser.read_config([str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")])
     for key, value in overrides.items():
         parser[key] = value
     return parser.get_parsed_content("preprocessing")
@@ -39,6 +39,16 @@ def test_training_leaves_its_preprocessing_in_the_model_and_only_another_one_war
         found = warn_of_other_preprocessing(trained, preprocessing())
     assert found == ["Spacingd spacing_transform.pixdim [3.0, 3.0, 4.0] then, [2.0, 2.0, 2.5] now"]
     assert "model.pt was trained with another preprocessing" in caplog.text
+
+
+def test_evaluation_has_the_preprocessing_of_training() -> None:
+    """It first gives the image a second name, for pictures; a warning of that would be false."""
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs/train.yaml"), str(ROOT / "configs/evaluate.yaml")])
+    trained, here = (
+        describe_preprocessing(parser.get_parsed_content(f"{part}::preprocessing")) for part in ("validate", "evaluate")
+    )
+    assert here == trained != []
 
 
 def test_the_best_model_carries_the_same_record(train, tmp_path) -> None:

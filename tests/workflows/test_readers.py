@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from monai.transforms import SaveImaged
 
+from scripts.export import main
 from tests.conftest import TINY
+from tests.volume_files import affine, save, volume
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,10 +42,13 @@ def test_transforms_are_built_where_no_image_lies(ending, bundle, monkeypatch) -
     assert isinstance(parser.get_parsed_content("postprocessing").transforms[-1], SaveImaged)
 
 
-def label_request(bundle: Path, tiny_demo: Path, handlers: list, **more) -> None:
-    """`monai.bundle.run` as MONAI Label's training task calls it, on three of the demo's cases."""
+def demo_cases(tiny_demo: Path) -> list[dict[str, str]]:
     images = sorted((tiny_demo / "images").iterdir())[:3]
-    cases = [{"image": str(i), "label": str(i).replace("/images/", "/labels/")} for i in images]
+    return [{"image": str(i), "label": str(i).replace("/images/", "/labels/")} for i in images]
+
+
+def label_request(bundle: Path, cases: list[dict[str, str]], handlers: list, **more) -> None:
+    """`monai.bundle.run` as MONAI Label's training task calls it: all but the last of the cases train."""
     small = {key: value for key, value in TINY.items() if key not in ("bundle_root", "device", "max_steps")}
     run_bundle(
         run_id="run",
@@ -52,12 +59,12 @@ def label_request(bundle: Path, tiny_demo: Path, handlers: list, **more) -> None
         **{
             "bundle_root": str(bundle),
             "train#trainer#max_epochs": 1,
-            "train#dataset#data": cases[:2],
+            "train#dataset#data": cases[:-1],
             "device": torch.device("cpu"),
             "train#handlers": handlers,
-            "validate#dataset#data": cases[2:],
+            "validate#dataset#data": cases[-1:],
         },
-        **{**small, "train#epoch_length": 2, "data_source": str(tiny_demo), "dataset_dir": str(tiny_demo), **more},
+        **{**small, "train#epoch_length": 2, **more},
     )
 
 
@@ -65,7 +72,8 @@ def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) 
     """Cases without names, no unlabelled ones, one epoch, then another from the model that came of it."""
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
-    label_request(bundle, tiny_demo, handlers)
+    demo = {"data_source": str(tiny_demo), "dataset_dir": str(tiny_demo)}
+    label_request(bundle, demo_cases(tiny_demo), handlers, **demo)
     model = bundle / "models/model.pt"
     first = torch.load(model, weights_only=True)
     loader = {
@@ -74,9 +82,33 @@ def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) 
         "load_dict": {"model": "$@network"},
         "strict": False,
     }
-    label_request(bundle, tiny_demo, [loader, *handlers])
+    label_request(bundle, demo_cases(tiny_demo), [loader, *handlers], **demo)
     second = torch.load(model, weights_only=True)
     assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_not(tmp_path, monkeypatch) -> None:
+    """MONAI Label on the unpacked zip: cases of its own, the hippocampus' classes, no datalist."""
+    assert main(["zip", "--filepath", str(tmp_path / "B.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
+        archive.extractall(tmp_path)
+    bundle, cases = tmp_path / "B", []
+    for number in range(3):
+        image = volume((34, 40, 30))
+        case = {"image": tmp_path / f"{number}.nii.gz", "label": tmp_path / f"{number}_label.nii.gz"}
+        save(case["image"], image, affine())
+        save(case["label"], np.digitize(image, np.quantile(image, [0.6, 0.8])).astype(np.uint8), affine())
+        cases.append({key: str(path) for key, path in case.items()})
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    model = bundle / "models/model.pt"
+    shipped = torch.load(model, weights_only=True)
+    loader = {"_target_": "CheckpointLoader", "load_path": str(model), "load_dict": {"model": "$@network"}}
+    handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
+    label_request(bundle, cases, [loader, *handlers], base_filters=8)
+    trained = torch.load(model, weights_only=True)
+    assert {key: value.shape for key, value in trained.items()} == {key: v.shape for key, v in shipped.items()}
+    assert any(not torch.equal(trained[key], shipped[key]) for key in shipped)
 
 
 def test_cases_that_a_reader_brings_are_alone_in_the_run(make_workflow, tiny_demo) -> None:

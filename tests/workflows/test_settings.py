@@ -25,7 +25,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("spacing", [1, 1]), ("spacing", [1, 1, 0]), ("spacing", 1), ("roi_size", 5), ("roi_size", [32, 32, 1.5]),
         ("label_names", ["background"]), ("label_names", ["a", "a"]), ("label_names", "ab"), ("label_names", ["a", 1]),
         ("label_values", [0, 0]), ("label_values", [0, 0.5]), ("flip_axes", [3]), ("flip_axes", 0), ("datalist", ""),
-        ("dataset_dir", 5), ("ignore_value", "none"),
+        ("dataset_dir", 5), ("ignore_value", "none"), ("save_confidence", "maybe"), ("save_probabilities", 1.5),
+        ("save_uncertainty", None), ("largest_component", 2), ("largest_component", []), ("mirror_axes", [3]),
+        ("output_format", "dicom"),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value) -> None:
@@ -39,7 +41,8 @@ def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value
     ("key", "value"),
     [
         ("max_steps", 1), ("resume", "true"), ("num_workers", 0), ("labelled_cases", None), ("ignore_value", 255),
-        ("label_values", [0, 255]),
+        ("label_values", [0, 255]), ("save_confidence", False), ("save_uncertainty", "true"), ("mirror_axes", [0, 2]),
+        ("largest_component", True), ("largest_component", ["liver", "left lung"]), ("output_format", "input"),
         ("spacing", (0.5, 1, 2.0)), ("flip_axes", []), ("unlabelled_from", 0), ("teacher_decay", 1.0),
         ("spacing", "$[1, 2, 3]"), ("max_steps", "@other"), ("nobody_knows", "abc"),
     ],

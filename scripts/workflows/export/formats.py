@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from scripts.errors import BundleError
 from scripts.whole_files import written_whole
+from scripts.workflows.export.metadata import bundle_metadata
 from scripts.workflows.export.self_contained import self_contained
 from scripts.workflows.export.settings import ExportSettings
 
@@ -34,7 +35,7 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
     """
     settings.network()
     with _folder_beside(path) as folder:
-        files = {"inference.json": self_contained(settings), "metadata.json": settings.metadata()}
+        files = {"inference.json": self_contained(settings), "metadata.json": bundle_metadata(settings)}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
         ckpt_export(
@@ -57,7 +58,10 @@ def export_program(settings: ExportSettings, path: Path) -> None:
         BundleError: if weights and network do not fit.
     """
     program = _program(settings)
-    extra = {"metadata.json": json.dumps(settings.metadata()), "inference.json": json.dumps(self_contained(settings))}
+    extra = {
+        "metadata.json": json.dumps(bundle_metadata(settings)),
+        "inference.json": json.dumps(self_contained(settings)),
+    }
     # torch wants the ending .pt2, which a file written beside its name has not.
     with _folder_beside(path) as folder:
         torch.export.save(program, folder / path.name, extra_files=extra)

@@ -35,9 +35,11 @@ class ExportSettings:
         ckpt_file: str | Path | None = None,
         meta_file: str | Path | None = None,
     ) -> None:
+        self.config_files = [str(file) for file in config_files] or [str(ROOT / "configs/inference.yaml")]
+        self.overrides = dict(overrides or {})
         self.parser = ConfigParser()
-        self.parser.read_config([str(file) for file in config_files] or [str(ROOT / "configs/inference.yaml")])
-        for key, value in {"bundle_root": str(ROOT), **(overrides or {})}.items():
+        self.parser.read_config(self.config_files)
+        for key, value in {"bundle_root": str(ROOT), **self.overrides}.items():
             self.parser[key] = value
         self.ckpt_file = Path(ckpt_file or Path(self.value("ckpt_dir"), self.value("checkpoint")))
         self.meta_file = Path(meta_file or ROOT / "configs/metadata.json")
@@ -87,15 +89,3 @@ class ExportSettings:
                 "network's settings (--base_filters) of its training."
             ) from error
         return network
-
-    def metadata(self) -> dict[str, Any]:
-        """The bundle's metadata, with channels and classes of this configuration in `network_data_format`."""
-        content = json.loads(self.meta_file.read_text(encoding="utf-8"))
-        data_format, names = content["network_data_format"], self.value("label_names")
-        image, pred = data_format["inputs"]["image"], data_format["outputs"]["pred"]
-        if image["num_channels"] != self.value("in_channels"):
-            image["num_channels"] = self.value("in_channels")
-            image["channel_def"] = {str(c): f"image {c}" for c in range(image["num_channels"])}
-        pred["num_channels"] = len(names)
-        pred["channel_def"] = {str(c): name for c, name in enumerate(names)}
-        return content

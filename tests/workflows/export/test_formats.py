@@ -41,7 +41,7 @@ SMALL = {
 @pytest.fixture
 def settings(tmp_path: Path) -> ExportSettings:
     torch.manual_seed(0)
-    network = UNet(spatial_dims=3, in_channels=1, out_channels=4, channels=[4, 8], strides=[2])
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=[4, 8], strides=[2])
     torch.save(network.state_dict(), tmp_path / "model.pt")
     return ExportSettings(overrides=SMALL, ckpt_file=tmp_path / "model.pt")
 
@@ -60,7 +60,7 @@ def test_parity_sees_other_weights(settings, tmp_path) -> None:
     """Without this the test above could pass because nothing is compared."""
     EXPORTERS["ts"](settings, tmp_path / "model.ts")
     state = torch.load(tmp_path / "model.pt", weights_only=True)
-    state["model.2.conv.bias"] += 0.01 * torch.arange(4)
+    state["model.2.conv.bias"] += 0.01 * torch.arange(3)
     torch.save(state, tmp_path / "model.pt")
     assert not any(row.passes for row in compare(settings, [tmp_path / "model.ts"]))
 
@@ -116,7 +116,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(words, says, capsys) -> N
 
 def test_the_command_writes_beside_the_weights_and_parity_finds_it_there(tmp_path, capsys) -> None:
     torch.manual_seed(0)
-    torch.save(VNet(1, 4, base_filters=2, norm="instance").state_dict(), tmp_path / "model.pt")
+    torch.save(VNet(1, 3, base_filters=2, norm="instance").state_dict(), tmp_path / "model.pt")
     common = ["--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", "2"]
     assert main(["ts", *common]) == 0
     assert main(["parity", *common]) == 0

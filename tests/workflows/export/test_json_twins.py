@@ -35,9 +35,9 @@ def test_monai_loads_the_trained_network_by_the_bundles_name(tmp_path, monkeypat
     bundle = tmp_path / "demo_bundle"
     shutil.copytree(CONFIGS, bundle / "configs")
     (bundle / "models").mkdir()
-    torch.manual_seed(0)
-    network = VNet(1, 4, base_filters=8, norm="instance")
-    torch.save(network.state_dict(), bundle / "models/model.pt")
+    shutil.copy(CONFIGS.parent / "models/model.pt", bundle / "models")
+    network = VNet(1, 3, base_filters=8, norm="instance")
+    network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
     monkeypatch.syspath_prepend(str(CONFIGS.parent))
     loaded = monai.bundle.load(
         name="demo_bundle", bundle_dir=str(tmp_path), source="github", workflow_type="inference", device="cpu"

@@ -86,9 +86,10 @@ def test_alone_in_a_folder_it_gives_the_labels_of_the_bundle(make_workflow, tmp_
     models.mkdir(parents=True)
     torch.save(VNet(1, 4, base_filters=4, norm="instance").state_dict(), models / "model.pt")
     overrides = {"base_filters": 4, "label_values": [0, 7, 300, 1], "device": "cpu", "roi_size": [32, 32, 16]}
-    export_torchscript(ExportSettings(overrides=overrides, ckpt_file=models / "model.pt"), models / "model.ts")
+    files = [ROOT / "configs/inference.yaml", ROOT / "configs/datasets/demo.yaml"]
+    export_torchscript(ExportSettings(files, overrides, models / "model.pt"), models / "model.ts")
     make_workflow(
-        "inference.yaml",
+        *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(images),
         ckpt_dir=str(models),

@@ -21,7 +21,7 @@ def measure_command(words: Sequence[str], folder: Path) -> tuple[float, float]:
     process = subprocess.Popen(command, cwd=folder)
     while process.poll() is None:
         peak = max(peak, _peak_kib(process.pid))
-        time.sleep(0.02)
+        time.sleep(0.1)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
     return time.perf_counter() - start, peak / 2**10

@@ -16,6 +16,7 @@ For a model of another dataset give the config files of its inference, and what 
 from __future__ import annotations
 
 import ast
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,12 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; see the module.
 
     Returns:
-        The exit code: 1 if an exported file differs from PyTorch, 2 for a mistake in files or options.
+        The exit code: 1 if an exported file differs from PyTorch or anything failed that nobody foresaw, 2 for a
+            mistake in files or options.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help") or words[0] not in ACTIONS:
         print(__doc__ if words[:1] and words[0] in ("-h", "--help") else f"Error: name one of {', '.join(ACTIONS)}.")
         return 0 if words[:1] and words[0] in ("-h", "--help") else 2
+    from scripts.workflows.error_sentence import sentence_of
     from scripts.workflows.overrides import parse_words
 
     options, alone = parse_words(words[1:])
@@ -47,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if alone:
             raise BundleError(f"'{alone[0]}' stands alone on the command line: write --NAME VALUE.")
         return ACTIONS[words[0]](words[0], options)
-    except BundleError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if "debug" in options:
             raise
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        mistake = isinstance(error, BundleError)
+        print(f"\nError: {error if mistake else sentence_of(error, options)}", file=sys.stderr)
+        return 2 if mistake else 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _settings(options: dict[str, str]) -> Any:

@@ -8,6 +8,7 @@ any other. It differs from a fresh one in that imports are done, and that arithm
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import runpy
 import signal
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import ignite.engine  # noqa: F401 - loaded once here for all children
 import itk
@@ -81,6 +83,7 @@ def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], 
         sys.stdout, sys.stderr = (open(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
         sys.excepthook = sys.__excepthook__
         faulthandler.disable()
+        _log_to(sys.stdout)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ.update(environment)
@@ -106,6 +109,14 @@ def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _log_to(stream: TextIO) -> None:
+    """Point all loggers that write to a stream to this one: MONAI's hold the stream of the process that loaded it."""
+    loggers = (logging.getLogger(), *logging.getLogger().manager.loggerDict.values())
+    for handler in [handler for logger in loggers for handler in getattr(logger, "handlers", ())]:
+        if type(handler) is logging.StreamHandler:
+            handler.stream = stream  # `setStream` would flush the other, which may be closed
 
 
 def wait(process: int, timeout: float) -> int | None:

@@ -10,10 +10,7 @@ Network, spacing and window are those of the demo, with random weights, which co
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +18,8 @@ import nibabel
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+
+from scripts.benchmarks.peak_memory import measure_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [str(ROOT / "configs" / name) for name in ("inference.yaml", "datasets/demo.yaml")]
@@ -46,34 +45,13 @@ def make_model(path: Path, base_filters: int) -> None:
     torch.save(parser.get_parsed_content("network_def").state_dict(), path)
 
 
-def measure(folder: Path, base_filters: int, options: Sequence[str]) -> tuple[float, float]:
-    """Seconds and GiB that the command takes for `folder/scan.nii`.
-
-    Raises:
-        subprocess.CalledProcessError: if it fails.
-    """
-    command = [
-        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIGS)),
+def words_of(folder: Path, base_filters: int, options: Sequence[str]) -> list[str]:
+    """The command for `folder/scan.nii`, behind `python -m`."""
+    return [
+        *("monai.bundle", "run", "--config_file", str(CONFIGS)),
         *("--bundle_root", str(ROOT), "--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
         *("--output_dir", str(folder / "out"), "--base_filters", str(base_filters), *options),
     ]
-    start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, cwd=ROOT)
-    while process.poll() is None:
-        peak = max(peak, _peak_kib(process.pid))
-        time.sleep(0.02)
-    if process.returncode != 0:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, peak / 2**20
-
-
-def _peak_kib(process: int) -> int:
-    """Most memory that a process has held so far, KiB; 0 when it has ended.
-
-    Not `getrusage`: there a child begins with the peak of its parent, and all children count together.
-    """
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_volume(Path(folder, "scan.nii"), options.shape, options.voxel)
         make_model(Path(folder, "models/model.pt"), options.base_filters)
-        seconds, gibibytes = measure(Path(folder), options.base_filters, others)
-    print(f"{' x '.join(map(str, options.shape))} voxels: {seconds:.0f} s, peak memory {gibibytes:.2f} GiB")
+        seconds, mebibytes = measure_command(words_of(Path(folder), options.base_filters, others), ROOT)
+    print(f"{' x '.join(map(str, options.shape))} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scripts.data.cases import case_name
+from scripts.data.loader_worker import heed_loader_alone
 from scripts.errors import BundleError
 from scripts.functional.ranks import gather_cases, num_ranks, rank
 from scripts.functional.seeding import derive_seed, draw_index
@@ -183,7 +184,11 @@ def two_stream_loader(
         len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_from
     )
     return DataLoader(
-        TwoStreamDataset(labelled, unlabelled), batch_sampler=sampler, collate_fn=collate, num_workers=num_workers
+        TwoStreamDataset(labelled, unlabelled),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        worker_init_fn=heed_loader_alone,
     )
 
 

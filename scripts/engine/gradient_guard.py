@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,6 +13,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from scripts.errors import BundleError
+from scripts.terms.weighted import WeightedTerms
 
 logger = logging.getLogger("GradientGuard")
 
@@ -21,11 +23,13 @@ class GradientGuard:
 
     Such a step's gradients are removed before the optimiser runs, and buffers (running statistics of batch norm, which
     change in the forward pass) are put back to what they were before the step. `PrototypeMemory` drops non-finite rows.
+    A warning names the step, the terms or parameters that are not finite, and the cases.
 
     Args:
         modules: everything the optimiser trains: the network and the loss function.
         max_norm: gradients are scaled down to this 2-norm over all parameters (12 in nnU-Net, Isensee et al., 2021).
         patience: after this many bad steps in a row the run ends with an error.
+        terms: the loss function, if the warning is to name those of its terms that are not finite.
 
     Attributes:
         undone: whether the step at hand was undone, for handlers that act when it is over.
@@ -35,8 +39,14 @@ class GradientGuard:
         BundleError: when `patience` is used up.
     """
 
-    def __init__(self, modules: list[nn.Module], max_norm: float = 12.0, patience: int = 5) -> None:
-        self.modules, self.max_norm, self.patience = modules, max_norm, patience
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        max_norm: float = 12.0,
+        patience: int = 5,
+        terms: WeightedTerms | None = None,
+    ) -> None:
+        self.modules, self.max_norm, self.patience, self.terms = modules, max_norm, patience, terms
         self.bad_steps = 0
         self.in_a_row = 0
         self.undone = False
@@ -54,26 +64,44 @@ class GradientGuard:
     def judge(self, engine: Engine) -> None:
         """Clip, or undo the step."""
         # A dict, as modules may share parameters: one that came twice would be scaled twice.
-        parameters = list({p: None for module in self.modules for p in module.parameters() if p.grad is not None})
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(engine.state.output[Keys.LOSS].detach()))
-        self.undone = not finite
-        if finite:
+        parameters = {p: name for m in self.modules for name, p in m.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        loss = float(engine.state.output[Keys.LOSS].detach())
+        self.undone = not (math.isfinite(loss) and bool(torch.isfinite(norm)))
+        if not self.undone:
+            nn.utils.clip_grads_with_norm_(list(parameters), self.max_norm, norm)
             self.in_a_row = 0
             return
         self.bad_steps += 1
         self.in_a_row += 1
+        reason = self._reason(loss, parameters)
         for parameter in parameters:
             parameter.grad = None
         for buffer, saved in self._saved:
             buffer.copy_(saved)
         cases = ", ".join(engine.state.batch.get("case", [])) if isinstance(engine.state.batch, dict) else ""
-        logger.warning(f"Step {engine.state.iteration} skipped: loss or gradient is not finite. Cases: {cases or '-'}.")
+        logger.warning(
+            f"Step {engine.state.iteration} skipped, {self.bad_steps} so far: {reason}. Cases: {cases or '-'}."
+        )
         if self.in_a_row >= self.patience:
             raise BundleError(
-                f"{self.in_a_row} steps in a row had a non-finite loss or gradient (last cases: {cases or '-'}). Lower "
-                "--learning_rate, use --precision fp32, or look at these images."
+                f"{self.in_a_row} steps in a row had a non-finite loss or gradient (in the last one {reason}; cases: "
+                f"{cases or '-'}). Lower --learning_rate, use --precision fp32, or look at these images."
             )
+
+    def _reason(self, loss: float, parameters: dict[nn.Parameter, str]) -> str:
+        """What is not finite: terms of the loss, else parameters' gradients; before anything is put back."""
+        if not math.isfinite(loss):
+            terms = self.terms.last.items() if self.terms is not None else ()
+            bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
+            return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
+        names = [name for p, name in parameters.items() if not bool(torch.isfinite(p.grad).all())]
+        if not names:  # each number is finite, but not the sum of their squares
+            return "the loss is finite, but the length of its gradient is not"
+        return (
+            f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "
+            f"them {names[-1]}"
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Bad steps so far, and how many of them just now in a row."""

@@ -22,7 +22,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """Save and stop when the process is asked to end; a second signal ends it at once.
+    """Save and stop when the process is asked to end; Ctrl-C after that ends it at once.
+
+    A further SIGTERM changes nothing: a scheduler sends it to the whole group of processes, and `torchrun` passes the
+    one that it got on. Who loses patience has SIGKILL.
 
     The step at hand, with a validation that follows it, is finished first: only then is the state that of a run which
     was never stopped. The process ends with the exit code 128 + signal, as shells and schedulers expect. Several
@@ -64,11 +67,11 @@ class StopOnSignal:
             return  # nothing is left to do: the run ends by itself
         # All wait for the first rank's file: `torchrun` kills those that are left as soon as one has ended.
         path = from_first_rank(lambda: self.run_state.save(engine))
-        self._restore(engine)
         logger.warning(
             f"Stopped by {received.name} after step {step}, saved in {path}. The same command with "
             "--resume true goes on from there."
         )
+        self._restore(engine)
         engine.logger.addFilter(lambda record: "due to exception" not in record.getMessage())  # it is no error
         raise SystemExit(128 + received)
 
@@ -96,9 +99,12 @@ class StopOnSignal:
                 os.kill(os.getpid(), number)
             return
         if self.received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         self.received = number
         logger.warning(
-            f"{signal.Signals(number).name}: the step at hand is finished and saved first; once more ends it at once."
+            f"{signal.Signals(number).name}: the step at hand is finished and saved first; Ctrl-C"
+            f"{' once more' if number == signal.SIGINT else ''} ends it at once."
         )

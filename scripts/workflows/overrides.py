@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
+from scripts.engine.state_files import first_line
 from scripts.errors import BundleError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -52,6 +54,8 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     """
     options, alone = parse_words(argv[2:])
     files = _config_files(options.get("config_file", ""))
+    for file in files:
+        _require_mapping(file)
     parser = ConfigParser()
     parser.read_config(files)
     tree = parser.get()
@@ -73,6 +77,21 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         raise BundleError(f"Nothing in the config files is called '{run_id}', so there is nothing to run: {hint}")
     _check_keys_of_files(files, referred)
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
+
+
+def _require_mapping(file: str) -> None:
+    """MONAI's own `run` has read the files by now; other commands have not."""
+    if not Path(file).is_file():
+        raise BundleError(f"{file} does not exist: correct --config_file.")
+    try:
+        content = ConfigParser.load_config_file(file)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BundleError(f"{file}{line} is no YAML ({error.problem}): correct it.") from error
+    except ValueError as error:
+        raise BundleError(f"{file} cannot be read as YAML or JSON ({first_line(error)}): correct it.") from error
+    if not isinstance(content, Mapping):
+        raise BundleError(f"{file} holds no keys with values: write `key: value` lines.")
 
 
 def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:

@@ -32,12 +32,15 @@ def test_a_run_killed_twice_once_while_writing_ends_like_one_never_stopped(whole
 
 
 def test_a_run_that_is_told_to_end_saves_says_how_to_go_on_and_does(whole: Path, tiny_demo, tmp_path) -> None:
-    words = kill_runs.command("default", 0, tiny_demo, tmp_path, "--save_interval", "5")
+    """Told twice, and its loader's workers with it, as by a scheduler and `torchrun`."""
+    words = kill_runs.command("default", 2, tiny_demo, tmp_path, "--save_interval", "5")
     process = forked_command.start(words, tmp_path)
     deadline = time.monotonic() + 120
     while not kill_runs.started(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process, signal.SIGTERM)
+    for _ in range(2):
+        os.killpg(process, signal.SIGTERM)
+        time.sleep(0.01)
     assert forked_command.wait(process, 120) == 128 + signal.SIGTERM
     said = "".join((tmp_path / name).read_text(encoding="utf-8") for name in ("stdout.txt", "stderr.txt"))
     assert "Stopped by SIGTERM after step" in said

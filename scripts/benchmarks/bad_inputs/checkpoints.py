@@ -99,7 +99,7 @@ def _another_name(ground: Ground) -> str:
 
 
 KINDS = (
-    Kind("model missing", _model(_remove), every("does not exist", EVALUATE, INFER), monai={EXPORT: "not found"}),
+    Kind("model missing", _model(_remove), every("does not exist", *LOADING)),
     Kind("model of another name", _another_name, every("does not exist", EVALUATE, INFER)),
     Kind("truncated model", _model(_truncate), every("", *LOADING)),
     Kind("text under a model's name", _model(_text), every("", *LOADING)),
@@ -108,7 +108,7 @@ KINDS = (
     Kind("weights under other names", _model(_other_names), every("", *LOADING)),
     Kind("weights missing", _model(_incomplete), every("", *LOADING)),
     Kind("no weights in the file", _model(_no_state), every("", *LOADING)),
-    Kind("weights that are not finite", _model(_not_finite), every("finite|NaN", EVALUATE, INFER)),
+    Kind("weights that are not finite", _model(_not_finite), every("finite|NaN", *LOADING)),
     Kind("model that would run code", _model(_hostile), every("", *LOADING)),
     Kind("state that would run code", _hostile_state, {TRAIN: "No state"}),
 )

@@ -29,8 +29,7 @@ def words_of(ground: Ground) -> list[str]:
     common = ["--config_file", str(files), "--bundle_root", str(ROOT)]
     if ground.command == EXPORT:
         model = ("--ckpt_file", str(ground.models / "model.pt"), "--filepath", str(ground.out / "model.ts"))
-        meta = ("--meta_file", str(ROOT / "configs/metadata.json"))
-        return ["monai.bundle", "ckpt_export", "network_def", *common, *model, *meta, *ground.more]
+        return ["scripts.export", "ts", *common, *model, *ground.more]
     run_id = ground.run_id or ("run" if ground.command == INFER else ground.command)
     folders = ["--output_dir", str(ground.out), "--ckpt_dir", str(ground.models)]
     if ground.command == INFER:

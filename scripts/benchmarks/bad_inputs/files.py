@@ -155,5 +155,5 @@ KINDS = (
     Kind("output folder is a file", _file_for_output, every("", *WRITING)),
     Kind("output folder may not be written to", _closed_output, every("", *WRITING), unprivileged=True),
     Kind("model folder may not be written to", _closed_models, every("cannot be written", TRAIN), unprivileged=True),
-    Kind("disk full", _nothing, {TRAIN: "cannot be written", EXPORT: ""}, disk=30_000),
+    Kind("disk full", _nothing, every("cannot be written", TRAIN, EXPORT), disk=30_000),
 )

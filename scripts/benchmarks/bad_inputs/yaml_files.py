@@ -103,7 +103,7 @@ KINDS = (
     Kind("reference to no key", _no_reference, every("roi_sise", *WITH_CHECKS)),
     Kind("keys that refer to each other", _circle, every("circular", TRAIN, INFER)),
     Kind("broken YAML", _text("a: [1, 2", "a: 1\n\tb: 2\n", "- a\n- b\n", "a: 'b\n"),
-         monai=every("", *WITH_CHECKS, EXPORT)),
+         every("mine.yaml", EXPORT), monai=every("", *WITH_CHECKS)),
     Kind("key twice in a config file", _twice, every("twice", *WITH_CHECKS)),
-    Kind("config file missing", _no_file, monai=every("Cannot find|No such file", *WITH_CHECKS, EXPORT)),
+    Kind("config file missing", _no_file, every("does not exist", EXPORT), monai=every("Cannot find", *WITH_CHECKS)),
 )  # fmt: skip

@@ -34,7 +34,7 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
         BundleError: if weights and network do not fit, or the configuration needs `scripts/`.
     """
     settings.network()
-    with _folder_beside(path) as folder:
+    with _folder_beside(path, _room(settings)) as folder:
         files = {"inference.json": self_contained(settings), "metadata.json": bundle_metadata(settings)}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
@@ -63,7 +63,7 @@ def export_program(settings: ExportSettings, path: Path) -> None:
         "inference.json": json.dumps(self_contained(settings)),
     }
     # torch wants the ending .pt2, which a file written beside its name has not.
-    with _folder_beside(path) as folder:
+    with _folder_beside(path, _room(settings)) as folder:
         torch.export.save(program, folder / path.name, extra_files=extra)
         os.replace(folder / path.name, path)
 
@@ -97,12 +97,36 @@ def _program(settings: ExportSettings) -> ExportedProgram:
     return torch.export.export(settings.network(), (image,), dynamic_shapes=({0: Dim("batch"), **sides},))
 
 
+def _room(settings: ExportSettings) -> int:
+    """Bytes that an exported file may need: the weights and, generously, the program."""
+    return 2 * settings.ckpt_file.stat().st_size + 2**20
+
+
 @contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A folder on the same disk, gone at the end: a file is written there under its own name, then moved."""
+def _folder_beside(path: Path, room: int) -> Iterator[Path]:
+    """A folder on the same disk, gone at the end: a file is written there under its own name, then moved.
+
+    Raises:
+        BundleError: if the disk has not so many bytes left; torch's writers of programs would end the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        try:
+            _reserve(Path(folder, "room"), room)
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be written ({error.strerror}): free {room / 2**20:.0f} MiB, or name another place by "
+                "--filepath."
+            ) from error
         yield Path(folder)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take so many bytes of the disk, and give them back."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink(missing_ok=True)
 
 
 EXPORTERS: dict[str, Callable[[ExportSettings, Path], None]] = {

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.engine.state_files import first_line
+from scripts.engine.weights_check import require_weights
 from scripts.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,16 +76,9 @@ class ExportSettings:
         """`network_def` with the trained weights, on the CPU, in evaluation mode.
 
         Raises:
-            BundleError: if the weights file is not there, or belongs to another network.
+            BundleError: if the weights file is not there, is damaged, or belongs to another network.
         """
-        if not self.ckpt_file.is_file():
-            raise BundleError(f"{self.ckpt_file} does not exist: train first, or name the weights by --ckpt_file.")
         network = self.value("network_def").cpu().eval()
-        try:
-            network.load_state_dict(torch.load(self.ckpt_file, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError) as error:
-            raise BundleError(
-                f"{self.ckpt_file} does not fit network_def ({first_line(error)}): give the dataset's file and the "
-                "network's settings (--base_filters) of its training."
-            ) from error
+        require_weights(self.ckpt_file, network, "train first, or name the weights by --ckpt_file")
+        network.load_state_dict(torch.load(self.ckpt_file, map_location="cpu", weights_only=True))
         return network

@@ -132,4 +132,5 @@ def test_the_zip_of_another_dataset_has_its_classes_in_every_json_and_nothing_of
 def test_weights_of_another_dataset_are_not_zipped(tmp_path, capsys) -> None:
     torch.save(VNet(1, 4, norm="instance").state_dict(), tmp_path / "model.pt")
     assert main(["zip", "--filepath", str(tmp_path / "B.zip"), "--ckpt_file", str(tmp_path / "model.pt")]) == 2
-    assert "give the dataset's file" in capsys.readouterr().err and not (tmp_path / "B.zip").exists()
+    assert "give the dataset's and the method's config files" in capsys.readouterr().err
+    assert not (tmp_path / "B.zip").exists()

@@ -23,7 +23,14 @@ DATASETS = sorted(
 COMMANDS = {"new_dataset": new_dataset.main, "convert_left_atrium": convert_left_atrium.main}
 
 RUN = [(d, METHODS[(i + k) % len(METHODS)]) for i, d in enumerate(DATASETS) for k in (0, len(METHODS) // 2)]
-"""Pairs that train: two methods for each dataset, each method several times. All pairs would take minutes."""
+"""Pairs that train: two methods for each dataset, each method several times. All pairs take minutes: `--every-pair`."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"dataset", "method"} <= set(metafunc.fixturenames):
+        every = [(dataset, method) for dataset in DATASETS for method in METHODS]
+        pairs = every if metafunc.config.getoption("--every-pair") else RUN
+        metafunc.parametrize(("dataset", "method"), pairs)
 
 
 def load(dataset: str) -> dict:
@@ -74,7 +81,6 @@ def overrides(dataset: str, folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize(("dataset", "method"), RUN)
 def test_a_dataset_trains(dataset, method, download, make_workflow, tmp_path) -> None:
     make_workflow(
         "train.yaml", f"datasets/{dataset}.yaml", f"methods/{method}.yaml", **overrides(dataset, download(dataset))

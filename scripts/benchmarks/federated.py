@@ -99,14 +99,19 @@ def demo_settings(rounds: int, steps: int) -> dict[str, Any]:
     return {"max_steps": rounds * steps, "train::epoch_length": steps, "save_interval": steps, "device": "cpu"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_options(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of a federation on the demo, whoever averages."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, default=ROOT / "data/demo")
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="of each site in each round")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module."""
+    options = parse_options(__doc__, argv)
     ensure_demo_dataset(options.dataset_dir)
     settings = demo_settings(options.rounds, options.steps)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,6 @@ those of `scripts.benchmarks.federated`; what is averaged here by NVFlare, a loo
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.benchmarks.federated import ROOT, demo_settings, make_site, site_datalists, validate
+from scripts.benchmarks.federated import ROOT, demo_settings, make_site, parse_options, site_datalists, validate
 from scripts.data.demo import ensure_demo_dataset
 
 CLIENT = Path(__file__).with_name("federated_client.py")
@@ -52,12 +51,7 @@ def simulate(folder: Path, sites: int, rounds: int) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", type=Path, default=ROOT / "data/demo")
-    parser.add_argument("--sites", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help="of each site in each round")
-    options = parser.parse_args(argv)
+    options = parse_options(__doc__, argv)
     ensure_demo_dataset(options.dataset_dir)
     settings = demo_settings(options.rounds, options.steps)
     os.environ["PYTHONPATH"] = str(ROOT)  # of the clients' processes

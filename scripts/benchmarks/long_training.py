@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import psutil
 import torch
@@ -25,9 +24,9 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 from scripts.benchmarks.rows import append_row, read_rows
+from scripts.benchmarks.tiny_run import ROOT, tiny_overrides
 from scripts.data.demo import ensure_demo_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("workers", "step", "memory_mib", "workers_mib", "open_files", "threads", "processes")
 WINDOW = 50
 TOLERANCE = 0.02
@@ -36,20 +35,8 @@ TOLERANCE = 0.02
 def train(demo: Path, folder: Path, steps: Sequence[int], workers: int, results: Path) -> None:
     """Train up to the last of `steps` and write a row at each of them."""
     torch.set_num_threads(1)
-    overrides: dict[str, Any] = {
-        "bundle_root": str(ROOT),
-        "data_source": str(demo),
-        "dataset_dir": str(demo),
-        "output_dir": str(folder / "out"),
-        "ckpt_dir": str(folder / "models"),
-        "roi_size": [32, 32, 16],
-        "spacing": [3.0, 3.0, 4.0],
-        "base_filters": 4,
-        "precision": "fp32",
-        "device": "cpu",
-        "batch_labelled": 1,
-        "batch_unlabelled": 1,
-        "unlabelled_from": 0.0,
+    overrides = {
+        **tiny_overrides(demo, folder),
         "num_workers": workers,
         "max_steps": max(steps),
         "val_interval": 100,

@@ -30,10 +30,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.utils import parameters_to_vector
 
 from scripts.benchmarks.rows import append_row
+from scripts.benchmarks.tiny_run import ROOT, tiny_overrides
 from scripts.data.demo import ensure_demo_dataset
 from scripts.functional.ranks import is_first_rank, rank
 
-ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("train", *sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml")))
 COLUMNS = ("method", "precision", "step", "loss", "loss_difference", "gradient_difference", "weight_difference",
            "memory_rows", "memory_difference", "memory_on_both_ranks", "dice_difference")  # fmt: skip
@@ -118,22 +118,10 @@ def settings(method: str, demo: Path, folder: Path, steps: int, batch: int) -> t
     """Configuration files and overrides of a tiny run of a method with all its terms at work."""
     files = ["train.yaml", *([] if method == "train" else [f"methods/{method}.yaml"])]
     overrides: dict[str, Any] = {
-        "bundle_root": str(ROOT),
-        "data_source": str(demo),
-        "dataset_dir": str(demo),
-        "output_dir": str(folder / "out"),
-        "ckpt_dir": str(folder / "models"),
-        "roi_size": [32, 32, 16],
-        "spacing": [3.0, 3.0, 4.0],
-        "base_filters": 4,
-        "precision": "fp32",
-        "device": "cpu",
-        "batch_labelled": batch,
-        "batch_unlabelled": batch,
+        **tiny_overrides(demo, folder, batch),
         "max_steps": steps,
         "val_interval": steps,
         "save_interval": steps,
-        "unlabelled_from": 0.0,
         "validate::handlers::2::limit": 0,  # pictures take longer than all else
     }
     config = ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])

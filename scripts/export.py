@@ -60,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settings(options: dict[str, str]) -> Any:
     from scripts.workflows.export.settings import ROOT, ExportSettings
-    from scripts.workflows.overrides import check_overrides
+    from scripts.workflows.overrides import check_overrides, require_mapping
 
     files = _literal(options.get("config_file", str(ROOT / "configs/inference.yaml")))
     files = files if isinstance(files, list) else [files]
+    for file in files:
+        require_mapping(str(file))
     overrides = {key: value for key, value in options.items() if key not in OWN}
     check_overrides(["", "run", "--config_file", str(files), *(f"--{key}={value}" for key, value in overrides.items())])
     return ExportSettings(

@@ -13,7 +13,7 @@ from scripts.engine.state_files import first_line
 from scripts.errors import BundleError
 
 
-def require_weights(path: str | Path, network: nn.Module, hint: str) -> None:
+def require_weights(path: str | Path, network: nn.Module, hint: str) -> Mapping[str, torch.Tensor]:
     """Stop unless `path` holds exactly the weights of `network`, all of them finite.
 
     The file is read with `weights_only`: nothing in it can run.
@@ -22,6 +22,9 @@ def require_weights(path: str | Path, network: nn.Module, hint: str) -> None:
         path: of a state dict, as `models/model.pt` is.
         network: that is to take it; it stays as it is.
         hint: the way out where the file is not there.
+
+    Returns:
+        The weights, on the CPU.
 
     Raises:
         BundleError: naming the file, and the first weight that is missing, too many, of another shape or not finite.
@@ -39,6 +42,7 @@ def require_weights(path: str | Path, network: nn.Module, hint: str) -> None:
             f"{path} does not fit the network of the config files: {mistake}; give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
+    return state
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:

@@ -54,8 +54,6 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     """
     options, alone = parse_words(argv[2:])
     files = _config_files(options.get("config_file", ""))
-    for file in files:
-        _require_mapping(file)
     parser = ConfigParser()
     parser.read_config(files)
     tree = parser.get()
@@ -79,8 +77,12 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
 
-def _require_mapping(file: str) -> None:
-    """MONAI's own `run` has read the files by now; other commands have not."""
+def require_mapping(file: str) -> None:
+    """Refuse what is no config file; for commands other than MONAI's `run`, which has read the files by itself.
+
+    Raises:
+        BundleError: if it is not there, is no YAML or JSON, or holds no keys with values.
+    """
     if not Path(file).is_file():
         raise BundleError(f"{file} does not exist: correct --config_file.")
     try:

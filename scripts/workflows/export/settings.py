@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -79,6 +78,7 @@ class ExportSettings:
             BundleError: if the weights file is not there, is damaged, or belongs to another network.
         """
         network = self.value("network_def").cpu().eval()
-        require_weights(self.ckpt_file, network, "train first, or name the weights by --ckpt_file")
-        network.load_state_dict(torch.load(self.ckpt_file, map_location="cpu", weights_only=True))
+        network.load_state_dict(
+            require_weights(self.ckpt_file, network, "train first, or name the weights by --ckpt_file")
+        )
         return network

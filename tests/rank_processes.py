@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -57,6 +58,8 @@ def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments
 def _work(
     rank: int, count: int, folder: Path, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    # What the parent has left to collect may hold threads that did not fork: not to be destroyed here.
+    gc.freeze()
     torch.set_num_threads(1)
     value, error = None, None
     try:

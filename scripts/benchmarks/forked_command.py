@@ -8,6 +8,7 @@ any other. It differs from a fresh one in that imports are done, and that arithm
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import runpy
@@ -75,6 +76,7 @@ def start(
 
 def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], prepare: Callable[[], None]) -> None:
     code = 1
+    gc.freeze()  # what the parent has left to collect may hold threads that did not fork: not to be destroyed here
     try:
         os.setsid()
         for name, stream in (("stdout.txt", 1), ("stderr.txt", 2)):

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from matplotlib.artist import Artist
 
 from scripts.engine.overlay import OverlayPictures, overlay_figure
 
@@ -64,6 +66,17 @@ def run(handler: OverlayPictures, cases: int, called: str = "c") -> None:
 def test_so_many_cases_are_drawn_under_their_names_as_the_limit_says(tmp_path: Path) -> None:
     run(OverlayPictures(tmp_path / "pictures", limit=2), cases=3)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["c0.png", "c1.png"]
+
+
+def test_no_figure_outlives_the_run_that_drew_it(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()  # else chance decides when its own rounds come
+    try:
+        run(OverlayPictures(tmp_path, limit=2), cases=3)
+        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Artist)]
+    finally:
+        gc.enable()
+    assert alive == []
 
 
 @pytest.mark.parametrize("called", ["../../c", "a/b", "a\\b"])

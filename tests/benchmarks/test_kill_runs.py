@@ -24,8 +24,9 @@ def whole(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_killed_twice_once_while_writing_ends_like_one_never_stopped(whole: Path, tiny_demo, tmp_path) -> None:
-    chain = kill_runs.Chain(0, "default", 0)
-    kill_runs.kill_until_done(chain, 2, 4.0, tiny_demo, tmp_path / "parts")
+    seconds = kill_runs.whole_run("default", 0, tiny_demo, whole)  # that it took, on this machine
+    chain = kill_runs.Chain(5, "default", 0)  # whose first moment is a little before the middle
+    kill_runs.kill_until_done(chain, 2, seconds, tiny_demo, tmp_path / "parts")
     assert chain.kills >= 1
     assert chain.lost == 0
     assert kill_runs.equal(kill_runs.results_of(whole), kill_runs.results_of(tmp_path / "parts"))

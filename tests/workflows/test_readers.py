@@ -87,7 +87,9 @@ def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) 
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
 
-def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_not(tmp_path, monkeypatch) -> None:
+def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_not(
+    shipped_weights, tmp_path, monkeypatch
+) -> None:
     """MONAI Label on the unpacked zip: cases of its own, the hippocampus' classes, no datalist."""
     assert main(["zip", "--filepath", str(tmp_path / "B.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "B.zip") as archive:
@@ -102,7 +104,7 @@ def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_n
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     monkeypatch.chdir(tmp_path)
     model = bundle / "models/model.pt"
-    shipped = torch.load(model, weights_only=True)
+    shipped = torch.load(shipped_weights, weights_only=True)
     loader = {"_target_": "CheckpointLoader", "load_path": str(model), "load_dict": {"model": "$@network"}}
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
     label_request(bundle, cases, [loader, *handlers], base_filters=8)

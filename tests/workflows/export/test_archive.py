@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
+def bundle(tmp_path: Path, shipped_weights: Path) -> Path:
     """A copy of the bundle with weights, and with all that grows in a bundle that is used."""
     root = tmp_path / "bundle"
     skipped = shutil.ignore_patterns("__pycache__")
@@ -34,7 +34,7 @@ def bundle(tmp_path: Path) -> Path:
     for name in ("LICENSE", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, root)
     (root / "models").mkdir()
-    shutil.copy(ROOT / "models/model.pt", root / "models")
+    shutil.copy(shipped_weights, root / "models")
     for name in (
         *("models/state_00000100.pt", "models/.model.pt.12.tmp", "outputs/metrics.csv", "data/demo/images/a.nii.gz"),
         *("scripts/__pycache__/export.cpython-311.pyc", ".git/config", "configs/.train.yaml.swp", ".venv/bin/python"),
@@ -98,7 +98,7 @@ def unpacked(tmp_path: Path, *words: str) -> Path:
     return tmp_path / "B"
 
 
-def test_the_zip_is_one_bundle_of_the_shipped_models_dataset(tmp_path) -> None:
+def test_the_zip_is_one_bundle_of_the_shipped_models_dataset(shipped_weights, tmp_path) -> None:
     """In the clone train.json is the demo's: MONAI Label would train another network than inference.json has."""
     configs = unpacked(tmp_path) / "configs"
     train, inference, metadata = (

@@ -52,7 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return stand_in
 
 
-def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, tmp_path, monkeypatch) -> None:
+def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, shipped_weights, tmp_path, monkeypatch) -> None:
     assert main(["zip", "--filepath", str(tmp_path / "ours.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         archive.extractall(tmp_path / "here")
@@ -72,7 +72,7 @@ def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, tmp_path, mon
         device="cpu",
     )
     network = VNet(1, 3, base_filters=8, norm="instance")
-    network.load_state_dict(torch.load(ROOT / "models/model.pt", weights_only=True))
+    network.load_state_dict(torch.load(shipped_weights, weights_only=True))
     image = torch.randn(1, 1, 16, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(image), network.eval()(image))

@@ -31,11 +31,11 @@ def test_a_twin_says_what_the_yaml_says(tmp_path) -> None:
         assert json.loads(path.read_text(encoding="utf-8")) == yaml
 
 
-def test_monai_loads_the_trained_network_by_the_bundles_name(tmp_path, monkeypatch) -> None:
+def test_monai_loads_the_trained_network_by_the_bundles_name(shipped_weights, tmp_path, monkeypatch) -> None:
     bundle = tmp_path / "demo_bundle"
     shutil.copytree(CONFIGS, bundle / "configs")
     (bundle / "models").mkdir()
-    shutil.copy(CONFIGS.parent / "models/model.pt", bundle / "models")
+    shutil.copy(shipped_weights, bundle / "models")
     network = VNet(1, 3, base_filters=8, norm="instance")
     network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
     monkeypatch.syspath_prepend(str(CONFIGS.parent))

@@ -186,7 +186,7 @@ def choose_step(
     """Patch, and patches a step of each stream: 2, and 4 where a GPU has room for them."""
     network, divisor = default_network(channels, names)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    streams = 2 if with_unlabelled else 1
+    streams = 4 if with_unlabelled else 1  # labelled, unlabelled, and two mixtures of each pair (CopyPasteTerm)
 
     def fits(patch: Sequence[int], batch: int = 2) -> bool:
         need = PASSES * activation_bytes(network, (streams * batch, channels, *patch)) + 5 * weights

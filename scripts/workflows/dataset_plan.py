@@ -186,10 +186,10 @@ def choose_step(
     """Patch, and patches a step of each stream: 2, and 4 where a GPU has room for them."""
     network, divisor = default_network(channels, names)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    streams = 4 if with_unlabelled else 1  # labelled, unlabelled, and two mixtures of each pair (CopyPasteTerm)
+    patches = 4 if with_unlabelled else 1  # a labelled one, an unlabelled one, and their two mixtures (CopyPasteTerm)
 
     def fits(patch: Sequence[int], batch: int = 2) -> bool:
-        need = PASSES * activation_bytes(network, (streams * batch, channels, *patch)) + 5 * weights
+        need = PASSES * activation_bytes(network, (patches * batch, channels, *patch)) + 5 * weights
         return need <= STEP_SHARE * machine.step_memory
 
     patch = choose_patch(size, divisor, GPU_PATCH_VOXELS if machine.gpu else CPU_PATCH_VOXELS, fits)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def test_metadata_names_the_channels_and_the_window_of_inference(config, metadat
         assert all(f"{value} {name}" in metadata[key] for value, name in enumerate(names)), key
 
 
-def test_the_metrics_are_of_the_structures_of_inference(config, metadata) -> None:
+def test_the_metrics_are_those_of_these_weights(shipped_weights, config, metadata) -> None:
     measured = metadata["eval_metrics"]
+    digest = hashlib.sha256(shipped_weights.read_bytes()).hexdigest()
+    assert measured["weights_sha256"] == digest, "evaluate the new weights"
     assert list(measured["per_class"]) == config["label_names"][1:]
     means = [row["mean_dice"] for row in measured["per_class"].values()]
     assert measured["mean_dice"] == pytest.approx(sum(means) / len(means), abs=1e-4)

@@ -11,8 +11,8 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from scripts.errors import BundleError
-from scripts.workflows.check_data import check_data
+from scripts.dataset_setup.check_data import check_data
+from scripts.errors import UserError
 from tests.volume_files import affine, save
 
 SHAPE = (18, 17, 16)
@@ -85,7 +85,7 @@ class CheckFolder:
         shown: list[str] = []
         try:
             check_data(self.root, output_dir=self.output, show=shown.append, **{**given, **settings})
-        except BundleError as error:
+        except UserError as error:
             return "\n".join(shown), str(error)
         return "\n".join(shown), None
 

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.data.demo import ensure_demo_dataset
-from tests.golden_files import largest_differences
+from tests.golden.golden_files import largest_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +29,7 @@ TINY = {
     "precision": "fp32",
     "device": "cpu",
     "max_steps": 3,
-    "unlabelled_from": 0.0,  # a run this short has no time to wait for its unlabelled cases
+    "unlabelled_start": 0.0,  # a run this short has no time to wait for its unlabelled cases
     "validate::handlers::2::limit": 0,  # no pictures: drawing takes longer than such a validation
 }
 """Overrides that make a configuration of the demo run in seconds."""
@@ -57,7 +57,7 @@ def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shipped_weights() -> Path:
     """models/model.pt as it came with the bundle. Read only."""
-    if any((ROOT / "models").glob("state_*.pt")):
+    if any((ROOT / "models").glob("checkpoint_*.pt")):
         pytest.skip("a run has left its states in models/, so the model.pt beside them is that run's")
     return ROOT / "models/model.pt"
 

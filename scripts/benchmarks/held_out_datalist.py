@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 
 def held_out(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dict[str, list[dict[str, str]]]:
@@ -27,11 +27,11 @@ def held_out(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dic
         hold_out: so many after them are taken out for testing; all must carry labels.
 
     Raises:
-        BundleError: if the datalist has fewer cases with labels than that.
+        UserError: if the datalist has fewer cases with labels than that.
     """
     cases = load_cases(dataset_dir.resolve(), datalist).labelled
     if first < 1 or hold_out < 1 or first + hold_out > len(cases):
-        raise BundleError(
+        raise UserError(
             f"first ({first}) and hold_out ({hold_out}) must be at least 1 and together at most {len(cases)}."
         )
     entries = [{"image": case["image"], "label": case["label"]} for case in cases]

@@ -64,7 +64,7 @@ def command(method: str, workers: int, demo: Path, folder: Path, *more: str) -> 
         *("--data_source", str(demo), "--dataset_dir", str(demo)),
         *("--output_dir", str(folder / "out"), "--ckpt_dir", str(folder / "models")),
         *("--roi_size", "[32,32,16]", "--spacing", "[3.0,3.0,4.0]", "--base_filters", "4"),
-        *("--batch_labelled", "1", "--batch_unlabelled", "1", "--unlabelled_from", "0.0"),
+        *("--batch_labelled", "1", "--batch_unlabelled", "1", "--unlabelled_start", "0.0"),
         *("--precision", "fp32", "--device", "cpu", "--num_workers", str(workers), "--val_interval", "6"),
         *("--max_steps", str(STEPS), "--save_interval", str(SAVE_INTERVAL), *more),
     ]
@@ -152,7 +152,7 @@ def _kill(process: int) -> bool:
 
 def last_state(folder: Path) -> str:
     """Name of the newest state, empty where there is none."""
-    return max((path.name for path in (folder / "models").glob("state_*.pt")), default="")
+    return max((path.name for path in (folder / "models").glob("checkpoint_*.pt")), default="")
 
 
 def started(folder: Path) -> bool:
@@ -163,7 +163,7 @@ def started(folder: Path) -> bool:
 
 def results_of(folder: Path) -> dict[str, Any]:
     """All that a run leaves: its last state and both models."""
-    names = (f"state_{STEPS:08d}.pt", "model.pt", "model_best.pt")
+    names = (f"checkpoint_{STEPS:08d}.pt", "model.pt", "model_best.pt")
     return {name: torch.load(folder / "models" / name, weights_only=True) for name in names}
 
 

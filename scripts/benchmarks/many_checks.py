@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmarks.many_volumes import make_volumes, peak_mib
-from scripts.workflows.check_data import check_data
+from scripts.dataset_setup.check_data import check_data
 
 NAMES = ["background", "first", "second", "third"]
 
@@ -31,7 +31,7 @@ def measure(folder: Path, shape: Sequence[int]) -> float:
     """Seconds for the folder.
 
     Raises:
-        BundleError: if something is found that should not be.
+        UserError: if something is found that should not be.
     """
     start = time.perf_counter()
     check_data(folder, "dataset.json", None, 0, 1, NAMES, [0.8, 0.8, 2.5], shape, folder / "out", show=lambda _: None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and memory that `scripts.new_dataset` takes for many volumes, generated on the spot.
+"""Time and memory that `scripts.cli.new_dataset` takes for many volumes, generated on the spot.
 
 python -m scripts.benchmarks.many_volumes --volumes 500 --labelled 250
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from scripts.workflows.dataset_roles import Request
-from scripts.workflows.new_dataset import new_dataset
+from scripts.dataset_setup.new_dataset import new_dataset
+from scripts.dataset_setup.roles import Request
 
 
 def make_volumes(folder: Path, volumes: int, labelled: int, shape: Sequence[int]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is it worth labelling the cases that `rank_unlabelled` puts first? Ranked additions against random ones.
+"""Is it worth labelling the cases that `prioritise_unlabelled` puts first? Ranked additions against random ones.
 
     python -m scripts.benchmarks.ranked_labelling --dataset left_atrium --dataset_dir FOLDER --labelled 4 --add 4 \
         --draws 3 --folder ranking --results docs/results/ranked_labelling.csv
@@ -27,7 +27,7 @@ from pathlib import Path
 from scripts.benchmarks.compare_methods import ROOT, config_files, run_once
 from scripts.benchmarks.rows import append_row, read_rows
 from scripts.data.datalist import load_cases
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 MEASURED = ("mean_dice", "mean_hd95_voxel", "mean_asd_voxel", "missed", "train_s")
 COLUMNS = ("dataset", "choice", "added", *MEASURED)
@@ -82,9 +82,9 @@ class Campaign:
         files = [*config_files(self.dataset, "default"), "configs/labelling.yaml"]
         words = self.words(self.folder / f"{BASE}.json", self.labelled)
         folders = ["--output_dir", str(self.folder / "out"), "--ckpt_dir", str(self.folder / "models")]
-        command = [sys.executable, "-m", "monai.bundle", "run", "rank_unlabelled", "--config_file", str(files)]
+        command = [sys.executable, "-m", "monai.bundle", "run", "prioritise_unlabelled", "--config_file", str(files)]
         subprocess.run([*command, *words, *folders], cwd=ROOT, check=True)
-        with (self.folder / "out/rank_unlabelled.csv").open(encoding="utf-8", newline="") as file:
+        with (self.folder / "out/prioritise_unlabelled.csv").open(encoding="utf-8", newline="") as file:
             return [row["image"] for row in csv.DictReader(file)]
 
 
@@ -92,12 +92,12 @@ def in_front(training: list[dict[str, str]], labelled: int, added: Sequence[str]
     """The first `labelled` cases, the added ones in their order, and the others.
 
     Raises:
-        BundleError: if an added image is none of the others'.
+        UserError: if an added image is none of the others'.
     """
     others = {case["image"]: case for case in training[labelled:]}
     foreign = [image for image in added if image not in others]
     if foreign:
-        raise BundleError(f"{foreign[0]} is no unlabelled training case of the datalist.")
+        raise UserError(f"{foreign[0]} is no unlabelled training case of the datalist.")
     chosen = [others.pop(image) for image in added]
     return [*training[:labelled], *chosen, *others.values()]
 

@@ -32,7 +32,7 @@ from torch.nn.utils import parameters_to_vector
 from scripts.benchmarks.rows import append_row
 from scripts.benchmarks.tiny_run import ROOT, tiny_overrides
 from scripts.data.demo import ensure_demo_dataset
-from scripts.functional.ranks import is_first_rank, rank
+from scripts.distributed.collectives import is_rank0, rank
 
 METHODS = ("train", *sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml")))
 COLUMNS = ("method", "precision", "step", "loss", "loss_difference", "gradient_difference", "weight_difference",
@@ -81,7 +81,7 @@ def train_and_record(files: Sequence[str], overrides: Mapping[str, Any], double:
         record = recorder(workflow)
         workflow.run()
         record["dice"] = workflow.parser.get_parsed_content("validate::best_model").best_metric
-        if is_first_rank() or "{rank}" in target:
+        if is_rank0() or "{rank}" in target:
             torch.save(record, target.format(rank=rank()))
         workflow.finalize()
     finally:

@@ -30,5 +30,5 @@ def tiny_overrides(demo: Path, folder: Path, batch: int = 1) -> dict[str, Any]:
         "device": "cpu",
         "batch_labelled": batch,
         "batch_unlabelled": batch,
-        "unlabelled_from": 0.0,
+        "unlabelled_start": 0.0,
     }

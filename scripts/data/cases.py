@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.data.volumes import ending_of
+from scripts.images.read import ending_of
 
 Case = dict[str, Any]
 """`image`: path or list of channel paths; `label`: path, absent for an unlabelled case; `case`: its name."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.data.cases import Case, CaseLists, case_name, ending_of, images_of
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.inputs import output_names
+from scripts.data.find import output_names
 
 logger = logging.getLogger("datalist")
 

@@ -12,7 +12,7 @@ from scripts.data.cases import Case, CaseLists, case_name, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import with_corrected_labels
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 logger = logging.getLogger("datalist")
 
@@ -44,13 +44,13 @@ def load_cases(
             labelled ones (`scripts.data.corrected_labels`), on top of `labelled_cases`; it need not exist.
 
     Raises:
-        BundleError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
+        UserError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
             without label, an image in two roles, or files that do not exist.
     """
     lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
     for finding in findings:
         if finding.is_error:
-            raise BundleError(finding.sentence)
+            raise UserError(finding.sentence)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
         f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
@@ -67,7 +67,7 @@ def load_cases_if_listed(dataset_dir: str | Path, datalist: str = "dataset.json"
         more: further arguments of `load_cases`.
 
     Raises:
-        BundleError: as `load_cases`, but for a file that is not there.
+        UserError: as `load_cases`, but for a file that is not there.
     """
     if (Path(dataset_dir) / datalist).is_file():
         return load_cases(dataset_dir, datalist, **more)
@@ -95,7 +95,7 @@ def read_cases(
         The lists, in which files may be missing and labelled, validation and test cases may have no `label`; findings.
 
     Raises:
-        BundleError: for a missing folder or file, a file that is no datalist, or numbers that are none.
+        UserError: for a missing folder or file, a file that is no datalist, or numbers that are none.
     """
     root = Path(dataset_dir)
     _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
@@ -131,7 +131,7 @@ def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tupl
     """Paths of all images and of all labels that a datalist names, whether or not its labels are used.
 
     Raises:
-        BundleError: for a missing folder or file, or a file that is no datalist.
+        UserError: for a missing folder or file, or a file that is no datalist.
     """
     content = read_datalist(Path(dataset_dir), datalist)
     cases = [case for name in SECTIONS for case in _cases(content[name], Path(dataset_dir), name, [])]
@@ -143,7 +143,7 @@ def _cases(entries: list[Any], root: Path, section: str, findings: list[Finding]
     for entry in entries:
         try:
             cases.append(_case(entry, root, section))
-        except BundleError as error:
+        except UserError as error:
             findings.append(Finding(Kind.BAD_ENTRY, str(error)))
     return cases
 
@@ -169,43 +169,43 @@ def _number_mistakes(
 
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BundleError(f"{name} must be a whole number, got {value!r}.")
+        raise UserError(f"{name} must be a whole number, got {value!r}.")
 
 
 def read_datalist(root: Path, datalist: str) -> dict[str, Any]:
     """The file's content; each of `SECTIONS` is a list in it.
 
     Raises:
-        BundleError: for a missing folder or file, or a file that is no datalist.
+        UserError: for a missing folder or file, or a file that is no datalist.
     """
     if not root.is_dir():
-        raise BundleError(f"The folder {root} (dataset_dir) does not exist. Give the data's folder by --dataset_dir.")
+        raise UserError(f"The folder {root} (dataset_dir) does not exist. Give the data's folder by --dataset_dir.")
     path = root / datalist
     if not path.is_file():
-        raise BundleError(
+        raise UserError(
             f"{path} does not exist. It lists the cases in Medical Segmentation Decathlon form; docs/data.md shows one."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("training"), list):
-        raise BundleError(f"{path} has no list `training`. docs/data.md shows the form.")
+        raise UserError(f"{path} has no list `training`. docs/data.md shows the form.")
     if not content["training"]:
-        raise BundleError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
+        raise UserError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
     for section in SECTIONS[1:]:
         if not isinstance(content.setdefault(section, []), list):
-            raise BundleError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
+            raise UserError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
     return content
 
 
 def _case(entry: Any, root: Path, section: str) -> Case:
     entry = {"image": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not entry.get("image"):
-        raise BundleError(f"An entry of `{section}` has no `image`: {entry!r}. docs/data.md shows the form.")
+        raise UserError(f"An entry of `{section}` has no `image`: {entry!r}. docs/data.md shows the form.")
     images = images_of(entry)
     if not all(isinstance(path, str) for path in [*images, entry.get("label") or ""]):
-        raise BundleError(f"A path in `{section}` is no text: {entry!r}. docs/data.md shows the form.")
+        raise UserError(f"A path in `{section}` is no text: {entry!r}. docs/data.md shows the form.")
     paths = [_inside(root, image) for image in images]
     case: Case = {
         "image": paths if isinstance(entry["image"], list) else paths[0],
@@ -220,7 +220,7 @@ def _inside(root: Path, path: str) -> str:
     """An absolute path is the user's own word; a relative one must stay inside the data's folder."""
     full = root / path
     if not Path(path).is_absolute() and ".." in Path(path).parts:
-        raise BundleError(f"The path {path} in the datalist leaves {root}. Write it absolute if that is meant.")
+        raise UserError(f"The path {path} in the datalist leaves {root}. Write it absolute if that is meant.")
     return str(full)
 
 
@@ -236,11 +236,11 @@ def with_references(cases: list[Case], role: str) -> list[Case]:
         role: what they are, for the message.
 
     Raises:
-        BundleError: for no case, or one without a label.
+        UserError: for no case, or one without a label.
     """
     if not cases:
-        raise BundleError(f"The datalist names no {role} cases, so there is nothing to evaluate: add a list `{role}`.")
+        raise UserError(f"The datalist names no {role} cases, so there is nothing to evaluate: add a list `{role}`.")
     without = [case["case"] for case in cases if "label" not in case]
     if without:
-        raise BundleError(f"The {role} case {without[0]} has no label to compare with ({len(without)} such cases).")
+        raise UserError(f"The {role} case {without[0]} has no label to compare with ({len(without)} such cases).")
     return [{**_without_label(case), "reference": case["label"]} for case in cases]

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 GENERATOR = "abdominal-phantom-demo"
 GENERATOR_VERSION = 1  # raise it with every change that alters a voxel or dataset.json, so that old folders are remade
@@ -66,7 +66,7 @@ def ensure_demo_dataset(
         The absolute path of the dataset folder.
 
     Raises:
-        BundleError: `directory` is a file, or holds anything but a demo dataset (and is left as it was).
+        UserError: `directory` is a file, or holds anything but a demo dataset (and is left as it was).
         ValueError: a count, the seed or `shape` is out of range.
     """
     target = Path(directory).expanduser().resolve()
@@ -265,7 +265,7 @@ def _write_dataset(folder: Path, recipe: dict[str, Any]) -> None:
 def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
     """True: nothing to do. False: absent, empty, or a demo dataset to make anew. Anything else is refused."""
     if target.exists() and not target.is_dir():
-        raise BundleError(f"{target} is a file; name a folder for the demo dataset.")
+        raise UserError(f"{target} is a file; name a folder for the demo dataset.")
     demo: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no dataset.json, or somebody else's
         record = json.loads((target / "dataset.json").read_text(encoding="utf-8"))["demo"]
@@ -277,7 +277,7 @@ def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
     found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*"))
     foreign = [name for name in found if not (demo and _MEMBER.fullmatch(name))]
     if foreign:
-        raise BundleError(
+        raise UserError(
             f"{target} holds something other than the demo dataset ({foreign[0]}), so it is left as it is; "
             "name another folder for the demo dataset, or remove this one yourself."
         )

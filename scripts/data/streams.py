@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two streams of cases, labelled and unlabelled, with a fixed number of each in a batch.
 
-Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, slot). So a resumed run
-needs no sampler state, and the number of loader workers changes nothing. Ranks load different slots of one large batch.
+Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, batch_index), so a
+resumed run needs no sampler state and the number of loader workers changes nothing. Ranks load different places of one
+large batch.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,19 +21,42 @@ from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scripts.data.cases import case_name
-from scripts.data.loader_worker import heed_loader_alone
-from scripts.errors import BundleError
-from scripts.functional.ranks import gather_cases, num_ranks, rank
-from scripts.functional.seeding import derive_seed, draw_index
+from scripts.distributed.collectives import all_gather_batch, num_ranks, rank
+from scripts.errors import UserError
+from scripts.seeding import derive_seed, draw_index
 
-Ticket = tuple[str, int, int]
+
+def heed_loader_alone(worker: int = 0) -> None:
+    """Let SIGTERM end this worker only if its own loader sends it; a `worker_init_fn` of PyTorch's `DataLoader`.
+
+    Schedulers and `torchrun` tell every process of a group to end. A worker that obeyed would fail the step that the
+    main process is finishing before it saves. When the main process is gone, PyTorch's workers end by themselves.
+
+    Where a signal's sender cannot be told (macOS, Windows) workers stay as PyTorch has them.
+
+    Args:
+        worker: its number, not used.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
+    threading.Thread(target=_end_when_told_by_parent, daemon=True).start()
+
+
+def _end_when_told_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+SampleKey = tuple[str, int, int]
 """(stream, case index, seed of its augmentation)."""
 
 LABELLED, UNLABELLED = "labelled", "unlabelled"
 
 
 class TwoStreamDataset(Dataset):
-    """Looks up tickets in two datasets and seeds their random transforms with the ticket's seed.
+    """Looks up tickets in two datasets and seeds their random transforms with the key's seed.
 
     Args:
         labelled: MONAI dataset with a `transform`; its items hold `image` and `label`.
@@ -39,9 +66,9 @@ class TwoStreamDataset(Dataset):
     def __init__(self, labelled: Dataset, unlabelled: Dataset) -> None:
         self.datasets = {LABELLED: labelled, UNLABELLED: unlabelled}
 
-    def __getitem__(self, ticket: Ticket) -> dict[str, Any]:
-        """Item of the ticket, augmented as its seed says."""
-        stream, index, seed = ticket
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """Item of the key, augmented as its seed says."""
+        stream, index, seed = key
         dataset = self.datasets[stream]
         dataset.transform.set_random_state(seed)
         item = dataset[index]
@@ -49,15 +76,15 @@ class TwoStreamDataset(Dataset):
         return item[0] if isinstance(item, list) else item
 
 
-class TwoStreamBatchSampler(Sampler[list[Ticket]]):
-    """Endless batches of tickets: first the labelled ones, then the unlabelled ones.
+class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
+    """Endless batches of keys: first the labelled ones, then the unlabelled ones.
 
-    Each stream goes through all its cases in a new order on every lap. Iteration begins at `start`, the number of
-    batches that earlier parts of the run have used. Before `unlabelled_from` batches hold labelled cases only: steps in
+    Each stream goes through all its cases in a new order on every pass. Iteration begins at `start`, the number of batches
+    that earlier parts of the run have used. Before `unlabelled_start` batches hold labelled cases only: steps in
     which no term uses unlabelled ones cost half as much without them.
 
-    Of several ranks each draws its own slots of the batch that one process would draw with the sizes of all together:
-    a lap over the ranks' batches holds every case once, and so it goes on with another number of ranks.
+    Of several ranks each draws its own places of the batch that one process would draw with the sizes of all together:
+    a pass_index over the ranks' batches holds every case once, and so it goes on with another number of ranks.
 
     Args:
         labelled_size: number of labelled cases, at least 1.
@@ -65,10 +92,10 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
         batch_labelled: labelled cases a batch of this rank, at least 1.
         batch_unlabelled: unlabelled cases a batch of this rank, at least 0.
         seed: the run's seed.
-        unlabelled_from: first iteration, counted from 0, with unlabelled cases.
+        unlabelled_start: first iteration, counted from 0, with unlabelled cases.
 
     Raises:
-        BundleError: for a number out of range.
+        UserError: for a number out of range.
     """
 
     def __init__(
@@ -78,47 +105,49 @@ class TwoStreamBatchSampler(Sampler[list[Ticket]]):
         batch_labelled: int,
         batch_unlabelled: int,
         seed: int,
-        unlabelled_from: int = 0,
+        unlabelled_start: int = 0,
     ) -> None:
         if labelled_size < 1:
-            raise BundleError("There is no labelled case to train on: label at least one and set --labelled_cases.")
+            raise UserError("There is no labelled case to train on: label at least one and set --labelled_cases.")
         if batch_labelled < 1:
-            raise BundleError(f"batch_labelled must be at least 1, got {batch_labelled}.")
+            raise UserError(f"batch_labelled must be at least 1, got {batch_labelled}.")
         if batch_unlabelled < 0:
-            raise BundleError(f"batch_unlabelled must be at least 0, got {batch_unlabelled}.")
-        self.slots = [(LABELLED, labelled_size, *slot) for slot in _slots_of_rank(batch_labelled)]
+            raise UserError(f"batch_unlabelled must be at least 0, got {batch_unlabelled}.")
+        self.places = [(LABELLED, labelled_size, *batch_index) for batch_index in _places_of_rank(batch_labelled)]
         if unlabelled_size > 0:
-            self.slots += [(UNLABELLED, unlabelled_size, *slot) for slot in _slots_of_rank(batch_unlabelled)]
+            self.places += [
+                (UNLABELLED, unlabelled_size, *batch_index) for batch_index in _places_of_rank(batch_unlabelled)
+            ]
         self.seed = seed
         self.start = 0
-        self.unlabelled_from = unlabelled_from
+        self.unlabelled_start = unlabelled_start
         self.lap_length = -(-labelled_size // (batch_labelled * num_ranks()))
 
     def __len__(self) -> int:
         """Batches until every labelled case was seen once; the iterator itself does not end."""
         return self.lap_length
 
-    def __iter__(self) -> Iterator[list[Ticket]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         """Batches from `start` on."""
         return (self.batch(iteration) for iteration in itertools.count(self.start))
 
-    def batch(self, iteration: int) -> list[Ticket]:
+    def batch(self, iteration: int) -> list[SampleKey]:
         """The tickets of one iteration, counted from 0."""
         return [
             (
                 stream,
-                draw_index(self.seed, stream, iteration * per_batch + slot, size),
-                derive_seed(self.seed, stream, "augment", iteration, slot),
+                draw_index(self.seed, stream, iteration * per_batch + batch_index, size),
+                derive_seed(self.seed, stream, "augment", iteration, batch_index),
             )
-            for stream, size, slot, per_batch in self.slots
-            if stream == LABELLED or iteration >= self.unlabelled_from
+            for stream, size, batch_index, per_batch in self.places
+            if stream == LABELLED or iteration >= self.unlabelled_start
         ]
 
 
-def _slots_of_rank(per_rank: int) -> list[tuple[int, int]]:
-    """(slot, number of slots) of this rank in a batch of `per_rank` cases a rank, in the order of `gather_cases`."""
+def _places_of_rank(per_rank: int) -> list[tuple[int, int]]:
+    """(batch_index, places in all) of this rank for `per_rank` cases per rank, ordered as by `all_gather_batch`."""
     total = per_rank * num_ranks()
-    return [(slot, total) for slot in range(rank(), total, num_ranks())]
+    return [(batch_index, total) for batch_index in range(rank(), total, num_ranks())]
 
 
 def _case_of(item: Mapping[str, Any]) -> str:
@@ -150,7 +179,7 @@ def _check_shapes(key: str, items: Sequence[dict[str, Any]]) -> None:
     for item in items[1:]:
         if item[key].shape != items[0][key].shape:
             first, other = (f"{tuple(i[key].shape)} ({_case_of(i)})" for i in (items[0], item))
-            raise BundleError(
+            raise UserError(
                 f"The {key}s of a batch differ in shape, {first} and {other}: every case needs the same channels, and "
                 "the transforms must end with patches of roi_size."
             )
@@ -167,7 +196,7 @@ def two_stream_loader(
     batch_unlabelled: int,
     seed: int,
     num_workers: int = 0,
-    unlabelled_from: int = 0,
+    unlabelled_start: int = 0,
 ) -> DataLoader:
     """A loader of endless two-stream batches.
 
@@ -178,10 +207,10 @@ def two_stream_loader(
         batch_unlabelled: unlabelled cases a batch of this rank.
         seed: the run's seed.
         num_workers: loader processes; results do not depend on it.
-        unlabelled_from: first iteration with unlabelled cases.
+        unlabelled_start: first iteration with unlabelled cases.
     """
     sampler = TwoStreamBatchSampler(
-        len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_from
+        len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_start
     )
     return DataLoader(
         TwoStreamDataset(labelled, unlabelled),
@@ -228,8 +257,8 @@ def prepare_two_stream_batch(
     label = batch["label"].to(device, non_blocking=non_blocking)
     weak = batch.get("weak")
     if weak is not None:
-        weak = gather_cases(weak.to(device, non_blocking=non_blocking, **kwargs))
+        weak = all_gather_batch(weak.to(device, non_blocking=non_blocking, **kwargs))
     streams = image.split([len(label), len(image) - len(label)])
-    if num_ranks() > 1:  # a step before `unlabelled_from` has no second stream
-        image = torch.cat([gather_cases(stream) for stream in streams if len(stream) > 0])
-    return image, gather_cases(label), (), {"weak": weak}
+    if num_ranks() > 1:  # a step before `unlabelled_start` has no second stream
+        image = torch.cat([all_gather_batch(stream) for stream in streams if len(stream) > 0])
+    return image, all_gather_batch(label), (), {"weak": weak}

@@ -11,9 +11,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
-from scripts.data.label_values import declared_values, to_classes
-from scripts.errors import BundleError
-from scripts.functional.voxels import NO_CLASS
+from scripts.data.labels import declared_values, to_classes
+from scripts.errors import UserError
+from scripts.prototypes.voxels import NO_CLASS
 
 
 class LabelsToClassesd(MapTransform):
@@ -30,7 +30,7 @@ class LabelsToClassesd(MapTransform):
         allow_missing_keys: whether cases without these keys pass.
 
     Raises:
-        BundleError: if the values do not fit together, see `scripts.data.label_values.declared_values`.
+        UserError: if the values do not fit together, see `scripts.data.labels.declared_values`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LabelsToClassesd(MapTransform):
         """Return `data` with class indices, int8 or int16, in place of values.
 
         Raises:
-            BundleError: naming the file and an undeclared value in it, or the file that holds ignored voxels only.
+            UserError: naming the file and an undeclared value in it, or the file that holds ignored voxels only.
         """
         result = dict(data)
         for key in self.key_iterator(data):
@@ -57,13 +57,13 @@ class LabelsToClassesd(MapTransform):
             classes, undeclared = to_classes(_plain(data[key]), self.values, self.ignore_value)
             if undeclared is not None:
                 ignored = "" if self.ignore_value is None else f" and ignores {self.ignore_value}"
-                raise BundleError(
+                raise UserError(
                     f"{name} holds the label value {undeclared:.7g}, but the dataset's YAML declares "
                     f"{sorted(self.values)}{ignored}: name its class in label_names and label_values, set "
                     "ignore_value, or correct the file."
                 )
             if self.ignore_value is not None and bool((classes == NO_CLASS).all()):
-                raise BundleError(
+                raise UserError(
                     f"Every voxel of {name} has the ignore_value {self.ignore_value}: use the case without its label."
                 )
             result[key] = convert_to_dst_type(classes, dst=data[key], dtype=classes.dtype)[0]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small perceptrons that exist during training only: they are never part of the deployed network."""
+"""Small perceptrons for training only: projection and prediction heads, and the learned selector."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 
-class EmbeddingHead(nn.Sequential):
+class ProjectionHead(nn.Sequential):
     """Linear, batch norm, ReLU, linear on feature rows: `(N, in_features)` to `(N, out_features)`.
 
     Both heads of SS-Net (Wu et al., MICCAI 2022) have this form: the projection head maps embeddings into the space of
@@ -20,7 +20,7 @@ class EmbeddingHead(nn.Sequential):
         out_features: width of the hidden layer and of the result.
 
     Raises:
-        BundleError: when called with rows of another width.
+        UserError: when called with rows of another width.
     """
 
     def __init__(self, in_features: int, out_features: int = 32) -> None:
@@ -34,8 +34,31 @@ class EmbeddingHead(nn.Sequential):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the new width."""
         if rows.shape[1] != self[0].in_features:
-            raise BundleError(
+            raise UserError(
                 f"A projection or prediction head for features of width {self[0].in_features} got {rows.shape[1]}: "
-                "feature_channels must be the number of channels of tap_layer."
+                "feature_channels must be the number of channels of feature_layer."
             )
         return super().forward(rows)
+
+
+class Selector(nn.Sequential):
+    """Linear, batch norm, LeakyReLU(0.2), linear, sigmoid: rows `(N, D)` to scores `(N,)` in (0, 1).
+
+    How much a row says about its class, in SemiSeg-Contrastive (Alonso et al., ICCV 2021, section 3.3) and SS-Net (Wu
+    et al., MICCAI 2022). In training mode the batch norm needs at least two rows.
+
+    Args:
+        feature_dim: D.
+    """
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__(
+            nn.Linear(feature_dim, feature_dim),
+            nn.BatchNorm1d(feature_dim),
+            nn.LeakyReLU(0.2),
+            nn.Linear(feature_dim, 1),
+        )
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scores of rows."""
+        return super().forward(rows.to(self[0].weight.dtype)).sigmoid()[:, 0]

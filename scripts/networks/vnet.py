@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from monai.networks.blocks import Convolution
@@ -126,7 +127,7 @@ class VNet(nn.Module):
     Milletari et al., "V-Net", 3DV 2016, in the form that UA-MT (MICCAI 2019), SS-Net (MICCAI 2022) and their
     successors share: 16-32-64-128-256 filters, 1/2/3/3/3 convolutions a stage, strided 2x2x2 convolutions down,
     transposed ones up, no residual connection inside a stage. The parameters stand in the same order as there, see
-    `scripts.networks.reference_weights`.
+    `scripts.networks.vnet`.
 
     The embedding that prototypes use is the output of `decoder.stage1` (`base_filters` channels at full resolution),
     or of `decoder.dropout` where dropout is to be seen by it.
@@ -173,7 +174,39 @@ class VNet(nn.Module):
             if side % 16 != 0:
                 raise ValueError(
                     f"VNet halves each side four times, so each must be a multiple of 16; one is {side}. "
-                    "Pad the volume first (SlidingWindowInferer and TapInferer do)."
+                    "Pad the volume first (SlidingWindowInferer and FeatureInferer do)."
                 )
         x1, x2, x3, x4, x5 = self.encoder(x)
         return self.decoder(x1, x2, x3, x4, x5)
+
+
+BACKBONE_PREFIXES = ("encoder.", "decoder.")
+
+
+def load_reference_backbone(network: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Copy the encoder and decoder of a published state dict into `VNet`, entry by entry in order.
+
+    Both list the same layers in the same order under other names; heads and selectors in `state` are passed over.
+
+    Args:
+        network: a `VNet` with batch norm and the widths, channels and classes of `state`.
+        state: the published state dict, in its own order.
+
+    Returns:
+        `network`, loaded.
+
+    Raises:
+        ValueError: if the number of entries or the shape or kind of one differs.
+    """
+    theirs = [(key, value) for key, value in state.items() if key.startswith(BACKBONE_PREFIXES)]
+    ours = network.state_dict()
+    if len(theirs) != len(ours):
+        raise ValueError(f"The state dict has {len(theirs)} encoder and decoder entries, the network {len(ours)}.")
+    for (their_key, value), (our_key, own) in zip(theirs, ours.items(), strict=True):
+        if value.shape != own.shape:
+            raise ValueError(f"{their_key} has shape {tuple(value.shape)}, but {our_key} needs {tuple(own.shape)}.")
+        if their_key.rpartition(".")[2] != our_key.rpartition(".")[2]:
+            raise ValueError(f"{their_key} stands where {our_key} is expected: the state dict has another order.")
+        ours[our_key] = value
+    network.load_state_dict(ours)
+    return network

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from scripts.functional.clusters import compactness, separation
-from scripts.functional.selection import BY_SELECTOR, SELECTIONS
-from scripts.functional.voxels import check_labels, check_rows, confident_classes, labels_on_grid, rows_of
-from scripts.prototypes.choice import choose_features
+from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_features
 from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.voxels import check_labels, check_rows, confident_classes, labels_on_grid, rows_of
 
 PREDICTIONS = ("logits", "probabilities")
 
@@ -37,7 +36,7 @@ class ContrastivePrototypeManager(nn.Module):
         predictions: what `update_and_compute_loss` is given, `logits` or `probabilities`.
         confidence: least probability in [0, 1] for a pseudo-label to count.
         selection: which features of a class enter the memory when there are more than it holds, as in
-            `scripts.functional.selection.select_rows`; `None` for `lowest` with selectors, which is the document's sort
+            `scripts.prototypes.selection.select_rows`; `None` for `lowest` with selectors, which is the document's sort
             (ascending, the first kept), and `random` without.
         margin: cosine distance in (0, 2] that class means should have from each other.
         divisor: see `ContrastivePrototypeLoss`.
@@ -146,7 +145,7 @@ class ContrastivePrototypeManager(nn.Module):
         """Write this step's features into the memory, then compute the weighted sum of three losses with gradient.
 
         Contrast with the memory; compactness within a class and separation of classes among the features themselves
-        (`scripts.functional.clusters`). A part whose weight is 0 is not computed.
+        (`scripts.prototypes.clusters`). A part whose weight is 0 is not computed.
 
         Args:
             features: projected, `(N, D)` or maps `(B, D, ...)`.

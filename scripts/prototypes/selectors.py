@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from scripts.networks.selector import Selector
+from scripts.networks.heads import Selector
 
 MEMORY_WEIGHTINGS = ("reference", "normalised", "none")
 

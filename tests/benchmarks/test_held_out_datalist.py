@@ -8,7 +8,7 @@ import json
 import pytest
 
 from scripts.benchmarks.held_out_datalist import main
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 
 def test_no_test_case_gets_into_the_list_and_order_is_kept(tiny_demo, tmp_path) -> None:
@@ -21,5 +21,5 @@ def test_no_test_case_gets_into_the_list_and_order_is_kept(tiny_demo, tmp_path) 
 
 
 def test_more_cases_than_there_are_is_refused(tiny_demo, tmp_path) -> None:
-    with pytest.raises(BundleError, match="at most 6"):
+    with pytest.raises(UserError, match="at most 6"):
         main(["--dataset_dir", str(tiny_demo), "--first", "5", "--hold_out", "2", "--output", str(tmp_path / "x.json")])

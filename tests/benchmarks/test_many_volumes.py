@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 from scripts.benchmarks.many_volumes import main, make_volumes, measure
-from scripts.data import fingerprint
+from scripts.dataset_setup import fingerprint
 
 
 def test_the_command_prints_what_it_measured(capsys) -> None:

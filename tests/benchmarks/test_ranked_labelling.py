@@ -10,7 +10,7 @@ import pytest
 
 from scripts.benchmarks import ranked_labelling
 from scripts.benchmarks.rows import read_rows
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 TRAINING = [{"image": f"{n}.nii.gz", "label": f"{n}_label.nii.gz"} for n in range(6)]
 
@@ -23,7 +23,7 @@ def test_added_cases_stand_behind_the_labelled_ones_with_their_own_labels() -> N
 
 @pytest.mark.parametrize("image", ["1.nii.gz", "9.nii.gz"])
 def test_a_case_that_is_labelled_already_or_unknown_is_refused(image) -> None:
-    with pytest.raises(BundleError, match=image):
+    with pytest.raises(UserError, match=image):
         ranked_labelling.in_front(TRAINING, 2, [image])
 
 

@@ -10,7 +10,7 @@ import pytest
 from scripts.data.cases import case_name
 from scripts.data.checks.finding import Kind
 from scripts.data.datalist import load_cases, named_files, read_cases, with_references
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 
 def pairs(*names):
@@ -41,7 +41,7 @@ def names(cases):
 
 
 def refusal(*args, **kwargs):
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(UserError) as caught:
         load_cases(*args, **kwargs)
     message = str(caught.value)
     assert "\n" not in message
@@ -284,13 +284,13 @@ def test_references_hold_the_label_under_a_name_that_preprocessing_does_not_touc
 
 
 def test_no_case_to_evaluate_is_refused_with_the_list_to_add():
-    with pytest.raises(BundleError, match=r"no test cases.*add a list `test`"):
+    with pytest.raises(UserError, match=r"no test cases.*add a list `test`"):
         with_references([], "test")
 
 
 def test_a_case_without_a_label_to_compare_with_is_named():
     cases = [{"image": "a", "label": "l", "case": "a"}, {"image": "b", "case": "b"}, {"image": "c", "case": "c"}]
-    with pytest.raises(BundleError, match=r"validation case b has no label.*\(2 such cases\)"):
+    with pytest.raises(UserError, match=r"validation case b has no label.*\(2 such cases\)"):
         with_references(cases, "validation")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scripts.data import demo
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 SMALL = (32, 28, 20)
 ARGUMENTS = {"num_training": 2, "num_validation": 1, "num_test": 1, "shape": SMALL}
@@ -162,7 +162,7 @@ def test_foreign_folder_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "dataset.json").write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(BundleError, match=r"something other than the demo dataset"):
+    with pytest.raises(UserError, match=r"something other than the demo dataset"):
         demo.ensure_demo_dataset(tmp_path, **ARGUMENTS)
     assert contents(tmp_path) == before
 
@@ -170,14 +170,14 @@ def test_foreign_folder_is_refused(tmp_path: Path, text: str | None) -> None:
 def test_foreign_file_in_stale_folder_is_refused(folder: Path) -> None:
     (folder / "labels" / "mine.nii.gz").write_text("patient")
     before = stamps(folder)
-    with pytest.raises(BundleError, match=r"labels/mine.nii.gz"):
+    with pytest.raises(UserError, match=r"labels/mine.nii.gz"):
         demo.ensure_demo_dataset(folder, **{**ARGUMENTS, "seed": 1})
     assert stamps(folder) == before
 
 
 def test_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("mine")
-    with pytest.raises(BundleError, match=r"is a file"):
+    with pytest.raises(UserError, match=r"is a file"):
         demo.ensure_demo_dataset(tmp_path / "demo", **ARGUMENTS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.data.folder_files import find_images
+from scripts.data.find import find_volumes
 
 
 def touch(folder: Path, *names: str, content: bytes = b"") -> None:
@@ -17,12 +17,12 @@ def touch(folder: Path, *names: str, content: bytes = b"") -> None:
 def test_image_files_of_each_format_count_and_others_do_not(tmp_path: Path) -> None:
     images = ["a.nii.gz", "b.NII", "sub/c.nrrd", "sub/d.mhd", "e.MHA"]
     touch(tmp_path, *images, "notes.txt", "sub/d.raw", "a.json")
-    assert find_images(tmp_path) == sorted(images)
+    assert find_volumes(tmp_path) == sorted(images)
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "imagesTr/._h_001.nii.gz", "imagesTr/h_001.nii.gz", ".trash/x.nii.gz")
-    assert find_images(tmp_path) == ["imagesTr/h_001.nii.gz"]
+    assert find_volumes(tmp_path) == ["imagesTr/h_001.nii.gz"]
 
 
 def test_a_folder_of_dicom_files_is_one_image(tmp_path: Path) -> None:
@@ -31,11 +31,11 @@ def test_a_folder_of_dicom_files_is_one_image(tmp_path: Path) -> None:
     touch(tmp_path, "p3/notes/readme", content=b"short")
     touch(tmp_path, "p4/CONTENTS", "p4/slice.dcm", "p4/seg.nii")
     (tmp_path / "p3" / "gone").symlink_to(tmp_path / "nowhere")
-    assert find_images(tmp_path) == ["p1/CT", "p1/segmentation.nii", "p2/MR", "p4", "p4/seg.nii"]
+    assert find_volumes(tmp_path) == ["p1/CT", "p1/segmentation.nii", "p2/MR", "p4", "p4/seg.nii"]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     touch(tmp_path, "store/a.nii", "data/b.nii")
     (tmp_path / "data" / "more").symlink_to(tmp_path / "store")
     (tmp_path / "data" / "up").symlink_to(tmp_path / "data")
-    assert find_images(tmp_path / "data") == ["b.nii", "more/a.nii"]
+    assert find_volumes(tmp_path / "data") == ["b.nii", "more/a.nii"]

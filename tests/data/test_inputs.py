@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.inputs import OutputNames, find_images, output_names
-from scripts.errors import BundleError
+from scripts.data.find import OutputNames, find_images, output_names
+from scripts.errors import UserError
 from tests.volume_files import affine, dicom_slices, volume, write_dicom
 
 
@@ -66,7 +66,7 @@ def test_links_are_followed_and_a_ring_of_them_ends(tmp_path):
 
 def test_an_empty_folder_gives_nothing_and_a_missing_one_is_refused(tmp_path):
     assert find_images(tmp_path) == []
-    with pytest.raises(BundleError, match=r"nowhere does not exist.*--dataset_dir"):
+    with pytest.raises(UserError, match=r"nowhere does not exist.*--dataset_dir"):
         find_images(tmp_path / "nowhere")
 
 
@@ -100,5 +100,5 @@ def test_an_output_goes_where_its_input_s_name_says(tmp_path):
 @pytest.mark.parametrize("target", ["moved_away.nii.gz", "a.nii.gz"])
 def test_a_link_to_nothing_or_to_itself_is_told_instead_of_being_left_out(tmp_path, target):
     (tmp_path / "a.nii.gz").symlink_to(target)
-    with pytest.raises(BundleError, match=r"a\.nii\.gz is a link that leads to no file"):
+    with pytest.raises(UserError, match=r"a\.nii\.gz is a link that leads to no file"):
         find_images(tmp_path)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts.data import label_tally
-from scripts.data.label_tally import tally
+from scripts.data import labels as label_tally
+from scripts.data.labels import tally
 
 
 @pytest.mark.parametrize("slab", [3, 2**20])

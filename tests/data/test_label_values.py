@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.data.label_values import declared_values, to_classes
-from scripts.errors import BundleError
+from scripts.data.labels import declared_values, to_classes
+from scripts.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64])
@@ -67,5 +67,5 @@ def test_without_a_list_the_values_are_the_classes():
     ],
 )
 def test_declarations_that_do_not_fit_together_are_one_sentence(values, ignore_value, message):
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(UserError, match=message):
         declared_values(3, values, ignore_value)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from scripts.data.loader_worker import heed_loader_alone
+from scripts.data.streams import heed_loader_alone
 
 
 @pytest.mark.parametrize(("sender", "status"), [("loader", 0), ("another", 7)])

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from scripts.data.prepared import prepared_bytes, prepared_shape
+from scripts.data.sizes import resampled_bytes, resampled_shape
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ from scripts.data.prepared import prepared_bytes, prepared_shape
 )
 def test_the_shape_is_that_of_monais_resampling(shape, spacing, target) -> None:
     volume = MetaTensor(torch.zeros(1, *shape), affine=torch.tensor(np.diag([*spacing, 1.0])))
-    assert prepared_shape(shape, spacing, target) == tuple(Spacing(pixdim=target)(volume).shape[1:])
+    assert resampled_shape(shape, spacing, target) == tuple(Spacing(pixdim=target)(volume).shape[1:])
 
 
 def test_bytes_of_a_case_by_hand() -> None:
-    assert prepared_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
-    assert prepared_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4
+    assert resampled_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
+    assert resampled_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4
 
 
 def test_small_volumes_are_kept_as_large_as_the_patch() -> None:
-    assert prepared_bytes((10, 20, 30), 1, True, roi_size=(16, 16, 16)) == 16 * 20 * 30 * 5
+    assert resampled_bytes((10, 20, 30), 1, True, roi_size=(16, 16, 16)) == 16 * 20 * 30 * 5

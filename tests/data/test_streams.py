@@ -19,7 +19,7 @@ from scripts.data.streams import (
     prepare_two_stream_batch,
     two_stream_loader,
 )
-from scripts.errors import BundleError
+from scripts.errors import UserError
 
 CROP = (2, 3, 4)
 
@@ -66,12 +66,12 @@ def test_every_batch_holds_its_number_of_each_stream_labelled_first():
 
 @pytest.mark.parametrize(("stream", "size"), [("labelled", 3), ("unlabelled", 7)])
 def test_each_lap_holds_every_case_once(stream, size):
-    # Batches of 2 and of 3 do not divide 3 and 7: laps cross batches.
+    # Batches of 2 and of 3 do not divide 3 and 7: passes cross batches.
     batches = first(iter(sampler(3, 7, 2, 3)), 42)
     order = [index for batch in batches for name, index, _ in batch if name == stream]
-    laps = [order[k : k + size] for k in range(0, len(order), size)]
-    assert all(sorted(lap) == list(range(size)) for lap in laps)
-    assert len({tuple(lap) for lap in laps}) > 1  # not one order for ever
+    passes = [order[k : k + size] for k in range(0, len(order), size)]
+    assert all(sorted(pass_index) == list(range(size)) for pass_index in passes)
+    assert len({tuple(pass_index) for pass_index in passes}) > 1  # not one order for ever
 
 
 def test_a_batch_is_the_same_from_whatever_start():
@@ -132,7 +132,7 @@ def test_the_length_is_the_batches_until_every_labelled_case_was_seen(labelled, 
     ],
 )
 def test_a_number_out_of_range_is_named(numbers, names):
-    with pytest.raises(BundleError, match=names):
+    with pytest.raises(UserError, match=names):
         sampler(**numbers)
 
 
@@ -271,7 +271,7 @@ def test_an_engine_that_starts_late_sees_the_batches_of_its_iterations(done, wor
 
 def test_before_unlabelled_from_batches_hold_labelled_cases_only_and_the_same_ones() -> None:
     always = TwoStreamBatchSampler(3, 5, 2, 1, seed=4)
-    late = TwoStreamBatchSampler(3, 5, 2, 1, seed=4, unlabelled_from=2)
+    late = TwoStreamBatchSampler(3, 5, 2, 1, seed=4, unlabelled_start=2)
     assert [late.batch(i) for i in range(2)] == [always.batch(i)[:2] for i in range(2)]
     assert [late.batch(i) for i in range(2, 6)] == [always.batch(i) for i in range(2, 6)]
 
@@ -282,7 +282,7 @@ def test_items_of_different_shapes_are_refused_with_their_names(key):
         shapes = {k: (1, side if k == key else 2, 2, 2) for k in ("image", "label", "weak")}
         return {"case": name, **{k: torch.zeros(shape) for k, shape in shapes.items()}}
 
-    with pytest.raises(BundleError, match=rf"The {key}s of a batch differ.*2.*\(a\).*3.*\(b\)") as caught:
+    with pytest.raises(UserError, match=rf"The {key}s of a batch differ.*2.*\(a\).*3.*\(b\)") as caught:
         collate([item("a", 2), item("c", 2), item("b", 3)])
     assert "\n" not in str(caught.value)
 
@@ -302,7 +302,9 @@ def test_ranks_share_the_batch_of_one_process_without_repetition(monkeypatch):
     whole = as_rank(monkeypatch, 0, 1, batch_labelled=3, batch_unlabelled=6)
     for iteration in range(7):
         parts = [own.batch(iteration) for own in per_rank]
-        gathered = [ticket for slot in zip(*parts, strict=True) for ticket in slot]  # as `gather_cases` orders them
+        gathered = [
+            key for batch_index in zip(*parts, strict=True) for key in batch_index
+        ]  # as `all_gather_batch` orders them
         assert gathered == whole.batch(iteration)
     assert len(per_rank[0]) == len(whole) == 1
 

@@ -9,9 +9,9 @@ import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
+from scripts.cli.start import root_user_error
 from scripts.data.transforms import IgnoredToBackgroundd, LabelsToClassesd
-from scripts.errors import BundleError
-from scripts.workflows.start import find_mistake
+from scripts.errors import UserError
 
 
 def label(*values, path="/data/labels/la_003.nrrd"):
@@ -31,7 +31,7 @@ def test_classes_keep_the_files_grid_and_leave_the_input_as_it_was():
 
 @pytest.mark.parametrize("value", [3, 255, -1])
 def test_an_undeclared_value_is_refused_with_file_value_and_declaration(value):
-    with pytest.raises(BundleError) as caught:
+    with pytest.raises(UserError) as caught:
         LabelsToClassesd("label", 3)({"label": label(0, value, 1)})
     assert "/data/labels/la_003.nrrd" in str(caught.value)
     assert f"label value {value}," in str(caught.value)
@@ -40,12 +40,12 @@ def test_an_undeclared_value_is_refused_with_file_value_and_declaration(value):
 
 def test_a_value_between_two_classes_is_refused():
     # Linear interpolation of a label volume makes such values; cast to int they would become a class.
-    with pytest.raises(BundleError, match=r"label value 0\.5, .* \[0, 1\] and ignores 9:"):
+    with pytest.raises(UserError, match=r"label value 0\.5, .* \[0, 1\] and ignores 9:"):
         LabelsToClassesd("label", 2, ignore_value=9)({"label": label(0.0, 0.5, 1.0)})
 
 
 def test_a_plain_tensor_is_named_by_its_key():
-    with pytest.raises(BundleError, match=r"^label holds the label value 7,"):
+    with pytest.raises(UserError, match=r"^label holds the label value 7,"):
         LabelsToClassesd("label", 2)({"label": torch.tensor([0, 7], dtype=torch.uint8)})
 
 
@@ -56,7 +56,7 @@ def test_a_case_without_the_key_passes_only_if_allowed():
 
 
 def test_a_file_of_ignored_voxels_alone_is_refused():
-    with pytest.raises(BundleError, match=r"^Every voxel of /data/labels/la_003\.nrrd has the ignore_value 255"):
+    with pytest.raises(UserError, match=r"^Every voxel of /data/labels/la_003\.nrrd has the ignore_value 255"):
         LabelsToClassesd("label", 2, ignore_value=255)({"label": label(255, 255)})
 
 
@@ -64,7 +64,7 @@ def test_the_mistake_is_found_behind_a_cache_that_is_filled_by_threads():
     data = [{"label": label(0, 1, path="a")}, {"label": label(0, 4, path="b")}]
     with pytest.raises(RuntimeError) as caught:
         CacheDataset(data, Compose([LabelsToClassesd("label", 2)]), progress=False, num_workers=2)
-    assert str(find_mistake(caught.value)).startswith("b holds the label value 4,")
+    assert str(root_user_error(caught.value)).startswith("b holds the label value 4,")
 
 
 def test_ignored_voxels_become_background_on_both_sides():

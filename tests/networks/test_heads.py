@@ -6,20 +6,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.errors import BundleError
-from scripts.networks.heads import EmbeddingHead
+from scripts.errors import UserError
+from scripts.networks.heads import ProjectionHead
 
 
 def test_widths_follow_the_arguments():
-    head = EmbeddingHead(in_features=5, out_features=7)
+    head = ProjectionHead(in_features=5, out_features=7)
     assert head(torch.randn(4, 5)).shape == (4, 7)
     # 5 * 7 + 7, two numbers a channel for batch norm, 7 * 7 + 7
     assert sum(p.numel() for p in head.parameters()) == 42 + 14 + 56
-    assert EmbeddingHead(5)(torch.randn(4, 5)).shape == (4, 32)
+    assert ProjectionHead(5)(torch.randn(4, 5)).shape == (4, 32)
 
 
 def test_rows_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode():
-    head, rows = EmbeddingHead(3, 4), torch.randn(6, 3)
+    head, rows = ProjectionHead(3, 4), torch.randn(6, 3)
     head.eval()
     torch.testing.assert_close(head(rows)[2:3], head(rows[2:3]))
     head.train()
@@ -27,7 +27,7 @@ def test_rows_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode()
 
 
 def test_it_is_linear_norm_relu_linear():
-    head, rows = EmbeddingHead(3, 4).eval(), torch.randn(6, 3)
+    head, rows = ProjectionHead(3, 4).eval(), torch.randn(6, 3)
     first, norm, _, last = head
     norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
     norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0, 4.0]))
@@ -37,5 +37,5 @@ def test_it_is_linear_norm_relu_linear():
 
 
 def test_rows_of_another_width_are_refused_with_the_key_to_set():
-    with pytest.raises(BundleError, match="width 5 got 4: feature_channels must be the number of channels"):
-        EmbeddingHead(5)(torch.randn(3, 4))
+    with pytest.raises(UserError, match="width 5 got 4: feature_channels must be the number of channels"):
+        ProjectionHead(5)(torch.randn(3, 4))

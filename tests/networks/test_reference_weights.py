@@ -6,8 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.networks.reference_weights import load_reference_backbone
-from scripts.networks.vnet import VNet
+from scripts.networks.vnet import VNet, load_reference_backbone
 
 WIDTHS = {"in_channels": 1, "out_channels": 2, "base_filters": 2}
 

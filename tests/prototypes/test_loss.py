@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.functional.voxels import NO_CLASS
-from scripts.networks.heads import EmbeddingHead
+from scripts.networks.heads import ProjectionHead
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.voxels import NO_CLASS
 
 
 def memory_of(by_class, num_classes=3, width=2):
@@ -109,7 +109,7 @@ def test_maps_are_read_voxel_by_voxel():
     ("labels", "by_class"), [([1, 1], {}), ([1, 1], {2: NORTH}), ([NO_CLASS, NO_CLASS], {1: EAST}), ([1, 2], {1: EAST})]
 )
 def test_no_usable_class_gives_zero_with_zero_gradient(labels, by_class):
-    loss = ContrastivePrototypeLoss(memory_of(by_class), EmbeddingHead(2, 2), EmbeddingHead(2, 2))
+    loss = ContrastivePrototypeLoss(memory_of(by_class), ProjectionHead(2, 2), ProjectionHead(2, 2))
     features = torch.randn(2, 2, requires_grad=True)
     value = loss(features, torch.tensor(labels))
     value.backward()
@@ -132,7 +132,7 @@ def test_no_rows_at_all_give_zero():
 
 def two_heads(memory, **options):
     torch.manual_seed(0)
-    return ContrastivePrototypeLoss(memory, EmbeddingHead(3, 2), EmbeddingHead(2, 2), **options)
+    return ContrastivePrototypeLoss(memory, ProjectionHead(3, 2), ProjectionHead(2, 2), **options)
 
 
 def test_gradient_reaches_features_and_both_heads_but_not_the_memory():

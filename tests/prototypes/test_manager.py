@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from scripts.functional.clusters import compactness, separation
+from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.manager import ContrastivePrototypeManager
 

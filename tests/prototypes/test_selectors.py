@@ -8,9 +8,9 @@ import copy
 import pytest
 import torch
 
-from scripts.prototypes.choice import choose_features
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selection import choose_features
 from scripts.prototypes.selectors import ClassSelectors
 
 

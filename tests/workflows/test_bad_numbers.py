@@ -12,7 +12,7 @@ import torch
 from monai.transforms import MapTransform
 
 from scripts.benchmarks import forked_command, kill_runs
-from scripts.terms.base import StepData, Term
+from scripts.losses.base import LossTerm, TrainingBatch
 
 HERE = "tests.workflows.test_bad_numbers"
 MARK = "WARNING GradientGuard: "
@@ -39,14 +39,14 @@ class NotANumberd(MapTransform):
         return result
 
 
-class FaultyTerm(Term):
+class FaultyTerm(LossTerm):
     """0 with a gradient of 0, but for one step: then an infinite value, or a gradient that bf16 cannot hold."""
 
     def __init__(self, fault: str) -> None:
         super().__init__(1.0)
         self.fault, self.step = fault, 0
 
-    def compute(self, step: StepData) -> torch.Tensor:
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
         self.step += 1
         if self.step != SPOILT_STEP:
             return step.logits.sum() * 0.0
@@ -107,7 +107,7 @@ def test_a_gradient_that_overflows_in_bf16_is_named_and_its_step_leaves_no_trace
     overrides = {
         "terms::faulty": {"_target_": f"{HERE}.FaultyTerm", "fault": "gradient"},
         "train::inferer::dtype": "$torch.bfloat16",  # `--precision bf16` is refused where the hardware has none
-        "roi_size": [64, 64, 48],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/engine/precision.py
+        "roi_size": [64, 64, 48],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/training/precision.py
     }
     states, said = run(**overrides)
     assert_only_these_are_skipped(states, [SPOILT_STEP])

@@ -11,15 +11,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts import convert_left_atrium, new_dataset
-from scripts.workflows.generated_files import is_generated
+from scripts.cli import convert_left_atrium, new_dataset
+from scripts.dataset_setup.generated import is_generated
 from tests.stand_ins import LAYOUTS, listed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 DATASETS = sorted(
     path.stem for path in (CONFIGS / "datasets").glob("*.yaml") if not is_generated(path)
-)  # what scripts.new_dataset writes there is the user's own
+)  # what scripts.cli.new_dataset writes there is the user's own
 COMMANDS = {"new_dataset": new_dataset.main, "convert_left_atrium": convert_left_atrium.main}
 
 RUN = [(d, METHODS[(i + k) % len(METHODS)]) for i, d in enumerate(DATASETS) for k in (0, len(METHODS) // 2)]

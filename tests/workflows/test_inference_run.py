@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.cli.start import root_user_error
 from scripts.networks.vnet import VNet
-from scripts.workflows.start import find_mistake
 from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def grids_of(path: Path) -> list[np.ndarray]:
 def mistake(call) -> str:
     with pytest.raises(Exception) as caught:
         call()
-    found = find_mistake(caught.value)
+    found = root_user_error(caught.value)
     assert found is not None, caught.value
     return str(found)
 

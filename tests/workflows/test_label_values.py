@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.cli.new_dataset import main as new_dataset
+from scripts.cli.start import root_user_error
 from scripts.networks.vnet import VNet
-from scripts.new_dataset import main as new_dataset
-from scripts.workflows.start import find_mistake
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACING = [1.0, 1.5, 4.0]
@@ -177,5 +177,5 @@ def test_values_that_nobody_declared_are_one_sentence(declared, message, make_wo
     data = write_cases(tmp_path / "data", [0, 820, 205])
     with pytest.raises(Exception) as caught:
         make_workflow("train.yaml", **data, **declared).run()
-    mistake = str(find_mistake(caught.value))
+    mistake = str(root_user_error(caught.value))
     assert re.search(message, mistake), mistake

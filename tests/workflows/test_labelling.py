@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`run pseudo_label` and `run rank_unlabelled`, and the way back of a corrected label."""
+"""`run pseudo_label` and `run prioritise_unlabelled`, and the way back of a corrected label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.workflows.start import find_mistake
+from scripts.cli.start import root_user_error
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -65,8 +65,8 @@ def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, 
 
 def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tmp_path) -> None:
     train(max_steps=3)
-    label("rank_unlabelled")
-    table = rows(tmp_path / "out/rank_unlabelled.csv")
+    label("prioritise_unlabelled")
+    table = rows(tmp_path / "out/prioritise_unlabelled.csv")
     assert [row["rank"] for row in table] == [str(n + 1) for n in range(len(table))]
     assert sorted(row["case"] for row in table) == [f"demo_training_00{n}" for n in range(2, 6)]
     means = [sum(int(row[f"rank_{n}"]) for n in ("uncertainty", "prototype_distance", "diversity")) for row in table]
@@ -80,7 +80,7 @@ def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tm
     [
         ((), {"order_by": ["size"]}, "order_by must be one or more of uncertainty"),
         (("methods/supervised.yaml",), {}, "holds no prototypes"),
-        ((), {"ckpt_dir": "/nowhere"}, "holds no state_*.pt of a run"),
+        ((), {"ckpt_dir": "/nowhere"}, "holds no checkpoint_*.pt of a run"),
         ((), {"elements_per_class": 7}, "does not fit this configuration (loss"),
         ((), {"labelled_cases": 6}, "no unlabelled case"),
     ],
@@ -88,8 +88,8 @@ def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tm
 def test_ranking_tells_what_it_lacks_in_one_sentence(files, overrides, told, label, train) -> None:
     train(*files, max_steps=1)
     with pytest.raises(Exception) as caught:
-        label("rank_unlabelled", *files, **overrides)
-    assert told in str(find_mistake(caught.value))
+        label("prioritise_unlabelled", *files, **overrides)
+    assert told in str(root_user_error(caught.value))
 
 
 def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, train, dataset, tmp_path) -> None:
@@ -98,7 +98,7 @@ def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, t
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(Exception) as caught:
         label("pseudo_label")
-    assert "1 of 4 cases failed (demo_training_003)" in str(find_mistake(caught.value))
+    assert "1 of 4 cases failed (demo_training_003)" in str(root_user_error(caught.value))
     assert len(rows(tmp_path / "out/pseudo_labels/confidence.csv")) == 3
 
 
@@ -108,7 +108,7 @@ def test_a_corrected_label_that_belongs_to_no_case_stops_training(dataset, make_
     workflow = make_workflow("train.yaml", data_source=str(dataset), dataset_dir=str(dataset))
     with pytest.raises(Exception) as caught:
         workflow.run()
-    assert "demo_training_4.nii.gz is called after no training case" in str(find_mistake(caught.value))
+    assert "demo_training_4.nii.gz is called after no training case" in str(root_user_error(caught.value))
 
 
 def test_the_datalist_of_the_copy_is_left_as_it_is(dataset, tiny_demo) -> None:

@@ -62,7 +62,7 @@ def test_thirteen_classes_train_fill_the_memory_and_are_reported_one_by_one(orga
         "spacing": [1.0, 1.5, 2.0],
         "roi_size": [16, 16, 16],
         "network_def": voxelwise_network(len(NAMES)),
-        "tap_layer": "1",
+        "feature_layer": "1",
         "feature_channels": 32,
         "learning_rate": 0.05,
         "teacher_decay": 0.9,

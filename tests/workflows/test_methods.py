@@ -64,7 +64,7 @@ def logged(folder: Path) -> dict[str, dict[int, float]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, tmp_path) -> None:
     workflow = make_workflow(
-        "train.yaml", f"methods/{method}.yaml", max_steps=STEPS, unlabelled_from=FIRST_UNLABELLED / STEPS, **data
+        "train.yaml", f"methods/{method}.yaml", max_steps=STEPS, unlabelled_start=FIRST_UNLABELLED / STEPS, **data
     )
     loss = workflow.parser.get_parsed_content("train::loss")
     for chooser in [*loss.terms.values(), *workflow.parser.get_parsed_content("method_handlers")]:

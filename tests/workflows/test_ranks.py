@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from scripts.benchmarks.ranks import settings, train_and_record
-from scripts.whole_files import is_damaged
-from scripts.workflows.start import find_mistake
+from scripts.cli.start import root_user_error
+from scripts.files import is_damaged
 from tests.rank_processes import run_ranks, start_ranks
 
 STEPS = 2
@@ -72,7 +72,7 @@ def train_until_killed(*given: Any) -> str:
     try:
         train_and_record(*given)
     except Exception as error:
-        return str(find_mistake(error))
+        return str(root_user_error(error))
     return "the run was not stopped"
 
 
@@ -85,7 +85,7 @@ def test_a_killed_rank_stops_the_other_and_one_or_two_ranks_go_on_as_if_never_st
     folder = tmp_path / "killed"
     given = arguments("train", 2, tiny_demo, folder, **longer)
     processes = start_ranks(2, tmp_path / "ranks", train_until_killed, *given, join=False)
-    while not (folder / "models/state_00000002.pt").exists():
+    while not (folder / "models/checkpoint_00000002.pt").exists():
         assert all(process.is_alive() for process in processes), "the run ended before a rank could be killed"
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_stat
     folder = tmp_path / "told"
     given = arguments("train", 2, tiny_demo, folder, max_steps=200, val_interval=200, save_interval=2)
     processes = start_ranks(2, tmp_path / "ranks", train_and_record, *given, join=False)
-    while not (folder / "models/state_00000002.pt").exists():
+    while not (folder / "models/checkpoint_00000002.pt").exists():
         assert all(process.is_alive() for process in processes), "the run ended before a rank could be told"
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_stat
         _, error = torch.load(tmp_path / f"ranks/{rank}.pt")
         assert "SystemExit: 143" in error
     assert not list((folder / "models").glob(".*"))
-    newest = max((folder / "models").glob("state_*.pt"))
+    newest = max((folder / "models").glob("checkpoint_*.pt"))
     assert not is_damaged(newest)
     assert 2 <= torch.load(newest, weights_only=True)["run"]["step"] < 200
 
@@ -131,7 +131,7 @@ def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:
     folders = [str(tmp_path / "first"), str(tmp_path / "second")]
     run_ranks(2, tmp_path / "a", train_in_own_folder, tiny_demo, folders, {"max_steps": 2}, join=False)
     written = [name.split("/")[-1] for name in files_in(tmp_path / "first")]
-    assert {"model.pt", "model_best.pt", "state_00000002.pt"} <= set(written)
+    assert {"model.pt", "model_best.pt", "checkpoint_00000002.pt"} <= set(written)
     assert len([name for name in written if name.startswith("events.")]) == 1
     assert not (tmp_path / "second").exists()
     longer = {"max_steps": 3, "resume": True}
@@ -151,7 +151,7 @@ def train_in_own_folder(demo: Path, folders: Sequence[str], more: dict[str, Any]
 
 def test_an_unfinished_run_is_refused_by_every_rank_in_the_same_sentence(tiny_demo, tmp_path) -> None:
     (tmp_path / "run/models").mkdir(parents=True)
-    torch.save({"run": {"step": 2, "finished": False}}, tmp_path / "run/models/state_00000002.pt")
+    torch.save({"run": {"step": 2, "finished": False}}, tmp_path / "run/models/checkpoint_00000002.pt")
     given = arguments("train", 2, tiny_demo, tmp_path / "run")
     first, second = run_ranks(2, tmp_path / "ranks", train_until_killed, *given, join=False)
     assert first == second

@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from monai.transforms import SaveImaged
 
-from scripts.export import main
+from scripts.cli.export import main
 from tests.conftest import TINY
 from tests.volume_files import affine, save, volume
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.engine.state_files import save_atomically
+from scripts.training.state_files import save_atomically
 
 
 def differences(first: object, second: object, path: str = "") -> list[str]:
@@ -27,20 +27,20 @@ def test_a_finished_run_goes_on_when_max_steps_is_raised(make_workflow, tmp_path
     longer = make_workflow("train.yaml", max_steps=4, resume=True)
     longer.run()
     assert longer.trainer.state.iteration == 4
-    assert (tmp_path / "models/state_00000004.pt").exists()
+    assert (tmp_path / "models/checkpoint_00000004.pt").exists()
 
 
 def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow, tmp_path) -> None:
     make_workflow("train.yaml", max_steps=2, val_interval=2).run()
     best = tmp_path / "models/model_best.pt"
-    state_file = tmp_path / "models/state_00000002.pt"
+    state_file = tmp_path / "models/checkpoint_00000002.pt"
     state = torch.load(state_file, weights_only=True)
     state["best"]["best_metric"] = 0.99  # as if an unbeatable model had been found before the stop
     save_atomically(state, state_file, digest=True)
     before = best.read_bytes()
     make_workflow("train.yaml", max_steps=4, val_interval=2, resume=True).run()
     assert best.read_bytes() == before
-    kept = torch.load(tmp_path / "models/state_00000004.pt", weights_only=True)
+    kept = torch.load(tmp_path / "models/checkpoint_00000004.pt", weights_only=True)
     assert kept["best"]["best_metric"] == 0.99
 
 
@@ -54,13 +54,13 @@ def test_memory_selectors_pool_and_their_optimiser_go_on_as_if_never_stopped(met
     }[method]
     overrides = {"max_steps": 4, "save_interval": 2, **sure}
     make_workflow("train.yaml", f"methods/{method}.yaml", **overrides).run()
-    last = tmp_path / "models/state_00000004.pt"
+    last = tmp_path / "models/checkpoint_00000004.pt"
     first = torch.load(last, weights_only=True)
     last.unlink()
     again = make_workflow("train.yaml", f"methods/{method}.yaml", resume=True, **overrides)
     again.run()
     assert differences(first, torch.load(last, weights_only=True)) == []
-    before = torch.load(tmp_path / "models/state_00000002.pt", weights_only=True)
+    before = torch.load(tmp_path / "models/checkpoint_00000002.pt", weights_only=True)
     moved = differences(before, first)
     parts = ["pool.features"] if method == "corn" else ["memory.features", "selectors.feature.1.3.weight"]
     assert any(path.startswith("/teacher/") for path in moved)

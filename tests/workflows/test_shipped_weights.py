@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.data.preprocessing_record import describe_preprocessing
-from scripts.engine.weights_file import preprocessing_of
+from scripts.inference.weights_file import preprocessing_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.workflows.start import find_mistake
+from scripts.cli.start import root_user_error
 
 ALL = range(6)
 SPLITS = {
@@ -61,7 +61,7 @@ def test_no_labelled_case_is_one_sentence(lists, options, tiny_demo, make_workfl
     options = datalist(tiny_demo, tmp_path / "list.json", **lists) | options
     with pytest.raises(Exception) as caught:
         make_workflow("train.yaml", **options).run()
-    mistake = str(find_mistake(caught.value))
+    mistake = str(root_user_error(caught.value))
     assert "label" in mistake and "list.json" in mistake and "\n" not in mistake
 
 
@@ -72,6 +72,6 @@ def test_training_cases_that_all_lack_a_label_are_one_sentence(tiny_demo, make_w
     file.write_text(json.dumps({"training": [{"image": case["image"]} for case in content["training"]]}))
     with pytest.raises(Exception) as caught:
         make_workflow("train.yaml", **options).run()
-    assert str(find_mistake(caught.value)) == (
+    assert str(root_user_error(caught.value)) == (
         f"No training case in {file} has a label: at least one must, to learn from."
     )

@@ -12,8 +12,8 @@ import torch
 from ignite.engine import Events
 from monai.networks.nets import SegResNet
 
-from scripts.errors import BundleError
-from scripts.workflows.start import find_mistake
+from scripts.cli.start import root_user_error
+from scripts.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,12 @@ def test_another_network_trains_with_the_same_method_by_naming_a_layer(make_work
         "init_filters": 8,
     }
     workflow = make_workflow(
-        "train.yaml", network_def=network, tap_layer="up_layers.2.0", feature_channels=8, size_divisor=8, max_steps=3
+        "train.yaml",
+        network_def=network,
+        feature_layer="up_layers.2.0",
+        feature_channels=8,
+        size_divisor=8,
+        max_steps=3,
     )
     workflow.run()
     assert isinstance(workflow.network_def, SegResNet)
@@ -97,7 +102,7 @@ def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path
     assert workflow.trainer.state.iteration == 4
     assert validated == [2, 4]
     models = {path.name for path in (tmp_path / "models").iterdir()}
-    assert models == {"model.pt", "model_best.pt", "state_00000004.pt", "state_00000004.pt.sha256"}
+    assert models == {"model.pt", "model_best.pt", "checkpoint_00000004.pt", "checkpoint_00000004.pt.sha256"}
     assert set(torch.load(tmp_path / "models/model.pt", weights_only=True)) == set(workflow.network_def.state_dict())
     assert list((tmp_path / "out/overlays").glob("*.png"))
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))
@@ -124,14 +129,14 @@ def test_required_properties_are_all_there(make_workflow) -> None:
         ({"batch_labelled": 0}, "batch_labelled"),
         ({"seed": -1}, "seed"),
         ({"precision": "fp8"}, "precision"),
-        ({"tap_layer": "decoder.nothing"}, "tap_layer"),
+        ({"feature_layer": "decoder.nothing"}, "feature_layer"),
     ],
 )
 def test_a_newcomers_mistake_is_one_sentence(overrides, words, make_workflow) -> None:
     with pytest.raises(Exception) as caught:
         make_workflow("train.yaml", **overrides).run()
-    mistake = find_mistake(caught.value)
-    assert isinstance(mistake, BundleError), caught.value
+    mistake = root_user_error(caught.value)
+    assert isinstance(mistake, UserError), caught.value
     assert words in str(mistake)
     assert "\n" not in str(mistake)
 

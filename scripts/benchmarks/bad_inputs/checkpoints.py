@@ -88,7 +88,7 @@ def _hostile(ground: Ground, file: Path) -> None:
 
 
 def _hostile_state(ground: Ground) -> str:
-    torch.save({"run": _Hostile(ground.folder / "code_ran")}, ground.models / "state_00000001.pt")
+    torch.save({"run": _Hostile(ground.folder / "code_ran")}, ground.models / "checkpoint_00000001.pt")
     ground.more += ["--resume", "true"]
     return "models"
 

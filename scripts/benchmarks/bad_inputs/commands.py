@@ -24,12 +24,12 @@ def words_of(ground: Ground) -> list[str]:
     """Words behind `python -m`."""
     if ground.command == NEW:
         outputs = ("--output", str(ground.out), "--config", str(ground.out / "mine.yaml"))
-        return ["scripts.new_dataset", str(ground.data), "--name", "mine", *outputs, *ground.more]
+        return ["scripts.cli.new_dataset", str(ground.data), "--name", "mine", *outputs, *ground.more]
     files = [str(ROOT / "configs" / name) for name in FILES[ground.command]] + ground.configs
     common = ["--config_file", str(files), "--bundle_root", str(ROOT)]
     if ground.command == EXPORT:
         model = ("--ckpt_file", str(ground.models / "model.pt"), "--filepath", str(ground.out / "model.ts"))
-        return ["scripts.export", "ts", *common, *model, *ground.more]
+        return ["scripts.cli.export", "ts", *common, *model, *ground.more]
     run_id = ground.run_id or ("run" if ground.command == INFER else ground.command)
     folders = ["--output_dir", str(ground.out), "--ckpt_dir", str(ground.models)]
     if ground.command == INFER:

@@ -23,7 +23,7 @@ LABELLED, UNLABELLED, VALIDATION, TEST = ("l0", "l1", "l2"), ("u0",), ("v0",), (
 SETTINGS = {
     "dataset_name": "mine", "data_source": "@dataset_dir", "datalist": "dataset.json", "labelled_cases": 3,
     "label_names": ["background", "organ", "vessel"], "spacing": [1.5, 2.0, 2.5], "roi_size": [32, 16, 16],
-    "batch_labelled": 1, "batch_unlabelled": 1, "base_filters": 4, "max_steps": 1, "unlabelled_from": 0.0,
+    "batch_labelled": 1, "batch_unlabelled": 1, "base_filters": 4, "max_steps": 1, "unlabelled_start": 0.0,
     "precision": "fp32", "device": "cpu",
 }  # fmt: skip
 

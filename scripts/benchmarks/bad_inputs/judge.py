@@ -16,8 +16,8 @@ import numpy as np
 from scripts.benchmarks.bad_inputs.ground import Ground
 from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, EXPORT, INFER, NEW, TRAIN, Kind
 from scripts.benchmarks.forked_command import Finished
-from scripts.data.inputs import find_images
-from scripts.data.volumes import read_header
+from scripts.data.find import find_images
+from scripts.images.read import read_header
 
 REFUSED, RIGHT, MONAI = "refused in one sentence", "right result", "MONAI's own message"
 FINISHED = {
@@ -97,14 +97,14 @@ def judge(kind: Kind, ground: Ground, named: str, done: Finished, before: Listin
     if finished:
         return Verdict(f"left {finished[0]}", sentence)
     if ground.command in kind.monai:
-        return Verdict(_told(kind.monai[ground.command], named, sentence) or MONAI, sentence)
+        return Verdict(_format(kind.monai[ground.command], named, sentence) or MONAI, sentence)
     if "Traceback" in done.errors:
         return Verdict("a traceback", sentence)
     if not re.match(r"Error: |.*: error: ", sentence):
         return Verdict("no sentence at the end", sentence)
     if ground.command == CHECK and "would harm training" in sentence:
         sentence = _told_by_table(ground.out / "check_data.csv", named)
-    return Verdict(_told(kind.refused[ground.command], named, sentence) or REFUSED, sentence)
+    return Verdict(_format(kind.refused[ground.command], named, sentence) or REFUSED, sentence)
 
 
 def changed(before: Listing, after: Listing) -> list[str]:
@@ -114,7 +114,7 @@ def changed(before: Listing, after: Listing) -> list[str]:
     return sorted(n for n in names if before.get(n) != after.get(n) and not n.startswith(allowed))
 
 
-def _told(words: str, named: str, sentence: str) -> str:
+def _format(words: str, named: str, sentence: str) -> str:
     if named not in sentence:
         return f"does not name {named}"
     return "" if re.search(words, sentence) else f"does not say: {words}"

@@ -9,7 +9,7 @@ from scripts.benchmarks.bad_inputs.kind import CHECK, EVALUATE, INFER, NEW, TRAI
 WITH_CHECKS = (TRAIN, EVALUATE, INFER, CHECK)
 OUT_OF_RANGE = (
     ("max_steps", "0"), ("max_steps", "-5"), ("val_interval", "0"), ("save_interval", "-1"), ("keep_states", "0"),
-    ("batch_labelled", "0"), ("batch_unlabelled", "-1"), ("unlabelled_from", "1.5"), ("unlabelled_from", "-0.1"),
+    ("batch_labelled", "0"), ("batch_unlabelled", "-1"), ("unlabelled_start", "1.5"), ("unlabelled_start", "-0.1"),
     ("learning_rate", "-1"), ("learning_rate", "0"), ("learning_rate", "1e999"), ("teacher_decay", "1.5"),
     ("teacher_decay", "-1"), ("num_workers", "-1"), ("seed", "-1"), ("labelled_cases", "0"), ("labelled_cases", "-2"),
     ("validation_cases", "-1"), ("in_channels", "0"), ("spacing", "[0,1,1]"), ("spacing", "[1,1]"),
@@ -24,8 +24,8 @@ OF_ANOTHER_TYPE = (
     ("num_workers", "many"), ("seed", "one"), ("resume", "maybe"), ("precision", "16"), ("device", "gpu"),
     ("labelled_cases", "all"), ("validation_cases", "some"), ("in_channels", "True"), ("label_names", "organ"),
     ("label_values", "[0,'a',2]"), ("ignore_value", "none"), ("cache_rate", "all"), ("flip_axes", "0"),
-    ("flip_prob", "often"), ("dataset_dir", "5"), ("datalist", "5"), ("base_filters", "4.5"), ("tap_layer", "7"),
-    ("teacher_decay", "slow"), ("unlabelled_from", "late"), ("output_dir", "5"), ("ckpt_dir", "[1]"),
+    ("flip_prob", "often"), ("dataset_dir", "5"), ("datalist", "5"), ("base_filters", "4.5"), ("feature_layer", "7"),
+    ("teacher_decay", "slow"), ("unlabelled_start", "late"), ("output_dir", "5"), ("ckpt_dir", "[1]"),
     ("keep_states", "all"), ("save_interval", "1.5"), ("size_divisor", "x"), ("dataset_name", "5"),
 )  # fmt: skip
 NEW_OPTIONS = (

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case against what the dataset's YAML declares: first its headers, then its voxels, a file at a time."""
+"""Intensities of an image file: whether they are numbers, and more than one."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import nibabel
 import numpy as np
 
 from scripts.data.cases import Case, images_of
-from scripts.data.checks.duplicates import Content
+from scripts.data.checks.cohort import Content
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.grid import (
     channels_on_one_grid,
@@ -18,12 +20,54 @@ from scripts.data.checks.grid import (
     orientation_given,
     same_storage_order,
 )
-from scripts.data.checks.image import content_digest, intensities
 from scripts.data.checks.labels import Classes, values_of_label
-from scripts.data.label_tally import Tally, tally
-from scripts.data.prepared import prepared_shape
-from scripts.data.volumes import VolumeHeader, exists, read_header, read_volume
-from scripts.errors import BundleError
+from scripts.data.labels import Tally, tally
+from scripts.data.sizes import resampled_shape
+from scripts.errors import UserError
+from scripts.images.monai import LARGEST
+from scripts.images.read import VolumeHeader, exists, read_header, read_volume
+
+
+def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
+    """Each channel must hold finite values, and more than one of them.
+
+    Args:
+        header: of the file.
+        voxels: `(channels, X, Y, Z)`.
+    """
+    findings = []
+    for number, channel in enumerate(voxels):
+        name = header.path + (f" (channel {number})" if len(voxels) > 1 else "")
+        # The extremes of a channel with a NaN are NaN: no mask as large as the volume is made for a sound one.
+        lowest, highest = channel.min(), channel.max()
+        if not (lowest >= -LARGEST and highest <= LARGEST):
+            nans, infinite = int(np.isnan(channel).sum()), int((np.abs(channel) > LARGEST).sum())
+            sentence = (
+                f"{name} holds {nans} voxels that are NaN and {infinite} that are infinite, which turn every "
+                "normalised voxel into NaN: write a number there, or leave the case out."
+            )
+            findings.append(Finding(Kind.NOT_FINITE, sentence, header.path))
+        elif lowest == highest:
+            sentence = f"{name} is {lowest:g} in every voxel, so there is nothing to see: replace it or leave it out."
+            findings.append(Finding(Kind.CONSTANT, sentence, header.path))
+    return findings
+
+
+def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
+    """Digest of an image's intensities on axes turned to RAS, the same for every format, type and storage order.
+
+    Args:
+        header: of the file.
+        voxels: `(channels, X, Y, Z)`.
+    """
+    orientation = nibabel.io_orientation(header.affine)
+    digest = hashlib.sha256()
+    for channel in voxels:
+        turned = nibabel.apply_orientation(channel, orientation)
+        digest.update(repr(turned.shape).encode())
+        for plane in turned:  # one at a time: a copy of the whole volume would double the memory
+            digest.update(np.ascontiguousarray(plane, dtype=np.float32) + np.float32(0))  # -0 becomes 0
+    return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -85,7 +129,7 @@ def check_headers(case: Case, role: str, expected: Expected) -> CheckedHeaders:
         findings += channels_on_one_grid(images)
     if images[0] is not None:
         ras = images[0].in_ras()
-        shape = prepared_shape(ras.shape, ras.spacing, expected.spacing)
+        shape = resampled_shape(ras.shape, ras.spacing, expected.spacing)
         findings += _patch_fits(images[0].path, shape, expected)
         findings += _label_fits(images[0], label) if label is not None else []
     return CheckedHeaders(images[0], shape, of_case(findings, case, role))
@@ -139,7 +183,7 @@ def _header(path: str, findings: list[Finding]) -> VolumeHeader | None:
         return None
     try:
         return read_header(path)
-    except BundleError as error:
+    except UserError as error:
         findings.append(Finding(Kind.UNREADABLE, str(error), path))
         return None
 
@@ -149,6 +193,6 @@ def _volume(path: str, findings: list[Finding]) -> tuple[VolumeHeader, np.ndarra
         return None
     try:
         return read_volume(path)
-    except BundleError as error:
+    except UserError as error:
         findings.append(Finding(Kind.UNREADABLE, str(error), path))
         return None

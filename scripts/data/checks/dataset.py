@@ -7,11 +7,10 @@ from collections.abc import Iterable
 
 from scripts.data.cases import ROLES, Case, CaseLists
 from scripts.data.checks.case import CheckedHeaders, Expected, check_headers, check_voxels
-from scripts.data.checks.cohort import Member, unlike_the_rest
-from scripts.data.checks.duplicates import duplicates
+from scripts.data.checks.cohort import Member, duplicates, unlike_the_rest
 from scripts.data.checks.finding import Finding
 from scripts.data.checks.labels import Classes, absent_classes
-from scripts.data.progress import Progress
+from scripts.data.sizes import Progress
 
 
 def cases_with_roles(lists: CaseLists, *roles: str) -> list[tuple[Case, str]]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.reading import check_same_grid
-from scripts.data.volume_header import VolumeHeader, corner_distance
-from scripts.errors import BundleError
+from scripts.errors import UserError
+from scripts.images.header import VolumeHeader, corner_distance
+from scripts.images.monai import check_same_grid
 
 LABEL_APART = 0.1
 """How far the corners of a label may lie from those of its image, in sides of the image's smallest voxel. Rounding in
@@ -44,7 +44,7 @@ def channels_on_one_grid(headers: Sequence[VolumeHeader]) -> list[Finding]:
     for other in headers[1:]:
         try:
             check_same_grid(headers[0], other)
-        except BundleError as error:
+        except UserError as error:
             kind = Kind.GRID if headers[0].shape == other.shape else Kind.SHAPE
             findings.append(Finding(kind, str(error), other.path))
     return findings

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.label_tally import MOST_VALUES, Tally
-from scripts.data.label_values import ROUNDING
+from scripts.data.labels import MOST_VALUES, ROUNDING, Tally
 
 MASK_OR_IGNORE = 255
 SHOWN = 5  # wrong values named in a sentence

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.data.checks.cohort import Member, far_from_median, unlike_the_rest
 from scripts.data.checks.finding import Kind
-from scripts.data.volume_header import VolumeHeader
+from scripts.images.header import VolumeHeader
 
 
 def member(name: str, spacing=(1.0, 1.0, 2.0), shape=(10, 12, 14), axes=(1, 1, 1), oriented=True) -> Member:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from scripts.data.checks.duplicates import Content, duplicates
+from scripts.data.checks.cohort import Content, duplicates
 from scripts.data.checks.finding import Kind
 
 

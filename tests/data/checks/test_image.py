@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.checks.image import content_digest, intensities
-from scripts.data.volumes import read_volume
+from scripts.data.checks.case import content_digest, intensities
+from scripts.images.read import read_volume
 from tests.volume_files import affine, oblique, save, stored_as, volume
 
 

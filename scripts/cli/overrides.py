@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words behind `python -m monai.bundle run`: MONAI accepts and ignores what it does not know, we do not."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import pydoc
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ComponentLocator, ConfigComponent
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+
+from scripts.errors import UserError, first_line
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+RUN_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_name", "workflow_type", "properties_path", "debug",
+}  # fmt: skip
+"""Options of `run` itself, and our `--debug`."""
+
+COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
+TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
+OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
+
+
+def is_command_line(argv: Sequence[str]) -> bool:
+    """Whether this process is `python -m monai.bundle run ...`."""
+    return len(argv) > 1 and Path(argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") and argv[1] == "run"
+
+
+def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
+    """Refuse overrides and keys of files that would do nothing, and words that belong to none.
+
+    Args:
+        argv: the whole command line.
+
+    Returns:
+        The content of the config files, with the values of the command line put in.
+
+    Raises:
+        UserError: naming the option or key and the nearest known one.
+    """
+    options, alone = parse_words(argv[2:])
+    files = _config_files(options.get("config_file", ""))
+    parser = ConfigParser()
+    parser.read_config(files)
+    tree = parser.get()
+    referred = set(re.findall(r"[@%]([A-Za-z_]\w*)", "".join(Path(file).read_text(encoding="utf-8") for file in files)))
+    # A key that a file refers to by @name, but no file defines, is there to be given on the command line.
+    known = RUN_ARGUMENTS | set(tree) | referred
+    if "tracking" in options:
+        known |= set(DEFAULT_MLFLOW_SETTINGS["configs"])
+    # The first word alone is what to run.
+    for word in alone[1:]:
+        name = word if word in known else "NAME"
+        raise UserError(f"'{word}' stands alone on the command line: write --{name} VALUE.")
+    for option in options:
+        _check_option(option, options, tree, known)
+    run_id = alone[0] if alone else options.get("run_id", "run")
+    if run_id not in tree:
+        near = difflib.get_close_matches(run_id, sorted(tree), n=1)
+        hint = f"did you mean {near[0]}?" if near else "say what to run, as in `run training`."
+        raise UserError(f"Nothing in the config files is called '{run_id}', so there is nothing to run: {hint}")
+    _check_keys_of_files(files, referred)
+    return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
+
+
+def require_mapping(file: str) -> None:
+    """Refuse what is no config file; for commands other than MONAI's `run`, which has read the files by itself.
+
+    Raises:
+        UserError: if it is not there, is no YAML or JSON, or holds no keys with values.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"{file} does not exist: correct --config_file.")
+    try:
+        content = ConfigParser.load_config_file(file)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{file}{line} is no YAML ({error.problem}): correct it.") from error
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read as YAML or JSON ({first_line(error)}): correct it.") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} holds no keys with values: write `key: value` lines.")
+
+
+def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
+    """A file behind the first replaces blocks: a key that nothing refers to, and that is in no other file, is misspelt.
+
+    A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
+    """
+    keys = {file: [_name(key) for key in _read_strictly(file)] for file in files}
+    own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
+    for file in files[1:]:
+        used = (referred | own).union(*(names for other, names in keys.items() if other != file))
+        for name in keys[file]:
+            if name not in used and not name.startswith("_") and not _is_own(file):
+                near = difflib.get_close_matches(name, sorted(used), n=1)
+                hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
+                raise UserError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
+
+
+def _read_strictly(file: str) -> dict[str, Any]:
+    """The content of a config file; MONAI only warns of a key that stands there twice, and takes the last."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Dd]uplicate")
+            return ConfigParser.load_config_file(file)
+    except (UserWarning, ValueError) as error:
+        raise UserError(f"{file} has a key twice ({error}): remove one of them.") from error
+
+
+def _name(key: str) -> str:
+    """The part at the top of `train::trainer::amp`, and of `+terms`, by which MONAI appends."""
+    return re.split("::|#", key.removeprefix("+"))[0]
+
+
+def _is_own(file: str) -> bool:
+    return Path(file).resolve().parent == CONFIGS
+
+
+def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options with their values, and words that belong to no option, as Python Fire reads them for MONAI.
+
+    `--key value`, `--key=value`, the same with one dash, `--key` alone; a dash inside a key stands for an underscore.
+    """
+    options: dict[str, str] = {}
+    alone: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        match = OPTION.fullmatch(word)
+        if match is None:
+            alone.append(word)
+            continue
+        value = match[2][1:] if match[2] else (rest.pop(0) if rest and not OPTION.fullmatch(rest[0]) else "")
+        options[match[1].replace("-", "_")] = value
+    return options, alone
+
+
+def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, Any], known: set[str]) -> None:
+    path = option.replace("#", "::").split("::")
+    if path[0] not in known:
+        near = difflib.get_close_matches(path[0], sorted(known), n=1)
+        hint = "::".join([*near, *path[1:]]) if near else ""
+        _refuse(option, f"Did you mean --{hint}?" if near else "The keys are at the top of configs/train.yaml.")
+    node: Any = tree.get(path[0])
+    if option in tree or node is None:
+        return
+    for depth, key in enumerate(path[1:], start=1):
+        above = "::".join(path[:depth])
+        if above in options:  # the whole block is replaced on the command line too
+            return
+        names = _names_in(node, options.get(f"{above}::_target_"))
+        if names is None:
+            return
+        if key not in names:
+            near = difflib.get_close_matches(key, sorted(names), n=1)
+            hint = (
+                f"Did you mean --{above}::{near[0]}?" if near else f"'{above}' has: {', '.join(sorted(names)) or '-'}."
+            )
+            _refuse(option, hint)
+        node = node[int(key)] if isinstance(node, list) else node.get(key)
+
+
+def _names_in(node: Any, target: str | None) -> set[str] | None:
+    """What may be named below a node of the configuration; `None` if that cannot be known."""
+    if isinstance(node, list):
+        return {str(i) for i in range(len(node))}
+    if not isinstance(node, Mapping):
+        return set()
+    target = target or node.get("_target_")
+    if target is None:
+        return set(node)
+    if not isinstance(target, str) or target.startswith(("$", "@")):
+        return None
+    arguments = _arguments_of(target)
+    return None if arguments is None else set(node) | arguments | COMPONENT_KEYS
+
+
+def _arguments_of(target: str) -> set[str] | None:
+    """Argument names of what a `_target_` names; `None` if it takes any, or cannot be found here."""
+    located = ConfigComponent({"_target_": target}, "", ComponentLocator()).resolve_module_name()
+    found = pydoc.locate(located) if isinstance(located, str) else located
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters}
+
+
+def _refuse(option: str, hint: str) -> None:
+    raise UserError(f"Nothing in the config files is called '{option}', so --{option} would do nothing. {hint}")
+
+
+def _config_files(value: str) -> list[str]:
+    """One path, or a list of them as text, as on MONAI's command line."""
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    return [str(f) for f in parsed] if isinstance(parsed, list | tuple) else [str(parsed)]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the keys at the top of the config files may be, so that a wrong value is told before any work begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scripts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Refuse values that no run can work with.
+
+    Args:
+        values: of the keys at the top of the config files. Expressions (`$...`), references (`@...`) and blocks with a
+            `_target_` are passed over, as they have their value later.
+
+    Raises:
+        UserError: for the first key whose value breaks its rule.
+    """
+    for key, rule in RULES.items():
+        if key not in values:
+            continue
+        value = values[key]
+        if _comes_later(value):
+            continue
+        if not rule.holds(value):
+            hint = f"--{key} None says null" if value == "null" else f"correct it in its file or by --{key}"
+            raise UserError(f"{key} must be {rule.words}, got {value!r}: {hint}.")
+
+
+def _comes_later(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
+def _whole(least: int) -> Rule:
+    return Rule(f"a whole number of at least {least}", lambda v: _is_whole(v) and v >= least)
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.words}, or null", lambda v: v is None or rule.holds(v))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _three(value: Any, each: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(each, value))
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_text, value)) and _differ(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
+
+
+def _are_label_values(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_whole, value)) and _differ(value)
+
+
+def _are_axes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_is_whole(v) and v in (0, 1, 2) for v in value) and _differ(value)
+
+
+def _differ(values: Any) -> bool:
+    return len(set(values)) == len(values)
+
+
+TEXT = Rule("a text", _is_text)
+FOLDER = Rule("the path of a folder", _is_text)
+SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # texts on a command line
+FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir"), FOLDER),
+    **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "checkpoint", "image_pattern"), TEXT),
+    "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
+    "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
+    **dict.fromkeys(("resume", "save_probabilities", "save_confidence", "save_uncertainty"), SWITCH),
+    "largest_component": Rule(
+        f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
+    ),
+    "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
+    "intensity": Rule("a transform, a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
+    **dict.fromkeys(("num_workers", "seed", "batch_unlabelled", "validation_cases"), _whole(0)),
+    **dict.fromkeys(("max_steps", "val_interval", "save_interval", "keep_states", "batch_labelled"), _whole(1)),
+    **dict.fromkeys(("in_channels", "base_filters", "size_divisor", "prototype_dim", "elements_per_class"), _whole(1)),
+    "feature_channels": _whole(1),
+    "labelled_cases": _or_null(_whole(1)),
+    "ignore_value": _or_null(Rule("a whole number", _is_whole)),
+    **dict.fromkeys(("unlabelled_start", "teacher_decay", "cache_rate", "flip_prob"), FRACTION),
+    "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
+    "spacing": Rule(
+        "three numbers above 0 (mm), as in [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)
+    ),
+    "roi_size": Rule(
+        "three whole numbers of at least 1 (voxels), as in [64, 64, 64]",
+        lambda v: _three(v, lambda x: _is_whole(x) and x >= 1),
+    ),
+    "label_names": Rule("a list of at least two names that differ, the background's first", _are_names),
+    "label_values": _or_null(Rule("a list of at least two whole numbers that differ", _are_label_values)),
+    **dict.fromkeys(("flip_axes", "mirror_axes"), Rule("a list of axes among 0, 1, 2, as in [0], or []", _are_axes)),
+}

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `run check_data` does: check every case, print a table, write a CSV file."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from scripts.data.cases import CaseLists, images_of
+from scripts.data.checks.case import Expected
+from scripts.data.checks.dataset import cases_with_roles, check_dataset
+from scripts.data.checks.finding import Finding, Severity, in_order
+from scripts.data.checks.labels import Classes
+from scripts.data.checks.lists import labels_alone
+from scripts.data.datalist import named_files, read_cases
+from scripts.data.labels import declared_values
+from scripts.data.sizes import progress_bar
+from scripts.errors import UserError
+from scripts.files import csv_text, write_whole
+
+SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # findings of a kind; the CSV has all
+NARROWEST = 40  # characters of the last column, however small the screen
+
+
+def table_of(findings: Sequence[Finding], folder: str, width: int | None = None) -> str:
+    """Lines to print.
+
+    Args:
+        findings: in the order to show them in, those of a kind together.
+        folder: the dataset's, which is left out of paths.
+        width: characters of a line; by default those of the terminal.
+    """
+    if not findings:
+        return "Nothing is wrong."
+    rows = [("severity", "finding", "case", "what")]
+    for _, group in groupby(findings, key=lambda finding: finding.kind):
+        same = list(group)
+        shown = SHOWN[same[0].severity]
+        rows += [_row(finding, folder) for finding in same[:shown]]
+        if len(same) > shown:
+            rows.append(("", "", "", f"... and {len(same) - shown} more"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    left = sum(widths) + 2 * len(widths)
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    lines = []
+    for row in rows:
+        start = "  ".join(f"{text:<{size}}" for text, size in zip(row[:3], widths, strict=True)) + "  "
+        wrapped = textwrap.wrap(row[3], max(NARROWEST, width - left), break_long_words=False, break_on_hyphens=False)
+        lines += [(start if number == 0 else " " * left) + text for number, text in enumerate(wrapped)]
+    return "\n".join(["", *lines, ""])
+
+
+def _row(finding: Finding, folder: str) -> tuple[str, str, str, str]:
+    sentence = finding.sentence.replace(folder.rstrip("/") + "/", "")
+    return finding.severity, finding.kind.title, finding.case, sentence
+
+
+COLUMNS = ("severity", "finding", "role", "case", "file", "what")
+
+
+def check_data(
+    dataset_dir: str | Path,
+    datalist: str,
+    labelled_cases: int | None,
+    validation_cases: int,
+    in_channels: int,
+    label_names: Sequence[str],
+    spacing: Sequence[float],
+    roi_size: Sequence[int],
+    output_dir: str | Path,
+    label_values: Sequence[int] | None = None,
+    ignore_value: int | None = None,
+    corrected_labels: str | Path | None = None,
+    show: Callable[[str], None] = print,
+) -> list[Finding]:
+    """Look at every file that a run would read, report all that is wrong, and write `output_dir/check_data.csv`.
+
+    Images of all cases are opened, and the labels of labelled, validation and test cases; the label file of an
+    unlabelled case is not. One file's voxels are in memory at a time.
+
+    Args:
+        dataset_dir: folder that relative paths in the datalist start from.
+        datalist: the file that lists the cases.
+        labelled_cases: so many training cases are labelled; `None` for all that have a label.
+        validation_cases: so many of them are held out.
+        in_channels: image channels.
+        label_names: of the classes, background first.
+        spacing: to which volumes are resampled, mm.
+        roi_size: patch, voxels.
+        output_dir: folder of the table.
+        label_values: value of each class in label files; `None` for 0, 1, 2, ...
+        ignore_value: value of voxels in label files that count for nothing; `None` for none.
+        corrected_labels: folder of label files that make unlabelled cases labelled ones.
+        show: takes the lines to print.
+
+    Returns:
+        The findings, the worst first, if none of them is an error.
+
+    Raises:
+        UserError: if training would be harmed, after everything is printed and written; or if there is no datalist.
+    """
+    classes = Classes(label_names, declared_values(len(label_names), label_values, ignore_value), ignore_value)
+    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
+    findings += labels_alone(*named_files(dataset_dir, datalist))
+    show(_what_is_read(lists))
+    findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress_bar)
+    findings = in_order(findings)
+    path = Path(output_dir) / "check_data.csv"
+    write_whole(path, csv_of(findings))
+    show(table_of(findings, str(dataset_dir)))
+    counts = _counted(findings)
+    errors = [finding for finding in findings if finding.is_error]
+    if errors:
+        raise UserError(f"The data would harm training: {counts}, each with what to do in {path}.")
+    show(f"{counts[0].upper()}{counts[1:]}; written to {path}.")
+    return findings
+
+
+def csv_of(findings: Iterable[Finding]) -> str:
+    """A line for each finding, below `COLUMNS`."""
+    rows = [(each.severity, each.kind.title, each.role, each.case, each.file, each.sentence) for each in findings]
+    return csv_text(COLUMNS, rows)
+
+
+def _what_is_read(lists: CaseLists) -> str:
+    cases = [case for case, _ in cases_with_roles(lists)]
+    images = sum(len(images_of(case)) for case in cases)
+    labels = sum("label" in case for case in cases)
+    return (
+        f"{len(lists.labelled)} labelled, {len(lists.unlabelled)} unlabelled, {len(lists.validation)} validation and "
+        f"{len(lists.test)} test cases: {images} images and {labels} labels are read; label files of unlabelled cases "
+        "are not opened."
+    )
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    numbers = {severity: sum(finding.severity is severity for finding in findings) for severity in Severity}
+    return ", ".join(f"{number} {severity}{'' if number == 1 else 's'}" for severity, number in numbers.items())

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images and labels belong together: a matter of their names alone.
+
+A case is found by its name (same stem, or the label's with a word such as `_seg` more) or, where names do not match, by
+its folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from scripts.data.naming import (
+    PART_FOLDERS,
+    SEPARATOR,
+    TRAINING,
+    part_of,
+    place_of,
+    split_channel,
+    stem_of,
+    without_image_word,
+    without_label_word,
+)
+from scripts.errors import UserError
+from scripts.images.read import ending_of
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """Files of one case; paths are relative to the folder that was searched, or absolute.
+
+    Attributes:
+        name: what to call it, unique among the cases.
+        images: a file or DICOM folder for each channel (or one that holds all channels).
+        label: its label file.
+        part: `training`, `validation` or `test`, as the names of folders or a datalist say.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    label: str | None = None
+    part: str = TRAINING
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Images of one case before its label is known."""
+
+    stem: str
+    place: tuple[str, ...]
+    part: str
+    images: tuple[str, ...]
+
+
+def pair(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None = None) -> list[FoundCase]:
+    """The cases that files make up, in the order of their names.
+
+    Args:
+        images: relative paths.
+        labels: relative paths.
+        channels: endings of image names, one a channel, in their order; images with another ending are left out.
+            Without it, `_0000`, `_0001` (nnU-Net) and several images in a case's own folder are channels.
+
+    Raises:
+        UserError: for names that match twice, a label for nothing, or cases that differ in their channels.
+    """
+    try:
+        cases = _pair_by_name(images, labels, channels)
+    except UserError:
+        by_folder = _pair_by_folder(images, labels, channels)
+        if by_folder is None:
+            raise
+        cases = by_folder
+    return sorted(_with_unique_names(cases), key=lambda case: (case.name, case.images))
+
+
+# ------------------------------------------------------------------ by name
+
+
+def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None) -> list[FoundCase]:
+    units = _units(images, labels, channels)
+    by_stem, by_bare = defaultdict(list), defaultdict(list)
+    for unit in units:
+        by_stem[unit.stem].append(unit)
+        by_bare[without_image_word(unit.stem)].append(unit)
+    label_of: dict[_Unit, str] = {}
+    for label in labels:
+        stem = stem_of(label)
+        bare = without_label_word(stem)
+        steps = (by_stem.get(stem), by_stem.get(bare), by_bare.get(bare) if bare else None)
+        unit = _nearest(label, next(filter(None, steps), []))
+        if unit in label_of:
+            raise UserError(
+                f"{label_of[unit]} and {label} are both labels of {unit.images[0]}: keep one, or name the folder of "
+                "labels by --labels."
+            )
+        label_of[unit] = label
+    return [FoundCase(unit.stem, unit.images, label_of.get(unit), unit.part) for unit in units]
+
+
+def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
+    """The candidate that lies beside the label; elsewhere only if there is no other."""
+    place, part = place_of(label), part_of(label)
+    for near in (
+        [u for u in candidates if u.place == place and u.part == part],
+        [u for u in candidates if u.place == place],
+        [u for u in candidates if u.part == part],
+        candidates,
+    ):
+        if len(near) > 1:
+            raise UserError(
+                f"The label {label} matches {near[0].images[0]} as well as {near[1].images[0]}: give each case a name "
+                "of its own."
+            )
+        if near:
+            return near[0]
+    raise UserError(
+        f"The label {label} belongs to no image: its name must be an image's, or that with _seg or _label more. Rename "
+        "it, or name the endings of several channels by --channels."
+    )
+
+
+def _units(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None) -> list[_Unit]:
+    split = _channel_splits(images, labels, channels)
+    grouped: dict[tuple[str, tuple[str, ...], str], dict[str, str]] = defaultdict(dict)
+    for image, (stem, channel) in split.items():
+        unit = grouped[part_of(image), place_of(image), stem]
+        if channel in unit:
+            raise UserError(f"{unit[channel]} and {image} have the same name: keep one, or rename one of them.")
+        unit[channel] = image
+    _check_channels({f"{stem} ({next(iter(unit.values()))})": unit for (_, _, stem), unit in grouped.items()})
+    order = list(channels) if channels else sorted({channel for _, channel in split.values()})
+    return [
+        _Unit(stem, place, part, tuple(unit[channel] for channel in order if channel in unit))
+        for (part, place, stem), unit in grouped.items()
+    ]
+
+
+def _channel_splits(
+    images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
+) -> dict[str, tuple[str, str]]:
+    """Stem without channel, and channel, of each image; nnU-Net's digits count only if they explain the labels."""
+    stems = {image: stem_of(image) for image in images}
+    wanted = tuple(channels) if channels else None
+    parts = {image: split_channel(stem, wanted) for image, stem in stems.items()}
+    if channels:
+        return {image: part for image, part in parts.items() if part is not None}
+    label_stems = {stem_of(label) for label in labels} | {without_label_word(stem_of(label)) for label in labels}
+    if all(parts.values()) and not label_stems & set(stems.values()):
+        return {image: part for image, part in parts.items() if part is not None}
+    return {image: (stem, "") for image, stem in stems.items()}
+
+
+def _check_channels(cases: dict[str, Iterable[str]]) -> None:
+    """All cases must have the channels that most have."""
+    if not cases:
+        return
+    counts = Counter(tuple(sorted(channels)) for channels in cases.values())
+    usual = counts.most_common(1)[0][0]
+    for name, channels in cases.items():
+        if tuple(sorted(channels)) != usual:
+            raise UserError(
+                f"Case {name} has the channels {', '.join(sorted(channels)) or '-'}, but other cases have "
+                f"{', '.join(usual)}: add or take out files so that all agree, or choose by --channels."
+            )
+
+
+# ------------------------------------------------------------------ by folder
+
+
+def _pair_by_folder(
+    images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
+) -> list[FoundCase] | None:
+    """Cases with a folder each, `None` if the labels do not lie in folders of one depth with one label each."""
+    places = [place_of(label) for label in labels]
+    depth = len(places[0]) if places else 0
+    if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
+        return None
+    where = {image: place_of(image if ending_of(image) else f"{image}/slice") for image in images}
+    if any(len(place) < depth for place in where.values()) or any(p[-1].lower() in PART_FOLDERS for p in places):
+        return None
+    inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
+    for image, place in where.items():  # an absolute path lies outside of the folder that was searched
+        inside.setdefault(place[: None if image.startswith("/") else depth], []).append(image)
+    empty = next((label for label, place in zip(labels, places, strict=True) if not inside[place]), None)
+    if empty:
+        raise UserError(f"The label {empty} has no image in its folder: add one, or take the label out.")
+    named = {place: _channels_in_folder(files, channels) for place, files in inside.items()}
+    if channels or any(len(files) > 1 for files in named.values()):
+        _check_channels({"/".join(place): files for place, files in named.items()})
+    label_of = dict(zip(places, labels, strict=True))
+    cases = []
+    for place, files in named.items():
+        ordered = tuple(files[channel] for channel in (channels or sorted(files)))
+        cases.append(FoundCase(place[-1], ordered, label_of.get(place), part_of(ordered[0])))
+    return cases
+
+
+def _channels_in_folder(files: Sequence[str], channels: Sequence[str] | None) -> dict[str, str]:
+    """Channel to file: what differs in the names of a folder's files, `BraTS_001_t1` to `t1`."""
+    stems = [stem_of(file) for file in files]
+    if channels:
+        parts = [split_channel(stem, tuple(channels)) for stem in stems]
+        return {part[1]: file for part, file in zip(parts, files, strict=True) if part is not None}
+    words = [re.split(rf"(?<={SEPARATOR})", stem) for stem in stems]
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    cut = sum(len(column[0]) for column in same) if len(stems) > 1 else 0
+    found: dict[str, str] = {}
+    for stem, file in zip(stems, files, strict=True):
+        if stem[cut:] in found:
+            raise UserError(f"{found[stem[cut:]]} and {file} have the same name: keep one, or rename one of them.")
+        found[stem[cut:]] = file
+    return found
+
+
+def _with_unique_names(cases: Sequence[FoundCase]) -> list[FoundCase]:
+    """A name that several cases share is replaced by their folder's, or told apart by it, or by a number."""
+    named = Counter(case.name for case in cases)
+    held = Counter(place_of(case.images[0]) for case in cases)
+    taken: set[str] = set()
+    unique = []
+    for case in cases:
+        place = place_of(case.images[0])
+        name = case.name
+        if named[name] > 1 and place:
+            name = "_".join(part for part in (*place, *([] if held[place] == 1 else [name])) if part != "/")
+        if name in taken:
+            name = next(f"{name}_{n}" for n in itertools.count(2) if f"{name}_{n}" not in taken)
+        taken.add(name)
+        unique.append(replace(case, name=name))
+    return unique

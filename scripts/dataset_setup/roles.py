@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder to the cases that train, that are unlabelled, and that test."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+from scripts.data.datalist import load_cases
+from scripts.data.find import find_volumes, split_roles
+from scripts.data.naming import TEST, TRAINING, VALIDATION
+from scripts.dataset_setup.description import Description, describe, read_json
+from scripts.dataset_setup.generated import is_generated
+from scripts.dataset_setup.layouts import FoundCase, pair
+from scripts.errors import UserError
+from scripts.images.read import ENDINGS
+
+
+def number_of_tests(labelled: int, fraction: float) -> int:
+    """A fraction of the labelled cases, rounded down: with few labels none is given away.
+
+    Raises:
+        UserError: for a fraction that is not from 0 to below 1.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"test_fraction must be at least 0 and below 1, got {fraction}.")
+    return math.floor(labelled * Fraction(str(fraction)))  # 0.1 of 30 is 3, whatever binary numbers say
+
+
+def choose_tests(names: Sequence[str], number: int, patient: str | None = None) -> set[str]:
+    """Names of the test cases.
+
+    The cases whose names have the lowest SHA-256 hash are taken. This looks random, depends on no seed and no order of
+    files, and a case that is added later seldom changes the role of another.
+
+    Args:
+        names: of labelled cases, each once.
+        number: how many to take.
+        patient: regular expression; cases whose names share what it finds stay together, and whole patients are taken
+            until there are at least `number` cases.
+
+    Raises:
+        UserError: if no case would be left to train on.
+    """
+    if number < 0:
+        raise UserError(f"test_cases must be at least 0, got {number}.")
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(patient_of(name, patient), []).append(name)
+    tests: set[str] = set()
+    for group in sorted(groups, key=lambda key: hashlib.sha256(key.encode("utf-8")).hexdigest()):
+        if len(tests) >= number:
+            break
+        tests.update(groups[group])
+    if len(tests) >= len(names):
+        raise UserError(
+            f"Testing takes {len(tests)} of {len(names)} labelled cases, and none is left to train on: lower "
+            "--test_cases or --test_fraction."
+        )
+    return tests
+
+
+def patient_of(name: str, pattern: str | None) -> str:
+    """What the pattern finds in a case's name; the name itself without a pattern or where it finds nothing.
+
+    Raises:
+        UserError: for a pattern that is no regular expression.
+    """
+    if pattern is None:
+        return name
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"patient_pattern {pattern!r} is no regular expression: {error}.") from error
+    return found[0] if found else name
+
+
+DEFAULT_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command was asked for; `python -m scripts.cli.new_dataset --help` explains each."""
+
+    folder: Path
+    name: str
+    labels: Path | None = None
+    unlabelled: Path | None = None
+    channels: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    ignore_value: int | None = None
+    test_fraction: float | None = None
+    test_cases: int | None = None
+    patient_pattern: str | None = None
+    use_test_images: bool = False
+    output: Path | None = None
+    config: Path | None = None
+    copy_to: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Roles:
+    """Cases by role, paths absolute; `notes` are sentences about what was left out and why."""
+
+    labelled: list[FoundCase] = field(default_factory=list)
+    unlabelled: list[FoundCase] = field(default_factory=list)
+    validation: list[FoundCase] = field(default_factory=list)
+    test: list[FoundCase] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[FoundCase]:
+        """Every case that has a role."""
+        return self.labelled + self.unlabelled + self.validation + self.test
+
+    @property
+    def with_label(self) -> list[FoundCase]:
+        """Every case whose label file is read, by training, validation or evaluation."""
+        return self.labelled + self.validation + self.test
+
+
+def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
+    """The cases of a folder with absolute paths, what it says about itself, and where that was read.
+
+    Raises:
+        UserError: for a folder that is absent, or holds no images or no label, or names that do not pair.
+    """
+    folder = request.folder
+    for path in filter(None, (folder, request.labels, request.unlabelled)):
+        if not path.is_dir():
+            raise UserError(f"The folder {path} does not exist." if not path.exists() else f"{path} is no folder.")
+    description, listed = Description(), None
+    file = folder / "dataset.json"
+    if file.is_file() and not is_generated(file):
+        content = read_json(file)
+        description = describe(content)
+        listed = _listed_cases(folder, content)
+    if listed is not None and request.labels is None:
+        for option in ("channels", "unlabelled"):
+            if getattr(request, option) is not None:
+                raise UserError(
+                    f"{file} lists the cases already, so --{option} would do nothing: leave out one of both."
+                )
+        return listed, description, "dataset.json"
+    cases = _found_cases(request)
+    if not any(case.label for case in cases):
+        raise UserError(
+            f"No label lies in {folder}, and at least one is needed: put labels into a folder `labels`, end their "
+            "names in _seg, or name their folder by --labels."
+        )
+    return cases, description, "names of files and folders"
+
+
+def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
+    """The cases of a datalist; `None` for nnU-Net's, which lists none, or names no existing file."""
+    training = content.get("training")
+    if not isinstance(training, list) or not training:
+        return None
+    first = training[0].get("image") if isinstance(training[0], dict) else training[0]
+    if isinstance(first, str) and not (folder / first).exists() and (folder / "imagesTr").is_dir():
+        return None
+    lists = load_cases(folder.absolute(), "dataset.json")
+    part_of = {"labelled": TRAINING, "unlabelled": TRAINING, "validation": VALIDATION, "test": TEST}
+    cases = []
+    for role, part in part_of.items():
+        for case in getattr(lists, role):
+            images = case["image"] if isinstance(case["image"], list) else [case["image"]]
+            label = os.path.normpath(case["label"]) if "label" in case else None
+            cases.append(FoundCase(case["case"], tuple(map(os.path.normpath, images)), label, part))
+    return cases
+
+
+def _found_cases(request: Request) -> list[FoundCase]:
+    folder = request.folder.absolute()
+    paths = find_volumes(folder)
+    if not paths:
+        held = "is empty" if not any(folder.iterdir()) else "holds no image"
+        raise UserError(f"{folder} {held}: files ending in {', '.join(ENDINGS)} and DICOM folders can be read.")
+    inside, outside = _label_folder(request)
+    images, labels = split_roles(paths, inside)
+    if outside is not None:
+        images, labels = paths, [str(outside / path) for path in find_volumes(outside)]
+    if request.unlabelled is not None:
+        further = request.unlabelled.absolute()  # may lie in the folder itself; labels in it are not used
+        images = [path for path in images if not (folder / path).is_relative_to(further)]
+        labels = [path for path in labels if not (folder / path).is_relative_to(further)]
+        images += [str(further / path) for path in split_roles(find_volumes(further))[0]]
+    return [
+        replace(
+            case,
+            images=tuple(str(folder / path) for path in case.images),
+            label=None if case.label is None else str(folder / case.label),
+        )
+        for case in pair(images, labels, request.channels)
+    ]
+
+
+def _label_folder(request: Request) -> tuple[str | None, Path | None]:
+    """The folder of labels as a path inside the dataset's, or as one outside of it."""
+    if request.labels is None:
+        return None, None
+    labels, folder = request.labels.absolute(), request.folder.absolute()
+    if folder.is_relative_to(labels):
+        raise UserError(f"--labels {labels} holds the images too: name the folder that holds labels only.")
+    if labels.is_relative_to(folder):
+        return labels.relative_to(folder).as_posix(), None
+    return None, labels
+
+
+def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
+    """Give each case a role.
+
+    Cases below `imagesTs` or `test` with a label test. Where there are none, so many labelled cases are chosen.
+
+    Raises:
+        UserError: if no labelled case is left to train on.
+    """
+    roles = Roles(
+        labelled=[case for case in cases if case.part == TRAINING and case.label],
+        unlabelled=[case for case in cases if case.part == TRAINING and not case.label],
+        validation=[case for case in cases if case.part == VALIDATION and case.label],
+        test=[case for case in cases if case.part == TEST and case.label],
+    )
+    if not roles.labelled:
+        raise UserError(
+            f"No training case in {request.folder} has a label: at least one must, outside of test and validation "
+            "folders."
+        )
+    _place_bare_tests([case for case in cases if case.part != TRAINING and not case.label], roles, request)
+    if not roles.test or request.test_cases is not None or request.test_fraction is not None:
+        _choose_tests(roles, request)
+    _keep_patients_apart(roles, request.patient_pattern)
+    return roles
+
+
+def _place_bare_tests(bare: list[FoundCase], roles: Roles, request: Request) -> None:
+    """Test images without labels cannot test; to train on them is the user's decision."""
+    if bare and request.use_test_images:
+        roles.unlabelled += bare
+    elif bare:
+        roles.notes.append(
+            f"{len(bare)} images of test or validation folders have no label and are left out; --use_test_images "
+            "trains on them as unlabelled cases."
+        )
+
+
+def _choose_tests(roles: Roles, request: Request) -> None:
+    fraction = DEFAULT_TEST_FRACTION if request.test_fraction is None else request.test_fraction
+    count = request.test_cases
+    count = number_of_tests(len(roles.labelled), fraction) if count is None else count
+    chosen = choose_tests([case.name for case in roles.labelled], count, request.patient_pattern)
+    roles.test += [case for case in roles.labelled if case.name in chosen]
+    roles.labelled = [case for case in roles.labelled if case.name not in chosen]
+    if not roles.test:
+        roles.notes.append(
+            f"No case is kept for testing (of {len(roles.labelled)} labelled cases), so there is nothing to evaluate "
+            "on; --test_cases 1 keeps one."
+        )
+
+
+def _keep_patients_apart(roles: Roles, pattern: str | None) -> None:
+    """No image of a test patient trains, with or without its label."""
+    if pattern is None:
+        return
+    tested = {patient_of(case.name, pattern) for case in roles.test}
+    for role in ("labelled", "unlabelled", "validation"):
+        cases = getattr(roles, role)
+        kept = [case for case in cases if patient_of(case.name, pattern) not in tested]
+        if len(kept) < len(cases):
+            roles.notes.append(f"{len(cases) - len(kept)} {role} cases of test patients are left out.")
+        setattr(roles, role, kept)

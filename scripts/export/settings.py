@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration that an export stands on: config files, overrides, the network with its trained weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from torch import nn
+
+from scripts.errors import UserError
+from scripts.inference.models import require_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ExportSettings:
+    """`configs/inference.yaml`, what stands behind it, and overrides.
+
+    Args:
+        config_files: as for inference, the dataset's file of the training behind it; by default `inference.yaml` alone.
+        overrides: key to value, as on the command line of `monai.bundle run` (`{"base_filters": 16}`).
+        ckpt_file: weights; by default what the configuration calls `checkpoint`, in its `ckpt_dir`.
+        meta_file: metadata of the bundle.
+    """
+
+    def __init__(
+        self,
+        config_files: Sequence[str | Path] = (),
+        overrides: Mapping[str, Any] | None = None,
+        ckpt_file: str | Path | None = None,
+        meta_file: str | Path | None = None,
+    ) -> None:
+        self.config_files = [str(file) for file in config_files] or [str(ROOT / "configs/inference.yaml")]
+        self.overrides = dict(overrides or {})
+        self.parser = ConfigParser()
+        self.parser.read_config(self.config_files)
+        for key, value in {"bundle_root": str(ROOT), **self.overrides}.items():
+            self.parser[key] = value
+        self.ckpt_file = Path(ckpt_file or Path(self.value("ckpt_dir"), self.value("checkpoint")))
+        self.meta_file = Path(meta_file or ROOT / "configs/metadata.json")
+
+    def value(self, key: str) -> Any:
+        """What a key of the configuration comes to, components built."""
+        return self.parser.get_parsed_content(key)
+
+    def plain(self, key: str) -> Any:
+        """What a key comes to as numbers, texts, lists and dicts; a component stays the dict that describes it.
+
+        Raises:
+            UserError: for an expression whose value has no such form.
+        """
+        raw = self.parser[key]
+        if isinstance(raw, Mapping):
+            return {name: self.plain(f"{key}::{name}") for name in raw}
+        if isinstance(raw, list):
+            return [self.plain(f"{key}::{index}") for index in range(len(raw))]
+        if not isinstance(raw, str) or raw[:1] not in ("@", "$"):
+            return raw
+        if raw.startswith("@"):
+            return self.plain(raw[1:].replace("#", "::"))
+        value = self.value(key)
+        try:
+            return json.loads(json.dumps(value))
+        except TypeError as error:
+            raise UserError(
+                f"{key} comes to a {type(value).__name__}, which cannot be written into a configuration: write it as a "
+                "number, a text, a list or a dict with _target_."
+            ) from error
+
+    def network(self) -> nn.Module:
+        """`network_def` with the trained weights, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: if the weights file is not there, is damaged, or belongs to another network.
+        """
+        network = self.value("network_def").cpu().eval()
+        network.load_state_dict(
+            require_weights(self.ckpt_file, network, "train first, or name the weights by --ckpt_file")
+        )
+        return network

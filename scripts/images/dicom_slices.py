@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files of a folder are the slices of one DICOM series."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import itk
+
+from scripts.errors import UserError
+from scripts.images.itk import stored_type
+
+logger = logging.getLogger("dicom")
+
+SLICE_ENDINGS = (".dcm", ".dicom", ".ima")
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+NO_SLICES = (
+    "1.2.840.10008.1.3.10",  # DICOMDIR
+    *(
+        STORAGE + family
+        for family in (
+            "88.",  # structured reports, key object selections
+            "11.",  # presentation states
+            "481.",  # radiotherapy
+            "66",  # raw data, registrations, segmentations
+            "104.",  # documents
+            "9.",  # waveforms
+        )
+    ),
+)
+"""Beginnings of the storage classes that may lie among slices and are none."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One instance.
+
+    Attributes:
+        path: the file.
+        series: Series Instance UID.
+        description: of the series, for messages.
+        size: pixels along a row and along a column.
+        frames: number of frames; a slice has 1.
+        components: values a pixel; a slice has 1.
+        dtype: NumPy name of the type after rescaling.
+        position: of the first pixel's centre, mm, LPS; empty if the file does not say.
+        orientation: unit vectors along a row and along a column, six numbers; empty if the file does not say.
+        spacing: between rows and between columns, mm; empty if the file does not say.
+        thickness: mm; empty if the file does not say.
+        tilt: of the gantry, degrees; empty if the file does not say.
+    """
+
+    path: str
+    series: str
+    description: str
+    size: tuple[int, int]
+    frames: int
+    components: int
+    dtype: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    thickness: tuple[float, ...]
+    tilt: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+
+def split_series(path: str | Path) -> tuple[str, str | None]:
+    """`FOLDER#SERIES_UID` as folder and UID; any other path as it is and `None`."""
+    folder, mark, uid = str(path).rpartition("#")
+    if mark and Path(folder).is_dir() and not Path(path).exists():
+        return folder, uid
+    return str(path), None
+
+
+def looks_like_slice(file: Path) -> bool:
+    """Whether the file's name or its first bytes are those of a DICOM slice; no more of it is read."""
+    storage = _storage_class(file)
+    if storage is None:
+        return file.suffix.lower() in SLICE_ENDINGS
+    return not storage.startswith(NO_SLICES)
+
+
+def image_io(path: str) -> itk.GDCMImageIO:
+    """GDCM with the header of the file read."""
+    io = itk.GDCMImageIO.New()
+    io.SetFileName(path)
+    io.ReadImageInformation()
+    return io
+
+
+def chosen_series(path: str) -> list[Slice]:
+    """The slices of the one series in a folder, or of the one that `FOLDER#SERIES_UID` asks for, in no order.
+
+    Other files are passed over with one line in the log.
+
+    Raises:
+        UserError: for no slice, several series, a UID that is not there, or a damaged slice.
+    """
+    folder, uid = split_series(path)
+    slices = _slices(Path(folder))
+    if not slices:
+        raise UserError(f"{folder} holds no DICOM slice: give the folder in which the slices themselves lie.")
+    series: dict[str, list[Slice]] = {}
+    for each in slices:
+        series.setdefault(each.series, []).append(each)
+    if uid is None and len(series) == 1:
+        return slices
+    if uid in series:
+        return series[uid]
+    told = "; ".join(f"{key} ({part[0].description or 'no name'}, {len(part)})" for key, part in series.items())
+    fault = f"{len(series)} DICOM series" if uid is None else f"no series {uid}, but {len(series)}"
+    raise UserError(f"{folder} holds {fault}: name one as {folder}#UID, with a UID of {told}.")
+
+
+def _slices(folder: Path) -> list[Slice]:
+    found, skipped = [], []
+    for file in sorted(file for file in folder.iterdir() if not file.is_dir()):
+        if _is_slice(file):
+            found.append(_read(str(file)))
+        else:
+            skipped.append(file.name)
+    if skipped:
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        logger.info(f"{folder}: passed over {', '.join(skipped[:5])}{more}, which are no DICOM slices.")
+    return found
+
+
+def _is_slice(file: Path) -> bool:
+    """False for a file that can be passed over.
+
+    Raises:
+        UserError: for one that is or should be a slice and is damaged: without it the volume would be shorter.
+    """
+    if file.name.startswith("."):
+        return False
+    storage = _storage_class(file)
+    if storage is not None and storage.startswith(NO_SLICES):
+        return False
+    if itk.GDCMImageIO.New().CanReadFile(str(file)):
+        return True
+    if storage is not None or file.suffix.lower() in SLICE_ENDINGS:
+        raise UserError(f"{file} cannot be read as a DICOM slice: it is incomplete or damaged, replace or remove it.")
+    return False
+
+
+def _storage_class(file: Path) -> str | None:
+    """Media Storage SOP Class UID, `None` for a file that does not begin as DICOM does.
+
+    GDCM says only that it cannot read a file as an image, whether it is a report or a damaged slice.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(4096)
+    if head[128:132] != b"DICM":
+        return None
+    _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always little endian with explicit types
+    return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
+
+
+def _read(path: str) -> Slice:
+    try:
+        io = image_io(path)
+    except RuntimeError as error:
+        raise UserError(f"{path} cannot be read as a DICOM slice: it is incomplete or damaged, replace it.") from error
+    tags = io.GetMetaDataDictionary()
+
+    def text(tag: str) -> str:
+        return str(tags[tag]).strip("\0 ") if tags.HasKey(tag) else ""
+
+    def numbers(tag: str) -> tuple[float, ...]:
+        return tuple(float(part) for part in text(tag).split("\\") if part.strip())
+
+    return Slice(
+        path=path,
+        series=text("0020|000e"),
+        description=text("0008|103e"),
+        size=(io.GetDimensions(0), io.GetDimensions(1)),
+        frames=int(text("0028|0008") or 1),
+        components=io.GetNumberOfComponents(),
+        dtype=stored_type(io).name,
+        position=numbers("0020|0032"),
+        orientation=numbers("0020|0037"),
+        spacing=numbers("0028|0030"),
+        thickness=numbers("0018|0050"),
+        tilt=numbers("0018|1120"),
+    )

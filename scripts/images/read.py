@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files of every format as one thing: what a header says, and the voxels on axes from left to right.
+
+NIfTI goes through nibabel, NRRD and MetaImage through ITK, a folder of DICOM slices through ITK's GDCM. All give the
+same affine: voxel index to millimetres, RAS. docs/formats.md says what is done with each kind of oddity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from scripts.errors import UserError
+from scripts.images import dicom, nifti
+from scripts.images import itk as itk_format
+from scripts.images.header import ENDINGS, NIFTI, ReadVoxels, VolumeHeader, ending_of
+
+__all__ = ["ENDINGS", "VolumeHeader", "ending_of", "exists", "read_header", "read_volume", "read_voxels"]
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file or folder, the folder of `FOLDER#SERIES_UID` included."""
+    return Path(dicom.split_series(path)[0]).exists()
+
+
+def read_header(path: str | Path) -> VolumeHeader:
+    """Read what stands in front of the voxels.
+
+    Args:
+        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, where it holds several series,
+            `FOLDER#SERIES_UID`.
+
+    Raises:
+        UserError: naming the file, if it cannot be read as a volume.
+    """
+    return _open(str(path))[0]
+
+
+def read_voxels(path: str | Path) -> np.ndarray:
+    """The voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type with its scaling applied.
+
+    Raises:
+        UserError: naming the file, if it cannot be read.
+    """
+    return read_volume(path)[1]
+
+
+def read_volume(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
+    """`read_header` and `read_voxels` in one pass.
+
+    Raises:
+        UserError: naming the file, if it cannot be read.
+    """
+    header, voxels = _open(str(path))
+    with _in_one_sentence(header.path):
+        return header, voxels()
+
+
+def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
+    if not exists(path):
+        raise UserError(f"{path} does not exist: correct the path.")
+    with _in_one_sentence(path):
+        if Path(dicom.split_series(path)[0]).is_dir():
+            header, voxels = dicom.open_volume(path)
+        elif ending_of(path) in NIFTI:
+            header, voxels = nifti.open_volume(path)
+        elif ending_of(path) is not None:
+            header, voxels = itk_format.open_volume(path)
+        else:
+            raise UserError(
+                f"{path} is no image file that can be read: {', '.join(ENDINGS)} can, and a folder of DICOM slices."
+            )
+    if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine)) < 1e-12:
+        raise UserError(
+            f"{path} gives its voxels no size: its orientation matrix or voxel spacing is damaged, mend it."
+        )
+    if 0 in header.shape:
+        raise UserError(f"{path} has {' x '.join(map(str, header.shape))} voxels, which is none: leave it out.")
+    # NIfTI keeps 32 bits of an affine, and so does every other format here: where a volume is a whole number and a half
+    # of the new voxels long, the last bit decides which size resampling rounds to.
+    return replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels
+
+
+@contextmanager
+def _in_one_sentence(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as an image ({_reason(error)}): it may be incomplete or damaged, replace it."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of a library's message that says most, without addresses of its source and its objects."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" is that of the system's last failed call
+    telling = [line for line in lines if not noise.match(line)] or [type(error).__name__]
+    return re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1]).rstrip(". ")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights used behind another preprocessing than that of their training give wrong labels in silence: say so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from tqdm import tqdm
+
+from scripts.cli.start import root_user_error
+from scripts.data.find import ImageFiles, first_file, output_names
+from scripts.data.preprocessing_record import describe_preprocessing, differences
+from scripts.errors import UserError, first_line
+from scripts.files import csv_text, write_whole
+from scripts.inference.outputs import CaseOutputs
+from scripts.inference.segmenter import Segmentation, Segmenter
+from scripts.inference.weights_file import preprocessing_of
+
+
+def warn_of_other_preprocessing(weights: str | Path, preprocessing: Transform) -> list[str]:
+    """Compare the record in a weights file with the transforms that are about to be used, and warn of what differs.
+
+    Args:
+        weights: `model.pt` or `model_best.pt` of a training; a file without a record, or of another kind (`.ts`,
+            `.onnx`), cannot be compared and passes.
+        preprocessing: transforms of the key `image`.
+
+    Returns:
+        What differs, a text each.
+    """
+    if Path(weights).suffix != ".pt":
+        return []
+    trained = preprocessing_of(torch.load(weights, map_location="cpu", weights_only=True))
+    found = [] if trained is None else differences(trained, describe_preprocessing(preprocessing))
+    if found:
+        logger.warning(
+            f"{weights} was trained with another preprocessing than this configuration has ({'; '.join(found)}): put "
+            "the dataset's file of its training behind the others in --config_file, or its labels will be wrong."
+        )
+    return found
+
+
+logger = logging.getLogger("inference")
+
+VOLUME_COLUMNS = ("case", "structure", "value", "voxels", "volume_ml")
+FAILURE_COLUMNS = ("case", "image", "what")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that gave no output, and why in one sentence."""
+
+    case: str
+    image: str
+    what: str
+
+
+def infer(images: Sequence[ImageFiles], segmenter: Segmenter, outputs: CaseOutputs) -> list[Path]:
+    """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
+
+    Args:
+        images: of `scripts.data.find.find_images`.
+        segmenter: what segments one of them.
+        outputs: what writes its files.
+
+    Returns:
+        The label volumes' files, if no case failed.
+
+    Raises:
+        UserError: at the end, naming the cases that failed.
+    """
+    written: list[Path] = []
+    rows: list[tuple[object, ...]] = []
+
+    def one(image: ImageFiles, name: str) -> None:
+        result, path = outputs.write(segmenter, image, name)
+        written.append(path)
+        rows.extend(volume_rows(name, result, outputs))
+        write_whole(Path(outputs.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
+
+    failures = each_case(list(zip(images, output_names([first_file(i) for i in images]), strict=True)), one)
+    report_failures(failures, len(images), outputs.output_dir)
+    logger.info(f"{len(written)} label volumes written to {outputs.output_dir}.")
+    return written
+
+
+def each_case(
+    cases: Sequence[tuple[ImageFiles, str]], work: Callable[[ImageFiles, str], None], title: str = "inference"
+) -> list[Failure]:
+    """Do something with each case behind a progress bar; an exception ends a case and not the others.
+
+    Args:
+        cases: image and name of each.
+        work: called with both.
+        title: of the bar.
+    """
+    failures = []
+    with tqdm(cases, desc=title, unit="case") as bar:
+        for image, name in bar:
+            bar.set_postfix_str(name, refresh=True)
+            try:
+                work(image, name)
+            except Exception as error:  # whatever it is, the other cases are not to blame
+                mistake = root_user_error(error)
+                what = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
+                failures.append(Failure(name, first_file(image), what))
+                bar.write(f"{name} failed: {what}")
+                logger.debug(f"{name} failed", exc_info=True)
+    return failures
+
+
+def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | Path) -> None:
+    """Write `failed.csv`, or remove that of an earlier run.
+
+    Raises:
+        UserError: if any case failed.
+    """
+    path = Path(output_dir) / "failed.csv"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    write_whole(path, csv_text(FAILURE_COLUMNS, [(each.case, each.image, each.what) for each in failures]))
+    names = ", ".join(each.case for each in failures[:10]) + (", ..." if len(failures) > 10 else "")
+    raise UserError(f"{len(failures)} of {cases} cases failed ({names}): {path} says why, the others are written.")
+
+
+def volume_rows(name: str, result: Segmentation, outputs: CaseOutputs) -> Iterator[tuple[object, ...]]:
+    """A row of `VOLUME_COLUMNS` for each structure, volume in millilitres, to a cubic millimetre."""
+    millilitres = abs(np.linalg.det(result.header.affine[:3, :3])) / 1000
+    voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(outputs.label_names))
+    named = zip(outputs.label_names, outputs.values, voxels.tolist(), strict=True)
+    for structure, value, count in list(named)[1:]:
+        yield name, structure, value, count, f"{count * millilitres:.3f}"

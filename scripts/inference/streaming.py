@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding windows and resampling in blocks, so that memory does not grow with the volume."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose, Spacingd, SpatialResample
+from monai.utils import GridSampleMode, ensure_tuple_rep
+
+
+def longest_axis(shape: Sequence[int], window: Sequence[int]) -> int:
+    """The axis along which a volume has the most windows: a row across it takes the least memory."""
+    return max(range(len(shape)), key=lambda axis: shape[axis] / window[axis])
+
+
+def stitched_rows(
+    image: torch.Tensor, inferer: SlidingWindowInferer, predictor: Callable[[torch.Tensor], torch.Tensor], axis: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """What `inferer` gives for the whole volume, in blocks from one end of `axis` to the other.
+
+    All windows that begin at one place of `axis` are a row. MONAI's inferer stitches each row; where rows overlap,
+    their results are averaged with the weights of their windows, as MONAI would within one volume. In memory are the
+    logits of one row, a few times over, however long the axis.
+
+    Args:
+        image: `(C, D, H, W)`.
+        inferer: with `roi_size` of three sides; its window, overlap and blending are used.
+        predictor: windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
+        axis: 0, 1 or 2, of D, H, W.
+
+    Yields:
+        The place along `axis` where a block begins, and its logits `(K, ...)`. Blocks follow each other without a gap.
+    """
+    side, window = image.shape[axis + 1], inferer.roi_size[axis]
+    if side <= window:
+        yield 0, inferer(image[None], predictor)[0]
+        return
+    starts = _row_starts(side, window, ensure_tuple_rep(inferer.overlap, 3)[axis])
+    across = [window if a == axis else image.shape[a + 1] for a in range(3)]
+    row_weights = _summed_weights(across, inferer)
+    total = weights = None
+    for start, following in zip(starts, [*starts[1:], side], strict=True):
+        row = inferer(image.narrow(axis + 1, start, window)[None], predictor)[0] * row_weights
+        if total is None:
+            total, weights = row, row_weights.clone()
+        else:  # both begin where the row before had its first place that this row shares
+            total = _laid_over(total, row, axis + 1)
+            weights = _laid_over(weights, row_weights, axis)
+        done = following - start
+        yield start, total.narrow(axis + 1, 0, done) / weights.narrow(axis, 0, done)
+        total = total.narrow(axis + 1, done, window - done)
+        weights = weights.narrow(axis, done, window - done)
+
+
+def _laid_over(left: torch.Tensor, row: torch.Tensor, axis: int) -> torch.Tensor:
+    """`row` with what is left of the rows before added to its beginning."""
+    row = row.clone()
+    row.narrow(axis, 0, left.shape[axis]).add_(left)
+    return row
+
+
+def _row_starts(side: int, window: int, overlap: float) -> list[int]:
+    """Where MONAI's windows begin along an axis that is longer than the window."""
+    step = max(1, int(window * (1 - overlap)))
+    return sorted({each[0].start for each in dense_patch_slices([side], [window], [step])})
+
+
+def _summed_weights(shape: Sequence[int], inferer: SlidingWindowInferer) -> torch.Tensor:
+    """Sum of the weights of all windows of a volume of `shape` `(D, H, W)`, which MONAI divides by."""
+    window = list(inferer.roi_size)
+    padded = [max(side, w) for side, w in zip(shape, window, strict=True)]
+    overlaps = ensure_tuple_rep(inferer.overlap, 3)
+    steps = [
+        w if side == w else max(1, int(w * (1 - overlap)))
+        for side, w, overlap in zip(padded, window, overlaps, strict=True)
+    ]
+    weight = compute_importance_map(tuple(window), mode=inferer.mode, sigma_scale=inferer.sigma_scale)
+    total = torch.zeros(padded)
+    for place in dense_patch_slices(padded, window, steps):
+        total[place] += weight
+    begins = [(p - side) // 2 for p, side in zip(padded, shape, strict=True)]
+    return total[tuple(slice(b, b + side) for b, side in zip(begins, shape, strict=True))]
+
+
+ALIGNED_VOXELS = 0.01
+"""Grids are aligned if planes of one are planes of the other, to this many voxels over the whole volume."""
+
+BLOCK_VOXELS = 2**22
+"""Voxels of the target that are resampled at once; MONAI holds their coordinates in three numbers each."""
+
+
+class BlockResampler:
+    """Resample a volume that arrives in blocks along one of its axes, linearly, as MONAI's `Invertd` would the whole.
+
+    Where the planes of both grids are parallel, as they are unless an affine has shear, a block is forgotten once
+    everything that lies in it is done. Otherwise all blocks are kept until the last.
+
+    Args:
+        source_affine: `(4, 4)`, voxel index to mm, of the whole volume that arrives.
+        source_shape: its `(D, H, W)`.
+        axis: along which it arrives.
+        target_affine: `(4, 4)` of the grid that is wanted.
+        target_shape: its three sides.
+        dtype: that coordinates are computed in; values are float32.
+    """
+
+    def __init__(
+        self,
+        source_affine: np.ndarray,
+        source_shape: Sequence[int],
+        axis: int,
+        target_affine: np.ndarray,
+        target_shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dtype = dtype
+        self.source_affine, self.source_side, self.axis = np.asarray(source_affine, float), source_shape[axis], axis
+        self.target_affine, self.target_shape = np.asarray(target_affine, float), tuple(target_shape)
+        to_source = np.linalg.inv(self.source_affine) @ self.target_affine
+        row = to_source[axis]
+        self.target_axis = int(np.abs(row[:3] * self.target_shape).argmax())
+        others = [abs(row[a]) * self.target_shape[a] for a in range(3) if a != self.target_axis]
+        self.aligned = max(others) <= ALIGNED_VOXELS
+        # the middle of the other axes, for what little they add
+        middle = sum(row[a] * (self.target_shape[a] - 1) / 2 for a in range(3) if a != self.target_axis)
+        places = row[self.target_axis] * np.arange(self.target_shape[self.target_axis]) + row[3] + middle
+        places = places.clip(0, self.source_side - 1)
+        order = np.argsort(places, kind="stable")
+        self.order, self.places = order, places[order]
+        self.done = 0
+        self.kept: torch.Tensor | None = None
+        self.kept_from = 0
+
+    def take(self, start: int, block: torch.Tensor) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Accept the next block and yield what can be said of the target.
+
+        Args:
+            start: where the block begins along `axis`; the end of the one before.
+            block: `(K, ...)`.
+
+        Yields:
+            A place in the target, three slices, and its values `(K, ...)`, float32.
+        """
+        self.kept = block if self.kept is None else torch.cat([self.kept, block], dim=self.axis + 1)
+        stop = start + block.shape[self.axis + 1]
+        last = stop >= self.source_side
+        ready = len(self.places) if last else self.done
+        if self.aligned and not last:
+            ready = int(np.searchsorted(self.places, stop - 1, side="right"))
+        if ready > self.done:
+            yield from self._resampled(self.order[self.done : ready])
+            self.done = ready
+        if self.aligned and not last:
+            first_needed = int(self.places[self.done]) if self.done < len(self.places) else stop
+            drop = min(first_needed, stop - 1) - self.kept_from
+            if drop > 0:
+                self.kept = self.kept.narrow(self.axis + 1, drop, self.kept.shape[self.axis + 1] - drop).clone()
+                self.kept_from += drop
+
+    def _resampled(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        affine = self._shifted(self.source_affine, self.axis, self.kept_from)
+        source = MetaTensor(self.kept, affine=torch.as_tensor(affine))
+        resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=self.dtype)
+        begin, end = int(indices.min()), int(indices.max()) + 1
+        plane = int(np.prod(self.target_shape)) // self.target_shape[self.target_axis]
+        step = max(1, BLOCK_VOXELS // plane)
+        for first in range(begin, end, step):
+            count = min(step, end - first)
+            size = [count if a == self.target_axis else side for a, side in enumerate(self.target_shape)]
+            affine = self._shifted(self.target_affine, self.target_axis, first)
+            values = resample(source, dst_affine=torch.as_tensor(affine), spatial_size=size)
+            place = tuple(slice(first, first + count) if a == self.target_axis else slice(None) for a in range(3))
+            yield place, values.as_subclass(torch.Tensor)
+
+    @staticmethod
+    def _shifted(affine: np.ndarray, axis: int, voxels: int) -> np.ndarray:
+        """The affine of a volume without its first planes."""
+        result = affine.copy()
+        result[:3, 3] += affine[:3, axis] * voxels
+        return result
+
+
+class BlockSpatialResample(SpatialResample):
+    """`SpatialResample` in blocks, for linear interpolation; other modes go to MONAI's as they are.
+
+    MONAI holds three coordinates of 64 bits for each voxel of the result, and copies of 64 bits of both volumes. The
+    result is the same but for the last bits; it cannot be inverted by `Invertd`.
+    """
+
+    def __call__(
+        self,
+        img: torch.Tensor,
+        dst_affine: torch.Tensor | None = None,
+        spatial_size: Sequence[int] | None = None,
+        mode: str | int | None = None,
+        padding_mode: str | None = None,
+        align_corners: bool | None = None,
+        dtype: Any = None,
+        lazy: bool | None = None,
+    ) -> torch.Tensor:
+        """See MONAI."""
+        linear = (
+            str(mode or self.mode) == GridSampleMode.BILINEAR and str(padding_mode or self.padding_mode) == "border"
+        )
+        moved = dst_affine is not None and not np.allclose(np.asarray(img.affine), np.asarray(dst_affine), atol=1e-4)
+        if not linear or not moved or align_corners or spatial_size is None or img.ndim != 4:
+            return super().__call__(img, dst_affine, spatial_size, mode, padding_mode, align_corners, dtype, lazy)
+        plain, size = img.as_subclass(torch.Tensor), [int(side) for side in spatial_size]
+        affine = np.asarray(dst_affine, float)
+        axis = int(np.argmax(plain.shape[1:]))
+        resampler = BlockResampler(np.asarray(img.affine), plain.shape[1:], axis, affine, size, torch.float64)
+        step = max(2, BLOCK_VOXELS * plain.shape[axis + 1] // plain[0].numel())
+        result = torch.empty(len(plain), *size)
+        for start in range(0, plain.shape[axis + 1], step):
+            block = plain.narrow(axis + 1, start, min(step, plain.shape[axis + 1] - start))
+            for place, values in resampler.take(start, block):
+                result[(slice(None), *place)] = values
+        return MetaTensor(result, meta={**img.meta, "affine": torch.as_tensor(affine)})
+
+
+def with_block_spacing(preprocessing: Callable) -> Callable:
+    """A copy of a chain of transforms whose `Spacingd` work in blocks; anything else comes back as it is."""
+    if not isinstance(preprocessing, Compose):
+        return preprocessing
+    preprocessing = copy.deepcopy(preprocessing)
+    for transform in preprocessing.flatten().transforms:
+        if isinstance(transform, Spacingd):
+            whole = transform.spacing_transform.sp_resample
+            transform.spacing_transform.sp_resample = BlockSpatialResample(
+                whole.mode, whole.padding_mode, whole.align_corners, whole.dtype
+            )
+    return preprocessing

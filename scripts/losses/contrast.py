@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features against the prototypes of their class, and against class means within the batch."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.prototypes.clusters import compactness, separation
+from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, rows_of, sample_per_class
+
+logger = logging.getLogger("ContrastTerm")
+
+PATIENCE = 50
+"""A contrast that had no pair for so many steps in a row says so."""
+
+
+class ContrastTerm(LossTerm):
+    """What both contrasts share: the loss, and one warning where it stays without a pair.
+
+    With two classes and a memory that takes correctly predicted foreground only, a contrast can be silently zero for a
+    whole run: the warning says what is missing, once.
+
+    Args:
+        loss: shared with the other contrast terms, so that all of them have the same heads and memory.
+        weight: number or schedule.
+    """
+
+    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | RampUp = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = loss
+        self._steps_without_pair = 0
+
+    def contrast(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss of feature maps `(B, C, d, h, w)` and labels `(B, D, H, W)` on any grid."""
+        labels = labels_on_grid(labels, features.shape[2:])
+        value = self.loss(features, labels)
+        self._steps_without_pair = 0 if bool(value.detach() != 0) else self._steps_without_pair + 1
+        if self._steps_without_pair == PATIENCE and (reason := self.loss.missing_pairs(labels)):
+            logger.warning(
+                f"{type(self).__name__} has added nothing for {PATIENCE} steps: {reason}. Prototypes come from voxels "
+                "that are predicted correctly or confidently (MemoryBankUpdater: only_correct, include_background, "
+                "confidence), features from labels or from pseudo-labels above the term's confidence."
+            )
+        return value
+
+
+class LabelledContrastTerm(ContrastTerm):
+    """`ContrastivePrototypeLoss` on the labelled cases, each voxel by its label. Arguments: see `ContrastTerm`."""
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        return self.contrast(step.labelled_features, step.labels)
+
+
+class UnlabelledContrastTerm(ContrastTerm):
+    """`ContrastivePrototypeLoss` on the unlabelled cases, each voxel by its pseudo-label.
+
+    Args:
+        loss: see `ContrastTerm`.
+        weight: number or schedule.
+        confidence: least probability in [0, 1] for a pseudo-label to count; 0 uses every voxel.
+    """
+
+    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | RampUp = 1.0, confidence: float = 0.9) -> None:
+        super().__init__(loss, weight)
+        self.confidence = confidence
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        labels, _ = pseudo_labels(step.target_logits, self.confidence)
+        return self.contrast(step.unlabelled_features, labels)
+
+
+class _ClusterTerm(LossTerm):
+    """Chooses and projects the rows; subclasses say what is asked of them."""
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        projection_head: nn.Module | None = None,
+        unlabelled: bool = False,
+        confidence: float = 0.9,
+        samples_per_class: int | None = 256,
+    ) -> None:
+        super().__init__(weight)
+        self.projection_head = projection_head if projection_head is not None else nn.Identity()
+        self.unlabelled = unlabelled
+        self.confidence = confidence
+        self.samples_per_class = samples_per_class
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        features, labels, num_classes = step.labelled_features, step.labels, step.logits.shape[1]
+        if self.unlabelled:
+            features = step.features
+            labels = torch.cat([labels, pseudo_labels(step.target_logits, self.confidence)[0]])
+        flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
+        rows = rows_of(features)
+        chosen = sample_per_class(flat, num_classes, self.samples_per_class)
+        if len(chosen) < 2:  # nothing to compare, and a batch norm in the head refuses a single row
+            return rows[:0].sum()
+        return self.distance(self.projection_head(rows[chosen]), flat[chosen], num_classes)
+
+    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """The term's value for rows `(N, D)` with labels `(N,)`."""
+        raise NotImplementedError
+
+
+class CompactnessTerm(_ClusterTerm):
+    """How far features lie from the mean direction of their class: `scripts.prototypes.clusters.compactness`.
+
+    The intra-class loss of the method document. Features and means carry gradients, so features move together.
+
+    Args:
+        weight: number or schedule.
+        projection_head: rows `(N, C)` to `(N, D)`; `None` compares the embeddings themselves.
+        unlabelled: whether unlabelled voxels count too, by their pseudo-label.
+        confidence: least probability in [0, 1] of such a pseudo-label.
+        samples_per_class: most voxels of a class, drawn at random; `None` for all.
+    """
+
+    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """See the class."""
+        return compactness(rows, labels, num_classes)
+
+
+class SeparationTerm(_ClusterTerm):
+    """How far the mean directions of two classes fall short of a margin: `scripts.prototypes.clusters.separation`.
+
+    The inter-class loss of the method document; its gradient pushes the features of both classes.
+
+    Args:
+        weight: number or schedule.
+        projection_head: see `CompactnessTerm`.
+        unlabelled: see `CompactnessTerm`.
+        confidence: see `CompactnessTerm`.
+        samples_per_class: see `CompactnessTerm`.
+        margin: cosine distance in (0, 2] that two classes should have: 1 orthogonal, 2 opposite.
+
+    Raises:
+        ValueError: for a margin outside (0, 2].
+    """
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        projection_head: nn.Module | None = None,
+        unlabelled: bool = False,
+        confidence: float = 0.9,
+        samples_per_class: int | None = 256,
+        margin: float = 1.0,
+    ) -> None:
+        super().__init__(weight, projection_head, unlabelled, confidence, samples_per_class)
+        if not 0.0 < margin <= 2.0:
+            raise ValueError(f"SeparationTerm: margin is a cosine distance in (0, 2], got {margin}.")
+        self.margin = margin
+
+    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """See the class."""
+        return separation(rows, labels, num_classes, self.margin)

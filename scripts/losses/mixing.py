@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses on mixtures of labelled and unlabelled cases: copy-paste and ClassMix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceCELoss, MaskedDiceLoss
+from monai.networks import one_hot
+from torch.nn.functional import cross_entropy
+
+from scripts.images.components import largest_components
+from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.prototypes.voxels import NO_CLASS
+
+
+def random_box(shape: Sequence[int], fraction: float, device: torch.device | str = "cpu") -> torch.Tensor:
+    """A box that covers `fraction` of each side, anywhere in the volume, every place as likely.
+
+    Its sides are `fraction` of the volume's, cut to whole voxels, at least 1. Where it lies comes from torch's
+    generator.
+
+    Args:
+        shape: D, H, W.
+        fraction: in (0, 1).
+        device: of the result; the draw is made on the CPU, so that a run on any device draws the same box.
+
+    Returns:
+        bool `(D, H, W)`, true inside the box.
+    """
+    box = torch.zeros(tuple(shape), dtype=torch.bool, device=device)
+    inside = box
+    for axis, side in enumerate(shape):
+        length = max(1, int(side * fraction))
+        inside = inside.narrow(axis, int(torch.randint(side - length + 1, ())), length)
+    inside.fill_(True)
+    return box
+
+
+def paste(patch: torch.Tensor, into: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """`patch` where `where` is true, `into` elsewhere; images `(B, C, D, H, W)` or labels `(B, D, H, W)` alike.
+
+    Args:
+        patch: what is pasted.
+        into: what it is pasted into, of the same shape.
+        where: bool, `(D, H, W)` or any shape that broadcasts to theirs.
+    """
+    return torch.where(where, patch, into)
+
+
+def half_of_the_classes(labels: torch.Tensor) -> torch.Tensor:
+    """Where a case has one of a random half of its classes, rounded up, background not among them.
+
+    Drawn from torch's generator, on the CPU.
+
+    Args:
+        labels: classes of one case, `(D, H, W)`, from 0.
+
+    Returns:
+        bool `(D, H, W)`; all false where the case is background alone.
+    """
+    present = labels.unique()
+    present = present[present > 0]
+    order = torch.randperm(len(present))[: (len(present) + 1) // 2].to(labels.device)
+    return torch.isin(labels, present[order])
+
+
+class CopyPasteTerm(LossTerm):
+    """Bidirectional copy-paste: BCP (Bai et al., CVPR 2023), section 3.
+
+    Each labelled case is pasted into an unlabelled one and the reverse, through the same box; labels and the teacher's
+    pseudo-labels are pasted likewise. The network, in a further pass, has to name both parts of both mixtures:
+
+    `sum over the two directions of [ S(labelled part) + unlabelled_weight * S(unlabelled part) ]`,
+    `S(part) = (Dice + cross-entropy) / 2`
+
+    with Dice of each case over all classes, background included, and cross-entropy as the mean over the part's voxels.
+    Where there are more cases of one kind than of the other, those of the other are taken again in turn.
+
+    The authors' code differs in this: it pastes one half of the labelled cases one way and the other half the other way
+    (here each pair goes both ways, so that one case of each kind is enough); its box never reaches the last place along
+    an axis; it labels with its teacher in training mode; its running statistics come from mixtures alone (here from
+    whole cases alone: this pass leaves them as they are).
+
+    Args:
+        weight: number or schedule.
+        fraction: side of the box relative to the patch, in (0, 1); 2/3 in the paper.
+        unlabelled_weight: weight of the pseudo-labelled part, alpha in the paper, at least 0.
+        largest_component: whether the pseudo-labels keep only the largest connected part of each foreground class in a
+            case, as the authors do; not for structures that come in several parts.
+
+    Raises:
+        ValueError: for a fraction outside (0, 1) or a negative weight.
+    """
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        fraction: float = 2 / 3,
+        unlabelled_weight: float = 0.5,
+        largest_component: bool = False,
+    ) -> None:
+        super().__init__(weight)
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"CopyPasteTerm: fraction must be in (0, 1), got {fraction}.")
+        if unlabelled_weight < 0.0:
+            raise ValueError(f"CopyPasteTerm: unlabelled_weight must be at least 0, got {unlabelled_weight}.")
+        self.fraction = fraction
+        self.unlabelled_weight = unlabelled_weight
+        self.largest_component = largest_component
+        self.dice = MaskedDiceLoss(softmax=True)
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        if step.num_labelled == 0 or step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        pairs = torch.arange(max(step.num_labelled, step.num_unlabelled), device=step.logits.device)
+        labelled, unlabelled = pairs % step.num_labelled, pairs % step.num_unlabelled
+        box = random_box(step.logits.shape[2:], self.fraction, step.logits.device)
+        # First the mixtures with the unlabelled case in the box, then those with the labelled one in it.
+        images = _both_ways(step.labelled_images[labelled], step.unlabelled_images[unlabelled], box)
+        targets = _both_ways(step.labels[labelled], self._pseudo_labels(step)[unlabelled], box)
+        logits, _ = step.forward_pass(images)
+        half = len(pairs)
+        return self._mixture_loss(logits[:half], targets[:half], ~box) + self._mixture_loss(
+            logits[half:], targets[half:], box
+        )
+
+    def _pseudo_labels(self, step: TrainingBatch) -> torch.Tensor:
+        labels = step.target_logits.argmax(dim=1)
+        return largest_components(labels) if self.largest_component else labels
+
+    def _mixture_loss(self, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+        """Both parts of mixtures `(P, K, D, H, W)` that are labelled where `labelled` `(D, H, W)` is true.
+
+        Ignored voxels of the labelled part are in neither.
+        """
+        return self._part_loss(logits, targets, labelled) + self.unlabelled_weight * self._part_loss(
+            logits, targets, ~labelled
+        )
+
+    def _part_loss(self, logits: torch.Tensor, targets: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        counted = part & (targets != NO_CLASS)
+        if not bool(counted.any()):
+            return logits[:0].sum()
+        ce = cross_entropy(logits, targets.masked_fill(~part, NO_CLASS), ignore_index=NO_CLASS)
+        # MONAI's `to_onehot_y` comes after its mask, which makes background of all that is masked out.
+        target = one_hot(targets.clamp(min=0)[:, None], logits.shape[1])
+        return (ce + self.dice(logits, target, counted[:, None].to(logits.dtype))) / 2
+
+
+def _both_ways(labelled: torch.Tensor, unlabelled: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """`(P, ...)` of each kind to `(2 P, ...)` mixtures."""
+    return torch.cat([paste(unlabelled, labelled, box), paste(labelled, unlabelled, box)])
+
+
+class ClassMixingTerm(LossTerm):
+    """Class mixing: ClassMix (Olsson et al., WACV 2021), with a labelled case as the source.
+
+    The voxels of half of a labelled case's foreground classes are pasted into an unlabelled case, their labels into its
+    pseudo-label; the network has to segment the mixture, in a further pass. Dice plus cross-entropy as in
+    `SupervisedTerm`. Every mixture holds something whose label is known, also where the teacher sees no structure yet.
+
+    ClassMix pastes between two unlabelled images by pseudo-labels, and weighs a mixture by the share of confident
+    pixels; this pastes what is known, and does not weigh.
+
+    Args:
+        weight: number or schedule.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        if step.num_labelled == 0 or step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        source = torch.arange(step.num_unlabelled, device=step.logits.device) % step.num_labelled
+        where = torch.stack([half_of_the_classes(labels) for labels in step.labels[source]])
+        images = paste(step.labelled_images[source], step.unlabelled_images, where[:, None])
+        targets = paste(step.labels[source], step.target_logits.argmax(dim=1), where)
+        return self.loss(step.forward_pass(images)[0], targets[:, None])

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prediction should not change where the image changes a little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.dice import linear_dice_loss
+
+
+class AdversarialDirection(NamedTuple):
+    """What a power iteration found.
+
+    Attributes:
+        direction: unit direction per case, `(B, C, D, H, W)`, without gradient.
+        distances: distance between clean and probed prediction at each iteration.
+        gradient_norm: 2-norm per case of the last gradient, `(B,)`.
+    """
+
+    direction: torch.Tensor
+    distances: list[float]
+    gradient_norm: torch.Tensor
+
+
+def unit_directions(directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each case divided by its 2-norm plus 1e-8, and the norms `(B,)`."""
+    norm = directions.flatten(1).norm(dim=1)
+    return directions / (norm.reshape(-1, *[1] * (directions.ndim - 1)) + 1e-8), norm
+
+
+def adversarial_direction(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    clean: torch.Tensor,
+    start: torch.Tensor,
+    probe: float,
+    iterations: int,
+) -> AdversarialDirection:
+    """Power iteration of virtual adversarial training (Miyato et al., TPAMI 2018, section 3.3).
+
+    Each iteration probes `images + probe * d` and replaces d by the normalised gradient of the linear Dice distance
+    between the probed and the clean prediction (SS-Net, Wu et al., MICCAI 2022, takes Dice for the divergence).
+    Gradients stored in parameters are neither read nor changed.
+
+    Args:
+        predict: images to probabilities `(B, K, D, H, W)`.
+        images: `(B, C, D, H, W)`.
+        clean: prediction for `images`, without gradient.
+        start: random directions, the shape of `images`.
+        probe: length of the probing step (xi), in intensity units.
+        iterations: at least 1.
+    """
+    direction, _ = unit_directions(start)
+    distances = []
+    for _ in range(iterations):
+        direction = direction.detach().requires_grad_()
+        with torch.enable_grad():
+            distance = linear_dice_loss(predict(images + probe * direction), clean)
+            gradient = torch.autograd.grad(distance, direction)[0]
+        distances.append(float(distance.detach()))
+        direction, norm = unit_directions(gradient)
+    return AdversarialDirection(direction.detach(), distances, norm)
+
+
+CASES = ("all", "unlabelled")
+CLEAN_PASSES = ("own", "step")
+
+
+def centred_noise(images: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers in [-0.5, 0.5), the shape of `images`, drawn on the CPU so that every device gets the same."""
+    return (torch.rand(images.shape) - 0.5).to(images)
+
+
+class SmoothnessTerm(LossTerm):
+    """Distance between the prediction for an image and for the image moved in its adversarial direction.
+
+    `dice(softmax f(x + epsilon d), softmax f(x))` with the linear Dice distance and d from power iteration: virtual
+    adversarial training (Miyato et al., TPAMI 2018) as SS-Net uses it (Wu et al., MICCAI 2022, equation 2). The clean
+    prediction and d are constants. Passes with moved images use the statistics of their batch and record none.
+
+    Ignored voxels of labelled cases count in no distance.
+
+    As the linear Dice distance of soft predictions to themselves is not 0, the term also rewards certainty.
+
+    Args:
+        weight: number or schedule.
+        probe: xi, length of the probing step in intensity units, for images of unit variance.
+        epsilon: length of the final step (SS-Net's code: 10 on the left atrium, 6 for 2D).
+        iterations: power iterations, at least 1.
+        cases: `all` (the published code) or `unlabelled`.
+        clean_pass: `own`, a pass of its own that records running statistics once more (the published code; with
+            dropout it sees another draw), or `step`, the prediction of the step, which costs nothing.
+        noise: draws the starting direction from the images.
+
+    Raises:
+        ValueError: for an unknown `cases` or `clean_pass`, or a number of iterations below 1.
+    """
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        probe: float = 10.0,
+        epsilon: float = 10.0,
+        iterations: int = 1,
+        cases: str = "all",
+        clean_pass: str = "step",
+        noise: Callable[[torch.Tensor], torch.Tensor] = centred_noise,
+    ) -> None:
+        super().__init__(weight)
+        if cases not in CASES or clean_pass not in CLEAN_PASSES:
+            raise ValueError(
+                f"SmoothnessTerm: cases must be one of {', '.join(CASES)} and clean_pass one of "
+                f"{', '.join(CLEAN_PASSES)}, got {cases!r} and {clean_pass!r}."
+            )
+        if iterations < 1:
+            raise ValueError(f"SmoothnessTerm: iterations must be at least 1, got {iterations}.")
+        self.probe, self.epsilon, self.iterations = probe, epsilon, iterations
+        self.cases, self.clean_pass, self.noise = cases, clean_pass, noise
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        first = 0 if self.cases == "all" else step.num_labelled
+        images = step.images[first:]
+        if len(images) == 0:
+            return step.logits[:0].sum()
+
+        def counted(probabilities: torch.Tensor) -> torch.Tensor:
+            if step.ignored is None or first > 0:
+                return probabilities
+            keep = torch.ones_like(probabilities[:, :1])
+            keep[: step.num_labelled, 0] = (~step.ignored).to(keep)
+            return probabilities * keep
+
+        def predict(moved: torch.Tensor) -> torch.Tensor:
+            return counted(step.forward_pass(moved)[0].softmax(dim=1))
+
+        with torch.no_grad():
+            own = self.clean_pass == "own"
+            logits = step.forward_pass(images, keep_statistics=False)[0] if own else step.logits[first:]
+            clean = counted(logits.softmax(dim=1))
+        found = adversarial_direction(predict, images, clean, self.noise(images), self.probe, self.iterations)
+        return linear_dice_loss(predict(images + self.epsilon * found.direction), clean)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled cases against their labels."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceCELoss
+
+from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.dice import linear_dice_loss
+
+
+class SupervisedTerm(LossTerm):
+    """Dice plus cross-entropy on the labelled cases (MONAI's `DiceCELoss`).
+
+    Dice is taken over the whole batch, without background: a class that is missing from one small patch then does not
+    push its neighbours' gradients towards "nowhere".
+
+    Args:
+        weight: number or schedule.
+        dice_weight: weight of the Dice part, at least 0.
+        ce_weight: weight of the cross-entropy part, at least 0.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = DiceCELoss(
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            batch=True,
+            lambda_dice=dice_weight,
+            lambda_ce=ce_weight,
+        )
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        logits, labels = step.labelled_voxels
+        if labels.numel() == 0:
+            return step.logits[:0].sum()
+        return self.loss(logits, labels[:, None])
+
+
+class LinearDiceTerm(LossTerm):
+    """Linear Dice on the labelled cases, without cross-entropy: what SS-Net (Wu et al., MICCAI 2022) trains with.
+
+    Probability of a class against the voxels that have it, over the whole batch at once
+    (`scripts.losses.dice.linear_dice_loss`).
+
+    Args:
+        weight: number or schedule.
+        classes: `foreground`, the mean over all classes but the background, or `first`, class 1 alone whatever else
+            there is, as the published code has it. The same for two classes.
+
+    Raises:
+        ValueError: for another `classes`.
+    """
+
+    def __init__(self, weight: float | RampUp = 1.0, classes: str = "foreground") -> None:
+        super().__init__(weight)
+        if classes not in ("foreground", "first"):
+            raise ValueError(f"LinearDiceTerm: classes must be 'foreground' or 'first', got {classes!r}.")
+        self.classes = classes
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        logits, labels = step.labelled_voxels
+        if labels.numel() == 0:
+            return step.logits[:0].sum()
+        probabilities = logits.softmax(dim=1)
+        last = probabilities.shape[1] if self.classes == "foreground" else 2
+        losses = [linear_dice_loss(probabilities[:, c], (labels == c).float()) for c in range(1, last)]
+        return torch.stack(losses).mean()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of the unlabelled cases: pseudo-labels, consistency and entropy minimisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn.functional import cross_entropy, one_hot
+
+from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.dice import squared_dice_loss
+from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
+
+
+class PseudoLabelTerm(LossTerm):
+    """Cross-entropy plus Dice of the unlabelled cases against the teacher's most probable classes.
+
+    The teacher sees the image before intensity augmentation, the network after it, so the term asks for the same answer
+    under another contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020; for volumes: mean teacher with hard
+    labels). Voxels below the confidence take no part in either half; where none is left the term is 0.
+
+    Args:
+        weight: number or schedule.
+        confidence: least probability in [0, 1] for a voxel to count.
+        power: each voxel's cross-entropy is multiplied by the pseudo-label's probability to this power, at least 0; 0
+            weighs all alike (SemiSeg-Contrastive, Alonso et al., ICCV 2021: 6).
+        dice_weight: weight of the Dice part, at least 0.
+
+    Raises:
+        ValueError: for a negative power or weight of the Dice part.
+    """
+
+    def __init__(
+        self,
+        weight: float | RampUp = 1.0,
+        confidence: float = 0.0,
+        power: float = 0.0,
+        dice_weight: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        if power < 0 or dice_weight < 0:
+            raise ValueError(f"PseudoLabelTerm: power ({power}) and dice_weight ({dice_weight}) must not be negative.")
+        self.confidence, self.power, self.dice_weight = confidence, power, dice_weight
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        if step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        logits = step.unlabelled_logits
+        labels, probability = pseudo_labels(step.target_logits, self.confidence)
+        mask = labels != NO_CLASS
+        if not bool(mask.any()):
+            return logits[:0].sum()
+        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="none")[mask]
+        ce = (ce * probability[mask] ** self.power).mean()
+        if self.dice_weight == 0:
+            return ce
+        target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        return ce + self.dice_weight * _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
+
+
+class SoftPseudoLabelTerm(LossTerm):
+    """Cross-entropy plus Dice of the unlabelled cases against the teacher's probabilities, as they are.
+
+    Without a threshold and without a hard decision no class is left out because it is never the most probable one yet:
+    a thin structure of which the teacher is half sure pulls half as much, where hard labels would call it background.
+
+    Cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus squared Dice
+    (`scripts.losses.dice.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
+
+    Args:
+        weight: number or schedule.
+    """
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        if step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        target = step.target_logits.softmax(dim=1)
+        probabilities = step.unlabelled_logits.softmax(dim=1)
+        dice = squared_dice_loss(probabilities[:, 1:], target[:, 1:], smooth=1e-5)
+        return cross_entropy(step.unlabelled_logits, target) + dice
+
+
+def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - Dice over the batch, mean over the foreground classes in the target `(U, K, ...)`; mask `(U, 1, ...)`."""
+    axes = [0, *range(2, probabilities.ndim)]
+    probabilities = probabilities * mask
+    target = target * mask
+    overlap = (probabilities * target).sum(axes)[1:]
+    size = (probabilities.sum(axes) + target.sum(axes))[1:]
+    present = target.sum(axes)[1:] > 0
+    if not bool(present.any()):
+        return probabilities[:0].sum()
+    return (1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))[present].mean()
+
+
+class ConsistencyTerm(LossTerm):
+    """Mean squared difference of the network's and the teacher's class probabilities on the unlabelled cases.
+
+    `mean_{u,k,v} (softmax(s)_k - softmax(t)_k)^2`, in [0, 2 / K]: the consistency cost of mean teacher (Tarvainen &
+    Valpola, NeurIPS 2017), as UA-MT (Yu et al., MICCAI 2019) uses it on volumes. The teacher sees the image before
+    intensity augmentation and gets no gradient.
+
+    Args:
+        weight: number or schedule.
+    """
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        if step.num_unlabelled == 0:
+            return step.logits[:0].sum()
+        difference = step.unlabelled_logits.softmax(dim=1) - step.target_logits.softmax(dim=1)
+        return difference.square().mean()
+
+
+class EntropyTerm(LossTerm):
+    """Mean entropy of the network's class probabilities on the unlabelled cases, divided by its largest value.
+
+    `mean_{u,v} ( -sum_k p_k log p_k ) / log K`, in [0, 1]: 0 where every voxel is sure, 1 where all classes are as
+    likely. The conditional entropy of entropy minimisation (Grandvalet & Bengio, NeurIPS 2004), which adds it to
+    the supervised loss; the division, which is ours, makes one weight fit any number of classes.
+
+    Args:
+        weight: number or schedule. A term that is on before a class is learned makes the network sure of its absence.
+    """
+
+    def compute(self, step: TrainingBatch) -> torch.Tensor:
+        """See the class."""
+        logits = step.unlabelled_logits
+        num_classes = logits.shape[1]
+        if len(logits) == 0 or num_classes < 2:
+            return logits[:0].sum()
+        log_probabilities = logits.log_softmax(dim=1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+        return entropy.mean() / math.log(num_classes)

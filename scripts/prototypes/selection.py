@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many features of a class enter the memory in a step, and which ones."""
+
+from __future__ import annotations
+
+import torch
+
+from scripts.prototypes.selectors import ClassSelectors
+
+BY_SELECTOR = ("highest", "lowest")
+SELECTIONS = ("random", "confidence", *BY_SELECTOR)
+SAMPLINGS = ("image", "class")
+ROUNDINGS = ("int", "round")
+
+
+def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
+    """Indices of the rows to keep, at most `limit` of `count`.
+
+    Args:
+        count: rows offered.
+        limit: rows wanted; when `count` is not larger, all are kept in their order.
+        selection: `random` (torch's generator); `confidence`, the highest scores, which are the network's
+            probabilities; `highest` or `lowest`, where the scores come from a learned selector. The published codes of
+            SS-Net and SemiSeg-Contrastive sort selector scores ascending and keep the first, so `lowest` is what they
+            do; `highest` is what their papers say.
+        scores: `(count,)`, needed for all but `random`.
+
+    Returns:
+        int64 indices, on the scores' device; ranked ones best first.
+
+    Raises:
+        ValueError: for an unknown `selection`, or one that needs scores when there are none.
+    """
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    if count <= limit:
+        return torch.arange(count)
+    if selection == "random":
+        return torch.randperm(count)[:limit]
+    if scores is None:
+        raise ValueError(f"selection={selection!r} ranks rows by scores, but no scores were given.")
+    return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
+
+
+def rows_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image", rounding: str = "int") -> int:
+    """Rows of a class that one image offers to a first-in-first-out memory, so that all images fill it once.
+
+    `image`: `max(1, round(capacity / images))`. `class`: a third of the number of classes times as many. Both are rules
+    of SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even and cuts the second with `int`.
+
+    Args:
+        capacity: rows that the memory holds of a class, at least 1.
+        images: labelled images, at least 1.
+        num_classes: K, for `class`.
+        sampling: `image` or `class`.
+        rounding: how `class` becomes a whole number, `int` (the published code) or `round`.
+
+    Raises:
+        ValueError: for another `sampling` or `rounding`.
+    """
+    if sampling not in SAMPLINGS or rounding not in ROUNDINGS:
+        raise ValueError(
+            f"sampling must be one of {', '.join(SAMPLINGS)} and rounding one of {', '.join(ROUNDINGS)}, "
+            f"got {sampling!r} and {rounding!r}."
+        )
+    rows = round(capacity / images)
+    if sampling == "class":
+        rows = {"int": int, "round": round}[rounding](num_classes / 3 * rows)
+    return max(1, rows)
+
+
+def choose_features(
+    class_id: int,
+    features: torch.Tensor,
+    limit: int,
+    selection: str,
+    probabilities: torch.Tensor | None = None,
+    selectors: ClassSelectors | None = None,
+) -> torch.Tensor:
+    """At most `limit` features of a class, best first where they are ranked, else in their order.
+
+    As in the published codes, selectors are evaluated only where there are more features than fit, and in the mode
+    they are in: a selector in training mode then moves its running statistics.
+
+    Args:
+        class_id: the class of all of them.
+        features: `(N, D)`; selectors want them projected. Rows that hold a NaN or an infinity are left out first.
+        limit: most features wanted.
+        selection: see `scripts.prototypes.selection.select_rows`.
+        probabilities: `(N,)`, the network's for this class; needed for `confidence`.
+        selectors: needed for `highest` and `lowest`.
+
+    Returns:
+        `(min(N, limit), D)` for N finite rows.
+
+    Raises:
+        ValueError: if what `selection` needs is missing.
+    """
+    finite = features.isfinite().all(dim=1)
+    features = features[finite]
+    scores = None if probabilities is None else probabilities[finite]
+    if selection in BY_SELECTOR:
+        if selectors is None:
+            raise ValueError(
+                f"selection={selection!r} ranks features by a learned selector, but there are no selectors."
+            )
+        if len(features) > limit:
+            with torch.no_grad():
+                scores = selectors.feature_scores(class_id, features)
+    kept = select_rows(len(features), limit, selection, scores)
+    return features[kept.to(features.device)]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From volumes to labelled rows: grids, confidence, and which voxels are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import interpolate
+
+NO_CLASS = -1
+"""Class of a voxel that takes no part: unsure pseudo-labels, and label voxels of a dataset's `ignore_value`."""
+
+
+def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Bring labels `(B, D, H, W)`, or another value per voxel, to another grid `shape` by nearest neighbour."""
+    if tuple(labels.shape[1:]) == tuple(shape):
+        return labels
+    return interpolate(labels[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0].to(labels.dtype)
+
+
+def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Most probable class per voxel, `NO_CLASS` where its probability is below `threshold`.
+
+    Args:
+        logits: `(B, K, D, H, W)`.
+        threshold: least probability in [0, 1]; 0 keeps every voxel.
+
+    Returns:
+        Labels `(B, D, H, W)`, int64, and the probability of the most probable class, `(B, D, H, W)` in [1 / K, 1].
+    """
+    return confident_classes(logits.float().softmax(dim=1), threshold)
+
+
+def confident_classes(probabilities: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pseudo_labels` of probabilities `(B, K, ...)`. A voxel whose probabilities hold a NaN has no class."""
+    confidence, classes = probabilities.max(dim=1)
+    return classes.masked_fill(~(confidence >= threshold), NO_CLASS), confidence
+
+
+def rows_of(features: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(B, C, D, H, W)` as rows `(B * D * H * W, C)`, in the order of flattened labels `(B, D, H, W)`."""
+    return features.movedim(1, -1).reshape(-1, features.shape[1])
+
+
+def check_labels(labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse labels, of any shape, outside [0, K) that are not `NO_CLASS` either.
+
+    Raises:
+        ValueError: with the range that was found.
+    """
+    if labels.numel() > 0 and not (int(labels.min()) >= NO_CLASS and int(labels.max()) < num_classes):
+        raise ValueError(
+            f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, "
+            f"got {int(labels.min())} to {int(labels.max())}."
+        )
+
+
+def check_rows(rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse rows and labels that do not belong together.
+
+    Args:
+        rows: `(N, D)`.
+        labels: `(N,)`, in [0, K) or `NO_CLASS`.
+        num_classes: K.
+
+    Raises:
+        ValueError: for rows that are no matrix, another number of labels than rows, or a label out of range.
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"Feature rows must be (N, D), got the shape {tuple(rows.shape)}.")
+    if labels.ndim != 1 or len(rows) != len(labels):
+        raise ValueError(
+            f"One label is needed per feature row: {len(rows)} rows, {labels.numel()} labels. Bring the labels to the "
+            "features' grid first (scripts.prototypes.voxels.labels_on_grid)."
+        )
+    check_labels(labels, num_classes)
+
+
+def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:
+    """Indices of at most `limit` voxels of each class, drawn without replacement from torch's generator.
+
+    Args:
+        labels: flat class per voxel `(N,)`; `NO_CLASS` is never drawn.
+        num_classes: K.
+        limit: most voxels a class, `None` for all.
+
+    Returns:
+        Sorted indices into `labels`, int64.
+    """
+    if limit is None:
+        return (labels != NO_CLASS).nonzero()[:, 0]
+    chosen = []
+    for c in range(num_classes):
+        where = (labels == c).nonzero()[:, 0]
+        if len(where) > limit:
+            # Drawn on the CPU so that a run on any device draws the same voxels.
+            where = where[torch.randperm(len(where))[:limit].to(where.device)]
+        chosen.append(where)
+    return torch.cat(chosen).sort().values

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No step with a non-finite loss or gradient is ever applied."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from scripts.errors import UserError
+from scripts.losses.base import WeightedLoss
+
+logger = logging.getLogger("GradientGuard")
+
+
+class GradientGuard:
+    """Clip gradients; turn a step with a non-finite loss or gradient into one that leaves no trace.
+
+    Such a step's gradients are removed before the optimiser runs, and buffers (running statistics of batch norm, which
+    change in the forward pass) are put back to what they were before the step. `PrototypeMemory` drops non-finite rows.
+    A warning names the step, the terms or parameters that are not finite, and the cases.
+
+    Args:
+        modules: everything the optimiser trains: the network and the loss function.
+        max_norm: gradients are scaled down to this 2-norm over all parameters (12 in nnU-Net, Isensee et al., 2021).
+        patience: after this many bad steps in a row the run ends with an error.
+        terms: the loss function, if the warning is to name those of its terms that are not finite.
+
+    Attributes:
+        undone: whether the step at hand was undone, for handlers that act when it is over.
+        bad_steps: steps undone so far.
+
+    Raises:
+        UserError: when `patience` is used up.
+    """
+
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        max_norm: float = 12.0,
+        patience: int = 5,
+        terms: WeightedLoss | None = None,
+    ) -> None:
+        self.modules, self.max_norm, self.patience, self.terms = modules, max_norm, patience, terms
+        self.bad_steps = 0
+        self.in_a_row = 0
+        self.undone = False
+        self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Remember buffers at the start of each iteration, judge it when gradients are there."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.judge)
+
+    def remember(self, engine: Engine) -> None:
+        """Copy all buffers (small: statistics and prototypes, no weights)."""
+        self._saved = [(buffer, buffer.clone()) for module in self.modules for buffer in module.buffers()]
+
+    def judge(self, engine: Engine) -> None:
+        """Clip, or undo the step."""
+        # A dict, as modules may share parameters: one that came twice would be scaled twice.
+        parameters = {p: name for m in self.modules for name, p in m.named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        loss = float(engine.state.output[Keys.LOSS].detach())
+        self.undone = not (math.isfinite(loss) and bool(torch.isfinite(norm)))
+        if not self.undone:
+            nn.utils.clip_grads_with_norm_(list(parameters), self.max_norm, norm)
+            self.in_a_row = 0
+            return
+        self.bad_steps += 1
+        self.in_a_row += 1
+        reason = self._reason(loss, parameters)
+        for parameter in parameters:
+            parameter.grad = None
+        for buffer, saved in self._saved:
+            buffer.copy_(saved)
+        cases = ", ".join(engine.state.batch.get("case", [])) if isinstance(engine.state.batch, dict) else ""
+        logger.warning(
+            f"Step {engine.state.iteration} skipped, {self.bad_steps} so far: {reason}. Cases: {cases or '-'}."
+        )
+        if self.in_a_row >= self.patience:
+            raise UserError(
+                f"{self.in_a_row} steps in a row had a non-finite loss or gradient (in the last one {reason}; cases: "
+                f"{cases or '-'}). Lower --learning_rate, use --precision fp32, or look at these images."
+            )
+
+    def _reason(self, loss: float, parameters: dict[nn.Parameter, str]) -> str:
+        """What is not finite: terms of the loss, else parameters' gradients; before anything is put back."""
+        if not math.isfinite(loss):
+            terms = self.terms.last.items() if self.terms is not None else ()
+            bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
+            return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
+        names = [name for p, name in parameters.items() if not bool(torch.isfinite(p.grad).all())]
+        if not names:  # each number is finite, but not the sum of their squares
+            return "the loss is finite, but the length of its gradient is not"
+        return (
+            f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "
+            f"them {names[-1]}"
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Bad steps so far, and how many of them just now in a row."""
+        return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore both counts."""
+        self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks before the first step: memory, headers, and whether the cache fits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import nn
+
+from scripts.data.cases import Case, CaseLists, images_of
+from scripts.data.checks.case import CheckedHeaders, Expected
+from scripts.data.checks.dataset import cases_with_roles, check_all_headers
+from scripts.data.checks.finding import Severity
+from scripts.data.checks.grid import number_of_channels
+from scripts.data.sizes import progress_bar, resampled_bytes
+from scripts.errors import UserError
+from scripts.images.read import read_header
+
+
+def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+    """Bytes of all layer outputs of one forward pass in float32, counted on tensors that hold no data.
+
+    Args:
+        network: image to logits.
+        shape: input `(B, C, D, H, W)`.
+    """
+    ghost = copy.deepcopy(network).to("meta")
+    total = 0
+
+    def count(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * 4 if isinstance(output, torch.Tensor) else 0
+
+    for module in ghost.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        ghost(torch.empty(tuple(shape), device="meta"))
+    return total
+
+
+def check_memory(
+    network: nn.Module,
+    in_channels: int,
+    roi_size: Sequence[int],
+    batch_size: int,
+    divisor: int,
+    device: str | torch.device,
+) -> None:
+    """Compare what a training step needs with what the device has left, before data is loaded.
+
+    The need is a lower bound: every layer's output once, weights, gradients, two moments of Adam and the teacher.
+
+    Args:
+        network: what is trained.
+        in_channels: image channels.
+        roi_size: patch in voxels.
+        batch_size: patches a step, both streams together.
+        divisor: sides are padded to multiples of it.
+        device: where the run computes.
+
+    Raises:
+        UserError: if a step cannot fit, with the numbers and what to lower; or if the network refuses such patches.
+    """
+    shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    try:
+        need = activation_bytes(network, shape) + 5 * weights
+    except ValueError as error:  # torch's norms refuse to normalise a single value, as the deepest layer may hold
+        raise UserError(
+            f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
+            f"{str(error).splitlines()[0].rstrip('.')}. Raise --roi_size."
+        ) from error
+    device = torch.device(device)
+    supply = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > supply:
+        raise UserError(
+            f"A step of {batch_size} patches of {'x'.join(map(str, roi_size))} voxels needs at least "
+            f"{need / 2**30:.1f} GiB, but {device} has {supply / 2**30:.1f} GiB left. Lower --roi_size, or "
+            "--batch_labelled and --batch_unlabelled."
+        )
+
+
+logger = logging.getLogger("check")
+
+
+def check_before_training(
+    cases: CaseLists,
+    in_channels: int,
+    spacing: Sequence[float],
+    roi_size: Sequence[int],
+    cache_rate: float,
+    with_unlabelled: bool = True,
+) -> None:
+    """The part of `check_data` that costs milliseconds a case; test cases are not looked at.
+
+    Args:
+        cases: of the datalist.
+        in_channels: image channels.
+        spacing: to which volumes are resampled, mm.
+        roi_size: patch, voxels.
+        cache_rate: fraction of the training cases that are kept in memory.
+        with_unlabelled: whether the run uses its unlabelled cases.
+
+    Raises:
+        UserError: for the first header that would harm training, with the number of others; or if the prepared
+            volumes do not fit into the memory that is left.
+    """
+    roles = ("labelled", "unlabelled", "validation") if with_unlabelled else ("labelled", "validation")
+    read = cases_with_roles(cases, *roles)
+    checked = check_all_headers(read, Expected(in_channels, spacing, roi_size), progress_bar)
+    findings = [finding for each in checked for finding in each.findings]
+    errors = [finding for finding in findings if finding.is_error]
+    if errors:
+        others = f" ({len(errors) - 1} more: `run check_data` lists them all)" if errors[1:] else ""
+        raise UserError(errors[0].sentence.rstrip(".") + others + ".")
+    warnings = sum(finding.severity is Severity.WARNING for finding in findings)
+    if warnings:
+        logger.warning(f"Warnings about headers of {len(read)} cases: {warnings}; `run check_data` lists them.")
+    _check_cache(
+        [(role, each) for (_, role), each in zip(read, checked, strict=True)], in_channels, roi_size, cache_rate
+    )
+
+
+def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
+    """Each case must have as many image channels as the network takes.
+
+    Args:
+        cases: to evaluate.
+        in_channels: image channels.
+
+    Raises:
+        UserError: naming the first file that is not so, or that cannot be read.
+    """
+    for case in cases:
+        for finding in number_of_channels([read_header(path) for path in images_of(case)], in_channels):
+            raise UserError(finding.sentence)
+
+
+def _check_cache(
+    cases: Sequence[tuple[str, CheckedHeaders]], channels: int, roi_size: Sequence[int], cache_rate: float
+) -> None:
+    """Compare the memory of the prepared volumes with what is left, and say both."""
+    training = sum(
+        resampled_bytes(each.shape, channels, role == "labelled", roi_size)
+        for role, each in cases
+        if role != "validation"
+    )
+    validation = sum(resampled_bytes(each.shape, channels, True) for role, each in cases if role == "validation")
+    need, supply = cache_rate * training + validation, psutil.virtual_memory().available
+    sizes = f"{_gib(need)} of memory, and {_gib(supply)} are left"
+    if need > supply:
+        fitting = max(0.0, math.floor(20 * (supply - validation) / training) / 20)
+        raise UserError(
+            f"The prepared volumes of {len(cases)} cases take about {sizes}: give --cache_rate {fitting:g}, and the "
+            "other training cases are read anew at each visit."
+        )
+    logger.info(f"Headers of {len(cases)} cases are sound; prepared, their volumes take about {sizes}.")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

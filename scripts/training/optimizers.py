@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second optimiser beside the trainer's own, for what a method trains at another rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from torch import nn
+from torch.optim import Optimizer
+
+
+class ExtraOptimizer:
+    """Step another optimiser in every iteration, right after the trainer's.
+
+    MONAI's `SupervisedTrainer` knows one optimiser; the method document gives learned selectors an Adam of their own.
+    Gradients are cleared to `None` before the forward pass, so a parameter that a step does not use, or whose gradient
+    `GradientGuard` removed, stays as it is. It is meant for a trainer that steps in every iteration
+    (`accumulation_steps` 1).
+
+    Args:
+        optimizer: holds parameters that the trainer's optimiser does not hold, see `remaining_parameters`.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def attach(self, engine: Engine) -> None:
+        """Clear gradients when an iteration starts, step when the trainer's optimiser has."""
+        engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self.optimizer.zero_grad(set_to_none=True))
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda _: self.optimizer.step())
+
+
+def remaining_parameters(modules: Sequence[nn.Module], taken_by: Optimizer | None) -> list[nn.Parameter]:
+    """All parameters of modules, each once, but those that another optimiser holds.
+
+    Args:
+        modules: e.g. network and loss function.
+        taken_by: the other optimiser, or `None`.
+    """
+    taken = {p for group in taken_by.param_groups for p in group["params"]} if taken_by is not None else set()
+    return [p for p in dict.fromkeys(p for module in modules for p in module.parameters()) if p not in taken]

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher: an exponential moving average of the network (Tarvainen & Valpola, NeurIPS 2017)."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from scripts.losses.schedules import warmed_decay
+from scripts.training.guard import GradientGuard
+
+
+def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
+    """A copy of `network` whose weights average those of `network`; buffers (batch norm) are copied at each update.
+
+    torch's `AveragedModel` with a warmed-up decay: the first update copies, the (n+1)-th averages with
+    `min(decay, (1 + n) / (10 + n))`. Its `module` is
+    the averaged network, with the keys of `network`.
+
+    Args:
+        network: the student.
+        decay: share of the old average in [0, 1).
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"The teacher's decay must be in [0, 1), got {decay}.")
+
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
+        kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
+        for mean, new in zip(averaged, current, strict=True):
+            mean.copy_(torch.lerp(new, mean, kept))
+
+    teacher = AveragedModel(network, multi_avg_fn=average, use_buffers=False)
+    teacher.requires_grad_(False)
+    return teacher
+
+
+class TeacherUpdater:
+    """Update the teacher after each optimiser step.
+
+    Args:
+        teacher: what `ema_teacher` made.
+        network: the student.
+        guard: after a step that it has undone, the average stays where it is.
+    """
+
+    def __init__(self, teacher: AveragedModel, network: nn.Module, guard: GradientGuard | None = None) -> None:
+        self.teacher, self.network, self.guard = teacher, network, guard
+
+    def attach(self, engine: Engine) -> None:
+        """Act when the engine's model update is complete."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Move the average one step."""
+        if self.guard is None or not self.guard.undone:
+            self.teacher.update_parameters(self.network)

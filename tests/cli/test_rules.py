@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Impossible values of keys are told by name; possible ones, expressions and unknown keys pass."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from scripts.cli.rules import RULES, check_settings
+from scripts.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_steps", "abc"), ("max_steps", 0), ("max_steps", 2.5), ("max_steps", True), ("max_steps", None),
+        ("num_workers", -1), ("batch_labelled", 0), ("labelled_cases", 0), ("learning_rate", -1), ("learning_rate", 0),
+        ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", "1e-3"), ("unlabelled_start", 1.5),
+        ("cache_rate", -0.1), ("resume", "yes"), ("precision", "fp16"), ("device", "gpu"), ("device", "cuda:99"),
+        ("spacing", [1, 1]), ("spacing", [1, 1, 0]), ("spacing", 1), ("roi_size", 5), ("roi_size", [32, 32, 1.5]),
+        ("label_names", ["background"]), ("label_names", ["a", "a"]), ("label_names", "ab"), ("label_names", ["a", 1]),
+        ("label_values", [0, 0]), ("label_values", [0, 0.5]), ("flip_axes", [3]), ("flip_axes", 0), ("datalist", ""),
+        ("dataset_dir", 5), ("ignore_value", "none"), ("save_confidence", "maybe"), ("save_probabilities", 1.5),
+        ("save_uncertainty", None), ("largest_component", 2), ("largest_component", []), ("mirror_axes", [3]),
+        ("output_format", "dicom"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value) -> None:
+    with pytest.raises(UserError) as caught:
+        check_settings({key: value})
+    assert str(caught.value).startswith(f"{key} must be {RULES[key].words}, got {value!r}")
+    assert f"--{key}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_steps", 1), ("resume", "true"), ("num_workers", 0), ("labelled_cases", None), ("ignore_value", 255),
+        ("label_values", [0, 255]), ("save_confidence", False), ("save_uncertainty", "true"), ("mirror_axes", [0, 2]),
+        ("largest_component", True), ("largest_component", ["liver", "left lung"]), ("output_format", "input"),
+        ("spacing", (0.5, 1, 2.0)), ("flip_axes", []), ("unlabelled_start", 0), ("teacher_decay", 1.0),
+        ("spacing", "$[1, 2, 3]"), ("max_steps", "@other"), ("nobody_knows", "abc"),
+    ],
+)  # fmt: skip
+def test_a_possible_value_an_expression_or_another_key_passes(key, value) -> None:
+    check_settings({key: value})
+
+
+@pytest.mark.parametrize("file", [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*/*.yaml")], ids=lambda file: file.name)
+def test_every_config_of_the_bundle_keeps_the_rules(file) -> None:
+    check_settings(ConfigParser.load_config_file(file))
+
+
+def test_null_of_a_command_line_is_told_how_to_write_it() -> None:
+    with pytest.raises(UserError, match="--labelled_cases None says null"):
+        check_settings({"labelled_cases": "null"})
+
+
+def test_every_rule_is_about_a_key_of_a_config() -> None:
+    keys = {key for file in CONFIGS.glob("*.yaml") for key in ConfigParser.load_config_file(file)}
+    assert not RULES.keys() - keys

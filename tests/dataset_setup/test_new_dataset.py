@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder to files that train: layouts on disk, splits, what is written and what is never overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.cli.new_dataset import main
+from scripts.data.datalist import load_cases
+from scripts.dataset_setup.new_dataset import new_dataset
+from scripts.dataset_setup.plan import Machine
+from scripts.dataset_setup.roles import Request
+from scripts.errors import UserError
+from scripts.images.read import read_voxels
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = Machine(memory=2**33, step_memory=2**33, gpu=False)
+SHAPE = (20, 18, 16)
+
+
+def volume(path: Path, seed: int = 0, air: float = 0.0, classes: tuple[int, ...] | None = None) -> None:
+    """An image with a bright box, or its label with boxes of the given values."""
+    rng = np.random.default_rng(seed)
+    array = np.zeros(SHAPE, np.int16)
+    if classes is None:
+        array[:] = rng.integers(0, 20, SHAPE) + air
+        array[4:14, 4:12, 4:12] = rng.integers(100, 200, (10, 8, 8))
+    else:
+        for number, value in enumerate(classes):
+            array[4 + 5 * number : 9 + 5 * number, 4:12, 4:12] = value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.5, 1.5, 2.0, 1.0])), path)
+
+
+def make_folder(folder: Path, labelled: int = 5, unlabelled: int = 3, classes: tuple[int, ...] = (1,), **image) -> Path:
+    """`images` and `labels`, cases `c0`, `c1`, ...; the first so many have labels."""
+    for n in range(labelled + unlabelled):
+        volume(folder / "images" / f"c{n}.nii.gz", seed=n, **image)
+        if n < labelled:
+            volume(folder / "labels" / f"c{n}.nii.gz", classes=classes)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Run on a folder; returns the YAML's content, the cases that it trains with, and the printed text."""
+
+    def call(folder: Path, name: str = "mine", **options):
+        config = options.pop("config", tmp_path / "configs" / f"{name}.yaml")
+        shown: list[str] = []
+        new_dataset(Request(folder, name, config=config, **options), MACHINE, shown.append)
+        text = "\n".join(shown)
+        settings = yaml.safe_load(config.read_text()) if config.exists() else {}
+        cases = load_cases(settings["dataset_dir"], settings["datalist"]) if settings else None
+        return settings, cases, text
+
+    return call
+
+
+def refusal(call, *args, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------ what is written
+
+
+@pytest.mark.parametrize("air", [0.0, -1000.0], ids=["mr", "ct"])
+def test_what_is_written_trains_behind_the_default_config(tmp_path: Path, run, air: float) -> None:
+    folder = make_folder(tmp_path / "my scans.v1", air=air)
+    settings, _, _ = run(folder)
+    assert settings["intensity"]["_target_"] == ("ScaleIntensityRanged" if air else "NormalizeIntensityd")
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")],
+        workflow_type="train",
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path / "out"),
+        ckpt_dir=str(tmp_path / "models"),
+        device="cpu",
+        precision="fp32",
+        base_filters=4,
+        max_steps=2,
+        unlabelled_start=0.0,
+    )
+    workflow.initialize()
+    workflow.run()
+    weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_settings_follow_the_volumes(tmp_path: Path, run) -> None:
+    settings, cases, text = run(make_folder(tmp_path / "data", classes=(1, 2)))
+    assert settings["in_channels"] == 1
+    assert settings["label_names"] == ["background", "structure 1", "structure 2"]
+    assert "label_values" not in settings and "ignore_value" not in settings
+    assert settings["spacing"] == [1.5, 1.5, 2.0]
+    assert settings["roi_size"] == [32, 16, 16]
+    assert settings["flip_axes"] == [] and settings["labelled_cases"] is None
+    assert (len(cases.labelled), len(cases.unlabelled), len(cases.test)) == (4, 3, 1)
+    assert "8: 5 with label, 3 without" in text
+    rows = [line.split() for line in text.splitlines() if line.endswith(("background", "structure 1", "structure 2"))]
+    inside = 5 * 8 * 8
+    assert rows == [
+        ["0", "5", str(5 * (np.prod(SHAPE) - 2 * inside)), "background"],
+        ["1", "5", str(5 * inside), "structure", "1"],
+        ["2", "5", str(5 * inside), "structure", "2"],
+    ]
+
+
+def test_every_setting_has_its_reason_beside_it(tmp_path: Path, run) -> None:
+    run(make_folder(tmp_path / "data", air=-1000.0))
+    lines = (tmp_path / "configs" / "mine.yaml").read_text().splitlines()
+    bare = [line.split(":")[0] for line in lines if ":" in line and "#" not in line]
+    assert bare == ["dataset_name", "data_source", "  _target_", "  keys", "  b_min", "  b_max", "  clip"]
+
+
+def test_values_with_gaps_are_mapped_to_classes(tmp_path: Path, run) -> None:
+    settings, _, _ = run(make_folder(tmp_path / "mask", classes=(255,)))
+    assert settings["label_values"] == [0, 255]
+    assert settings["label_names"] == ["background", "structure 255"]
+    settings, _, _ = run(
+        make_folder(tmp_path / "ignore", classes=(2, 255)),
+        name="ignore",
+        ignore_value=255,
+        label_names=("nothing", "liver"),
+    )
+    assert settings["label_values"] == [0, 2]
+    assert settings["label_names"] == ["nothing", "liver"]
+    assert settings["ignore_value"] == 255
+
+
+def test_ct_is_clipped_to_percentiles_of_the_foreground_in_training_cases(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", air=-1000.0)
+    settings, cases, _ = run(folder)
+    images = [np.asarray(nibabel.load(case["image"]).dataobj) for case in cases.labelled]
+    masks = [np.asarray(nibabel.load(case["label"]).dataobj) > 0 for case in cases.labelled]
+    low, high = np.percentile(np.concatenate([i[m] for i, m in zip(images, masks, strict=True)]), [0.5, 99.5])
+    assert settings["intensity"]["a_min"] == pytest.approx(low, abs=0.06)
+    assert settings["intensity"]["a_max"] == pytest.approx(high, abs=0.06)
+
+
+def test_without_unlabelled_cases_no_unlabelled_patches_are_drawn(tmp_path: Path, run) -> None:
+    settings, cases, _ = run(make_folder(tmp_path / "data", unlabelled=0))
+    assert settings["batch_unlabelled"] == 0 and not cases.unlabelled
+
+
+def test_findings_are_shown_before_anything_is_written(tmp_path: Path) -> None:
+    folder, config = make_folder(tmp_path / "data"), tmp_path / "x.yaml"
+    there: list[tuple[bool, bool]] = []
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        there.append(((folder / "dataset.json").exists(), config.exists()))
+
+    written = new_dataset(Request(folder, "x", config=config), MACHINE, show)
+    assert written == [folder / "dataset.json", config]
+    assert "8: 5 with label" in shown[0] and there == [(False, False), (True, True)]
+
+
+def test_volumes_beyond_memory_are_cached_in_part_by_the_default_config(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    new_dataset(Request(folder, "x", config=tmp_path / "x.yaml"), Machine(300_000, 2**33, False), lambda text: None)
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "x.yaml")])
+    need = 8 * np.prod(SHAPE) * 5
+    assert need > 150_000
+    assert 0 < parser["cache_rate"] <= 150_000 / need
+    assert all(parser[f"train::{name}::cache_rate"] == "@cache_rate" for name in ("dataset", "unlabelled_dataset"))
+
+
+def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "a@b 1: $x %y, it's {z}")
+    run(folder)
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")])
+    assert parser.get_parsed_content("data_source") == str(folder)
+    numbered = folder.rename(tmp_path / "scans #2")
+    assert "by --output" in refusal(run, numbered, name="numbered")
+    _, cases, _ = run(numbered, name="numbered", output=tmp_path / "lists")
+    assert Path(cases.test[0]["image"]).parent == numbered / "images"
+
+
+# ------------------------------------------------------------------ layouts on disk
+
+
+def test_decathlon_test_images_are_left_out_unless_asked_for(tmp_path: Path, run) -> None:
+    folder = tmp_path / "Task"
+    for n in range(5):
+        volume(folder / "imagesTr" / f"h_{n}.nii.gz")
+        volume(folder / "labelsTr" / f"h_{n}.nii.gz", classes=(1,))
+    volume(folder / "imagesTs" / "h_9.nii.gz")
+    listed = {
+        "name": "Hip", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "hippocampus"},
+        "training": [{"image": f"./imagesTr/h_{n}.nii.gz", "label": f"./labelsTr/h_{n}.nii.gz"} for n in range(5)],
+        "test": ["./imagesTs/h_9.nii.gz"],
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(listed))
+    before = (folder / "dataset.json").read_bytes()
+    settings, cases, text = run(folder)
+    assert settings["label_names"] == ["background", "hippocampus"]
+    assert "dataset.json names MRI" in text
+    assert "1 images of test or validation folders have no label and are left out" in text
+    assert (len(cases.labelled), len(cases.unlabelled), len(cases.test)) == (4, 0, 1)
+    assert settings["datalist"] == "dataset_mine.json"
+    assert (folder / "dataset.json").read_bytes() == before
+    _, cases, _ = run(folder, use_test_images=True)
+    assert [case["case"] for case in cases.unlabelled] == ["h_9"]
+
+
+def test_nnunet_channels_names_and_ignore_label_are_taken_over(tmp_path: Path, run) -> None:
+    folder = tmp_path / "Dataset007"
+    for n in range(3):
+        for channel in range(2):
+            volume(folder / "imagesTr" / f"p{n}_000{channel}.nii.gz", seed=channel)
+        volume(folder / "labelsTr" / f"p{n}.nii.gz", classes=(1, 2))
+    meta = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "tumour": 1, "ignore": 2}}
+    (folder / "dataset.json").write_text(json.dumps({**meta, "numTraining": 3, "file_ending": ".nii.gz"}))
+    settings, cases, _ = run(folder)
+    assert settings["in_channels"] == 2
+    assert settings["label_names"] == ["background", "tumour"]
+    assert settings["ignore_value"] == 2 and "label_values" not in settings
+    assert all(len(case["image"]) == 2 for case in cases.labelled)
+    assert [case["case"] for case in cases.labelled] == ["p0", "p1", "p2"]
+
+
+def test_cases_in_folders_keep_their_folders_names(tmp_path: Path, run) -> None:
+    for name in ("Ä 1", "b.2", "c"):
+        volume(tmp_path / "data" / name / "imaging.nii.gz")
+        if name != "c":
+            volume(tmp_path / "data" / name / "segmentation.nii.gz", classes=(1,))
+    _, cases, _ = run(tmp_path / "data")
+    assert sorted(case["case"] for case in cases.labelled) == ["b.2", "Ä 1"]
+    assert [case["case"] for case in cases.unlabelled] == ["c"]
+
+
+def test_unlabelled_images_may_lie_in_a_folder_of_their_own(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "labelled", unlabelled=0)
+    volume(tmp_path / "more" / "test" / "x.nii.gz")
+    volume(tmp_path / "more" / "test" / "x_seg.nii.gz", classes=(7,))  # not opened: these are images only
+    settings, cases, _ = run(folder, unlabelled=tmp_path / "more")
+    assert [case["image"] for case in cases.unlabelled] == [str(tmp_path / "more" / "test" / "x.nii.gz")]
+    assert "label_values" not in settings
+
+
+def test_labels_in_the_folder_named_unlabelled_are_not_used(tmp_path: Path, run) -> None:
+    folder = tmp_path / "data"
+    for n in range(3):
+        volume(folder / "a" / f"l{n}.nii.gz")
+        volume(folder / "a" / f"l{n}_seg.nii.gz", classes=(1,))
+    volume(folder / "b" / "u.nii.gz")
+    volume(folder / "b" / "u_seg.nii.gz", classes=(9,))
+    settings, cases, _ = run(folder, unlabelled=folder / "b")
+    assert [case["case"] for case in cases.unlabelled] == ["u"]
+    assert len(settings["label_names"]) == 2
+
+
+def test_labels_may_lie_in_a_folder_of_their_own_outside(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    (folder / "labels").rename(tmp_path / "experts")
+    _, cases, _ = run(folder, labels=tmp_path / "experts")
+    assert len(cases.labelled) == 4
+    assert Path(cases.labelled[0]["label"]).parent == tmp_path / "experts"
+
+
+def test_a_complete_datalist_of_the_users_own_is_used_as_it_is(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=1)
+    pairs = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(3)]
+    own = {"training": pairs[:2], "unlabeled": ["images/c3.nii.gz"], "test": pairs[2:]}
+    (folder / "dataset.json").write_text(json.dumps(own))
+    settings, cases, _ = run(folder)
+    assert settings["datalist"] == "dataset.json"
+    assert json.loads((folder / "dataset.json").read_text()) == own
+    assert [case["case"] for case in cases.test] == ["c2"]
+
+
+# ------------------------------------------------------------------ the split
+
+
+def test_test_cases_can_be_counted_or_left_out(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    _, cases, _ = run(folder, test_cases=2)
+    assert (len(cases.labelled), len(cases.test)) == (3, 2)
+    _, cases, text = run(folder, test_fraction=0)
+    assert (len(cases.labelled), len(cases.test)) == (5, 0)
+    assert "nothing to evaluate" in text and "Evaluate:" not in text
+
+
+def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
+    folder = tmp_path / "data"
+    for patient in range(4):
+        for visit in range(2):
+            volume(folder / "images" / f"p{patient}_v{visit}.nii.gz")
+        volume(folder / "labels" / f"p{patient}_v0.nii.gz", classes=(1,))
+    _, cases, text = run(folder, test_cases=1, patient_pattern=r"p\d")
+    tested = cases.test[0]["case"][:2]
+    assert len(cases.unlabelled) == 3
+    assert all(not case["case"].startswith(tested) for case in cases.labelled + cases.unlabelled)
+    assert "1 unlabelled cases of test patients are left out" in text
+
+
+# ------------------------------------------------------------------ what is never overwritten
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    files = (folder / "dataset.json", tmp_path / "configs" / "mine.yaml")
+    run(folder)
+    first = [file.read_bytes() for file in files]
+    run(folder)
+    assert [file.read_bytes() for file in files] == first
+
+
+@pytest.mark.parametrize("edited", ["dataset.json", "mine.yaml"])
+def test_an_edited_file_is_kept_unless_forced(tmp_path: Path, run, edited: str) -> None:
+    folder = make_folder(tmp_path / "data")
+    run(folder)
+    paths = {"dataset.json": folder / "dataset.json", "mine.yaml": tmp_path / "configs" / "mine.yaml"}
+    path = paths[edited]
+    written = path.read_text()
+    path.write_text(written.replace("structure 1", "liver"))
+    kept = {name: file.read_bytes() for name, file in paths.items()}
+    assert "was edited" in refusal(run, folder)
+    assert {name: file.read_bytes() for name, file in paths.items()} == kept
+    run(folder, force=True)
+    assert path.read_text() == written
+
+
+def test_another_name_leaves_the_first_ones_split_alone(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    run(folder)
+    first = (folder / "dataset.json").read_bytes()
+    same, _, _ = run(folder, name="again")
+    assert same["datalist"] == "dataset.json"
+    other, cases, _ = run(folder, name="other", test_cases=3)
+    assert other["datalist"] == "dataset_other.json" and len(cases.test) == 3
+    assert (folder / "dataset.json").read_bytes() == first
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    _, _, text = run(folder, dry_run=True)
+    assert not (folder / "dataset.json").exists() and not (tmp_path / "configs").exists()
+    assert "label_names:" in text and "5 with label" in text
+
+
+def test_a_datalist_elsewhere_has_absolute_paths(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    settings, cases, _ = run(folder, output=tmp_path / "lists")
+    assert settings["dataset_dir"] == str(tmp_path / "lists")
+    listed = json.loads((tmp_path / "lists" / "dataset.json").read_text())
+    assert all(Path(case["image"]).is_absolute() for case in listed["training"])
+    assert len(cases.labelled) == 4
+    assert not (folder / "dataset.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_asks_for_another(tmp_path: Path, run, monkeypatch) -> None:
+    folder = make_folder(tmp_path / "data")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert "by --output" in refusal(run, folder)
+
+
+def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", unlabelled=0)
+    volume(tmp_path / "more" / "x.nii.gz")
+    settings, cases, _ = run(folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy")
+    assert settings["dataset_dir"] == str(tmp_path / "copy")
+    listed = json.loads((tmp_path / "copy" / "dataset.json").read_text())
+    assert listed["unlabeled"] == [{"image": "more/x.nii.gz"}]
+    assert all((tmp_path / "copy" / case["label"]).is_file() for case in listed["training"])
+    copied = Path(cases.labelled[0]["image"])
+    assert copied.read_bytes() == (folder / "images" / copied.name).read_bytes()
+    assert not (folder / "dataset.json").exists()
+    copied.write_bytes(b"another file")
+    assert "differs from" in refusal(run, folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy")
+    assert "outside of it" in refusal(run, folder, copy_to=folder / "copy")
+    (tmp_path / "file").write_text("")
+    assert "cannot be copied" in refusal(run, folder, copy_to=tmp_path / "file", name="again")
+
+
+def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
+    for n in range(3):
+        image = itk.image_from_array(np.asarray(nibabel.load(folder / "images" / f"c{n}.nii.gz").dataobj).T.copy())
+        image.SetSpacing([1.5, 1.5, 2.0])
+        image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))  # ITK's axes point left and back
+        (folder / "images" / f"c{n}.nii.gz").unlink()
+        itk.imwrite(image, str(folder / "images" / f"c{n}.mhd"))
+    _, cases, _ = run(folder, copy_to=tmp_path / "copy", test_cases=1)
+    for case in cases.labelled + cases.test:
+        assert read_voxels(case["image"]).shape == (1, *SHAPE)
+
+
+# ------------------------------------------------------------------ bad folders
+
+
+def test_bad_folders_are_told_in_one_sentence(tmp_path: Path, run) -> None:
+    assert "does not exist" in refusal(run, tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "is no folder" in refusal(run, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in refusal(run, tmp_path / "empty")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("")
+    assert "holds no image" in refusal(run, tmp_path / "notes")
+    bare = make_folder(tmp_path / "bare", labelled=0)
+    assert "at least one is needed" in refusal(run, bare)
+    (bare / "labels").mkdir()
+    (bare / "labels" / "c0.nii.gz").write_bytes(b"no image")
+    assert "c0.nii.gz cannot be read" in refusal(run, bare)
+    assert not (bare / "dataset.json").exists()
+    assert "--labels" in refusal(run, bare, labels=bare)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", ".hidden", "it's"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, run, name: str) -> None:
+    assert "--name" in refusal(run, make_folder(tmp_path / "data", 1, 0), name=name, config=tmp_path / "x.yaml")
+
+
+def test_the_command_prints_one_sentence_and_ends_with_two(tmp_path: Path, capsys) -> None:
+    assert main([str(tmp_path / "nowhere"), "--name", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"\nError: The folder {tmp_path / 'nowhere'} does not exist.\n"
+    with pytest.raises(UserError):
+        main([str(tmp_path / "nowhere"), "--name", "x", "--debug"])
+
+
+def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> None:
+    folder = make_folder(tmp_path / "data")
+    config = tmp_path / "x.yaml"
+    assert main([str(folder), "--name", "x", "--config", str(config), "--label_names", "nothing", "all else"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Wrote {folder / 'dataset.json'}" in printed and f"Wrote {config}" in printed
+    assert f"run training --config_file \"['configs/train.yaml','{config}']\"" in printed
+    assert yaml.safe_load(config.read_text())["label_names"] == ["nothing", "all else"]
+
+
+def test_readme_shows_exactly_the_commands_that_are_printed(tmp_path: Path, run, monkeypatch) -> None:
+    monkeypatch.setattr("scripts.dataset_setup.new_dataset.CONFIGS", tmp_path / "configs")
+    _, _, text = run(make_folder(tmp_path / "data"), config=tmp_path / "configs" / "datasets" / "mine.yaml")
+    printed = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(("Train:", "Evaluate:"))]
+    block = (ROOT / "README.md").read_text().split("<!-- command: own scans -->")[1].split("```")[1]
+    assert block.splitlines()[1:] == ["python -m scripts.cli.new_dataset FOLDER --name mine", *printed]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (PermissionError(13, "Permission denied", "/data/a.nii.gz"), 1, "/data/a.nii.gz cannot be read or written"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (UserError("No image."), 2, "No image."),
+    ],
+)
+def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypatch, capsys, tmp_path) -> None:
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("scripts.dataset_setup.new_dataset.new_dataset", fail)
+    assert main([str(tmp_path), "--name", "x"]) == code
+    assert capsys.readouterr().err.startswith(f"\nError: {words}")
+    with pytest.raises(type(error)):
+        main([str(tmp_path), "--name", "x", "--debug", "true"])
+
+
+@pytest.mark.parametrize("option", [{"channels": ("t1",)}, {"unlabelled": Path(".")}])
+def test_an_option_that_a_listed_folder_would_pass_over_is_refused(option, tmp_path) -> None:
+    folder = make_folder(tmp_path / "data")
+    cases = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(5)]
+    (folder / "dataset.json").write_text(json.dumps({"training": cases}))
+    with pytest.raises(UserError, match=rf"dataset\.json lists the cases already, so --{next(iter(option))} would"):
+        new_dataset(Request(folder, "x", config=tmp_path / "x.yaml", **option), MACHINE)

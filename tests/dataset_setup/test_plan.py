@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings follow from what was measured, each by a rule that can be checked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.dataset_setup.description import Description
+from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
+from scripts.dataset_setup.plan import (
+    Machine,
+    cache_rate,
+    choose_patch,
+    choose_step,
+    classes_of,
+    default_network,
+    median_grid,
+    modality_of,
+    window_of,
+)
+from scripts.errors import UserError
+from scripts.training.limits import check_memory
+
+BIG = Machine(2**45, 2**45, gpu=True)
+
+
+def always(_patch) -> bool:
+    return True
+
+
+def values(*found: int) -> LabelValues:
+    labels = LabelValues()
+    labels.add(dict.fromkeys(found, 1))
+    return labels
+
+
+def test_spacing_is_the_median_and_sizes_are_those_after_resampling() -> None:
+    grids = [
+        Grid((10, 20, 30), (1.0, 1.0, 2.0), 1),
+        Grid((10, 20, 30), (2.0, 1.0, 2.0), 1),
+        Grid((40, 20, 30), (0.5, 3.0, 4.0), 1),
+    ]
+    spacing, size = median_grid(grids)
+    assert spacing == [1.0, 1.0, 2.0]
+    assert size == [20, 20, 30]  # 10, 20, 20 / 20, 20, 60 / 30, 30, 60
+
+
+def test_values_become_classes_in_their_order_with_background_first() -> None:
+    assert classes_of(values(0, 255), Description(), None, None) == ([0, 255], ["background", "structure 255"])
+    assert classes_of(values(2, 1), Description(), None, None)[0] == [0, 1, 2]
+    assert classes_of(values(0, 1, 255), Description(), None, 255)[0] == [0, 1]
+
+
+def test_declared_classes_count_though_no_label_holds_them() -> None:
+    description = Description(label_names={0: "background", 1: "liver", 3: "tumour"})
+    assert classes_of(values(0, 1), description, None, None) == ([0, 1, 3], ["background", "liver", "tumour"])
+
+
+@pytest.mark.parametrize(
+    ("found", "names", "message"),
+    [
+        ((0,), None, "nothing but 0"),
+        ((-1, 0, 1), None, "--ignore_value -1"),
+        ((0, 1), ("liver",), "1 names, but there are 2 classes"),
+        ((0, 1), ("background", "$__import__('os')"), "evaluates"),
+        ((0, 1), ("background", "tumour #1"), "evaluates"),
+    ],
+)
+def test_labels_that_make_no_classes_are_refused(found, names, message) -> None:
+    with pytest.raises(UserError, match=message):
+        classes_of(values(*found), Description(), names, None)
+
+
+def test_code_in_somebodys_dataset_json_never_gets_into_a_config() -> None:
+    with pytest.raises(UserError, match="evaluates"):
+        classes_of(values(0, 1), Description(label_names={1: "$print('hello')"}), None, None)
+
+
+def test_ct_is_known_by_name_or_by_air() -> None:
+    air, bright = Intensity(-1000, -50.0, 200.0), Intensity(0, 5.0, 900.0)
+    assert modality_of([air], Description())[0] == "CT"
+    assert modality_of([bright], Description())[0] == "other"
+    assert modality_of([air, bright], Description())[0] == "other"
+    assert modality_of([bright], Description(("CT (portal)",)))[0] == "CT"
+    assert modality_of([air], Description(("MRI",)))[0] == "other"
+    assert modality_of([air], Description(("PET", "CT")))[0] == "other"
+    assert modality_of([bright], Description(("structure",)))[0] == "other"
+
+
+def test_the_window_of_ct_spans_all_channels_and_is_never_empty() -> None:
+    assert window_of([Intensity(-1000, -57.26, 130.04), Intensity(-1000, -20.0, 301.0)]) == (-57.3, 301.0)
+    assert window_of([Intensity(-1000, 3.0, 3.0)]) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [
+        ((35, 50, 36), [32, 48, 32]),
+        ((40, 39, 8), [48, 32, 16]),
+        ((10, 12, 9), [16, 32, 16]),
+        ((512, 512, 90), [64, 64, 64]),
+        ((512, 512, 16), [128, 128, 16]),
+    ],
+)
+def test_a_patch_is_the_volume_in_multiples_of_the_divisor_up_to_a_limit(size, patch) -> None:
+    assert choose_patch(size, 16, 64**3, always) == patch
+
+
+def test_a_patch_shrinks_until_it_fits_and_stays_trainable() -> None:
+    assert choose_patch((128, 96, 64), 16, 2**40, lambda patch: max(patch) <= 80) == [80, 80, 64]
+    assert choose_patch((128, 96, 64), 16, 2**40, lambda _: False) == [32, 32, 32]
+
+
+def test_less_memory_makes_smaller_patches_that_the_memory_check_of_training_passes() -> None:
+    size, names = (120, 120, 120), ["background", "a"]
+    patches = [choose_step(size, 1, names, True, Machine(m, m, False))[0] for m in (2**29, 2**31, 2**40)]
+    voxels = [a * b * c for a, b, c in patches]
+    assert voxels[0] < voxels[1] < voxels[2] == 64**3
+    network, divisor = default_network(1, names)
+    check_memory(network, 1, patches[0], 4, divisor, "cpu")
+
+
+def test_a_gpu_takes_larger_patches_and_more_of_them() -> None:
+    assert choose_step((200, 200, 200), 1, ["background", "a"], True, BIG) == ([128, 128, 128], 4)
+
+
+def test_the_smallest_volumes_still_get_a_patch_that_the_network_takes() -> None:
+    patch, _ = choose_step((9, 12, 10), 2, ["background", "a", "b"], False, Machine(2**33, 2**33, False))
+    network, divisor = default_network(2, ["background", "a", "b"])
+    check_memory(network, 2, patch, 2, divisor, "cpu")
+
+
+def test_volumes_beyond_memory_are_cached_in_part() -> None:
+    grids = [Grid((100, 100, 100), (1.0, 1.0, 1.0), 1)] * 10  # 5 bytes a voxel: 50 MB
+    assert cache_rate(grids, [1.0, 1.0, 1.0], 200_000_000) == 1.0
+    assert cache_rate(grids, [1.0, 1.0, 1.0], 50_000_000) == 0.5
+    assert cache_rate(grids, [2.0, 2.0, 2.0], 50_000_000) == 1.0

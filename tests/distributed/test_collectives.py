@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exchanges between ranks, held to what one process computes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from scripts.distributed.collectives import (
+    all_gather_batch,
+    all_reduce_sum,
+    broadcast_from_rank0,
+    fork_rng_per_rank,
+    is_rank0,
+    num_ranks,
+    rank,
+    shard_batch,
+    shard_items,
+)
+from tests.rank_processes import run_ranks
+
+CASES = 5  # two ranks do not divide them
+
+
+def loss_of(batch: torch.Tensor, weight: torch.Tensor, divided: bool) -> torch.Tensor:
+    """Two passes of a "network", the second on cases moved by the first, and a loss that mixes all cases."""
+
+    def network(cases):
+        part = shard_batch(cases) if divided else cases
+        result = (part @ weight).tanh()
+        return all_gather_batch(result, len(cases)) if divided else result
+
+    first = network(batch)
+    second = network(batch + first @ torch.tensor([[1.0, -0.5, 0.25], [0.5, 2.0, -1.0]], dtype=torch.float64))
+    return normalize(second, dim=0).square().sum() + (first.T @ second).sum().exp()
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()  # noqa: E731
+    return draw(CASES, 3), draw(3, 2)
+
+
+def collect() -> dict:
+    batch, weight = inputs()
+    loss = loss_of(batch, weight, divided=True)
+    loss.backward()
+    all_reduce_sum([weight.grad])
+    mixed = [torch.full((2,), 1.0 + rank()), torch.tensor([rank() + 1]), torch.full((2, 1), 10.0 * (rank() + 1))]
+    all_reduce_sum(mixed)
+    of_first = [torch.tensor([7.0 if is_rank0() else math.nan])]
+    all_reduce_sum(of_first, contribute=is_rank0())
+    return {
+        "rank": (rank(), num_ranks(), is_rank0()),
+        "part": shard_batch(torch.arange(CASES)),
+        "whole": all_gather_batch(shard_batch(torch.arange(CASES)), CASES),
+        "labels": all_gather_batch(torch.tensor([[-1, 300 + rank()]], dtype=torch.int16)),
+        "loss": loss.detach(),
+        "gradients": (batch.grad, weight.grad),
+        "mixed": mixed,
+        "of_first": of_first,
+        "items": (shard_items("abcde"), shard_items("a")),
+        "from_first": broadcast_from_rank0(rank),
+        "error": message_of_error(),
+        "random": random_numbers(),
+    }
+
+
+def message_of_error() -> str:
+    def fail():
+        raise ValueError(f"raised on rank {rank()}")
+
+    with pytest.raises(ValueError) as caught:
+        broadcast_from_rank0(fail)
+    return str(caught.value)
+
+
+def random_numbers() -> list[float]:
+    torch.manual_seed(11)
+    numbers = []
+    for number in (0, 1):
+        with fork_rng_per_rank(number, torch.device("cpu")):
+            numbers.append(float(torch.rand(())))
+    return [*numbers, float(torch.rand(()))]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run_ranks(2, tmp_path_factory.mktemp("two") / "ranks", collect)
+
+
+def test_ranks_know_their_number(two) -> None:
+    assert [result["rank"] for result in two] == [(0, 2, True), (1, 2, False)]
+
+
+def test_a_batch_is_divided_in_turn_and_gathered_in_its_order_without_the_repeated_case(two) -> None:
+    assert [result["part"].tolist() for result in two] == [[0, 2, 4], [1, 3, 4]]
+    assert [result["whole"].tolist() for result in two] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_labels_of_16_bits_are_gathered(two) -> None:
+    for result in two:
+        assert result["labels"].dtype == torch.int16
+        assert result["labels"].tolist() == [[-1, 300], [-1, 301]]
+
+
+def test_loss_and_gradients_of_divided_passes_are_those_of_one_process(two) -> None:
+    """The second pass depends on the first: gradients cross ranks through the divided batch."""
+    batch, weight = inputs()
+    loss = loss_of(batch, weight, divided=False)
+    loss.backward()
+    for result in two:
+        torch.testing.assert_close(result["loss"], loss.detach())
+        torch.testing.assert_close(result["gradients"], (batch.grad, weight.grad))
+
+
+def test_tensors_of_several_types_and_shapes_are_summed_each(two) -> None:
+    for result in two:
+        first, second, third = result["mixed"]
+        assert (first.tolist(), second.tolist(), third.tolist()) == ([3.0, 3.0], [3], [[30.0], [30.0]])
+
+
+def test_a_rank_that_does_not_contribute_brings_nothing_not_even_a_nan(two) -> None:
+    assert [result["of_first"][0].tolist() for result in two] == [[7.0], [7.0]]
+
+
+def test_items_are_divided_without_repetition_and_copied_where_they_are_too_few(two) -> None:
+    assert [result["items"] for result in two] == [(["a", "c", "e"], ["a"]), (["b", "d"], ["a"])]
+
+
+def test_what_the_first_rank_computes_or_raises_all_ranks_return_or_raise(two) -> None:
+    assert [result["from_first"] for result in two] == [0, 0]
+    assert [result["error"] for result in two] == ["raised on rank 0"] * 2
+
+
+def test_divided_passes_draw_other_numbers_on_each_rank_and_leave_the_generator_alone(two) -> None:
+    first, second = (result["random"] for result in two)
+    assert len({*first[:2], *second[:2]}) == 4
+    torch.manual_seed(11)
+    assert first[2] == second[2] == float(torch.rand(()))
+
+
+def test_one_process_keeps_what_it_has() -> None:
+    batch = torch.arange(CASES)
+    assert shard_batch(batch) is batch
+    assert all_gather_batch(batch, 3) is batch
+    assert shard_items("abc") == ["a", "b", "c"]
+    assert (rank(), num_ranks(), is_rank0(), broadcast_from_rank0(rank)) == (0, 1, True, 0)
+    torch.manual_seed(5)
+    with fork_rng_per_rank(0, torch.device("cpu")):
+        drawn = float(torch.rand(()))
+    torch.manual_seed(5)
+    assert drawn == float(torch.rand(()))

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients and statistics of several ranks become one step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import nn
+
+from scripts.distributed.collectives import rank
+from scripts.distributed.group import RankSynchroniser, with_common_batch_norm
+from scripts.training.guard import GradientGuard
+from tests.rank_processes import run_ranks
+
+
+class Head(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+        self.register_buffer("rows", torch.zeros(2))
+        self.register_buffer("counts", torch.zeros(1, dtype=torch.int64))
+
+
+def one_step(bad_rank: int | None = None) -> dict:
+    """A step whose gradients and buffers say which rank they come from: 1 on the first, 2 on the second."""
+    number = float(rank() + 1)
+    network, head = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)), Head()
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *head.parameters()):
+            parameter.fill_(number)
+
+    def step(engine: Engine, batch: object) -> dict:
+        for parameter in (network[0].weight, head.weight):
+            parameter.grad = torch.full_like(parameter, torch.nan if rank() == bad_rank else number)
+        network[1].running_mean.fill_(number)
+        head.rows.fill_(number)
+        head.counts.fill_(rank() + 1)
+        engine.state.output = {Keys.LOSS: torch.zeros(())}
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        return engine.state.output
+
+    engine = Engine(step)
+    engine.register_events(*IterationEvents)
+    guard = GradientGuard([network, head])
+    RankSynchroniser(network, head).attach(engine)
+    start = {}
+    engine.add_event_handler(
+        Events.STARTED, lambda: start.update(weights=[float(network[0].weight), float(head.weight)])
+    )
+    guard.attach(engine)
+    engine.run([0])
+    return {
+        "start": start["weights"],
+        "gradients": [None if p.grad is None else p.grad.item() for p in (network[0].weight, head.weight)],
+        "unused": network[1].weight.grad,
+        "statistics": network[1].running_mean.item(),
+        "memory": (head.rows.tolist(), head.counts.tolist()),
+        "undone": guard.undone,
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run_ranks(2, tmp_path_factory.mktemp("two") / "ranks", one_step)
+
+
+def test_all_ranks_start_with_the_first_ones_weights(two) -> None:
+    assert [result["start"] for result in two] == [[1.0, 1.0]] * 2
+
+
+def test_gradients_of_the_network_are_summed_and_those_of_the_loss_are_the_first_ranks(two) -> None:
+    assert [result["gradients"] for result in two] == [[3.0, 1.0]] * 2
+    assert [result["unused"] for result in two] == [None] * 2
+
+
+def test_statistics_are_averaged_and_the_memory_is_the_first_ranks(two) -> None:
+    assert [result["statistics"] for result in two] == [1.5] * 2
+    assert [result["memory"] for result in two] == [([1.0, 1.0], [1])] * 2
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_undoes_the_step_on_all(tmp_path) -> None:
+    for result in run_ranks(2, tmp_path / "ranks", one_step, 1):
+        assert result["undone"]
+        assert result["gradients"] == [None, None]
+        assert (result["statistics"], result["memory"]) == (0.0, ([0.0, 0.0], [0])), "buffers are put back"
+
+
+def test_one_process_keeps_its_gradients() -> None:
+    result = one_step()
+    assert result["gradients"] == [1.0, 1.0]
+    assert result["statistics"] == 1.0
+
+
+def test_batch_norm_stays_as_it_is_on_a_cpu_and_in_one_process() -> None:
+    """SyncBatchNorm of torch refuses tensors on a CPU."""
+    network = nn.Sequential(nn.BatchNorm3d(2))
+    assert with_common_batch_norm(network) is network
+    assert type(network[0]) is nn.BatchNorm3d

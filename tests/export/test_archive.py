@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The zipped bundle holds what it needs, nothing else, and runs where it is unpacked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.cli.export import main
+from scripts.errors import UserError
+from scripts.export.package import zip_bundle
+from scripts.networks.vnet import VNet
+from tests.volume_files import oblique, save, volume
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, shipped_weights: Path) -> Path:
+    """A copy of the bundle with weights, and with all that grows in a bundle that is used."""
+    root = tmp_path / "bundle"
+    skipped = shutil.ignore_patterns("__pycache__")
+    for name in ("configs", "scripts"):
+        shutil.copytree(ROOT / name, root / name, ignore=skipped)
+    for name in ("LICENSE", "README.md", "requirements.txt"):
+        shutil.copy(ROOT / name, root)
+    (root / "models").mkdir()
+    shutil.copy(shipped_weights, root / "models")
+    for name in (
+        *(
+            "models/checkpoint_00000100.pt",
+            "models/.model.pt.12.tmp",
+            "outputs/metrics.csv",
+            "data/demo/images/a.nii.gz",
+        ),
+        *("scripts/__pycache__/export.cpython-311.pyc", ".git/config", "configs/.train.yaml.swp", ".venv/bin/python"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("not for others")
+    return root
+
+
+def test_nothing_that_grew_in_the_folder_is_in_it(bundle, tmp_path) -> None:
+    names = zip_bundle(bundle, tmp_path / "B.zip")
+    assert {"configs/metadata.json", "scripts/networks/vnet.py", "models/model.pt", "LICENSE"} <= set(names)
+    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
+        assert archive.namelist() == [f"B/{name}" for name in names]
+        assert not any(archive.read(name) == b"not for others" for name in archive.namelist())
+
+
+def test_a_bundle_without_weights_is_not_zipped(bundle, tmp_path) -> None:
+    (bundle / "models/model.pt").unlink()
+    with pytest.raises(UserError, match=r"no models/model\.pt: train first"):
+        zip_bundle(bundle, tmp_path / "B.zip")
+    assert not (tmp_path / "B.zip").exists()
+
+
+def test_unpacked_elsewhere_it_segments_from_any_working_directory(bundle, tmp_path) -> None:
+    zip_bundle(bundle, tmp_path / "B.zip")
+    shutil.rmtree(bundle)
+    elsewhere, working = tmp_path / "else where", tmp_path / "empty"
+    working.mkdir()
+    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
+        archive.extractall(elsewhere)
+    image = save(tmp_path / "scan.nii.gz", volume((31, 40, 28)), oblique((1.1, 0.9, 1.3)))
+    config = f"{elsewhere}/B/configs/inference.yaml"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-P",
+                "-m",
+                "monai.bundle",
+                "run",
+                "--config_file",
+                config,
+            ),
+            *("--bundle_root", f"{elsewhere}/B", "--dataset_dir", str(image), "--output_dir", "out", "--device", "cpu"),
+        ],
+        cwd=working,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    (written,) = (path for path in (working / "out").iterdir() if path.name.endswith("_seg.nii.gz"))
+    assert nib.load(written).shape == nib.load(image).shape
+
+
+def unpacked(tmp_path: Path, *words: str) -> Path:
+    assert main(["zip", "--filepath", str(tmp_path / "B.zip"), *words]) == 0
+    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
+        archive.extractall(tmp_path)
+    return tmp_path / "B"
+
+
+def test_the_zip_is_one_bundle_of_the_shipped_models_dataset(shipped_weights, tmp_path) -> None:
+    """In the clone train.json is the demo's: MONAI Label would train another network than inference.json has."""
+    configs = unpacked(tmp_path) / "configs"
+    train, inference, metadata = (
+        ConfigParser.load_config_file(configs / f"{n}.json") for n in ("train", "inference", "metadata")
+    )
+    for key in ("label_names", "spacing", "roi_size", "in_channels", "dataset_name"):
+        assert train[key] == inference[key], key
+    assert train["label_names"] == ["background", "anterior", "posterior"]
+    assert metadata == ConfigParser.load_config_file(ROOT / "configs/metadata.json")
+
+
+def test_the_zip_of_another_dataset_has_its_classes_in_every_json_and_nothing_of_the_shipped_model(tmp_path) -> None:
+    names = ["background", "large organ", "small organ", "vessel"]
+    torch.save(VNet(1, 4, base_filters=2, norm="instance").state_dict(), tmp_path / "model.pt")
+    files = [str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")]
+    words = ["--config_file", str(files), "--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", "2"]
+    configs = unpacked(tmp_path, *words) / "configs"
+    for name in ("train", "inference"):
+        config = ConfigParser.load_config_file(configs / f"{name}.json")
+        assert config["label_names"] == names and config["base_filters"] == 2
+        parser = ConfigParser(config)
+        parser["bundle_root"] = str(tmp_path / "B")
+        parser.get_parsed_content("network_def").load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    metadata = ConfigParser.load_config_file(configs / "metadata.json")
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == dict(zip("0123", names, strict=True))
+    assert "eval_metrics" not in metadata, "they are those of other weights"
+    told = " ".join(metadata[key] for key in ("description", "data_source", "image_classes", "label_classes"))
+    assert "demo" in told and "vessel" in told and "hippocampus" not in told.lower()
+
+
+def test_weights_of_another_dataset_are_not_zipped(tmp_path, capsys) -> None:
+    torch.save(VNet(1, 4, norm="instance").state_dict(), tmp_path / "model.pt")
+    assert main(["zip", "--filepath", str(tmp_path / "B.zip"), "--ckpt_file", str(tmp_path / "model.pt")]) == 2
+    assert "give the dataset's and the method's config files" in capsys.readouterr().err
+    assert not (tmp_path / "B.zip").exists()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration inside model.ts: of monai and torch alone, and the same labels as configs/inference.yaml."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.data.preprocessing_record import describe_preprocessing
+from scripts.errors import UserError
+from scripts.export.formats import export_torchscript
+from scripts.export.self_contained import foreign_names, self_contained
+from scripts.export.settings import ExportSettings
+from scripts.networks.vnet import VNet
+
+ROOT = Path(__file__).resolve().parents[2]
+DATASETS = sorted(path.name for path in (ROOT / "configs/datasets").glob("*.yaml") if path.name != "template.yaml")
+
+
+def built(config: dict, key: str):
+    parser = ConfigParser(config)
+    return parser.get_parsed_content(key)
+
+
+def training_preprocessing(dataset: str):
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs/train.yaml"), str(ROOT / "configs/datasets" / dataset)])
+    return parser.get_parsed_content("validate::preprocessing")
+
+
+def settings_of(dataset: str, **overrides) -> ExportSettings:
+    files = [ROOT / "configs/inference.yaml", ROOT / "configs/datasets" / dataset]
+    return ExportSettings(files, overrides)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_preprocessing_of_inference_is_that_of_training(dataset) -> None:
+    settings = settings_of(dataset)
+    trained = describe_preprocessing(training_preprocessing(dataset))
+    assert describe_preprocessing(settings.value("preprocessing")) == trained
+    assert describe_preprocessing(built(self_contained(settings), "preprocessing")) == trained
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_it_names_no_class_of_ours_and_no_key_that_it_has_not(dataset) -> None:
+    config = self_contained(settings_of(dataset))
+    text = json.dumps(config)
+    assert "scripts" not in text and "ignite" not in text
+    names = set(config)
+    assert set(re.findall(r"@(\w+)", text)) <= names
+
+
+def test_foreign_classes_are_found_wherever_they_stand() -> None:
+    config = {
+        "a": {"_target_": "LoadImaged", "reader": {"_target_": "scripts.images.monai.VolumeReader"}},
+        "b": [{"_target_": "monai.inferers.SimpleInferer"}, "$ignite.handlers.ProgressBar()", "$torch.float32"],
+        "c": {"_target_": "torch.nn.Identity"},
+    }
+    assert sorted(foreign_names(config)) == ["ignite.handlers.ProgressBar", "scripts.images.monai.VolumeReader"]
+
+
+def test_an_intensity_of_ones_own_cannot_travel_in_model_ts() -> None:
+    own = {"_target_": "scripts.data.transforms.Windowd", "keys": "image"}
+    with pytest.raises(UserError, match=r"scripts\.data\.transforms\.Windowd"):
+        self_contained(ExportSettings(overrides={"intensity": own}))
+
+
+def test_alone_in_a_folder_it_gives_the_labels_of_the_bundle(make_workflow, tmp_path) -> None:
+    torch.manual_seed(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    image = np.random.default_rng(0).normal(size=(23, 36, 19)).astype(np.float32)
+    affine = np.array([[0, -1.7, 0, 31], [-1.1, 0, 0, 12], [0, 0, 2.6, -40], [0, 0, 0, 1.0]])  # axes swapped, flipped
+    nib.save(nib.Nifti1Image(image, affine), images / "case.nii.gz")
+    models = tmp_path / "alone/models"
+    models.mkdir(parents=True)
+    torch.save(VNet(1, 4, base_filters=4, norm="instance").state_dict(), models / "model.pt")
+    overrides = {"base_filters": 4, "label_values": [0, 7, 300, 1], "device": "cpu", "roi_size": [32, 32, 16]}
+    files = [ROOT / "configs/inference.yaml", ROOT / "configs/datasets/demo.yaml"]
+    export_torchscript(ExportSettings(files, overrides, models / "model.pt"), models / "model.ts")
+    make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(images),
+        ckpt_dir=str(models),
+        output_dir=str(tmp_path / "ours"),
+        **overrides,
+    ).run()
+    (models / "model.pt").unlink()
+    alone = models.parent
+    with zipfile.ZipFile(models / "model.ts") as archive:
+        (alone / "inference.json").write_bytes(archive.read("model/extra/inference.json"))
+    subprocess.run(
+        [
+            *(sys.executable, "-P", "-m", "monai.bundle", "run", "--config_file", "inference.json"),
+            *("--dataset_dir", str(images), "--output_dir", "out"),
+        ],
+        cwd=alone,
+        check=True,
+        capture_output=True,
+    )
+    ours, theirs = (nib.load(path / "case_seg.nii.gz") for path in (tmp_path / "ours", alone / "out"))
+    assert len(np.unique(np.asarray(ours.dataobj))) > 1, "one label everywhere would prove nothing"
+    assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
+    assert ours.get_data_dtype() == theirs.get_data_dtype() == np.int16

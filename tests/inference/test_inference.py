@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""configs/inference.yaml and evaluate.yaml: what comes out lies where the input lay."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from nibabel.orientations import aff2axcodes
+
+from scripts.cli.start import root_user_error
+from scripts.errors import UserError
+from scripts.networks.vnet import VNet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bright_is_large_organ(tmp_path: Path) -> Path:
+    """A model that calls bright voxels class 1, so that where its output lies can be seen in the image."""
+    network = VNet(1, 4, base_filters=4, norm="instance")
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    # the first convolution of the first stage passes the image on; norm and ReLU keep what lies above the mean
+    stage = network.encoder.stage1[0]
+    stage.conv.weight.data[0, 0, 1, 1, 1] = 1.0
+    stage.adn.N.weight.data[0] = 1.0
+    last = network.decoder.stage1[0]
+    last.conv.weight.data[0, 0, 1, 1, 1] = 1.0
+    last.adn.N.weight.data[0] = 1.0
+    # class 1 wins where the kept value is above 1 (in units of the image's spread), background elsewhere
+    network.decoder.output.conv.weight.data[1, 0] = 4.0
+    network.decoder.output.conv.bias.data[:] = torch.tensor([4.0, 0.0, -100.0, -100.0])
+    folder = tmp_path / "models"
+    folder.mkdir()
+    torch.save(network.state_dict(), folder / "model.pt")
+    return folder
+
+
+def rotation_x(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def oblique_affine(axes: list[int], signs: list[int], spacing: list[float]) -> np.ndarray:
+    """Voxel axes that run along permuted and flipped world axes, tilted by 11 degrees."""
+    affine = np.eye(4)
+    permutation = np.zeros((3, 3))
+    for column, (axis, sign, step) in enumerate(zip(axes, signs, spacing, strict=True)):
+        permutation[axis, column] = sign * step
+    affine[:3, :3] = rotation_x(11.0) @ permutation
+    affine[:3, 3] = [-31.0, 12.5, 77.0]
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("axes", "signs"), [([0, 1, 2], [1, 1, 1]), ([0, 1, 2], [-1, -1, 1]), ([2, 0, 1], [1, -1, -1])]
+)
+def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
+    axes, signs, bright_is_large_organ, make_workflow, tmp_path
+) -> None:
+    shape = (41, 36, 23)
+    image = np.zeros(shape, np.float32)
+    image[6:16, 20:30, 4:12] = 100.0  # off-centre, so that a flipped or swapped axis shows
+    affine = oblique_affine(axes, signs, [1.1, 1.7, 2.6])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(image, affine), folder / "Case 1.v2.nii.gz")
+    make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(folder),
+        ckpt_dir=str(bright_is_large_organ),
+        output_dir=str(tmp_path / "out"),
+        base_filters=4,
+        spacing=[1.5, 1.5, 2.0],
+    ).run()
+    written = list((tmp_path / "out").glob("*.nii.gz"))
+    assert [path.name for path in written] == ["Case 1.v2_seg.nii.gz"]
+    output = nib.load(written[0])
+    assert output.shape == shape
+    np.testing.assert_allclose(output.affine, affine, atol=1e-4)
+    assert aff2axcodes(output.affine) == aff2axcodes(affine)
+    label = np.asarray(output.dataobj)
+    assert output.get_data_dtype() == np.uint8
+    reference = image > 50
+    dice = 2 * (reference & (label == 1)).sum() / (reference.sum() + (label == 1).sum())
+    # resampling to 1.5 x 1.5 x 2 mm and back moves the surface by less than a voxel
+    assert dice > 0.8
+
+
+@pytest.mark.parametrize("dataset", [None, *sorted(path.name for path in (ROOT / "configs/datasets").glob("*.yaml"))])
+def test_preprocessing_of_inference_is_that_of_training(dataset) -> None:
+    """With each dataset's file behind both; `None`: by itself it is for the model that comes with the bundle."""
+
+    def load(name: str, behind: str | None) -> dict:
+        files = [name] if behind is None else [name, f"datasets/{behind}"]
+        return ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])
+
+    train, infer = load("train.yaml", dataset or "hippocampus.yaml"), load("inference.yaml", dataset)
+    mine = [
+        t for t in infer["preprocessing"]["transforms"] if not (isinstance(t, dict) and t["_target_"] == "EnsureTyped")
+    ]
+    theirs = []
+    for transform in train["train"]["deterministic_transforms"]:
+        if isinstance(transform, dict):
+            if transform["keys"] == "label":
+                continue
+            transform = {k: v for k, v in transform.items() if k != "allow_missing_keys"} | {"keys": "image"}
+            if isinstance(transform.get("mode"), list):
+                transform["mode"] = transform["mode"][0]
+        theirs.append(transform)
+    assert mine == theirs
+    shared = [
+        "in_channels",
+        "label_names",
+        "label_values",
+        "spacing",
+        "intensity",
+        "roi_size",
+        "base_filters",
+        "network_def",
+        "window_size",
+    ]
+    assert {key: train[key] for key in shared} == {key: infer[key] for key in shared}
+    assert train["validate"]["inferer"] == infer["inferer"]
+
+
+def test_required_properties_of_inference_are_all_there(make_workflow, bright_is_large_organ, tiny_demo) -> None:
+    workflow = make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(tiny_demo / "images"),
+        ckpt_dir=str(bright_is_large_organ),
+        base_filters=4,
+    )
+    assert workflow.check_properties() == []
+
+
+@pytest.mark.parametrize("missing", ["model", "images"])
+def test_inference_without_model_or_images_says_so(missing, make_workflow, bright_is_large_organ, tmp_path) -> None:
+    workflow = make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path / "nothing" if missing == "model" else bright_is_large_organ),
+        base_filters=4,
+    )
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    mistake = root_user_error(caught.value)
+    assert isinstance(mistake, UserError)
+    assert ("model.pt" if missing == "model" else "No image") in str(mistake)
+
+
+def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflow, tmp_path) -> None:
+    make_workflow("train.yaml", max_steps=2).run()
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating").run()
+    with (tmp_path / "out/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["class"]) for row in rows] == [
+        (case, name) for case in ("demo_test_000", "demo_test_001") for name in ("large organ", "small organ", "vessel")
+    ]
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    by_class = {
+        name: np.mean([float(row["dice"]) for row in rows if row["class"] == name])
+        for name in ("large organ", "small organ", "vessel")
+    }
+    assert summary["mean_dice"] == pytest.approx(np.mean(list(by_class.values())))
+    assert summary["per_class"]["vessel"]["mean_dice"] == pytest.approx(by_class["vessel"])
+    assert summary["num_cases"] == 2
+
+
+def test_evaluation_compares_on_the_label_files_own_grid(make_workflow, tmp_path, tiny_demo) -> None:
+    """A perfect model has Dice 1 only if references are not resampled and predictions come back to their grid."""
+    workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating")
+    dataset = workflow.parser.get_parsed_content("evaluate::dataset")
+    for item, case in zip(dataset, dataset.data, strict=True):
+        raw = nib.load(case["reference"])
+        assert tuple(item["reference"].shape[1:]) == raw.shape
+        assert np.array_equal(item["reference"][0].numpy(), np.asarray(raw.dataobj))
+        assert "label" not in item
+
+
+def test_evaluating_without_test_cases_says_so(make_workflow) -> None:
+    make_workflow("train.yaml", max_steps=1).run()
+    workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", test_cases=[])
+    with pytest.raises(Exception) as caught:
+        workflow.run()
+    assert "no test cases" in str(root_user_error(caught.value))

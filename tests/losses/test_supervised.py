@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dice plus cross-entropy on the labelled cases, against loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scripts.losses.base import TrainingBatch
+from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
+
+SHAPE = (2, 3, 4)
+
+
+def step_of(labelled=2, unlabelled=1, classes=3, seed=0):
+    torch.manual_seed(seed)
+    logits = torch.randn(labelled + unlabelled, classes, *SHAPE, requires_grad=True)
+    labels = torch.randint(classes, (labelled, *SHAPE))
+    return TrainingBatch(logits=logits, features=torch.randn(labelled + unlabelled, 5, *SHAPE), labels=labels)
+
+
+def by_loop(step):
+    """Cross-entropy per voxel and Dice over the whole batch, foreground classes only."""
+    cross_entropy, voxels = 0.0, 0
+    classes = step.logits.shape[1]
+    overlap, size = [0.0] * classes, [0.0] * classes
+    for b in range(step.labels.shape[0]):
+        for x in range(SHAPE[0]):
+            for y in range(SHAPE[1]):
+                for z in range(SHAPE[2]):
+                    values = [math.exp(v) for v in step.logits[b, :, x, y, z].tolist()]
+                    probabilities = [v / sum(values) for v in values]
+                    label = int(step.labels[b, x, y, z])
+                    cross_entropy -= math.log(probabilities[label])
+                    voxels += 1
+                    for c in range(classes):
+                        overlap[c] += probabilities[c] * (c == label)
+                        size[c] += probabilities[c] + (c == label)
+    dice = [1 - 2 * o / s for o, s in zip(overlap, size, strict=True)][1:]
+    return sum(dice) / len(dice), cross_entropy / voxels
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 3.0)])
+def test_each_part_is_weighted_and_equals_a_slow_loop(weights):
+    step = step_of()
+    dice, cross_entropy = by_loop(step)
+    value = SupervisedTerm(dice_weight=weights[0], ce_weight=weights[1]).compute(step).item()
+    assert value == pytest.approx(weights[0] * dice + weights[1] * cross_entropy, abs=1e-5)
+
+
+def test_unlabelled_cases_have_no_influence():
+    step = step_of()
+    changed = step.logits.detach().clone()
+    changed[2:] += 10 * torch.randn_like(changed[2:])
+    other = TrainingBatch(changed, step.features, step.labels)
+    assert SupervisedTerm().compute(step).item() == SupervisedTerm().compute(other).item()
+    SupervisedTerm().compute(step).backward()
+    assert step.logits.grad[:2].abs().sum() > 0 and step.logits.grad[2:].eq(0).all()
+
+
+def test_without_labelled_cases_it_is_zero_with_zero_gradient():
+    step = step_of(labelled=0, unlabelled=2)
+    value = SupervisedTerm().compute(step)
+    value.backward()
+    assert value.item() == 0 and step.logits.grad.eq(0).all()
+
+
+def test_perfect_prediction_costs_nothing():
+    labels = torch.arange(24).reshape(1, *SHAPE) % 3
+    logits = 100.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    value = SupervisedTerm().compute(TrainingBatch(logits, logits, labels)).item()
+    assert value == pytest.approx(0.0, abs=1e-6)
+
+
+PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]])
+
+
+def three_class_step(labels=(1, 2, 0)):
+    logits = PROBABILITIES.log().T.reshape(1, 3, 1, 1, 3).clone().requires_grad_()
+    return TrainingBatch(logits, torch.zeros(1, 1, 1, 1, 3), torch.tensor(labels).reshape(1, 1, 1, 3))
+
+
+FIRST = 1 - 2 * 0.5 / (0.9 + 1)
+SECOND = 1 - 2 * 0.8 / (1.2 + 1)
+
+
+@pytest.mark.parametrize(("classes", "expected"), [("first", FIRST), ("foreground", (FIRST + SECOND) / 2)])
+def test_linear_dice_is_that_of_foreground_probabilities_or_of_class_one_alone(classes, expected):
+    assert LinearDiceTerm(classes=classes).compute(three_class_step()).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_linear_dice_ignores_unlabelled_cases_and_is_zero_without_labelled_ones():
+    step = three_class_step()
+    both = TrainingBatch(torch.cat([step.logits, -step.logits]), step.features, step.labels)
+    assert LinearDiceTerm().compute(both).item() == pytest.approx((FIRST + SECOND) / 2, abs=1e-6)
+    none = TrainingBatch(step.logits, step.features, step.labels[:0])
+    value = LinearDiceTerm().compute(none)
+    value.backward()
+    assert value == 0 and step.logits.grad.eq(0).all()
+
+
+def test_linear_dice_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match="'foreground' or 'first', got 'all'"):
+        LinearDiceTerm(classes="all")

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was killed and resumed ends like one that was not.
+
+"Killed" means an exception at the start of a step: whatever was not saved is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ignite.engine import Engine
+from torch import nn
+
+from scripts.errors import UserError
+from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.state_files import save_atomically
+from tests.training.toy_run import EPOCH, Run, assert_same, file_names
+
+CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
+
+
+# ------------------------------------------------------------------ killed and resumed equals not killed
+
+
+@pytest.mark.parametrize(
+    ("interval", "killed_at", "resumed_from"),
+    [
+        (3, 4, 3),  # within the first epoch, which the resumed run then leaves
+        (3, 6, 3),  # two steps are lost and done again
+        (4, 6, 4),  # resumed exactly on the border between two epochs
+        (4, 5, 4),  # and stopped exactly on it
+        (5, 7, 5),  # within the second epoch
+    ],
+)
+def test_a_killed_and_resumed_run_ends_like_one_that_was_not(tmp_path, interval, killed_at, resumed_from):
+    whole = Run(tmp_path / "whole", 7, interval=interval).go()
+    Run(tmp_path / "parts", 7, interval=interval, killed_at=killed_at).go_until_killed()
+    resumed = Run(tmp_path / "parts", 7, interval=interval, resume=True).go()
+    assert whole.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert resumed.steps == list(range(resumed_from + 1, 8))
+    assert_same(resumed.everything(), whole.everything())
+    assert resumed.trainer.state.epoch == whole.trainer.state.epoch
+    # The run is worth comparing: every part of it has moved.
+    assert whole.memory.counts.tolist() == [4, 4]
+    assert int(whole.teacher.n_averaged) == 7
+    assert whole.scheduler.get_last_lr()[0] == pytest.approx(0.05 * 0.8**7)
+
+
+def test_a_run_killed_twice_with_other_numbers_of_workers_ends_the_same(tmp_path):
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", 7, workers=1, killed_at=3).go_until_killed()
+    Run(tmp_path / "parts", 7, workers=0, resume=True, killed_at=6).go_until_killed()
+    resumed = Run(tmp_path / "parts", 7, workers=2, resume=True).go()
+    assert resumed.steps == [6, 7]
+    assert_same(resumed.everything(), whole.everything())
+
+
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_finished_run_with_a_larger_max_steps_goes_on_like_one_that_was_that_long(tmp_path, first):
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", first).go()
+    longer = Run(tmp_path / "parts", 7, resume=True).go()
+    assert longer.steps == list(range(first + 1, 8))
+    assert_same(longer.everything(), whole.everything())
+
+
+def test_epochs_may_be_cut_differently_on_a_resume(tmp_path):
+    # configs/train.yaml has epochs of min(max_steps, 100), so a larger max_steps can change their length.
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", 2, epoch_length=2).go()
+    assert_same(Run(tmp_path / "parts", 7, resume=True, epoch_length=5).go().everything(), whole.everything())
+
+
+@pytest.mark.parametrize("max_steps", [4, 5, 3])
+def test_a_finished_run_that_is_resumed_does_no_step_and_changes_nothing(tmp_path, max_steps):
+    before = Run(tmp_path, 5).go().everything()
+    files = {name: (tmp_path / name).read_bytes() for name in file_names(tmp_path)}
+    again = Run(tmp_path, max_steps, resume=True).go()
+    assert again.steps == []
+    assert_same(again.everything(), before)
+    assert {name: (tmp_path / name).read_bytes() for name in file_names(tmp_path)} == files
+
+
+def test_resume_in_an_empty_folder_starts_from_the_beginning(tmp_path):
+    assert Run(tmp_path / "new", 2, resume=True).go().steps == [1, 2]
+
+
+# ------------------------------------------------------------------ the order in the config
+
+
+def handler_names(node):
+    """Class names in a list of handlers, in their order, those inside groups too."""
+    if isinstance(node, list):
+        return [name for item in node for name in handler_names(item)]
+    if not isinstance(node, dict):
+        return [node] if isinstance(node, str) else []
+    return [node["_target_"].split(".")[-1], *handler_names(node.get("handlers", []))]
+
+
+def test_the_training_config_saves_when_everything_else_of_a_step_is_done():
+    # Handlers of one event run in the order of the list: a state saved before the schedule has moved lags one step.
+    config = yaml.safe_load(CONFIG.read_text())["train"]
+    assert config["checkpoint"]["_target_"] == "scripts.training.checkpoint.TrainingCheckpoint"
+    names = handler_names(config["handlers"])
+    for before in ("ValidationHandler", "LrScheduleHandler"):
+        assert names.index(before) < names.index("@train::checkpoint"), before
+    assert names.index("@train::checkpoint") < names.index("StopOnSignal")
+    assert names.index("StopOnSignal") < names.index("RunProgressBar")  # ignite asks the first about an error, alone
+    assert names.index("StopOnSignal") < names.index("StopAtStep")
+
+
+def test_the_training_config_gives_unused_parameters_no_gradient():
+    # Zeros instead of none would let Adam move parameters that a step does not use, but only until a resume.
+    assert yaml.safe_load(CONFIG.read_text())["train"]["trainer"]["optim_set_to_none"] is True
+
+
+# ------------------------------------------------------------------ damaged, missing and foreign states
+
+
+def test_a_truncated_state_is_skipped_for_the_one_before(tmp_path, caplog):
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
+    newest = tmp_path / "parts" / "checkpoint_00000005.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING, "CheckpointFiles"):
+        resumed = Run(tmp_path / "parts", 7, resume=True).go()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "CheckpointFiles"]
+    assert str(newest) in warning
+    assert "\n" not in warning
+    assert resumed.steps == [5, 6, 7]
+    assert_same(resumed.everything(), whole.everything())
+
+
+def test_a_resume_where_no_state_can_be_read_is_refused(tmp_path):
+    """To start over in silence would lose the run: a good copy may exist."""
+    for name in ("checkpoint_00000002.pt", "checkpoint_00000004.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"No state in .* can be read"):
+        Run(tmp_path, 7, resume=True).go()
+    assert len(file_names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("error", [TypeError(""), AttributeError("no such thing\nat all")])
+def test_any_way_in_which_a_state_does_not_fit_is_one_sentence(tmp_path, error):
+    class Foreign:
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            raise error
+
+    run = Run(tmp_path, 3).go()
+    state = torch.load(tmp_path / "checkpoint_00000003.pt", weights_only=True)
+    torch.save({**state, "network": {}}, tmp_path / "checkpoint_00000003.pt")
+    with pytest.raises(UserError, match=r"\(network: (TypeError|no such thing)\)") as caught:
+        TrainingCheckpoint({**run.objects, "network": Foreign()}, tmp_path, 1, 3, resume=True).begin(
+            Engine(lambda *_: None)
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fresh_run_over_a_finished_one_removes_what_it_would_not_overwrite_and_a_resumed_one_does_not(tmp_path):
+    best = tmp_path / "model_best.pt"
+    run = Run(tmp_path, 3).go()
+    for resume, stays in ((True, True), (False, False)):
+        best.write_bytes(b"of the finished run")
+        engine = Engine(lambda *_: None)
+        engine.state.epoch_length = EPOCH
+        TrainingCheckpoint(run.objects, tmp_path, 1, 3, resume=resume, outdated=[best]).begin(engine)
+        assert best.exists() is stays
+
+
+def test_a_damaged_newer_state_does_not_push_out_the_one_just_saved(tmp_path):
+    Run(tmp_path, 9, interval=2, keep=1, killed_at=5).go_until_killed()
+    (tmp_path / "checkpoint_00000008.pt").write_bytes(b"damaged")
+    Run(tmp_path, 9, interval=2, keep=1, resume=True, killed_at=7).go_until_killed()
+    assert Run(tmp_path, 9, interval=2, keep=1, resume=True).go().steps == [7, 8, 9]
+
+
+def test_a_file_that_is_no_state_is_skipped(tmp_path):
+    Run(tmp_path, 7, killed_at=3).go_until_killed()
+    torch.save([1, 2], tmp_path / "checkpoint_00000009.pt")
+    assert Run(tmp_path, 7, resume=True).go().steps[0] == 3
+
+
+def test_other_files_that_begin_with_state_are_left_alone(tmp_path):
+    other = tmp_path / "state_dict.pt"
+    torch.save({"somebody": torch.ones(1)}, other)
+    Run(tmp_path, 3).go()
+    Run(tmp_path, 3).go()
+    assert torch.load(other)["somebody"].item() == 1
+
+
+def test_a_fresh_run_over_an_unfinished_one_is_refused_and_loses_nothing(tmp_path):
+    Run(tmp_path, 7, killed_at=4).go_until_killed()
+    before = file_names(tmp_path)
+    with pytest.raises(UserError) as caught:
+        Run(tmp_path, 7).go()
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "stopped at step 3" in message
+    assert "--resume true" in message
+    assert file_names(tmp_path) == before
+
+
+def test_a_fresh_run_over_a_finished_one_clears_it(tmp_path):
+    # Its states are of higher steps: left there, a later resume would take them for the new run's.
+    Run(tmp_path, 7, interval=2).go()
+    Run(tmp_path, 7, interval=2, killed_at=4).go_until_killed()
+    assert file_names(tmp_path) == ["checkpoint_00000002.pt"]
+
+
+def change_width(run):
+    run.objects["network"] = nn.Conv3d(1, 9, 1)
+
+
+def change_parameters(run):
+    run.objects["optimizer"] = torch.optim.AdamW(run.network.parameters())
+
+
+def add_an_object(run):
+    run.objects["second_teacher"] = run.teacher
+
+
+def change_scheduler(run):
+    run.objects["lr_scheduler"] = torch.optim.lr_scheduler.SequentialLR(
+        run.optimizer, [torch.optim.lr_scheduler.ConstantLR(run.optimizer)], milestones=[]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (change_width, "network"),
+        (change_parameters, "optimizer"),
+        (add_an_object, "second_teacher"),
+        (change_scheduler, "lr_scheduler"),
+    ],
+)
+def test_a_state_of_another_configuration_is_refused_in_a_sentence(tmp_path, change, name):
+    run = Run(tmp_path, 3).go()
+    change(run)
+    with pytest.raises(UserError) as caught:
+        TrainingCheckpoint(run.objects, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
+    message = str(caught.value)
+    assert str(tmp_path / "checkpoint_00000003.pt") in message
+    assert f"({name}: " in message
+    assert "--ckpt_dir" in message
+    assert "\n" not in message
+
+
+def test_a_shape_that_differs_is_named(tmp_path):
+    run = Run(tmp_path, 3).go()
+    change_width(run)
+    with pytest.raises(UserError, match=r"network: (Missing key\(s\)|Unexpected key|size mismatch)"):
+        TrainingCheckpoint(run.objects, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
+
+
+def test_a_resume_with_other_settings_is_refused_and_names_each(tmp_path):
+    settings = {"labels": ["a", "b"], "patch": (3, 4), "rate": 0.1}
+    Run(tmp_path, 7, settings=settings, killed_at=4).go_until_killed()
+    assert Run(tmp_path, 4, resume=True, settings={**settings, "patch": [3, 4], "new": 1}).go().steps == [4]
+    with pytest.raises(UserError) as caught:
+        Run(tmp_path, 7, resume=True, settings={**settings, "labels": ["a", "c"], "rate": 0.2}).go()
+    message = str(caught.value)
+    assert "labels ['a', 'b'] (now ['a', 'c']), rate 0.1 (now 0.2)" in message
+    assert "patch" not in message
+    assert "--ckpt_dir" in message
+
+
+def test_a_setting_that_follows_from_the_number_of_ranks_is_told_and_no_reason_to_refuse(tmp_path, monkeypatch, caplog):
+    def state(rate, resume):
+        return TrainingCheckpoint({}, tmp_path, 1, 3, resume, settings={"rate": rate}, kept=["rate"])
+
+    engine = Engine(lambda *_: None)
+    engine.state.iteration, engine.state.epoch_length = 1, 4
+    state(0.1, False).save(engine)
+    with pytest.raises(UserError, match=r"rate 0.1 \(now 0.2\)"):
+        state(0.2, True).begin(engine)
+    monkeypatch.setattr("scripts.training.checkpoint.num_ranks", lambda: 2)
+    state(0.2, True).begin(engine)
+    assert "rate stays 0.1" in caplog.text
+
+
+# ------------------------------------------------------------------ what lies in the folder
+
+
+def test_a_changed_byte_is_noticed_though_the_file_can_be_read(tmp_path, caplog):
+    """torch reads a file with a flipped bit in a weight without a word."""
+    whole = Run(tmp_path / "whole", 7).go()
+    Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
+    newest = tmp_path / "parts/checkpoint_00000005.pt"
+    content = torch.load(newest, weights_only=True)
+    content["network"]["0.bias"][0] += 1e-3
+    torch.save(content, newest)
+    with caplog.at_level(logging.WARNING, "CheckpointFiles"):
+        resumed = Run(tmp_path / "parts", 7, resume=True).go()
+    assert f"{newest} cannot be used (it differs from checkpoint_00000005.pt.sha256)" in caplog.text
+    assert resumed.steps == [5, 6, 7]
+    assert_same(resumed.everything(), whole.everything())
+
+
+def test_digests_are_those_of_sha256sum_and_leave_with_their_states(tmp_path):
+    Run(tmp_path, 7, keep=2).go()
+    digests = sorted(tmp_path.glob("*.sha256"))
+    assert [path.name for path in digests] == ["checkpoint_00000006.pt.sha256", "checkpoint_00000007.pt.sha256"]
+    for path in digests:
+        state = path.with_suffix("")
+        assert path.read_text() == f"{hashlib.sha256(state.read_bytes()).hexdigest()}  {state.name}\n"
+
+
+def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
+    left = [".checkpoint_00000003.pt.99.tmp", ".checkpoint_00000003.pt.sha256.99.tmp", "checkpoint_00000009.pt.sha256"]
+    kept = [".checkpoint_mine.tmp", "notes.sha256", "checkpoint_00000003.pt"]
+    Run(tmp_path, 3).go()
+    for name in [*left, *kept[:2]]:
+        (tmp_path / name).write_text("x")
+    Run(tmp_path, 4, resume=True, interval=99, keep=9).go()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= set(kept)
+    assert not names & set(left)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_states_before(tmp_path, monkeypatch):
+    run = Run(tmp_path, 3).go()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    engine = Engine(lambda *_: None)
+    engine.state.iteration = 4
+    with pytest.raises(UserError, match=r"checkpoint_00000004.pt cannot be written \(.*No space left.*--resume true"):
+        TrainingCheckpoint(run.objects, tmp_path, 1, 9).save(engine)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("interval", "keep", "steps"),
+    [(1, 1, [7]), (1, 3, [5, 6, 7]), (3, 2, [6, 7]), (3, 9, [3, 6, 7]), (100, 2, [7])],
+)
+def test_states_of_every_interval_and_of_the_last_step_stay_up_to_keep(tmp_path, interval, keep, steps):
+    Run(tmp_path, 7, interval=interval, keep=keep).go()
+    assert file_names(tmp_path) == [f"checkpoint_{step:08d}.pt" for step in steps]
+
+
+def test_states_load_with_weights_only_and_say_where_the_run_stands(tmp_path):
+    run = Run(tmp_path, 3, keep=9).go()
+    early, last = (torch.load(tmp_path / f"checkpoint_{n:08d}.pt", weights_only=True) for n in (2, 3))
+    assert early["run"] == {"step": 2, "finished": False, "settings": {}, "ranks": 1}
+    assert last.pop("run") == {"step": 3, "finished": True, "settings": {}, "ranks": 1}
+    assert_same(last, run.everything())
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "made" / "here.pt"
+    save_atomically({"value": 1}, path)
+
+    class Unpicklable:
+        def __reduce__(self):
+            raise OSError("disk full")
+
+    with pytest.raises(UserError, match="disk full"):
+        save_atomically({"big": torch.ones(9), "bad": Unpicklable()}, path)
+    assert torch.load(path) == {"value": 1}
+    assert file_names(path.parent) == ["here.pt"]
+
+
+@pytest.mark.parametrize("numbers", [{"interval": 0}, {"interval": 1, "keep": 0}])
+def test_an_interval_or_keep_below_one_is_refused(tmp_path, numbers):
+    with pytest.raises(UserError, match="at least 1"):
+        TrainingCheckpoint({}, tmp_path, max_steps=3, **numbers)
+
+
+@pytest.mark.parametrize(("given", "resumes"), [(True, True), ("true", True), (False, False), ("false", False)])
+def test_true_and_false_may_be_texts_as_the_command_line_gives_them(given, resumes, tmp_path) -> None:
+    assert TrainingCheckpoint({}, tmp_path, interval=1, max_steps=1, resume=given).resume is resumes
+
+
+@pytest.mark.parametrize("words", ["[enforce fail at inline_container.cc:672] . unexpected pos", "iostream error"])
+def test_a_disk_that_fills_inside_torchs_writer_is_one_sentence(words, monkeypatch, tmp_path) -> None:
+    def fail(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(UserError, match=r"model\.pt cannot be written"):
+        save_atomically({}, tmp_path / "model.pt")

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tap returns, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.networks.nets import DynUNet, SegResNet, UNet
+from torch import nn
+from torch.nn.functional import pad
+
+from scripts.networks.vnet import VNet
+from scripts.training.inferer import FeatureInferer
+
+
+class Pyramid(nn.Module):
+    """Five features at full, seven at half resolution; needs even sides."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv3d(1, 5, 3, padding=1)
+        self.coarse = nn.Conv3d(5, 7, 2, stride=2)
+        self.up = nn.ConvTranspose3d(7, 5, 2, stride=2)
+        self.output = nn.Conv3d(5, 2, 1)
+        self.pooled = nn.AdaptiveAvgPool3d(1)
+        self.flat = nn.Flatten()
+        self.fails = False
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        fine = self.fine(x)
+        self.flat(self.pooled(fine))
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return self.output(self.up(self.coarse(fine)) + fine)
+
+
+def image(*shape, batch=2):
+    return torch.randn(batch, 1, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def hooks_of(network):
+    return [name for name, module in network.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Pyramid()
+
+
+@pytest.mark.parametrize("layer", ["fine", "coarse"])
+def test_features_are_what_a_permanent_hook_sees_and_logits_those_of_a_plain_call(network, layer):
+    seen, witness = [], copy.deepcopy(network)
+    witness.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output))
+    x = image(4, 6, 8)
+    output = FeatureInferer(layer, divisor=2)(x, network)
+    assert torch.equal(output["logits"], witness(x))
+    assert torch.equal(output["features"], seen[0])
+    assert network.calls == 1
+
+
+def test_gradient_flows_through_features_and_logits(network):
+    output = FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    output["features"].sum().backward(retain_graph=True)
+    assert network.fine.weight.grad.abs().sum() > 0 and network.coarse.weight.grad is None
+    output["logits"].sum().backward()
+    assert network.coarse.weight.grad.abs().sum() > 0
+
+
+def test_no_hook_is_left_after_a_call(network):
+    FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    assert hooks_of(network) == []
+
+
+def test_no_hook_is_left_after_an_exception(network):
+    network.fails = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    assert hooks_of(network) == []
+
+
+def test_hooks_of_others_stay(network):
+    network.fine.register_forward_hook(lambda *_: None)
+    FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    assert hooks_of(network) == ["fine"]
+
+
+def test_network_can_be_copied_and_scripted_after_a_call(network):
+    x = image(16, 16, 16)
+    vnet = VNet(base_filters=1).eval()
+    expected = FeatureInferer("decoder.stage1")(x, vnet)["logits"]
+    torch.testing.assert_close(copy.deepcopy(vnet)(x), expected)
+    torch.testing.assert_close(torch.jit.script(vnet)(x), expected)
+
+
+def test_odd_sides_are_padded_at_the_end_and_cropped_back(network):
+    x = image(3, 5, 8)
+    padded = torch.zeros(2, 1, 4, 6, 8)
+    padded[:, :, :3, :5, :] = x
+    output = FeatureInferer("fine", divisor=2)(x, network)
+    assert torch.equal(output["logits"], network(padded)[:, :, :3, :5, :])
+    assert torch.equal(output["features"], network.fine(padded)[:, :, :3, :5, :])
+
+
+def test_coarse_features_keep_the_cells_that_hold_image(network):
+    x = image(3, 5, 9)
+    padded = pad(x, (0, 3, 0, 3, 0, 1))  # to sides 4, 8, 12
+    output = FeatureInferer("coarse", divisor=4)(x, network)
+    assert output["logits"].shape == (2, 2, 3, 5, 9)
+    # Cells of two voxels: 2, 3 and 5 of them touch the image.
+    assert torch.equal(output["features"], network.coarse(network.fine(padded))[:, :, :2, :3, :5])
+
+
+def test_divisor_decides_how_far_is_padded(network):
+    seen = []
+    network.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape[2:])))
+    for divisor in (1, 2, 4, 16):
+        FeatureInferer("fine", divisor=divisor)(image(6, 8, 10), network)
+    assert seen == [(6, 8, 10), (6, 8, 10), (8, 8, 12), (16, 16, 16)]
+
+
+def test_under_autocast_the_network_computes_in_bfloat16_and_the_result_is_float32(network):
+    seen = []
+    network.fine.register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
+    for dtype in (None, torch.bfloat16):
+        output = FeatureInferer("fine", divisor=2, dtype=dtype, teacher=network)(
+            image(4, 6, 8), network, image(4, 6, 8)
+        )
+        assert {value.dtype for value in output.values()} == {torch.float32}
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+class Teacher(nn.Module):
+    """Notes what it is given, and how."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((x, self.training, torch.is_grad_enabled()))
+        return torch.cat([x, x * self.scale], dim=1)
+
+
+def test_teacher_sees_the_weak_images_alone_in_evaluation_mode_without_gradient(network):
+    teacher, weak = Teacher().train(), image(3, 4, 5, batch=1) + 7
+    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network, weak)
+    [(seen, training, grad)] = teacher.seen
+    assert torch.equal(seen, pad(weak, (0, 1, 0, 0, 0, 1)))
+    assert not training and not grad
+    assert torch.equal(output["teacher_logits"], torch.cat([weak, 2 * weak], dim=1))
+    assert not output["teacher_logits"].requires_grad
+    assert output["logits"].requires_grad and network.training
+
+
+def test_a_pass_of_the_teacher_gives_its_logits_and_features_in_evaluation_mode_without_gradient(network):
+    teacher = copy.deepcopy(network)
+    with torch.no_grad():
+        teacher.fine.weight.mul_(2)
+    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network)
+    images = image(3, 4, 5, batch=1) + 1
+    logits, features = output.teacher_pass(images)
+    expected = FeatureInferer("fine", divisor=2)(images, teacher.eval())
+    assert torch.equal(logits, expected["logits"]) and torch.equal(features, expected["features"])
+    assert not logits.requires_grad and not features.requires_grad and not teacher.training
+    assert FeatureInferer("fine", divisor=2)(image(3, 4, 5), network).teacher_pass is None
+
+
+@pytest.mark.parametrize("weak", [None, torch.empty(0, 1, 4, 6, 8)])
+def test_without_weak_images_the_teacher_is_not_asked(network, weak):
+    teacher = Teacher()
+    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(4, 6, 8), network, weak)
+    assert "teacher_logits" not in output and teacher.seen == []
+
+
+def test_without_a_teacher_weak_images_are_passed_over(network):
+    assert "teacher_logits" not in FeatureInferer("fine", divisor=2)(image(4, 6, 8), network, image(4, 6, 8))
+    assert network.calls == 1
+
+
+def test_unknown_layer_is_refused_by_name_with_a_list_of_layers(network):
+    with pytest.raises(ValueError, match=r"Pyramid has no layer 'decoder\.last'.*fine, coarse"):
+        FeatureInferer("decoder.last", divisor=2)(image(4, 6, 8), network)
+    assert network.calls == 0
+
+
+@pytest.mark.parametrize("layer", ["flat", "never"])
+def test_layer_without_a_feature_map_is_refused_by_name(network, layer):
+    network.never = nn.Identity()
+    with pytest.raises(ValueError, match=f"'{layer}' gave no feature map"):
+        FeatureInferer(layer, divisor=2)(image(4, 6, 8), network)
+    assert hooks_of(network) == []
+
+
+def test_layer_of_a_wrapped_network_has_the_name_it_has_in_the_network(network):
+    class Wrapper(nn.Module):  # as DistributedDataParallel
+        def __init__(self):
+            super().__init__()
+            self.module = network
+
+        def forward(self, x):
+            return self.module(x)
+
+    x = image(4, 6, 8)
+    expected = FeatureInferer("fine", divisor=2)(x, network)
+    output = FeatureInferer("fine", divisor=2)(x, Wrapper())
+    assert all(torch.equal(output[key], expected[key]) for key in expected)
+
+
+# Layers that give more channels than there are classes (2). MONAI's UNet with a first stride of 2 has no such layer at
+# full resolution: only its last convolution lies there, and that has as many channels as classes.
+MONAI_NETWORKS = [
+    pytest.param(UNet(3, 1, 2, (8, 16, 32), (2, 2)), "model.1", 4, 16, 2, id="UNet-strided"),
+    pytest.param(UNet(3, 1, 2, (8, 16, 32), (1, 2)), "model.1", 2, 16, 1, id="UNet-full-resolution"),
+    pytest.param(
+        SegResNet(3, 8, 1, 2, blocks_down=(1, 1, 1), blocks_up=(1, 1)), "up_layers.1", 4, 8, 1, id="SegResNet"
+    ),
+    pytest.param(
+        DynUNet(3, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(8, 16, 32)), "upsamples.1", 4, 8, 1, id="DynUNet"
+    ),
+    pytest.param(VNet(base_filters=4), "decoder.stage1", 16, 4, 1, id="VNet"),
+    pytest.param(VNet(base_filters=4), "encoder.stage3", 16, 16, 4, id="VNet-coarse"),
+]
+
+
+@pytest.mark.parametrize(("net", "layer", "divisor", "channels", "stride"), MONAI_NETWORKS)
+def test_networks_of_monai_give_embeddings_by_naming_a_layer(net, layer, divisor, channels, stride):
+    shape = (18, 16, 21)
+    x = image(*shape)
+    padded = pad(x, [n for side in reversed(shape) for n in (0, -side % divisor)])
+    seen, witness = [], copy.deepcopy(net.eval())
+    # A copy, because a later layer that works in place would change what was seen.
+    witness.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output.clone()))
+    with torch.no_grad():
+        output = FeatureInferer(layer, divisor=divisor)(x, net)
+        logits = witness(padded)
+    cells = [-(-side // stride) for side in shape]
+    assert output["features"].shape == (2, channels, *cells)
+    assert torch.equal(output["features"], seen[0][:, :, : cells[0], : cells[1], : cells[2]])
+    assert torch.equal(output["logits"], logits[:, :, : shape[0], : shape[1], : shape[2]])
+
+
+def test_terms_get_the_images_and_a_pass_of_their_own_like_the_steps(network):
+    x, weak = image(4, 6, 8), image(4, 6, 8, batch=1)
+    output = FeatureInferer("fine", divisor=4)(x, network, weak=weak)
+    assert torch.equal(output["images"], x) and torch.equal(output["weak_images"], weak)
+    logits, features = output.forward_pass(x)  # padded and cropped as the step's own: 6 is no multiple of 4
+    assert torch.equal(logits, output["logits"]) and torch.equal(features, output["features"])
+    features.sum().backward()
+    assert network.fine.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("keep", "recorded"), [(True, 1), (False, 2)])
+def test_a_terms_own_pass_records_statistics_only_if_asked(keep, recorded):
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    output = FeatureInferer("0", divisor=1)(image(4, 4, 4), network)
+    output.forward_pass(image(4, 4, 4) + 5, keep_statistics=keep)
+    assert network[1].num_batches_tracked == recorded

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a step fits is said before it is tried."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.errors import UserError
+from scripts.networks.vnet import VNet
+from scripts.training.limits import activation_bytes, check_memory
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv3d(3, 2, 1))
+
+
+def test_layer_outputs_are_counted_once_each(network) -> None:
+    voxels = 2 * 4 * 6 * 8
+    assert activation_bytes(network, (2, 1, 4, 6, 8)) == 4 * voxels * (3 + 3 + 2)
+
+
+def test_counting_leaves_the_network_as_it_was(network) -> None:
+    activation_bytes(network, (1, 1, 4, 4, 4))
+    assert all(p.device.type == "cpu" for p in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+    assert network(torch.zeros(1, 1, 4, 4, 4)).shape == (1, 2, 4, 4, 4)
+
+
+def need_of(network: nn.Module) -> int:
+    weights = 4 * (1 * 3 * 27 + 3 + 3 * 2 + 2)
+    return 4 * 2 * 16 * 16 * 32 * (3 + 3 + 2) + 5 * weights  # sides 10, 16, 17 padded to multiples of 16
+
+
+@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
+def test_a_step_fits_to_the_byte(network, spare, fits, monkeypatch) -> None:
+    available = need_of(network) + spare
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
+    arguments = dict(in_channels=1, roi_size=[10, 16, 17], batch_size=2, divisor=16, device="cpu")
+    if fits:
+        check_memory(network, **arguments)
+    else:
+        with pytest.raises(UserError, match=r"10x16x17 voxels .* Lower --roi_size"):
+            check_memory(network, **arguments)
+
+
+def test_patches_so_small_that_a_norm_has_one_value_are_refused_with_what_to_raise():
+    network = VNet(base_filters=2, norm="instance")
+    with pytest.raises(UserError, match=r"16x16x16 voxels \(roi_size\): .*Raise --roi_size\.$") as caught:
+        check_memory(network, 1, [16, 16, 16], 2, 16, "cpu")
+    assert "\n" not in str(caught.value)
+    check_memory(network, 1, [32, 16, 16], 2, 16, "cpu")

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second optimiser in MONAI's stock trainer: what it moves, when, and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.guard import GradientGuard
+from scripts.training.handlers import StopAtStep
+from scripts.training.optimizers import ExtraOptimizer, remaining_parameters
+
+
+class Product(nn.Module):
+    """Loss `a * x + b * x` with two numbers of its own; b takes part in odd steps only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        self.step = 0
+
+    def forward(self, prediction, label):
+        self.step += 1
+        value = self.a * prediction.mean() + (self.b * label.mean() if self.step % 2 else 0.0)
+        return value * torch.inf if self.step == 4 else value
+
+
+class Run:
+    """Six steps of size 1 for the network, Adam for `b`; the fourth step's loss is infinite."""
+
+    def __init__(self, folder, max_steps=6, resume=False):
+        torch.manual_seed(0)
+        self.network, self.loss = nn.Linear(1, 1), Product()
+        self.extra = torch.optim.Adam([self.loss.b], lr=0.1)
+        modules = [self.network, self.loss]
+        self.main = torch.optim.SGD(remaining_parameters(modules, self.extra), lr=0.01)
+        self.values = []
+        objects = {"network": self.network, "loss": self.loss, "main": self.main, "extra": self.extra}
+        self.trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=1,
+            epoch_length=6,
+            train_data_loader=[{"image": torch.ones(2, 1), "label": torch.ones(2, 1)}] * 6,
+            network=self.network,
+            optimizer=self.main,
+            loss_function=self.loss,
+            decollate=False,
+            optim_set_to_none=True,
+            train_handlers=[
+                ExtraOptimizer(self.extra),
+                GradientGuard(modules),
+                TrainingCheckpoint(objects, folder, 1, max_steps, resume),
+                StopAtStep(max_steps),
+            ],
+        )
+        self.trainer.logger.setLevel(logging.CRITICAL)
+        self.trainer.add_event_handler(Events.STARTED, self.skip_what_is_done)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.values.append(self.loss.b.item()))
+
+    def skip_what_is_done(self, engine):
+        self.loss.step = engine.state.iteration
+
+    def go(self):
+        self.trainer.run()
+        return self
+
+
+def test_it_steps_where_its_parameters_have_a_gradient_and_nowhere_else(tmp_path):
+    """A constant gradient: Adam's steps are of size lr. Step 2 does not use b, step 4 is undone, 6 does not use b."""
+    run = Run(tmp_path).go()
+    assert run.values == pytest.approx([0.9, 0.9, 0.8, 0.8, 0.7, 0.7], abs=1e-5)
+    assert run.extra.state[run.loss.b]["step"] == 3
+
+
+def test_the_main_optimiser_leaves_its_parameters_to_it(tmp_path):
+    run = Run(tmp_path)
+    held = [p for group in run.main.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in (*run.network.parameters(), run.loss.a)}
+
+
+def test_parameters_are_listed_once_and_all_of_them_without_another_optimiser():
+    shared = nn.Linear(2, 3)
+    assert [p.shape for p in remaining_parameters([shared, nn.Sequential(shared)], None)] == [(3, 2), (3,)]
+
+
+def test_saved_resumed_and_gone_on_equals_never_having_stopped(tmp_path):
+    whole = Run(tmp_path / "whole").go()
+    Run(tmp_path / "parts", max_steps=2).go()
+    rest = Run(tmp_path / "parts", resume=True).go()
+    assert rest.values == whole.values[2:]
+    assert torch.equal(rest.extra.state[rest.loss.b]["exp_avg"], whole.extra.state[whole.loss.b]["exp_avg"])
+
+
+def test_a_method_without_it_saves_nothing_for_it(tmp_path):
+    state = TrainingCheckpoint({"extra": None, "network": nn.Linear(1, 1)}, tmp_path, 1, 1)
+    assert list(state.objects) == ["network"]

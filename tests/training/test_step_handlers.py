@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens around every step: seeds, the step's number, the stop."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from scripts.losses.base import LossTerm, WeightedLoss
+from scripts.training.handlers import StepSeeder, StopAtStep, TermProgress
+
+
+def resumed_at(engine, step, epoch_length):
+    @engine.on(Events.STARTED)
+    def restore():
+        engine.state.iteration, engine.state.epoch = step, step // epoch_length
+
+
+def draws(seed=0, rank=0, start=0, steps=6, disturb=0):
+    """What each step draws from the three global generators."""
+    drawn = {}
+
+    def step(engine, batch):
+        drawn[engine.state.iteration] = (random.random(), float(np.random.rand()), float(torch.rand(1)))
+
+    engine = Engine(step)
+    StepSeeder(seed, rank).attach(engine)
+    resumed_at(engine, start, 3)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: (torch.rand(disturb), random.random()))
+    engine.run([0] * 3, max_epochs=steps // 3)
+    return drawn
+
+
+def test_a_step_draws_the_same_numbers_after_a_resume_and_whatever_else_was_drawn():
+    whole = draws()
+    assert list(whole) == [1, 2, 3, 4, 5, 6]
+    assert draws(disturb=7) == whole
+    for start in (2, 3, 5):
+        assert draws(start=start) == {step: value for step, value in whole.items() if step > start}
+
+
+def test_steps_ranks_and_seeds_draw_different_numbers_from_every_generator():
+    runs = [draws(), draws(rank=1), draws(seed=1)]
+    for generator in range(3):
+        values = [value[generator] for run in runs for value in run.values()]
+        assert len(set(values)) == 18
+
+
+class One(LossTerm):
+    def compute(self, step):
+        return torch.ones(())
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_terms_know_their_step_before_it_begins_counted_from_one(start):
+    terms = WeightedLoss({"one": One()}, max_steps=6)
+    seen = []
+    engine = Engine(lambda *_: seen.append(terms.step))
+    TermProgress(terms).attach(engine)
+    resumed_at(engine, start, 3)
+    engine.run([0] * 3, max_epochs=2)
+    assert seen == [1, 2, 3, 4, 5, 6][start:]
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 4, 5])
+def test_a_run_stops_after_max_steps_also_within_an_epoch(max_steps):
+    steps = []
+    engine = Engine(lambda e, _: steps.append(e.state.iteration))
+    StopAtStep(max_steps).attach(engine)
+    engine.run([0] * 3, max_epochs=9)
+    assert steps == list(range(1, max_steps + 1))
+
+
+@pytest.mark.parametrize(("done", "steps"), [(3, [4, 5]), (5, []), (8, [])])
+def test_a_run_that_is_resumed_does_only_what_is_left(done, steps):
+    seen, completed = [], []
+    engine = Engine(lambda e, _: seen.append(e.state.iteration))
+    resumed_at(engine, done, 3)
+    StopAtStep(5).attach(engine)
+    engine.add_event_handler(Events.COMPLETED, lambda: completed.append(True))
+    engine.run([0] * 3, max_epochs=9)
+    assert seen == steps
+    assert completed == [True]  # so that the final model is written in any case
+
+
+def test_handlers_after_the_stop_still_see_the_last_step():
+    seen = []
+    engine = Engine(lambda *_: None)
+    StopAtStep(2).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.iteration))
+    engine.run([0] * 3)
+    assert seen == [1, 2]
+
+
+def test_dropout_of_a_step_repeats():
+    layer, outputs = nn.Dropout(0.5), {}
+    for start in (0, 1):
+        engine = Engine(lambda e, _, start=start: outputs.update({(start, e.state.iteration): layer(torch.ones(64))}))
+        StepSeeder(3).attach(engine)
+        resumed_at(engine, start, 3)
+        engine.run([0] * 3)
+    assert torch.equal(outputs[0, 2], outputs[1, 2])
+    assert not torch.equal(outputs[0, 2], outputs[0, 3])

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's stock trainer with the bundle's own handlers, as in configs/train.yaml, on volumes of 2 x 3 x 4 voxels."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import CacheDataset
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.transforms import Compose, CopyItemsd, RandGaussianNoised
+from torch import nn
+
+from scripts.data.streams import StreamPosition, prepare_two_stream_batch, two_stream_loader
+from scripts.prototypes.memory import PrototypeMemory
+from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.guard import GradientGuard
+from scripts.training.handlers import StepSeeder, StopAtStep
+from scripts.training.inferer import FeatureInferer
+from scripts.training.interruption import StopOnSignal
+from scripts.training.memory_updater import MemoryBankUpdater
+from scripts.training.teacher import TeacherUpdater, ema_teacher
+
+EPOCH = 4
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+class ToyLoss(nn.Module):
+    """Cross-entropy, distance to the memory, and a head that only every third step uses."""
+
+    def __init__(self, memory):
+        super().__init__()
+        self.memory = memory
+        self.head = nn.Linear(3, 1)
+        self.calls = []
+
+    def forward(self, prediction, label):
+        logits, features = prediction["logits"], prediction["features"]
+        loss = nn.functional.cross_entropy(logits[: len(label)], label[:, 0].long())
+        loss = loss + prediction["teacher_logits"].sub(logits[len(label) :]).square().mean()
+        for c in range(self.memory.num_classes):
+            if len(self.memory.rows(c)) > 0:
+                loss = loss + (features.mean(dim=(0, 2, 3, 4)) - self.memory.rows(c)).square().mean()
+        if self.memory.features.sum() * 1000 % 3 < 1:
+            loss = loss + self.head(features.mean(dim=(0, 2, 3, 4))).square().sum()
+        return loss
+
+
+class Run:
+    """A run of the whole machinery, built anew as a new process would."""
+
+    def __init__(
+        self,
+        folder,
+        max_steps,
+        resume=False,
+        interval=1,
+        keep=2,
+        workers=0,
+        epoch_length=EPOCH,
+        killed_at=None,
+        settings=None,
+    ):
+        torch.manual_seed(0)
+        image = torch.randn(5, 1, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+        noise = RandGaussianNoised("image", prob=0.7, std=0.3)
+        labelled = [{"image": x, "label": (x > 0).to(torch.uint8), "case": "l"} for x in image[:2]]
+        unlabelled = [{"image": x, "case": "u"} for x in image[2:]]
+        loader = two_stream_loader(
+            CacheDataset(labelled, Compose([noise]), progress=False),
+            CacheDataset(unlabelled, Compose([CopyItemsd("image", names="weak"), noise]), progress=False),
+            1,
+            1,
+            seed=5,
+            num_workers=workers,
+        )
+        self.network = nn.Sequential(nn.Conv3d(1, 3, 1), nn.BatchNorm3d(3), nn.Dropout(0.3), nn.Conv3d(3, 2, 1))
+        self.teacher = ema_teacher(self.network, 0.9)
+        self.memory = PrototypeMemory(2, 3, 4, "fifo")
+        self.loss = ToyLoss(self.memory)
+        self.optimizer = torch.optim.AdamW([*self.network.parameters(), *self.loss.parameters()], lr=0.05)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.8**step)
+        self.objects = {
+            "network": self.network,
+            "teacher": self.teacher,
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.scheduler,
+        }
+        self.steps = []
+        state = TrainingCheckpoint(self.objects, folder, interval, max_steps, resume, keep, settings=settings)
+        self.trainer = SupervisedTrainer(
+            device=torch.device("cpu"),
+            max_epochs=-(-max_steps // epoch_length),
+            epoch_length=epoch_length,
+            train_data_loader=loader,
+            prepare_batch=prepare_two_stream_batch,
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=self.loss,
+            inferer=FeatureInferer("0", divisor=1, teacher=self.teacher),
+            optim_set_to_none=True,
+            decollate=False,
+            train_handlers=[
+                MemoryBankUpdater(
+                    self.memory, source="both", confidence=0.5, only_correct=False, include_background=True
+                ),
+                StreamPosition(loader),
+                StepSeeder(5),
+                GradientGuard([self.network, self.loss]),
+                TeacherUpdater(self.teacher, self.network),
+                LrScheduleHandler(self.scheduler, print_lr=False, epoch_level=False),
+                state,
+                StopOnSignal(state),
+                StopAtStep(max_steps),
+            ],
+        )
+        self.trainer.logger.setLevel(logging.CRITICAL)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.steps.append(e.state.iteration))
+        if killed_at is not None:
+            self.trainer.add_event_handler(Events.ITERATION_STARTED(once=killed_at), self.die)
+
+    def die(self):
+        raise Killed
+
+    def go(self):
+        self.trainer.run()
+        return self
+
+    def go_until_killed(self):
+        with pytest.raises(Killed):
+            self.trainer.run()
+        return self
+
+    def everything(self):
+        return {name: item.state_dict() for name, item in self.objects.items()}
+
+
+def assert_same(a, b, where=""):
+    """To the bit, whatever is nested in what."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def file_names(folder):
+    """Names of what lies there, digests left out: every state has one."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if not name.endswith(".sha256")]

@@ -80,8 +80,8 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
     """Endless batches of keys: first the labelled ones, then the unlabelled ones.
 
     Each stream goes through all its cases in a new order on every pass. Iteration begins at `start`, the number of
-    batches that earlier parts of the run have used. Before `unlabelled_start` batches hold labelled cases only: steps in
-    which no term uses unlabelled ones cost half as much without them.
+    batches that earlier parts of the run have used. Before `unlabelled_start` batches hold labelled cases only, as steps
+    in which no term uses unlabelled ones cost half as much without them.
 
     Of several ranks each draws its own places of the batch that one process would draw with the sizes of all together:
     a pass_index over the ranks' batches holds every case once, and so it goes on with another number of ranks.

@@ -56,7 +56,7 @@ LABELLED, UNLABELLED = "labelled", "unlabelled"
 
 
 class TwoStreamDataset(Dataset):
-    """Looks up tickets in two datasets and seeds their random transforms with the key's seed.
+    """Looks up keys in two datasets and seeds their random transforms with the key's seed.
 
     Args:
         labelled: MONAI dataset with a `transform`; its items hold `image` and `label`.
@@ -80,11 +80,11 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
     """Endless batches of keys: first the labelled ones, then the unlabelled ones.
 
     Each stream goes through all its cases in a new order on every pass. Iteration begins at `start`, the number of
-    batches that earlier parts of the run have used. Before `unlabelled_start` batches hold labelled cases only, as steps
-    in which no term uses unlabelled ones cost half as much without them.
+    batches used by earlier parts of the run. Batches before `unlabelled_start` hold labelled cases only: steps in which
+    no term uses unlabelled cases cost half as much without them.
 
     Of several ranks each draws its own places of the batch that one process would draw with the sizes of all together:
-    a pass_index over the ranks' batches holds every case once, and so it goes on with another number of ranks.
+    a pass over the ranks' batches holds every case once, and so it goes on with another number of ranks.
 
     Args:
         labelled_size: number of labelled cases, at least 1.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,18 +10,12 @@ from pathlib import Path
 from types import TracebackType
 
 from monai.utils import set_determinism
-from torch.distributed import DistError
 
 from scripts.cli.errors import describe_error
 from scripts.cli.overrides import check_overrides, is_command_line, parse_words
 from scripts.cli.rules import check_settings
-from scripts.distributed.watch import ADVICE
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 from scripts.files import require_folders
-
-WORKER_MISTAKE = re.compile(r"^scripts\.errors\.UserError: (.*)$", re.MULTILINE)
-EXCHANGE = re.compile(r"\b(gloo|NCCL)\b")
-"""In the text of errors of exchanges between processes; gloo's are plain `RuntimeError`s."""
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
@@ -90,22 +83,3 @@ def install_error_report(debug: bool) -> None:
         )
 
     sys.excepthook = report
-
-
-def root_user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` among an exception and its causes; of a loader's worker process only the text comes over.
-
-    An exchange between processes that failed becomes one that says so, as torch names neither the rank nor a way out.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        from_worker = WORKER_MISTAKE.findall(str(error)) if " in DataLoader worker process " in str(error) else []
-        if from_worker:
-            return UserError(from_worker[-1])
-        if isinstance(error, UserError):
-            return error
-        if isinstance(error, DistError) or (isinstance(error, RuntimeError) and EXCHANGE.search(str(error))):
-            return UserError(f"Another process of this run has ended or cannot be reached. {ADVICE}")
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None

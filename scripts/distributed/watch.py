@@ -14,6 +14,8 @@ from types import FrameType
 
 from torch import distributed
 
+from scripts.errors import ADVICE
+
 logger = logging.getLogger("RankWatch")
 
 GOODBYE = b"left"
@@ -96,12 +98,6 @@ class RankWatch:
             self.store.set(self.own, GOODBYE.decode())
         except RuntimeError:
             logger.debug("The store is gone before this rank left it.")  # the first rank was done earlier
-
-
-ADVICE = (
-    "This process stops too. What the other one printed says why; when that is mended, start again with --resume true, "
-    "with as many processes as you like."
-)
 
 
 def watch_termination() -> None:

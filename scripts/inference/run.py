@@ -13,10 +13,9 @@ import torch
 from monai.transforms import Transform
 from tqdm import tqdm
 
-from scripts.cli.start import root_user_error
 from scripts.data.find import ImageFiles, first_file, output_names
 from scripts.data.preprocessing_record import describe_preprocessing, differences
-from scripts.errors import UserError, first_line
+from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_whole
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.segmenter import Segmentation, Segmenter

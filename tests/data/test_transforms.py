@@ -9,9 +9,8 @@ import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
-from scripts.cli.start import root_user_error
 from scripts.data.transforms import IgnoredToBackgroundd, LabelsToClassesd
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 
 
 def label(*values, path="/data/labels/la_003.nrrd"):

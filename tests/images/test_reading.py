@@ -12,8 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientationd
 
-from scripts.cli.start import root_user_error
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 from scripts.images.monai import VolumeReader
 from tests.volume_files import affine, dicom_slices, oblique, save, stored_as, volume, write_dicom
 

@@ -14,8 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from nibabel.orientations import aff2axcodes
 
-from scripts.cli.start import root_user_error
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 from scripts.networks.vnet import VNet
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.cli.start import root_user_error
 from scripts.data.cases import CaseLists
 from scripts.data.datalist import load_cases
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
 from scripts.training.limits import check_before_evaluation, check_before_training
 from tests.check_folder import SHAPE, CheckFolder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.cli.start import root_user_error
+from scripts.errors import root_user_error
 from scripts.networks.vnet import VNet
 from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, volume, write_dicom
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts.cli.new_dataset import main as new_dataset
-from scripts.cli.start import root_user_error
+from scripts.errors import root_user_error
 from scripts.networks.vnet import VNet
 
 ROOT = Path(__file__).resolve().parents[2]

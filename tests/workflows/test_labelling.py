@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.cli.start import root_user_error
+from scripts.errors import root_user_error
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from scripts.benchmarks.ranks import settings, train_and_record
-from scripts.cli.start import root_user_error
+from scripts.errors import root_user_error
 from scripts.files import is_damaged
 from tests.rank_processes import run_ranks, start_ranks
 

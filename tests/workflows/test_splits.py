@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.cli.start import root_user_error
+from scripts.errors import root_user_error
 
 ALL = range(6)
 SPLITS = {

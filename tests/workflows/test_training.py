@@ -12,8 +12,7 @@ import torch
 from ignite.engine import Events
 from monai.networks.nets import SegResNet
 
-from scripts.cli.start import root_user_error
-from scripts.errors import UserError
+from scripts.errors import UserError, root_user_error
 
 ROOT = Path(__file__).resolve().parents[2]
 

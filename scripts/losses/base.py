@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from scripts.losses.schedules import sigmoid_rampup
+from scripts.losses.schedules import RampUp
 from scripts.prototypes.voxels import NO_CLASS
 
 
@@ -110,42 +109,6 @@ class TrainingBatch:
     def target_logits(self) -> torch.Tensor:
         """Logits that pseudo-labels are made of: the teacher's, or without one the network's own; no gradient."""
         return (self.unlabelled_logits if self.teacher_logits is None else self.teacher_logits).detach()
-
-
-class RampUp:
-    """A weight that waits, climbs and stays, as fractions of the run, so that it scales with `max_steps`.
-
-    0 before `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
-    (Laine & Aila, ICLR 2017).
-
-    Args:
-        value: final weight.
-        start: fraction of the run before which the weight is 0, in [0, 1].
-        end: fraction at which the weight is reached, in [start, 1].
-        stairs: the published codes climb in so many equal stairs (UA-MT, SS-Net: 40, of 150 iterations each, over the
-            first 0.4 of 15,000); 0 climbs in every step.
-
-    Raises:
-        ValueError: if not 0 <= start <= end <= 1, or for a negative number of stairs.
-    """
-
-    def __init__(self, value: float, start: float = 0.0, end: float = 0.4, stairs: int = 0) -> None:
-        if not 0.0 <= start <= end <= 1.0:
-            raise ValueError(f"RampUp needs 0 <= start <= end <= 1, got start {start} and end {end}.")
-        if stairs < 0:
-            raise ValueError(f"RampUp: stairs must not be negative, got {stairs}.")
-        self.value, self.start, self.end, self.stairs = value, start, end, stairs
-
-    def at(self, step: int, max_steps: int) -> float:
-        """Weight at a step (from 1) of a run of `max_steps`."""
-        if step < self.start * max_steps:
-            return 0.0
-        length = (self.end - self.start) * max_steps
-        if self.stairs == 0 or length <= 0:
-            return self.value * sigmoid_rampup(step - self.start * max_steps, length)
-        # Published codes count iterations from 0. The small number keeps a stair whose product is rounded down.
-        climbed = (step - 1 - self.start * max_steps) / length * self.stairs
-        return self.value * sigmoid_rampup(math.floor(climbed + 1e-6), self.stairs)
 
 
 class LossTerm(nn.Module):

@@ -8,7 +8,8 @@ import logging
 import torch
 from torch import nn
 
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
+from scripts.losses.schedules import RampUp
 from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, rows_of, sample_per_class

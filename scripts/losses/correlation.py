@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from scripts.errors import UserError
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
+from scripts.losses.schedules import RampUp
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of, sample_per_class
 

@@ -11,7 +11,8 @@ from monai.networks import one_hot
 from torch.nn.functional import cross_entropy
 
 from scripts.images.components import largest_components
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
+from scripts.losses.schedules import RampUp
 from scripts.prototypes.voxels import NO_CLASS
 
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import linear_dice_loss
+from scripts.losses.schedules import RampUp
 
 
 class AdversarialDirection(NamedTuple):

@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from monai.losses import DiceCELoss
 
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import linear_dice_loss
+from scripts.losses.schedules import RampUp
 
 
 class SupervisedTerm(LossTerm):

@@ -8,8 +8,9 @@ import math
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch
+from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import squared_dice_loss
+from scripts.losses.schedules import RampUp
 from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
 
 

@@ -28,7 +28,7 @@ def compactness(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
     Raises:
         ValueError: for a label out of range or another number of labels than rows.
     """
-    means = _mean_directions(features, labels, num_classes, min_rows=2)
+    means = _mean_directions(features, labels, num_classes, min_embeddings=2)
     if len(means) == 0:
         return features[:0].sum()
     return (1.0 - torch.linalg.vector_norm(means, dim=1)).mean()
@@ -55,18 +55,20 @@ def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, m
     """
     if not 0.0 < margin <= 2.0:
         raise ValueError(f"separation: margin is a cosine distance in (0, 2], got {margin}.")
-    means = _mean_directions(features, labels, num_classes, min_rows=1)
+    means = _mean_directions(features, labels, num_classes, min_embeddings=1)
     if len(means) < 2:
         return features[:0].sum()
     first, second = torch.triu_indices(len(means), len(means), offset=1, device=means.device)
     return relu(margin - cosine_distance(means, means)[first, second]).mean()
 
 
-def _mean_directions(features: torch.Tensor, labels: torch.Tensor, num_classes: int, min_rows: int) -> torch.Tensor:
-    """Means `(P, D)` of the unit rows of each class that has at least `min_rows`."""
+def _mean_directions(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, min_embeddings: int
+) -> torch.Tensor:
+    """Means `(P, D)` of the unit rows of each class that has at least `min_embeddings`."""
     check_rows(features, labels, num_classes)
     used = labels >= 0
     members = one_hot(labels[used], num_classes).T.to(features.dtype)
     counts = members.sum(dim=1)
-    present = counts >= min_rows
+    present = counts >= min_embeddings
     return members[present] @ normalize(features[used], dim=1) / counts[present, None]

@@ -112,12 +112,12 @@ class ContrastivePrototypeLoss(nn.Module):
         samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
-        min_rows: fewest features and fewest memory rows for a class to contribute (published codes: 2).
+        min_embeddings: fewest features and fewest memory rows for a class to contribute (published codes: 2).
         temperature: `None` for the distance above, which pulls only. A number above 0 puts the cross-entropy of finding
             the own class's memory among all classes' in its place (`scripts.prototypes.loss.class_info_nce`), which
             also pushes; values are then at least 0 without a bound, and a class contributes only where another one has
             memory. Not with selectors, which weigh distances.
-        rows_through_heads: `used`: only the voxels whose distances count; `all`: every voxel, as in the published
+        embeddings_through_heads: `used`: only the voxels whose distances count; `all`: every voxel, as in the published
             codes, so that the heads' batch norms see all classes and voxels that are not sampled. It costs accordingly.
 
     Raises:
@@ -132,21 +132,22 @@ class ContrastivePrototypeLoss(nn.Module):
         selectors: ClassSelectors | None = None,
         samples_per_class: int | None = 256,
         divisor: str = "present",
-        min_rows: int = 2,
-        rows_through_heads: str = "used",
+        min_embeddings: int = 2,
+        embeddings_through_heads: str = "used",
         temperature: float | None = None,
     ) -> None:
         super().__init__()
-        if samples_per_class is not None and samples_per_class < min_rows:
+        if samples_per_class is not None and samples_per_class < min_embeddings:
             raise ValueError(
-                f"samples_per_class ({samples_per_class}) is below min_rows ({min_rows}): no class could contribute."
+                f"samples_per_class ({samples_per_class}) is below min_embeddings ({min_embeddings}): "
+                "no class could contribute."
             )
-        if min_rows < 1:
-            raise ValueError(f"min_rows must be at least 1, got {min_rows}.")
+        if min_embeddings < 1:
+            raise ValueError(f"min_embeddings must be at least 1, got {min_embeddings}.")
         if divisor not in ("present", "all"):
             raise ValueError(f"divisor must be 'present' or 'all', got {divisor!r}.")
-        if rows_through_heads not in ("used", "all"):
-            raise ValueError(f"rows_through_heads must be 'used' or 'all', got {rows_through_heads!r}.")
+        if embeddings_through_heads not in ("used", "all"):
+            raise ValueError(f"embeddings_through_heads must be 'used' or 'all', got {embeddings_through_heads!r}.")
         if temperature is not None and (not temperature > 0.0 or selectors is not None):
             raise ValueError(f"temperature must be above 0 and stand without selectors, got {temperature!r}.")
         self.temperature = temperature
@@ -156,8 +157,8 @@ class ContrastivePrototypeLoss(nn.Module):
         self.selectors = selectors
         self.samples_per_class = samples_per_class
         self.divisor = divisor
-        self.min_rows = min_rows
-        self.rows_through_heads = rows_through_heads
+        self.min_embeddings = min_embeddings
+        self.embeddings_through_heads = embeddings_through_heads
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss.
@@ -175,12 +176,14 @@ class ContrastivePrototypeLoss(nn.Module):
         rows = rows_of(features).to(self.memory.features.dtype)
         check_rows(rows, flat, self.memory.num_classes)
         chosen = self._usable(flat)
-        if self.rows_through_heads == "all":
+        if self.embeddings_through_heads == "all":
             predictions = self._through_heads(rows)
-        if len(chosen) < self.min_rows:
+        if len(chosen) < self.min_embeddings:
             return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
-        predictions = predictions[chosen] if self.rows_through_heads == "all" else self._through_heads(rows[chosen])
+        predictions = (
+            predictions[chosen] if self.embeddings_through_heads == "all" else self._through_heads(rows[chosen])
+        )
         losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
 
@@ -215,13 +218,14 @@ class ContrastivePrototypeLoss(nn.Module):
         stored = self.memory.summary()
         counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
         alone = "" if self.temperature is None else ", beside another class with prototypes"
-        return f"no class has {self.min_rows} features and {self.min_rows} prototypes{alone}; there are {counts}"
+        least = self.min_embeddings
+        return f"no class has {least} features and {least} prototypes{alone}; there are {counts}"
 
     def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
         available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
         stored = self.memory.counts.to(flat.device)
-        usable = (available >= self.min_rows) & (stored >= self.min_rows)
+        usable = (available >= self.min_embeddings) & (stored >= self.min_embeddings)
         if self.temperature is not None:
             usable &= (stored > 0).sum() > 1  # alone in memory, a class is found with certainty
         return available, usable

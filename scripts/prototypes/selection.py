@@ -42,7 +42,9 @@ def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | N
     return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
 
 
-def rows_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image", rounding: str = "int") -> int:
+def embeddings_per_image(
+    capacity: int, images: int, num_classes: int, sampling: str = "image", rounding: str = "int"
+) -> int:
     """Rows of a class that one image offers to a first-in-first-out memory, so that all images fill it once.
 
     `image`: `max(1, round(capacity / images))`. `class`: a third of the number of classes times as many. Both are rules

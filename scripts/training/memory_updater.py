@@ -42,12 +42,12 @@ class MemoryBankUpdater:
         selection: which voxels are taken when there are more than wanted: `random`; `confidence`, by the network's
             probability of the class; `highest` or `lowest`, by the class's selector (published codes: `lowest`).
         selectors: for `highest` and `lowest`.
-        rows_per_step: most rows of a class that a step offers; `None` for as many as the memory holds.
+        embeddings_per_step: most rows of a class that a step offers; `None` for as many as the memory holds.
 
     Raises:
         ValueError: for an unknown `source`, `features_from` or `selection`, a confidence outside [0, 1],
-            `rows_per_step` below 1, a `selection` that needs selectors when there are none, or the teacher's features
-            with `both`; when called, for labels out of range.
+            `embeddings_per_step` below 1, a `selection` that needs selectors when there are none, or the teacher's
+            features with `both`; when called, for labels out of range.
         UserError: when called, for the teacher's features when the inferer has no teacher.
     """
 
@@ -63,7 +63,7 @@ class MemoryBankUpdater:
         include_background: bool = False,
         selection: str = "random",
         selectors: ClassSelectors | None = None,
-        rows_per_step: int | None = None,
+        embeddings_per_step: int | None = None,
     ) -> None:
         if source not in SOURCES:
             raise ValueError(f"MemoryBankUpdater: source must be one of {', '.join(SOURCES)}, got {source!r}.")
@@ -78,8 +78,8 @@ class MemoryBankUpdater:
             raise ValueError(f"MemoryBankUpdater: selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
         if selection in BY_SELECTOR and selectors is None:
             raise ValueError(f"MemoryBankUpdater: selection={selection!r} needs selectors; or take 'confidence'.")
-        if rows_per_step is not None and rows_per_step < 1:
-            raise ValueError(f"MemoryBankUpdater: rows_per_step must be at least 1, got {rows_per_step}.")
+        if embeddings_per_step is not None and embeddings_per_step < 1:
+            raise ValueError(f"MemoryBankUpdater: embeddings_per_step must be at least 1, got {embeddings_per_step}.")
         self.memory = memory
         self.projection_head = projection_head
         self.source, self.features_from = source, features_from
@@ -88,7 +88,7 @@ class MemoryBankUpdater:
         self.include_background = include_background
         self.selection = selection
         self.selectors = selectors
-        self.rows_per_step = rows_per_step or memory.elements_per_class
+        self.embeddings_per_step = embeddings_per_step or memory.elements_per_class
 
     def attach(self, engine: Engine) -> None:
         """Update after each forward pass of `engine`."""
@@ -137,7 +137,7 @@ class MemoryBankUpdater:
             rows, flat, flat_probabilities = rows_of(features), classes.reshape(-1), probabilities.reshape(-1)
             for c in range(0 if self.include_background else 1, self.memory.num_classes):
                 where = (flat == c).nonzero()[:, 0]
-                room = self.rows_per_step - sum(len(part) for part in chosen.get(c, []))
+                room = self.embeddings_per_step - sum(len(part) for part in chosen.get(c, []))
                 if len(where) > 0 and room > 0:
                     chosen.setdefault(c, []).append(self._choose(c, rows[where], room, flat_probabilities[where]))
         return {c: torch.cat(rows) for c, rows in chosen.items()}

@@ -78,7 +78,7 @@ def test_recorded_classes_distances_and_weights_are_reproduced(path):
     with torch.no_grad():
         for c in range(golden["num_classes"]):
             features, prototypes = golden["features"][golden["labels"] == c], loss.memory.rows(c)
-            used = len(features) >= loss.min_rows and len(prototypes) >= loss.min_rows
+            used = len(features) >= loss.min_embeddings and len(prototypes) >= loss.min_embeddings
             assert used == bool(golden["out.class_used"][c])
             if used:
                 distances = cosine_distance(features, prototypes)

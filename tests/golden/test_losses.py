@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from scripts.losses.base import LossTerm, RampUp, WeightedLoss
+from scripts.losses.base import LossTerm, WeightedLoss
 from scripts.losses.dice import linear_dice_loss, squared_dice_loss
-from scripts.losses.schedules import sigmoid_rampup, step_rate
+from scripts.losses.schedules import RampUp, sigmoid_rampup, step_rate
 from tests.golden.golden_files import Golden, found
 
 ITERATIONS = 15000  # of the reference's runs

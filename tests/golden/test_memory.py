@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import choose_features, rows_per_image, select_rows
+from scripts.prototypes.selection import choose_features, embeddings_per_image, select_rows
 from scripts.prototypes.selectors import ClassSelectors
 from tests.golden.golden_files import Golden, found, load_selector
 
@@ -86,6 +86,6 @@ def test_recorded_scores_and_orders_are_reproduced(path):
 def test_recorded_number_of_rows_an_image_offers_is_reproduced(path):
     golden = Golden(path)
     sampling = ("image", "class")[golden["sampling_rule"]]
-    rows = rows_per_image(golden["memory_per_class"], golden["num_samples"], golden["num_classes"], sampling)
+    rows = embeddings_per_image(golden["memory_per_class"], golden["num_samples"], golden["num_classes"], sampling)
     assert rows == golden["out.per_class_samples_per_image"]
     assert rows * golden["batch_size"] == golden["elements_per_class"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from scripts.losses.base import RampUp, WeightedLoss
+from scripts.losses.base import WeightedLoss
 from scripts.losses.contrast import LabelledContrastTerm, UnlabelledContrastTerm
+from scripts.losses.schedules import RampUp
 from scripts.losses.smoothness import SmoothnessTerm
 from scripts.losses.supervised import LinearDiceTerm
 from scripts.networks.heads import ProjectionHead
@@ -51,7 +52,7 @@ class Step:
             selectors,
             samples_per_class=None,
             divisor="all",
-            rows_through_heads="all",
+            embeddings_through_heads="all",
         )
         self.rand = None
         ramp = {"end": 0.4, "stairs": 40}

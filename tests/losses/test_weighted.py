@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from scripts.losses.base import LossTerm, RampUp, TrainingBatch, WeightedLoss
+from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
+from scripts.losses.schedules import RampUp
 
 
 class Fixed(LossTerm):

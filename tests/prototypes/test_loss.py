@@ -60,12 +60,12 @@ def test_class_without_memory_is_skipped():
     assert loss_of(FEATURES, LABELS, {1: EAST}, divisor="all").item() == pytest.approx(0.7 / 3, abs=1e-6)
 
 
-def test_class_with_one_feature_or_one_memory_row_is_skipped_unless_min_rows_is_one():
+def test_class_with_one_feature_or_one_memory_row_is_skipped_unless_min_embeddings_is_one():
     memory = {1: EAST, 2: NORTH[:1]}
     features, labels = [*FEATURES, [-1.0, 0.0]], [*LABELS, 0]
     assert loss_of(features, labels, memory | {0: EAST}).item() == pytest.approx(0.7, abs=1e-6)
     # class 0 gives 2, class 1 0.7, class 2 0
-    value = loss_of(features, labels, memory | {0: EAST}, min_rows=1).item()
+    value = loss_of(features, labels, memory | {0: EAST}, min_embeddings=1).item()
     assert value == pytest.approx(0.9, abs=1e-6)
 
 
@@ -254,8 +254,8 @@ def test_half_precision_features_are_compared_in_the_memorys_precision():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples_per_class": 1}, r"samples_per_class \(1\) is below min_rows \(2\)"),
-        ({"min_rows": 0}, "min_rows must be at least 1, got 0"),
+        ({"samples_per_class": 1}, r"samples_per_class \(1\) is below min_embeddings \(2\)"),
+        ({"min_embeddings": 0}, "min_embeddings must be at least 1, got 0"),
         ({"divisor": "some"}, "'present' or 'all'.*'some'"),
     ],
 )
@@ -274,15 +274,15 @@ def test_heads_see_the_voxels_that_count_or_all_of_them(through, rows):
             seen.append(len(x))
             return x
 
-    loss = ContrastivePrototypeLoss(memory_of({1: EAST}), Head(), rows_through_heads=through)
+    loss = ContrastivePrototypeLoss(memory_of({1: EAST}), Head(), embeddings_through_heads=through)
     features = torch.tensor([[3.0, 4.0], [0.0, 2.0], [9.0, 9.0], [7.0, 7.0]])
     assert loss(features, torch.tensor([1, 1, 0, NO_CLASS])).item() == pytest.approx(0.7, abs=1e-6)
     assert seen == [rows]
 
 
-def test_unknown_rows_through_heads_are_refused():
-    with pytest.raises(ValueError, match="rows_through_heads must be 'used' or 'all', got 'some'"):
-        ContrastivePrototypeLoss(memory_of({}), rows_through_heads="some")
+def test_unknown_embeddings_through_heads_are_refused():
+    with pytest.raises(ValueError, match="embeddings_through_heads must be 'used' or 'all', got 'some'"):
+        ContrastivePrototypeLoss(memory_of({}), embeddings_through_heads="some")
 
 
 # ------------------------------------------------------------------ with a temperature

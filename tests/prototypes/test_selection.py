@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.prototypes.selection import rows_per_image, select_rows
+from scripts.prototypes.selection import embeddings_per_image, select_rows
 
 SCORES = torch.tensor([0.3, 0.9, 0.1, 0.5])
 
@@ -72,10 +72,10 @@ def test_ranking_without_scores_is_refused(selection):
     ],
 )
 def test_rows_that_an_image_offers_to_a_queue(capacity, images, classes, sampling, rounding, rows):
-    assert rows_per_image(capacity, images, classes, sampling, rounding) == rows
+    assert embeddings_per_image(capacity, images, classes, sampling, rounding) == rows
 
 
 @pytest.mark.parametrize("wrong", [{"sampling": "voxel"}, {"rounding": "floor"}])
 def test_unknown_rules_of_sampling_are_refused(wrong):
     with pytest.raises(ValueError, match="sampling must be one of image, class and rounding one of int, round"):
-        rows_per_image(4, 2, 2, **wrong)
+        embeddings_per_image(4, 2, 2, **wrong)

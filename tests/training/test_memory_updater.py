@@ -141,8 +141,8 @@ def test_a_selector_judges_projected_rows():
 
 def test_a_step_may_offer_fewer_or_more_rows_than_the_memory_holds():
     output = output_of([1, 1, 1, 1], [1, 1, 1, 1])
-    assert len(stored(output, room=8, rows_per_step=2)[1]) == 2
-    assert len(stored(output, room=2, rows_per_step=8)[1]) == 2
+    assert len(stored(output, room=8, embeddings_per_step=2)[1]) == 2
+    assert len(stored(output, room=2, embeddings_per_step=8)[1]) == 2
 
 
 def test_random_voxels_follow_the_global_generator():
@@ -195,7 +195,7 @@ def test_projection_head_works_in_evaluation_mode_and_is_left_as_it_was(training
         ({"features_from": "teacher", "source": "both"}, "source='labelled' only"),
         ({"selection": "best"}, "random, confidence, highest, lowest, got 'best'"),
         ({"selection": "lowest"}, "'lowest' needs selectors"),
-        ({"rows_per_step": 0}, "rows_per_step must be at least 1, got 0"),
+        ({"embeddings_per_step": 0}, "embeddings_per_step must be at least 1, got 0"),
     ],
 )
 def test_wrong_argument_is_refused(options, message):

@@ -38,9 +38,16 @@ def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8, at once or not at all."""
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Write a text file in UTF-8, atomically.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def leftovers(path: str | Path) -> list[Path]:
@@ -88,18 +95,6 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file at once or not at all.
-
-    Raises:
-        UserError: if the folder cannot be written to.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def require_file(path: str | Path, hint: str) -> None:

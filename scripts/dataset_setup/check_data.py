@@ -19,7 +19,7 @@ from scripts.data.datalist import named_files, read_cases
 from scripts.data.labels import declared_values
 from scripts.data.sizes import progress_bar
 from scripts.errors import UserError
-from scripts.files import csv_text, write_whole
+from scripts.files import csv_text, write_text
 
 SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # findings of a kind; the CSV has all
 NARROWEST = 40  # characters of the last column, however small the screen
@@ -109,7 +109,7 @@ def check_data(
     findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress_bar)
     findings = in_order(findings)
     path = Path(output_dir) / "check_data.csv"
-    write_whole(path, csv_of(findings))
+    write_text(path, csv_of(findings))
     show(table_of(findings, str(dataset_dir)))
     counts = _counted(findings)
     errors = [finding for finding in findings if finding.is_error]

@@ -14,7 +14,7 @@ import numpy as np
 from scripts.data.sizes import progress_bar
 from scripts.dataset_setup.roles import choose_tests, number_of_tests
 from scripts.errors import UserError
-from scripts.files import write_whole
+from scripts.files import write_text
 from scripts.images.read import read_volume
 from scripts.images.write import write_volume
 
@@ -69,7 +69,7 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
         "training": [_entry(name) for name in training],
         "test": [_entry(name) for name in test],
     }
-    write_whole(datalist, json.dumps(content, indent=1) + "\n")
+    write_text(datalist, json.dumps(content, indent=1) + "\n")
     show(f"{len(training)} training and {len(test)} test cases in {output}, {reason}.")
     return datalist
 

@@ -17,7 +17,7 @@ from scripts.dataset_setup.roles import Request, Roles, assign, gather
 from scripts.dataset_setup.table import Findings, table_of
 from scripts.dataset_setup.texts import copy_cases, datalist_of, same_splits, yaml_of
 from scripts.errors import UserError
-from scripts.files import write_whole
+from scripts.files import write_text
 
 INTENSITY_CASES = 40  # labelled training cases whose intensities are read, evenly over all
 NAME = re.compile(r"[\w.\-]+")
@@ -66,7 +66,7 @@ def _write(
         return []
     written = {datalist: listed, config: settings} if is_ours else {config: settings}
     for path, text in written.items():
-        write_whole(path, text)
+        write_text(path, text)
     show(_closing(list(written), shown, bool(roles.test)))
     return list(written)
 

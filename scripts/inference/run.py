@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scripts.data.find import ImageFiles, first_file, output_names
 from scripts.data.preprocessing_record import describe_preprocessing, differences
 from scripts.errors import UserError, first_line, root_user_error
-from scripts.files import csv_text, write_whole
+from scripts.files import csv_text, write_text
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.segmenter import Segmentation, Segmenter
 from scripts.inference.weights_file import preprocessing_of
@@ -81,7 +81,7 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, outputs: CaseOutpu
         result, path = outputs.write(segmenter, image, name)
         written.append(path)
         rows.extend(volume_rows(name, result, outputs))
-        write_whole(Path(outputs.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
+        write_text(Path(outputs.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
 
     failures = each_case(list(zip(images, output_names([first_file(i) for i in images]), strict=True)), one)
     report_failures(failures, len(images), outputs.output_dir)
@@ -124,7 +124,7 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
     if not failures:
         path.unlink(missing_ok=True)
         return
-    write_whole(path, csv_text(FAILURE_COLUMNS, [(each.case, each.image, each.what) for each in failures]))
+    write_text(path, csv_text(FAILURE_COLUMNS, [(each.case, each.image, each.what) for each in failures]))
     names = ", ".join(each.case for each in failures[:10]) + (", ..." if len(failures) > 10 else "")
     raise UserError(f"{len(failures)} of {cases} cases failed ({names}): {path} says why, the others are written.")
 

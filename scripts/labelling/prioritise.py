@@ -14,7 +14,7 @@ from scripts.data.cases import CaseLists
 from scripts.data.corrected_labels import names_of
 from scripts.data.find import ImageFiles, first_file
 from scripts.errors import UserError
-from scripts.files import csv_text, write_whole
+from scripts.files import csv_text, write_text
 from scripts.inference.run import each_case, report_failures
 from scripts.inference.segmenter import Segmenter
 from scripts.labelling.embeddings import ClassEmbeddings
@@ -113,7 +113,7 @@ def prioritise_unlabelled(
     )
     path = Path(output_dir) / "prioritise_unlabelled.csv"
     rows = ranked_rows(candidates, embeddings.known_descriptor(), order_by)
-    write_whole(path, csv_text(COLUMNS, rows))
+    write_text(path, csv_text(COLUMNS, rows))
     report_failures(failures, len(names), output_dir)
     logger.info(f"{len(rows)} cases in {path}; label next: {', '.join(str(row[1]) for row in rows[:5])}.")
     return path

@@ -10,7 +10,7 @@ from scripts.data.cases import CaseLists
 from scripts.data.corrected_labels import names_of
 from scripts.data.find import ImageFiles, first_file
 from scripts.errors import UserError
-from scripts.files import csv_text, write_whole
+from scripts.files import csv_text, write_text
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.run import each_case, report_failures
 from scripts.inference.segmenter import Segmenter
@@ -50,7 +50,7 @@ def pseudo_label(
         of_classes = [f"{value:.4f}" for value in result.sums.confidences()[1:]]
         rows.append((name, f"{result.sums.confidence():.4f}", *of_classes, path.name, first_file(image)))
         rows.sort(key=lambda row: (float(str(row[1])), row[0]))
-        write_whole(Path(outputs.output_dir) / "confidence.csv", csv_text(columns, rows))
+        write_text(Path(outputs.output_dir) / "confidence.csv", csv_text(columns, rows))
 
     names = names_of(cases, cases.unlabelled)
     failures = each_case(

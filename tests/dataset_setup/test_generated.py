@@ -17,7 +17,7 @@ from scripts.dataset_setup.generated import (
     yaml_with_digest,
 )
 from scripts.errors import UserError
-from scripts.files import write_whole
+from scripts.files import write_text
 
 TEXTS = {
     "a.yaml": yaml_with_digest("# why\nspacing: [1.0, 2.0]\n"),
@@ -28,7 +28,7 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_file_is_untouched_until_a_single_sign_changes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "new folder" / name
-    write_whole(path, TEXTS[name])
+    write_text(path, TEXTS[name])
     assert is_generated(path)
     assert is_untouched(path)
     refuse_edited(path, force=False)
@@ -52,16 +52,16 @@ def test_files_of_other_origin_are_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_digest_does_not_disturb_the_content(tmp_path: Path) -> None:
     assert yaml.safe_load(TEXTS["a.yaml"]) == {"spacing": [1.0, 2.0]}
-    write_whole(tmp_path / "a.json", TEXTS["a.json"])
+    write_text(tmp_path / "a.json", TEXTS["a.json"])
     assert read_generated(tmp_path / "a.json")["name"] == "ä"
 
 
 def test_nothing_is_left_beside_a_written_file(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a.yaml", "a: 1\n")
+    write_text(tmp_path / "a.yaml", "a: 1\n")
     assert [file.name for file in tmp_path.iterdir()] == ["a.yaml"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_whole(tmp_path / "file" / "a.yaml", "a: 1\n")
+        write_text(tmp_path / "file" / "a.yaml", "a: 1\n")

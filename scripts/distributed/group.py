@@ -14,13 +14,7 @@ from monai.engines import IterationEvents
 from torch import distributed, nn
 
 from scripts.distributed.collectives import all_reduce_sum, is_rank0, num_ranks
-from scripts.distributed.watch import RankWatch, watch_termination
-from scripts.errors import UserError
-
-TIMEOUT = timedelta(minutes=30)
-"""Of one exchange. Long, as ranks may rightly wait for each other's validation; the watch finds a dead one sooner."""
-
-_watch: RankWatch | None = None
+from scripts.errors import UserError, first_line
 
 
 def rank_device() -> torch.device:
@@ -40,23 +34,25 @@ def rank_device() -> torch.device:
     return torch.device("cuda", place)
 
 
-def join_ranks(device: str | torch.device, patience: float = 30.0) -> None:
-    """Make one group of the processes that `torchrun` started; gloo on a CPU, NCCL on GPUs.
+def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
+    """Form one process group of the processes that `torchrun` started; gloo on CPUs, NCCL on GPUs.
 
-    Only the first rank logs more than warnings. A rank that ends or hangs is noticed by the others, see `RankWatch`.
+    Only the first rank logs more than warnings. If a rank dies, its connections close, so the exchanges of the others
+    fail at once; torchrun's agent also ends the other processes of its node. A rank that hangs, or whose node lost
+    power, is noticed when an exchange with it has taken `patience` seconds.
 
     Args:
         device: where this rank computes.
-        patience: seconds without a sign of life after which a rank is given up, at least 5.
+        patience: time-out of one exchange in seconds, at least 1. Ranks wait for each other's validation, so it must
+            be longer than the longest difference between two ranks.
 
     Raises:
         UserError: if `torchrun` did not start this process, the group cannot be formed, or `patience` is too short.
     """
-    global _watch
     if distributed.is_initialized():
         return
-    if patience < 5:
-        raise UserError(f"rank_patience must be at least 5 seconds, got {patience}.")
+    if patience < 1:
+        raise UserError(f"rank_patience must be at least 1 second, got {patience}.")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
             "configs/multi_gpu_train.yaml needs several processes: start with torchrun --nproc_per_node=N -m "
@@ -70,26 +66,20 @@ def join_ranks(device: str | torch.device, patience: float = 30.0) -> None:
         # torchrun keeps one store for all its restarts, with the addresses of processes that are gone.
         store = distributed.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+        timeout = timedelta(seconds=patience)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"The processes of this run cannot reach each other at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} ({str(error).splitlines()[0]}): check the address in the torchrun "
-            "command and that all of them were started."
+            f"{os.environ.get('MASTER_PORT')} ({first_line(error)}): check the address in the torchrun command and "
+            "that all of them were started."
         ) from error
     if not is_rank0():
         logging.disable(logging.INFO)
-    watch_termination()
-    _watch = RankWatch(store.clone(), rank, count, patience)
-    _watch.start()
 
 
 def leave_ranks() -> None:
-    """End the group when the run is complete; the others are told, so that nobody is missed. Alone it does nothing."""
-    global _watch
-    if _watch is not None:
-        _watch.leave()
-        _watch = None
+    """End the process group when the run is complete. Without a group it does nothing."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients and statistics of several ranks become one step."""
+"""Forming the process group, and making one step of the gradients and statistics of several ranks."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
@@ -10,10 +12,82 @@ from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
-from scripts.distributed.collectives import rank
-from scripts.distributed.group import RankSynchroniser, with_common_batch_norm
+from scripts.distributed.collectives import all_reduce_sum, rank
+from scripts.distributed.group import (
+    RankSynchroniser,
+    join_ranks,
+    leave_ranks,
+    rank_device,
+    require_group,
+    with_common_batch_norm,
+)
+from scripts.errors import UserError, root_user_error
 from scripts.training.guard import GradientGuard
 from tests.rank_processes import run_ranks
+
+
+@pytest.fixture
+def outside_torchrun(monkeypatch) -> None:
+    """Without the variables that torchrun sets."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("outside_torchrun")
+def test_joining_without_torchrun_is_refused() -> None:
+    with pytest.raises(UserError, match="torchrun --nproc_per_node"):
+        join_ranks("cpu")
+
+
+def test_a_patience_below_one_second_is_refused() -> None:
+    with pytest.raises(UserError, match="rank_patience"):
+        join_ranks("cpu", patience=0.5)
+
+
+def wait_for_the_other(hanging_rank: int) -> str:
+    """What a user reads if the other rank does not answer within `patience`."""
+    join_ranks("cpu", patience=1)
+    if rank() == hanging_rank:
+        time.sleep(4)
+    try:
+        all_reduce_sum([torch.ones(1)])
+    except RuntimeError as error:
+        return str(root_user_error(error))
+    return "the exchange succeeded"
+
+
+def test_a_rank_that_hangs_for_longer_than_the_patience_ends_the_others_with_a_user_error(tmp_path) -> None:
+    waiting, _ = run_ranks(2, tmp_path / "ranks", wait_for_the_other, 1, join=False)
+    assert "--resume true" in waiting
+
+
+@pytest.mark.usefixtures("outside_torchrun")
+def test_processes_without_a_group_are_refused(monkeypatch) -> None:
+    require_group()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match=r"multi_gpu_train\.yaml"):
+        require_group()
+
+
+@pytest.mark.usefixtures("outside_torchrun")
+def test_each_process_of_a_node_has_a_gpu_of_its_own(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert rank_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="2 GPUs"):
+        rank_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert rank_device() == torch.device("cpu")
+
+
+def test_leaving_without_a_group_does_nothing() -> None:
+    leave_ranks()
+
+
+# ------------------------------------------------------------------ one step of several ranks
 
 
 class Head(nn.Linear):

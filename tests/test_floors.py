@@ -17,7 +17,7 @@ FLOORS = [
     {"training", "inference"},
     {"labelling", "export", "dataset_setup"},
     {"cli", "__main__"},
-    {"experiments", "benchmarks"},
+    {"experiments"},
 ]
 """Folders, and files of `scripts` itself, from the bottom up."""
 

@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.benchmarks import forked_command
+from tests import forked_command
 from tests.check_folder import SHAPE, CheckFolder
 from tests.volume_files import affine, oblique, save, stored_as
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 from monai.transforms import MapTransform
 
-from scripts.benchmarks import forked_command, kill_runs
 from scripts.losses.base import LossTerm, TrainingBatch
+from tests import forked_command
+from tests.campaigns.kill_runs import training_command
+from tests.recorded_runs import differences
 
 HERE = "tests.workflows.test_bad_numbers"
 MARK = "WARNING GradientGuard: "
@@ -80,7 +82,7 @@ def assert_only_these_are_skipped(states: dict[int, dict[str, Any]], skipped: li
         state["moments"] = state["optimizer"]["state"]  # the learning rate beside them follows the step
     for step in range(2, KEPT_STEPS + 1):
         before, after = states[step - 1], states[step]
-        same = {name: kill_runs.equal(before[name], after[name]) for name in ("network", "teacher", "loss", "moments")}
+        same = {name: not differences(before[name], after[name]) for name in ("network", "teacher", "loss", "moments")}
         assert set(same.values()) == {step in skipped}, (step, same)
     assert states[KEPT_STEPS]["guard"]["bad_steps"] == len(skipped)
 
@@ -120,7 +122,7 @@ def test_the_command_ends_after_as_many_in_a_row_as_the_yaml_says(tiny_demo, tmp
     spoilt.write_text(
         f"intensity: {{_target_: {HERE}.NotANumberd, keys: image}}\ntrain::guard::patience: 3\n", encoding="utf-8"
     )
-    words = kill_runs.command("default", 0, tiny_demo, tmp_path)
+    words = training_command("default", 0, tiny_demo, tmp_path)
     place = words.index("--config_file") + 1
     words[place] = words[place].replace("]", f", '{spoilt}']")
     ended = forked_command.run(words, tmp_path, 120)

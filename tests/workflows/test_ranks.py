@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.benchmarks.ranks import settings, train_and_record
 from scripts.errors import root_user_error
 from scripts.files import is_damaged
 from tests.rank_processes import run_ranks, start_ranks
+from tests.recorded_runs import method_settings, train_and_record
 
 STEPS = 2
 SMALLER = {
@@ -30,7 +30,7 @@ SMALLER = {
 
 def arguments(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> tuple:
     """Of `train_and_record`, in float64, for ranks of batch 1 or one process of batch 2."""
-    files, overrides = settings(method, demo, folder, STEPS, batch=2 // ranks)
+    files, overrides = method_settings(method, demo, folder, STEPS, batch=2 // ranks)
     files = ["train.yaml", *(["multi_gpu_train.yaml"] if ranks > 1 else []), *files[1:]]
     return files, {**overrides, **SMALLER, **more}, True, str(folder / "record_{rank}.pt")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that go on; tests/benchmarks/test_kill_runs.py kills real processes."""
+"""Resumed runs, in one process. tests/workflows/test_kills.py kills real processes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ import pytest
 import torch
 
 from scripts.training.state_files import save_atomically
-
-
-def differences(first: object, second: object, path: str = "") -> list[str]:
-    """Paths at which two nested states differ, tensors compared to the bit."""
-    if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) else [path]
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), path
-        return [d for key in first for d in differences(first[key], second[key], f"{path}/{key}")]
-    if isinstance(first, list | tuple):
-        assert len(first) == len(second), path
-        return [d for i, pair in enumerate(zip(first, second, strict=True)) for d in differences(*pair, f"{path}/{i}")]
-    return [] if first == second else [path]
+from tests.recorded_runs import differences
 
 
 def test_a_finished_run_goes_on_when_max_steps_is_raised(make_workflow, tmp_path) -> None:

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure the time and memory that commands take under load, on data generated for the purpose.
+
+    python -m scripts.experiments.load large-volume --shape 512 512 800
+    python -m scripts.experiments.load many-volumes --volumes 500 --labelled 250
+    python -m scripts.experiments.load many-checks --cases 250 1000
+    python -m scripts.experiments.load many-evaluations --cases 250 1000
+    python -m scripts.experiments.load long-training --steps 300 3000 --workers 0 2
+    python -m scripts.experiments.load patch-cost --roi_size 48 48 32
+
+The first four run the real command (inference, new-dataset, check_data, evaluating) in a process of its own. Networks
+have random weights, which cost as much as trained ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from scripts.data.demo import ensure_demo_dataset
+from scripts.networks.vnet import VNet
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+STRUCTURES = ("first", "second", "third")
+SPACING = (0.8, 0.8, 2.5)
+WINDOW = 50
+"""Steps over which the memory of a training is averaged, because allocators keep and return blocks all the time."""
+
+TOLERANCE = 0.02
+"""Relative change of memory up to which `long-training` succeeds."""
+
+
+def measure_command(words: Sequence[str]) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of `python -m WORDS`, run in the bundle's folder.
+
+    Raises:
+        subprocess.CalledProcessError: if the command fails.
+    """
+    command = [sys.executable, "-m", *words]
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, cwd=ROOT)
+    while process.poll() is None:
+        peak = max(peak, _peak_kib(process.pid))
+        time.sleep(0.1)
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - start, peak / 2**10
+
+
+def _peak_kib(process: int) -> int:
+    """Peak memory of a running process in KiB; 0 when it has ended.
+
+    `resource.getrusage` does not serve: it starts a child at the peak of its parent, and counts all children together.
+    """
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+# ------------------------------------------------------------------ generated data
+
+
+def write_volumes(folder: Path, volumes: int, labelled: int, shape: Sequence[int]) -> list[str]:
+    """Write int16 volumes of noise to `images/`, and labels of three boxes for the first `labelled` to `labels/`.
+
+    Returns:
+        The file names, the same in both folders.
+    """
+    noise = np.random.default_rng(0).integers(-1000, 1000, shape, dtype=np.int16)
+    label = np.zeros(shape, np.uint8)
+    for value, start in enumerate((0.1, 0.4, 0.7), 1):
+        label[tuple(slice(int(n * start), int(n * (start + 0.2))) for n in shape)] = value
+    names = [f"case_{number:03d}.nii.gz" for number in range(volumes)]
+    for number, name in enumerate(names):
+        image = noise + np.int16(number % 50)
+        image[0, 0, 0] = number  # so that no two images are identical
+        _write(folder / "images" / name, image, SPACING)
+        if number < labelled:
+            _write(folder / "labels" / name, label, SPACING)
+    return names
+
+
+def _write(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.openers.Opener.default_compresslevel = 1  # half of the time would go into compressing noise
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+
+
+def write_dataset(folder: Path, cases: int, shape: Sequence[int], section: str) -> None:
+    """Write labelled volumes with a `dataset.json`: one training case, and `cases` in `section` (which may be it)."""
+    names = write_volumes(folder, cases + (section != "training"), cases + 1, shape)
+    entries = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
+    lists = {"training": entries} if section == "training" else {"training": entries[:1], section: entries[1:]}
+    (folder / "dataset.json").write_text(json.dumps(lists), encoding="utf-8")
+
+
+def write_large_volume(path: Path, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Write an int16 volume of a bright ball in noise, plane by plane."""
+    plane = np.random.default_rng(0).integers(-1000, 0, shape[:2], dtype=np.int16)
+    volume = np.empty(shape, np.int16, order="F")
+    x, y = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    for k, z in enumerate(np.linspace(-1, 1, shape[2])):
+        volume[..., k] = np.roll(plane, k, axis=0) + np.where(x**2 + y**2 + z**2 < 0.5, 1000, 0).astype(np.int16)
+    _write(path, volume, spacing)
+
+
+def write_weights(path: Path, base_filters: int) -> None:
+    """Write random weights of the demo's network."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")])
+    parser.update({"base_filters": base_filters})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), path)
+
+
+# ------------------------------------------------------------------ commands in a process of their own
+
+
+def large_volume(options: argparse.Namespace, folder: Path) -> None:
+    """Inference of one large CT-like volume with the demo's network, spacing and window."""
+    write_large_volume(folder / "scan.nii", options.shape, options.voxel)
+    write_weights(folder / "models/model.pt", options.base_filters)
+    files = [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")]
+    seconds, mebibytes = measure_command(
+        [
+            *("monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(ROOT)),
+            *("--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
+            *("--output_dir", str(folder / "out"), "--base_filters", str(options.base_filters)),
+            *("--device", options.device),
+        ]
+    )
+    print(f"{_size(options.shape)} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
+
+
+def many_volumes(options: argparse.Namespace, folder: Path) -> None:
+    """`new-dataset` on a folder of many volumes."""
+    write_volumes(folder / "data", options.volumes, options.labelled, options.shape)
+    words = ["scripts.cli.new_dataset", str(folder / "data"), "--name", "many", "--config", str(folder / "many.yaml")]
+    seconds, mebibytes = measure_command(words)
+    print(
+        f"{options.volumes} volumes of {_size(options.shape)} voxels, {options.labelled} labelled: "
+        f"{seconds:.1f} s, peak memory {mebibytes:.0f} MiB"
+    )
+
+
+def many_checks(options: argparse.Namespace, folder: Path) -> None:
+    """`check_data` on few and on many cases."""
+    for cases in options.cases:
+        data = folder / str(cases)
+        write_dataset(data, cases, options.shape, "training")
+        seconds, mebibytes = measure_command(
+            [
+                *_train_command("check_data", data, folder / "out"),
+                *("--label_names", str(["background", *STRUCTURES]), "--spacing", str([*SPACING])),
+                *("--roi_size", str(options.shape)),
+            ]
+        )
+        print(f"{cases} cases of {_size(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+
+
+def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
+    """`evaluating` on few and on many test cases."""
+    write_weights(folder / "models/model.pt", options.base_filters)
+    for cases in options.cases:
+        data = folder / str(cases)
+        write_dataset(data, cases, options.shape, "test")
+        seconds, mebibytes = measure_command(
+            [
+                *_train_command("evaluating", data, folder / "out", "evaluate.yaml"),
+                *("--labelled_cases", "1", "--ckpt_dir", str(folder / "models")),
+                *("--base_filters", str(options.base_filters), "--device", "cpu"),
+            ]
+        )
+        rows = len((folder / "out/metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
+        if rows != cases * len(STRUCTURES):
+            raise RuntimeError(f"{cases} cases gave {rows} rows instead of {cases * len(STRUCTURES)}.")
+        print(f"{cases} cases of {_size(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+
+
+def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> list[str]:
+    files = [str(CONFIGS / name) for name in ("train.yaml", *more_files)]
+    return [
+        *("monai.bundle", "run", run_id, "--config_file", str(files), "--bundle_root", str(ROOT)),
+        *("--dataset_dir", str(data), "--data_source", str(data), "--output_dir", str(output)),
+    ]
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+# ------------------------------------------------------------------ measured from within
+
+
+def long_training(options: argparse.Namespace, folder: Path) -> None:
+    """Memory, open files and threads after a few hundred and after a few thousand steps of a tiny training.
+
+    It validates and saves a checkpoint every 100 steps. Exits with 1 if memory differs by more than 2 %, or files or
+    threads differ at all.
+    """
+    demo = ensure_demo_dataset(folder / "demo", num_training=6, num_validation=1, num_test=1, shape=(32, 28, 20))
+    different = []
+    for workers in options.workers:
+        # A process for each run, so that one leaves nothing to the next.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            rows = pool.submit(_train, demo, folder / f"run_{workers}", options.steps, workers).result()
+        for step, row in zip(options.steps, rows, strict=True):
+            print(
+                f"{workers} workers, step {step}: {row['memory']:.1f} MiB and {row['workers_memory']:.1f} MiB of "
+                f"workers, {row['open files']} open files, {row['threads']} threads, {row['processes']} processes",
+                flush=True,
+            )
+        different += [f"{workers} workers: {words}" for words in grown(rows[0], rows[-1])]
+    if different:
+        sys.exit(f"Between the first and the last step differ {'; '.join(different)}.")
+
+
+def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list[dict[str, float]]:
+    """Train up to the last of `steps`; what the process held at each of them, memory in MiB."""
+    torch.set_num_threads(1)
+    overrides = {
+        "bundle_root": str(ROOT), "dataset_dir": str(demo), "data_source": str(demo),
+        "output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), "num_workers": workers,
+        "roi_size": [32, 32, 16], "spacing": [3.0, 3.0, 4.0], "base_filters": 4, "precision": "fp32", "device": "cpu",
+        "batch_labelled": 1, "batch_unlabelled": 1, "unlabelled_start": 0.0,
+        "max_steps": max(steps), "val_interval": 100, "save_interval": 100,
+    }  # fmt: skip
+    workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.yaml"), workflow_type="train", **overrides)
+    workflow.initialize()
+    samples: list[tuple[float, float]] = []
+    rows = []
+
+    def sample(engine: Engine) -> None:
+        step = engine.state.iteration
+        if not any(mark - WINDOW < step <= mark for mark in steps):
+            samples.clear()
+            return
+        samples.append(memory_mib())
+        if step in steps:
+            memory, workers_memory = map(statistics.mean, zip(*samples, strict=True))
+            rows.append({"memory": memory, "workers_memory": workers_memory, **handles()})
+
+    workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, sample)
+    workflow.run()
+    workflow.finalize()
+    return rows
+
+
+def memory_mib() -> tuple[float, float]:
+    """Memory of this process, and memory that its children share with no other process, both in MiB."""
+    process = psutil.Process()
+    own = [child.memory_full_info().uss for child in process.children(recursive=True)]
+    return process.memory_info().rss / 2**20, sum(own) / 2**20
+
+
+def handles() -> dict[str, int]:
+    """Open files and threads of this process and its children together, and the number of processes."""
+    process = psutil.Process()
+    family = [process, *process.children(recursive=True)]
+    files, threads = sum(p.num_fds() for p in family), sum(p.num_threads() for p in family)
+    return {"open files": files, "threads": threads, "processes": len(family)}
+
+
+def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
+    """What differs by more than it may between the first and the last row of one run, in words."""
+    words = [f"{name} {first[name]} and {last[name]}" for name in handles() if first[name] != last[name]]
+    before, after = (row["memory"] + row["workers_memory"] for row in (first, last))
+    if abs(after - before) > TOLERANCE * before:
+        words.append(f"memory {before:.1f} and {after:.1f} MiB")
+    return words
+
+
+def patch_cost(options: argparse.Namespace, folder: Path) -> None:
+    """Time of a patch in training and in inference, by the number of patches in a batch.
+
+    On a CPU, torch takes another, slower path through the convolution of a batch of one whose layers are small
+    (`aten::slow_conv3d_forward` in its profiler), so that two patches can cost less than one.
+    """
+    network = VNet(base_filters=options.base_filters, norm="instance")
+    print(f"threads {torch.get_num_threads()}, patch {options.roi_size}, base_filters {options.base_filters}")
+    print("batch  training s  s/patch  inference s  s/patch")
+    for size in options.batches:
+        batch = torch.randn(size, 1, *options.roi_size)
+        training = median_seconds(lambda batch=batch: network(batch).mean().backward(), options.repeats)
+        with torch.no_grad():
+            inference = median_seconds(lambda batch=batch: network(batch), options.repeats)
+        print(
+            f"{size:5d}  {training:10.3f}  {training / size:7.3f}  {inference:11.3f}  {inference / size:7.3f}",
+            flush=True,
+        )
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call in seconds, after one that is not counted."""
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+# ------------------------------------------------------------------ command line
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Sub-commands with their options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(function: Callable[[argparse.Namespace, Path], None]) -> Callable[..., argparse.Action]:
+        words = (function.__doc__ or "").splitlines()
+        command = commands.add_parser(function.__name__.replace("_", "-"), help=words[0], description="\n".join(words))
+        command.set_defaults(function=function)
+        return command.add_argument
+
+    option = add(large_volume)
+    option("--shape", nargs=3, type=int, default=[512, 512, 800], help="voxels")
+    option("--voxel", nargs=3, type=float, default=[0.8, 0.8, 0.8], help="size of a voxel in mm")
+    option("--base_filters", type=int, default=8)
+    option("--device", default="cpu")
+    option = add(many_volumes)
+    option("--volumes", type=int, default=500)
+    option("--labelled", type=int, default=250)
+    option("--shape", nargs=3, type=int, default=[192, 160, 96], help="voxels of each volume")
+    option = add(many_checks)
+    option("--cases", nargs="+", type=int, default=[100, 1000])
+    option("--shape", nargs=3, type=int, default=[64, 64, 48], help="voxels of each case")
+    option = add(many_evaluations)
+    option("--cases", nargs="+", type=int, default=[250, 1000])
+    option("--shape", nargs=3, type=int, default=[48, 48, 24], help="voxels of each case")
+    option("--base_filters", type=int, default=4)
+    option = add(long_training)
+    option("--steps", nargs="+", type=int, default=[300, 3000], help="steps to measure at, ascending")
+    option("--workers", nargs="+", type=int, default=[0, 2], help="loader processes; one run for each number")
+    option = add(patch_cost)
+    option("--roi_size", nargs=3, type=int, default=[48, 48, 32])
+    option("--base_filters", type=int, default=8)
+    option("--batches", nargs="+", type=int, default=[1, 2, 4])
+    option("--repeats", type=int, default=7)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; see the module."""
+    options = make_parser().parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        options.function(options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

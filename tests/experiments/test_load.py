@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each measurement runs on what it generates, and prints its line."""
+
+from __future__ import annotations
+
+import re
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from scripts.dataset_setup import fingerprint
+from scripts.dataset_setup.new_dataset import new_dataset
+from scripts.dataset_setup.roles import Request
+from scripts.experiments import load
+from tests import forked_command
+
+SHAPE = ("--shape", "20", "18", "16")
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands run in forked processes, because a fresh one needs seconds for its imports."""
+
+    def measure(words: list[str]) -> tuple[float, float]:
+        done = forked_command.run(words, tmp_path / "streams")
+        assert done.code == 0, done.errors
+        return 1.0, 2.0
+
+    monkeypatch.setattr(load, "measure_command", measure)
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (
+            ("large-volume", "--shape", "20", "24", "28", "--voxel", "2", "2", "2", "--base_filters", "2"),
+            ["20 x 24 x 28 voxels: 1 s, peak memory 0.00 GiB"],
+        ),
+        (
+            ("many-volumes", "--volumes", "6", "--labelled", "5", *SHAPE),
+            ["6 volumes of 20 x 18 x 16 voxels, 5 labelled: 1.0 s, peak memory 2 MiB"],
+        ),
+        (
+            ("many-checks", "--cases", "2", "6", *SHAPE),
+            [f"{n} cases of 20 x 18 x 16 voxels: 1.0 s, peak memory 2 MiB" for n in (2, 6)],
+        ),
+        (
+            ("many-evaluations", "--cases", "1", "3", *SHAPE),
+            [f"{n} cases of 20 x 18 x 16 voxels: 1.0 s, peak memory 2 MiB" for n in (1, 3)],
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_command_runs_on_generated_data(words, printed, forked, capsys) -> None:
+    load.main(words)
+    assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_time_and_peak_memory_of_a_command_are_measured() -> None:
+    seconds, mebibytes = load.measure_command(["timeit", "-n", "1", "-r", "1", "a = bytearray(100 * 2**20)", "b = 1"])
+    assert 0 < seconds < 60
+    short, small = load.measure_command(
+        ["timeit", "-n", "1", "-r", "1", "import time; a = bytearray(2**28); time.sleep(0.3)"]
+    )
+    assert short > 0.3 and small > 256 and mebibytes >= 0
+
+
+def test_training_prints_a_line_for_each_step_and_number_of_workers(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(load, "grown", lambda first, last: [])  # memory settles only after the first steps
+    load.main(["long-training", "--steps", "1", "3", "--workers", "1"])
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("1 workers, step")]
+    assert [re.sub(r"[\d.]+ (MiB|open|threads)", r"N \1", line) for line in lines] == [
+        f"1 workers, step {n}: N MiB and N MiB of workers, N open files, N threads, 2 processes" for n in (1, 3)
+    ]
+
+
+def test_growth_beyond_two_per_cent_and_any_further_file_or_thread_is_reported() -> None:
+    def row(memory: float, workers_memory: float, files: int, threads: int) -> dict[str, float]:
+        return {"memory": memory, "workers_memory": workers_memory, "open files": files, "threads": threads,
+                "processes": 3}  # fmt: skip
+
+    first = row(400.0, 100.0, 40, 9)
+    assert load.grown(first, row(405.0, 104.0, 40, 9)) == []
+    assert len(load.grown(first, row(406.0, 105.0, 40, 9))) == 1
+    assert len(load.grown(first, row(400.0, 100.0, 41, 10))) == 2
+
+
+def test_patch_cost_prints_a_line_for_each_batch_size(capsys) -> None:
+    words = ["patch-cost", "--roi_size", "16", "16", "32", "--base_filters", "2", "--batches", "1", "3"]
+    load.main([*words, "--repeats", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["1", "3"]
+    assert all(float(word) >= 0 for line in lines[2:] for word in line.split())
+
+
+def test_the_first_call_is_not_counted(monkeypatch) -> None:
+    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 25.0])
+    calls = []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert load.median_seconds(lambda: calls.append(1), repeats=3) == 3.0
+    assert len(calls) == 4
+
+
+def describe_folder(folder: Path) -> None:
+    new_dataset(Request(folder, "many", config=folder / "many.yaml", force=True), show=lambda _: None)
+
+
+def traced_peak(folder: Path) -> int:
+    """Peak in bytes; the smaller of two, because the interpreter's own tables grow by megabytes now and then."""
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        describe_folder(folder)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return min(peaks)
+
+
+def test_new_dataset_needs_no_more_memory_for_three_times_as_many_volumes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fingerprint, "VOXELS_A_CASE", 100)  # the sample of intensities grows, up to that of 40 cases
+    shape = (64, 64, 48)  # 0.4 MB as int16
+    peaks = []
+    for number in (8, 24):
+        load.write_volumes(tmp_path / str(number), number, number, shape)
+        describe_folder(tmp_path / str(number))  # so that imports on first use are not counted
+        peaks.append(traced_peak(tmp_path / str(number)))
+    assert peaks[1] - peaks[0] < 16 * 64 * 64 * 48 * 2 / 3, "16 more volumes take less than a third of their size"

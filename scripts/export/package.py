@@ -132,6 +132,9 @@ FILES = (
 MODEL_NAMES = {"model.pt", "model_best.pt", "model.ts", "model.onnx", "model.pt2", "README.md"}
 """Of `models/`; the states of runs stay where they are."""
 
+LEFT_OUT = ("scripts/experiments", "docs/examples")
+"""Folders for people who work on the bundle; nobody needs them to run it."""
+
 REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "LICENSE", "models/model.pt")
 
 
@@ -175,5 +178,7 @@ def zip_bundle(
 
 def _belongs(folder: str, inside: Path) -> bool:
     if any(part.startswith(".") or part == "__pycache__" for part in inside.parts) or inside.suffix == ".pyc":
+        return False
+    if f"{folder}/{inside.parts[0]}" in LEFT_OUT:
         return False
     return folder != "models" or str(inside) in MODEL_NAMES

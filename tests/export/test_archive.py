@@ -57,6 +57,14 @@ def test_nothing_that_grew_in_the_folder_is_in_it(bundle, tmp_path) -> None:
         assert not any(archive.read(name) == b"not for others" for name in archive.namelist())
 
 
+def test_experiments_and_examples_are_not_in_it(bundle, tmp_path) -> None:
+    shutil.copytree(ROOT / "docs/examples", bundle / "docs/examples")
+    shutil.copytree(ROOT / "tests/campaigns", bundle / "tests/campaigns")
+    names = zip_bundle(bundle, tmp_path / "B.zip")
+    assert (bundle / "scripts/experiments/load.py").exists()
+    assert not [name for name in names if name.startswith(("scripts/experiments", "docs/examples", "tests"))]
+
+
 def test_a_bundle_without_weights_is_not_zipped(bundle, tmp_path) -> None:
     (bundle / "models/model.pt").unlink()
     with pytest.raises(UserError, match=r"no models/model\.pt: train first"):

@@ -59,7 +59,9 @@ class FaultyTerm(LossTerm):
 
 
 def states(folder: Path) -> dict[int, dict[str, Any]]:
-    return {n: torch.load(folder / f"models/state_{n:08d}.pt", weights_only=True) for n in range(1, KEPT_STEPS + 1)}
+    return {
+        n: torch.load(folder / f"models/checkpoint_{n:08d}.pt", weights_only=True) for n in range(1, KEPT_STEPS + 1)
+    }
 
 
 @pytest.fixture

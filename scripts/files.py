@@ -1,40 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writes, digests of files, CSV text, and checks of paths before any work."""
+"""Atomic writes, CSV text, and checks of paths before a command starts its work."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from scripts.errors import UserError
+from scripts.errors import UserError, first_line
 
 
 @contextmanager
 def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
-    """A path to write to, on the same disk; at the end it takes the name `path`, after an error it is gone.
+    """Give a temporary path in the same folder to write to; rename it to `path` at the end, delete it after an error.
 
-    The content reaches the disk before the name does, so that a power failure too leaves the old file or the new one.
+    The content is flushed to the disk before the rename, so that even a power failure leaves either the old file or
+    the new one.
 
     Args:
-        path: the file's name; its folder is made.
-        ending: of the path to write to, for a writer that goes by it.
+        path: the file's final path; its folder is created.
+        ending: of the temporary name, for a writer that chooses the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`, whose files only their owner may read.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp{ending}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{ending}")
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -50,46 +52,31 @@ def write_text(path: str | Path, text: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def leftovers(path: str | Path) -> list[Path]:
-    """What processes that were killed while writing `path` have left beside it."""
-    path = Path(path)
-    return sorted(path.parent.glob(f".{path.name}.*.tmp*"))
+def save_atomically(content: Any, path: str | Path) -> None:
+    """Write `content` by `torch.save`, atomically.
 
+    Raises:
+        UserError: if the disk is full or the folder cannot be written to; an existing file stays as it was.
+    """
+    import torch  # here, because the command line starts without torch
 
-def digest_path(path: str | Path) -> Path:
-    """Where the digest of a file lies."""
-    return Path(f"{path}.sha256")
-
-
-def write_digest(content: Path, path: str | Path) -> None:
-    """Write the SHA-256 digest of the file `content` for the file `path`, in the form that `sha256sum -c` reads."""
-    write_text(digest_path(path), f"{_sha256(content)}  {Path(path).name}\n")
-
-
-def is_damaged(path: str | Path) -> bool:
-    """Whether a file differs from its digest; one without a digest cannot be told and passes."""
     try:
-        expected = digest_path(path).read_text(encoding="utf-8").split()[0]
-    except FileNotFoundError:
-        return False
-    except (UnicodeDecodeError, IndexError):  # the digest itself is damaged, so nothing vouches for the file
-        return True
-    return _sha256(Path(path)) != expected
-
-
-def remove(path: str | Path) -> None:
-    """Remove a file with its digest."""
-    Path(path).unlink(missing_ok=True)
-    digest_path(path).unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        with atomic_write(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch's writer raises a RuntimeError; other RuntimeErrors are not about the file.
+        if isinstance(error, RuntimeError) and not re.search(
+            "PytorchStreamWriter|inline_container|iostream", str(error)
+        ):
+            raise
+        raise UserError(
+            f"{path} cannot be written ({first_line(error)}): free disk space or change the folder's permissions, then "
+            "continue with --resume true."
+        ) from error
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV."""
+    """A table as CSV text with a header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -98,36 +85,36 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def require_file(path: str | Path, hint: str) -> None:
-    """Stop before any work if `path` is not there.
+    """Stop before any work if the file `path` does not exist.
 
     Raises:
-        UserError: naming the file and the way out, `hint`.
+        UserError: naming the file and what to do, `hint`.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {hint}.")
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Stop before any work if something cannot be written into a folder, there already or to be made.
+    """Stop before any work if a folder, which may not exist yet, cannot be written to.
 
     Raises:
-        UserError: naming the folder, if it or the nearest one above it that is there is a file or may not be written.
+        UserError: naming the folder, if its nearest existing ancestor (or itself) is a file or is not writable.
     """
     for folder in map(Path, folders):
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-        if not there.is_dir():
-            raise UserError(f"{folder} cannot be a folder to write to, as {there} is none: name another.")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"{folder} cannot be written to: change the permissions of {there}, or name another.")
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            raise UserError(f"{folder} cannot be a folder, because {existing} is a file: choose another.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{folder} cannot be written to: change the permissions of {existing} or choose another.")
 
 
 def require_images(files: Sequence[str], folder: str | Path) -> None:
-    """Stop if there is nothing to run on.
+    """Stop if there is no image to run on.
 
     Raises:
         UserError: for an empty list.
     """
     if not files:
         raise UserError(
-            f"No image lies in {folder} (or none that image_pattern names): give a folder of images by --dataset_dir."
+            f"{folder} holds no image (or none that image_pattern matches): give a folder of images by --dataset_dir."
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from scripts.data.preprocessing_record import Record
-from scripts.training.state_files import save_atomically
+from scripts.files import save_atomically
 
 ENTRY = "preprocessing"
 

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 from scripts.errors import UserError, first_line
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.voxels import labels_on_grid, rows_of
+from scripts.training.checkpoint import newest_checkpoint
 from scripts.training.inferer import FeatureInferer
-from scripts.training.state_files import CheckpointFiles
 
 
 class ClassEmbeddings:
@@ -109,7 +109,7 @@ def load_prototypes(ckpt_dir: str | Path, network: nn.Module, loss: nn.Module, m
     Raises:
         UserError: if there is no state, it is of another configuration, or holds no prototype.
     """
-    content, path = CheckpointFiles(ckpt_dir, keep=1).newest()
+    content, path = newest_checkpoint(ckpt_dir)
     if content is None:
         raise UserError(f"{ckpt_dir} holds no checkpoint_*.pt of a run: train first, or name its folder by --ckpt_dir.")
     for name, module in (("network", network), ("loss", loss)):

@@ -1,56 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save everything that a run is, and go on from it."""
+"""Save a training run at intervals, and resume it from the newest readable checkpoint."""
 
 from __future__ import annotations
 
+import json
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from scripts.distributed.collectives import broadcast_from_rank0, is_rank0, num_ranks
 from scripts.errors import UserError, first_line
-from scripts.files import leftovers
+from scripts.files import save_atomically
 from scripts.training.handlers import last_step
-from scripts.training.state_files import CheckpointFiles
 
 logger = logging.getLogger("TrainingCheckpoint")
 
+PATTERN = "checkpoint_" + "[0-9]" * 8 + ".pt"
 
-class TrainingCheckpoint:
-    """One file that holds a whole run: every object's state and the number of steps done.
 
-    Nothing random is in it; that is a function of seed and step (`scripts.seeding`). A run that was killed
-    and resumed ends with the same numbers as one that was not.
+def newest_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """Load the newest readable checkpoint of a folder.
 
-    Attach it to the trainer after everything else that acts at the end of an iteration (validation, the learning rate's
-    schedule), so that a saved state knows all of its own step, and before `StopAtStep`, which reads the position.
-
-    Of several ranks, which all hold the same, the first reads and writes the files and hands the others what it read. A
-    run can be resumed with another number of ranks.
+    Truncated, damaged and foreign files are skipped with a warning.
 
     Args:
-        objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; `None`
-            stands for what a method does not have.
-        ckpt_dir: folder of the state files, `checkpoint_<step>.pt`, each with its digest `checkpoint_<step>.pt.sha256`.
-        interval: steps between saves, at least 1; the last step is always saved.
+        folder: holds files `checkpoint_<step>.pt`, or nothing, or does not exist.
+
+    Returns:
+        Content and path of the checkpoint; `(None, None)` if no file can be read.
+    """
+    for path in checkpoint_paths(folder):
+        try:
+            return _load(path), path
+        except Exception as error:  # a damaged file can raise anything
+            logger.warning(f"{path} cannot be used ({first_line(error)}); trying the checkpoint before it.")
+    return None, None
+
+
+def checkpoint_paths(folder: str | Path) -> list[Path]:
+    """The checkpoints of a folder, newest first, readable or not."""
+    return sorted(Path(folder).glob(PATTERN), reverse=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch writes a CRC-32 of each tensor, but does not compare it on loading
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "run" not in content:
+        raise ValueError("it is not a checkpoint of a training run")
+    return content
+
+
+class TrainingCheckpoint:
+    """One file that holds a whole run: the state of every object and the number of completed steps.
+
+    It holds no state of random generators, because everything random is a function of seed and step
+    (`scripts.seeding`). A run that was killed and resumed ends with the same numbers as one that was not.
+
+    Files are written atomically, so a process that is killed while it writes leaves the checkpoints before intact.
+
+    Attach it to the trainer after everything else that acts at the end of an iteration (validation, learning-rate
+    schedule), so that a checkpoint holds all of its own step, and before `StopAtStep`, which reads the restored step.
+
+    With several ranks, which all hold the same state, the first reads and writes the files and sends the others what
+    it read. A run can be resumed with another number of ranks.
+
+    Args:
+        objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; entries
+            that are `None` are left out.
+        ckpt_dir: folder of the files `checkpoint_<step>.pt`.
+        interval: steps between two checkpoints, at least 1; the last step is always saved.
         max_steps: length of the run.
-        resume: whether to go on from the newest readable state; without one the run starts from the beginning.
-        keep: so many state files stay.
-        outdated: files that a run of its own would not overwrite at once, such as the best model: a fresh run over a
-            finished one removes them, so that they are not taken for its own.
-        settings: name to value (numbers, texts, lists of them) of what a run cannot change on the way: a resume with
-            another value is refused.
-        per_rank: those of the settings that every rank has for itself (batch sizes). With another number of ranks they
-            may be others.
-        kept: those of the settings that may follow from the number of ranks, but that a resumed run takes from the
-            state (the learning rate, with its schedule): with another number of ranks a difference is told.
+        resume: `True` to continue from the newest readable checkpoint; without any the run starts from the beginning.
+        keep: number of checkpoints that are kept, at least 1.
+        outdated: files that a new run would not overwrite at once, such as the best model: a new run in the folder of a
+            finished one removes them, so that they are not mistaken for its own.
+        settings: name to value (JSON types) of what must not change during a run: a resume with another value is
+            refused.
+        rank_dependent: names in `settings` that may change together with the number of ranks; a change is logged.
 
     Raises:
-        UserError: at the start of a run that is not resumed, if `ckpt_dir` holds an unfinished run; or if a state
-            does not fit the objects or the settings.
+        UserError: at the start of a new run if `ckpt_dir` holds an unfinished one; on a resume if no checkpoint is
+            readable, or the newest one does not fit the objects or the settings.
     """
 
     def __init__(
@@ -59,22 +97,22 @@ class TrainingCheckpoint:
         ckpt_dir: str | Path,
         interval: int,
         max_steps: int,
-        resume: bool = False,
+        resume: bool | str = False,
         keep: int = 2,
         outdated: Sequence[str | Path] = (),
         settings: Mapping[str, Any] | None = None,
-        per_rank: Sequence[str] = (),
-        kept: Sequence[str] = (),
+        rank_dependent: Sequence[str] = (),
     ) -> None:
         if interval < 1 or keep < 1:
-            raise UserError(f"save_interval and keep must be at least 1, got {interval} and {keep}.")
+            raise UserError(f"save_interval and keep_states must be at least 1, got {interval} and {keep}.")
         self.objects = {name: item for name, item in objects.items() if item is not None}
-        self.files = CheckpointFiles(ckpt_dir, keep)
+        self.ckpt_dir, self.keep = Path(ckpt_dir), keep
         self.outdated = [Path(path) for path in outdated]
         # MONAI's command line gives `--resume false` as a text.
         self.interval, self.max_steps, self.resume = interval, max_steps, str(resume).lower() == "true"
-        self.settings = {name: _plain(value) for name, value in (settings or {}).items()}
-        self.per_rank, self.kept = tuple(per_rank), tuple(kept)
+        # As JSON gives them back, so that a tuple equals the list that is read from a file.
+        self.settings = json.loads(json.dumps(settings or {}, default=str))
+        self.rank_dependent = tuple(rank_dependent)
 
     def attach(self, engine: Engine) -> None:
         """Restore or clear at the start, save every `interval` steps and at the last."""
@@ -82,17 +120,14 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save_if_due)
 
     def begin(self, engine: Engine) -> None:
-        """Restore the newest state, or make sure that none is lost."""
+        """Restore the newest checkpoint, or clear the folder of a finished run."""
         if self.resume:
             self._restore(engine)
         else:
-            broadcast_from_rank0(self._make_room)
-        if not is_rank0():
-            return
-        self.files.sweep()
-        for path in self.outdated:
-            for left in leftovers(path):
-                left.unlink(missing_ok=True)
+            broadcast_from_rank0(self._clear_finished_run)
+        if is_rank0():
+            for leftover in self.ckpt_dir.glob(".*.pt.*.tmp"):  # a process was killed while it wrote this file
+                leftover.unlink(missing_ok=True)
 
     def save_if_due(self, engine: Engine) -> None:
         """Save if this step is a multiple of `interval` or the last."""
@@ -100,10 +135,11 @@ class TrainingCheckpoint:
             self.save(engine)
 
     def save(self, engine: Engine) -> Path:
-        """Save now, after the engine's present iteration."""
+        """Save the engine's current step, remove the oldest checkpoints, and return the file's path."""
         step = engine.state.iteration
+        path = self.ckpt_dir / f"checkpoint_{step:08d}.pt"
         if not is_rank0():
-            return self.files.path(step)
+            return path
         content = {name: item.state_dict() for name, item in self.objects.items()}
         content["run"] = {
             "step": step,
@@ -111,14 +147,18 @@ class TrainingCheckpoint:
             "settings": self.settings,
             "ranks": num_ranks(),
         }
-        return self.files.save(content, step)
+        save_atomically(content, path)
+        # A checkpoint of a later step is damaged, as this run continues from one before it: it must not count.
+        for old in [other for other in checkpoint_paths(self.ckpt_dir) if other.name <= path.name][self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
 
     def _restore(self, engine: Engine) -> None:
-        content, path = broadcast_from_rank0(self._state_to_resume)
+        content, path = broadcast_from_rank0(self._read)
         if content is None:
-            logger.info(f"Nothing to resume in {self.files.folder}: starting from the beginning.")
+            logger.info(f"No checkpoint in {self.ckpt_dir}: starting from the beginning.")
             return
-        self._check_settings(content["run"].get("settings", {}), content["run"].get("ranks", 1), path)
+        self._check_settings(content["run"], path)
         for name, item in self.objects.items():
             try:
                 item.load_state_dict(content[name])
@@ -129,61 +169,48 @@ class TrainingCheckpoint:
                 ) from error
         step = content["run"]["step"]
         engine.state.iteration = step
-        # Epochs may be cut differently when max_steps has changed; only the step is a fact.
+        # The number of completed epochs is not stored, because another max_steps can change their length.
         engine.state.epoch = step // engine.state.epoch_length
         logger.info(f"Resumed at step {step} from {path}.")
         if step >= self.max_steps:
-            logger.info(f"That run is finished: raise --max_steps above {step} to go on.")
+            logger.info(f"That run is finished: set --max_steps above {step} to train further.")
 
-    def _state_to_resume(self) -> tuple[dict[str, Any] | None, Path | None]:
-        content, path = self.files.newest()
-        if content is None and self.files.paths():
+    def _read(self) -> tuple[dict[str, Any] | None, Path | None]:
+        content, path = newest_checkpoint(self.ckpt_dir)
+        if content is None and checkpoint_paths(self.ckpt_dir):
             raise UserError(
-                f"No state in {self.files.folder} can be read, so there is nothing to resume: put back a good copy, or "
-                "delete its state files and start without --resume."
+                f"No checkpoint in {self.ckpt_dir} can be read, so the run cannot be resumed: restore a good copy, or "
+                "delete its checkpoint_*.pt and start without --resume."
             )
         return content, path
 
-    def _check_settings(self, then: Mapping[str, Any], ranks_then: int, path: Path) -> None:
-        own, kept = (self.per_rank, self.kept) if ranks_then != num_ranks() else ((), ())
-        changed = [
-            f"{name} {then[name]!r} (now {self.settings[name]!r})"
-            for name in self.settings
-            if name in then and then[name] != self.settings[name] and name not in (*own, *kept)
-        ]
-        for name in kept:
-            if name in then and then[name] != self.settings[name]:
+    def _check_settings(self, run: Mapping[str, Any], path: Path) -> None:
+        saved = run["settings"]
+        changed = {
+            name: f"{name} {saved[name]!r} (now {value!r})"
+            for name, value in self.settings.items()
+            if name in saved and saved[name] != value
+        }
+        if run["ranks"] != num_ranks():
+            allowed = [changed.pop(name) for name in self.rank_dependent if name in changed]
+            if allowed:
                 logger.warning(
-                    f"{name} stays {then[name]!r}, as in {path}; in a new run it would be {self.settings[name]!r}."
-                )
-        for name in own:
-            if name in then and ranks_then * then[name] != num_ranks() * self.settings[name]:
-                logger.warning(
-                    f"{ranks_then} process(es) with {name} {then[name]} trained so far, {num_ranks()} with "
-                    f"{self.settings[name]} from here: steps have another number of cases."
+                    f"{path} was written by {run['ranks']} process(es), with {', '.join(allowed)}; now there are "
+                    f"{num_ranks()}. The optimiser keeps its learning rate; steps have another number of cases."
                 )
         if changed:
             raise UserError(
-                f"{path} is of a run with {', '.join(changed)}: resume with its settings, or choose another --ckpt_dir "
-                "for a new run."
+                f"{path} belongs to a run with {', '.join(changed.values())}: resume with its settings, or choose "
+                "another --ckpt_dir for a new run."
             )
 
-    def _make_room(self) -> None:
-        content, _ = self.files.newest()
+    def _clear_finished_run(self) -> None:
+        content, _ = newest_checkpoint(self.ckpt_dir)
         if content is not None and not content["run"]["finished"]:
             raise UserError(
-                f"{self.files.folder} holds a run that stopped at step {content['run']['step']}. Add --resume true to "
-                "go on with it, name another --ckpt_dir, or delete its state files."
+                f"{self.ckpt_dir} holds a run that stopped at step {content['run']['step']}. Add --resume true to "
+                "continue it, choose another --ckpt_dir, or delete its checkpoint_*.pt."
             )
-        for old in [*self.files.paths(), *(path for path in self.outdated if path.exists())]:
-            logger.info(f"{old} belongs to the finished run in {self.files.folder} and is removed.")
+        for old in [*checkpoint_paths(self.ckpt_dir), *(path for path in self.outdated if path.exists())]:
+            logger.info(f"{old} belongs to the finished run in {self.ckpt_dir} and is removed.")
             old.unlink()
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples and other sequences, so that a value equals what a file gives back."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was killed and resumed ends like one that was not.
 
-"Killed" means an exception at the start of a step: whatever was not saved is lost.
+Here an exception at the start of a step stands for SIGKILL: everything that was not saved is lost.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,13 @@ from ignite.engine import Engine
 from torch import nn
 
 from scripts.errors import UserError
-from scripts.training.checkpoint import TrainingCheckpoint
-from scripts.training.state_files import save_atomically
+from scripts.training.checkpoint import TrainingCheckpoint, newest_checkpoint
 from tests.training.toy_run import EPOCH, Run, assert_same, file_names
 
 CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
 
 
-# ------------------------------------------------------------------ killed and resumed equals not killed
+# ------------------------------------------------------------------ a resumed run ends like one that never stopped
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_a_killed_and_resumed_run_ends_like_one_that_was_not(tmp_path, interval,
     assert whole.scheduler.get_last_lr()[0] == pytest.approx(0.05 * 0.8**7)
 
 
-def test_a_run_killed_twice_with_other_numbers_of_workers_ends_the_same(tmp_path):
+def test_a_run_killed_twice_and_resumed_with_other_numbers_of_workers_ends_the_same(tmp_path):
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", 7, workers=1, killed_at=3).go_until_killed()
     Run(tmp_path / "parts", 7, workers=0, resume=True, killed_at=6).go_until_killed()
@@ -62,7 +61,7 @@ def test_a_run_killed_twice_with_other_numbers_of_workers_ends_the_same(tmp_path
 
 
 @pytest.mark.parametrize("first", [3, 4])
-def test_a_finished_run_with_a_larger_max_steps_goes_on_like_one_that_was_that_long(tmp_path, first):
+def test_a_finished_run_continued_to_more_steps_equals_a_run_of_that_length(tmp_path, first):
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", first).go()
     longer = Run(tmp_path / "parts", 7, resume=True).go()
@@ -70,7 +69,7 @@ def test_a_finished_run_with_a_larger_max_steps_goes_on_like_one_that_was_that_l
     assert_same(longer.everything(), whole.everything())
 
 
-def test_epochs_may_be_cut_differently_on_a_resume(tmp_path):
+def test_a_resume_may_have_another_epoch_length(tmp_path):
     # configs/train.yaml has epochs of min(max_steps, 100), so a larger max_steps can change their length.
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", 2, epoch_length=2).go()
@@ -103,8 +102,8 @@ def handler_names(node):
     return [node["_target_"].split(".")[-1], *handler_names(node.get("handlers", []))]
 
 
-def test_the_training_config_saves_when_everything_else_of_a_step_is_done():
-    # Handlers of one event run in the order of the list: a state saved before the schedule has moved lags one step.
+def test_the_training_config_saves_after_everything_else_of_a_step():
+    # Handlers of one event run in the order of the list: a checkpoint saved before the schedule moves lags one step.
     config = yaml.safe_load(CONFIG.read_text())["train"]
     assert config["checkpoint"]["_target_"] == "scripts.training.checkpoint.TrainingCheckpoint"
     names = handler_names(config["handlers"])
@@ -120,34 +119,34 @@ def test_the_training_config_gives_unused_parameters_no_gradient():
     assert yaml.safe_load(CONFIG.read_text())["train"]["trainer"]["optim_set_to_none"] is True
 
 
-# ------------------------------------------------------------------ damaged, missing and foreign states
+# ------------------------------------------------------------------ damaged, missing and foreign checkpoints
 
 
-def test_a_truncated_state_is_skipped_for_the_one_before(tmp_path, caplog):
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
     newest = tmp_path / "parts" / "checkpoint_00000005.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with caplog.at_level(logging.WARNING, "CheckpointFiles"):
+    with caplog.at_level(logging.WARNING, "TrainingCheckpoint"):
         resumed = Run(tmp_path / "parts", 7, resume=True).go()
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "CheckpointFiles"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "TrainingCheckpoint"]
     assert str(newest) in warning
     assert "\n" not in warning
     assert resumed.steps == [5, 6, 7]
     assert_same(resumed.everything(), whole.everything())
 
 
-def test_a_resume_where_no_state_can_be_read_is_refused(tmp_path):
-    """To start over in silence would lose the run: a good copy may exist."""
+def test_a_resume_without_a_readable_checkpoint_is_refused(tmp_path):
+    """Starting over silently would lose the run, of which a good copy may exist."""
     for name in ("checkpoint_00000002.pt", "checkpoint_00000004.pt"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"No state in .* can be read"):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         Run(tmp_path, 7, resume=True).go()
     assert len(file_names(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("error", [TypeError(""), AttributeError("no such thing\nat all")])
-def test_any_way_in_which_a_state_does_not_fit_is_one_sentence(tmp_path, error):
+def test_every_kind_of_misfit_is_one_sentence_that_names_the_object(tmp_path, error):
     class Foreign:
         def state_dict(self):
             return {}
@@ -156,16 +155,16 @@ def test_any_way_in_which_a_state_does_not_fit_is_one_sentence(tmp_path, error):
             raise error
 
     run = Run(tmp_path, 3).go()
-    state = torch.load(tmp_path / "checkpoint_00000003.pt", weights_only=True)
-    torch.save({**state, "network": {}}, tmp_path / "checkpoint_00000003.pt")
-    with pytest.raises(UserError, match=r"\(network: (TypeError|no such thing)\)") as caught:
+    path = tmp_path / "checkpoint_00000003.pt"
+    torch.save({**torch.load(path, weights_only=True), "network": {}}, path)
+    with pytest.raises(UserError, match=r"checkpoint_00000003\.pt .*network: (TypeError|no such thing)") as caught:
         TrainingCheckpoint({**run.objects, "network": Foreign()}, tmp_path, 1, 3, resume=True).begin(
             Engine(lambda *_: None)
         )
     assert "\n" not in str(caught.value)
 
 
-def test_a_fresh_run_over_a_finished_one_removes_what_it_would_not_overwrite_and_a_resumed_one_does_not(tmp_path):
+def test_a_new_run_over_a_finished_one_removes_outdated_files_and_a_resumed_one_does_not(tmp_path):
     best = tmp_path / "model_best.pt"
     run = Run(tmp_path, 3).go()
     for resume, stays in ((True, True), (False, False)):
@@ -176,41 +175,41 @@ def test_a_fresh_run_over_a_finished_one_removes_what_it_would_not_overwrite_and
         assert best.exists() is stays
 
 
-def test_a_damaged_newer_state_does_not_push_out_the_one_just_saved(tmp_path):
+def test_a_damaged_newer_checkpoint_does_not_displace_the_one_just_saved(tmp_path):
     Run(tmp_path, 9, interval=2, keep=1, killed_at=5).go_until_killed()
     (tmp_path / "checkpoint_00000008.pt").write_bytes(b"damaged")
     Run(tmp_path, 9, interval=2, keep=1, resume=True, killed_at=7).go_until_killed()
     assert Run(tmp_path, 9, interval=2, keep=1, resume=True).go().steps == [7, 8, 9]
 
 
-def test_a_file_that_is_no_state_is_skipped(tmp_path):
+def test_a_foreign_file_is_skipped(tmp_path):
     Run(tmp_path, 7, killed_at=3).go_until_killed()
     torch.save([1, 2], tmp_path / "checkpoint_00000009.pt")
     assert Run(tmp_path, 7, resume=True).go().steps[0] == 3
 
 
-def test_other_files_that_begin_with_state_are_left_alone(tmp_path):
-    other = tmp_path / "state_dict.pt"
+def test_files_with_similar_names_are_left_alone(tmp_path):
+    other = tmp_path / "checkpoint_mine.pt"
     torch.save({"somebody": torch.ones(1)}, other)
     Run(tmp_path, 3).go()
     Run(tmp_path, 3).go()
     assert torch.load(other)["somebody"].item() == 1
 
 
-def test_a_fresh_run_over_an_unfinished_one_is_refused_and_loses_nothing(tmp_path):
+def test_a_new_run_over_an_unfinished_one_is_refused_and_removes_nothing(tmp_path):
     Run(tmp_path, 7, killed_at=4).go_until_killed()
     before = file_names(tmp_path)
     with pytest.raises(UserError) as caught:
         Run(tmp_path, 7).go()
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "stopped at step 3" in message
+    assert "step 3" in message
     assert "--resume true" in message
     assert file_names(tmp_path) == before
 
 
-def test_a_fresh_run_over_a_finished_one_clears_it(tmp_path):
-    # Its states are of higher steps: left there, a later resume would take them for the new run's.
+def test_a_new_run_over_a_finished_one_removes_its_checkpoints(tmp_path):
+    # They have higher steps: a later resume would mistake them for those of the new run.
     Run(tmp_path, 7, interval=2).go()
     Run(tmp_path, 7, interval=2, killed_at=4).go_until_killed()
     assert file_names(tmp_path) == ["checkpoint_00000002.pt"]
@@ -243,91 +242,106 @@ def change_scheduler(run):
         (change_scheduler, "lr_scheduler"),
     ],
 )
-def test_a_state_of_another_configuration_is_refused_in_a_sentence(tmp_path, change, name):
+def test_a_checkpoint_of_another_configuration_is_refused_in_one_sentence(tmp_path, change, name):
     run = Run(tmp_path, 3).go()
     change(run)
     with pytest.raises(UserError) as caught:
         TrainingCheckpoint(run.objects, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
     message = str(caught.value)
     assert str(tmp_path / "checkpoint_00000003.pt") in message
-    assert f"({name}: " in message
+    assert f"{name}: " in message
     assert "--ckpt_dir" in message
     assert "\n" not in message
 
 
-def test_a_shape_that_differs_is_named(tmp_path):
+def test_a_tensor_that_does_not_fit_is_named(tmp_path):
     run = Run(tmp_path, 3).go()
     change_width(run)
     with pytest.raises(UserError, match=r"network: (Missing key\(s\)|Unexpected key|size mismatch)"):
         TrainingCheckpoint(run.objects, tmp_path, 1, 3, resume=True).begin(Engine(lambda *_: None))
 
 
-def test_a_resume_with_other_settings_is_refused_and_names_each(tmp_path):
+def test_a_resume_with_other_settings_is_refused_and_names_each_of_them(tmp_path):
     settings = {"labels": ["a", "b"], "patch": (3, 4), "rate": 0.1}
     Run(tmp_path, 7, settings=settings, killed_at=4).go_until_killed()
     assert Run(tmp_path, 4, resume=True, settings={**settings, "patch": [3, 4], "new": 1}).go().steps == [4]
     with pytest.raises(UserError) as caught:
         Run(tmp_path, 7, resume=True, settings={**settings, "labels": ["a", "c"], "rate": 0.2}).go()
     message = str(caught.value)
-    assert "labels ['a', 'b'] (now ['a', 'c']), rate 0.1 (now 0.2)" in message
+    assert "labels ['a', 'b'] (now ['a', 'c'])" in message
+    assert "rate 0.1 (now 0.2)" in message
     assert "patch" not in message
     assert "--ckpt_dir" in message
 
 
-def test_a_setting_that_follows_from_the_number_of_ranks_is_told_and_no_reason_to_refuse(tmp_path, monkeypatch, caplog):
-    def state(rate, resume):
-        return TrainingCheckpoint({}, tmp_path, 1, 3, resume, settings={"rate": rate}, kept=["rate"])
+def test_a_rank_dependent_setting_may_change_with_the_number_of_ranks_only(tmp_path, monkeypatch, caplog):
+    def checkpoint(settings, resume):
+        return TrainingCheckpoint({}, tmp_path, 1, 3, resume, settings=settings, rank_dependent=["rate"])
 
     engine = Engine(lambda *_: None)
     engine.state.iteration, engine.state.epoch_length = 1, 4
-    state(0.1, False).save(engine)
-    with pytest.raises(UserError, match=r"rate 0.1 \(now 0.2\)"):
-        state(0.2, True).begin(engine)
+    checkpoint({"rate": 0.1, "seed": 5}, False).save(engine)
+    with pytest.raises(UserError, match=r"rate 0\.1 .*0\.2"):
+        checkpoint({"rate": 0.2, "seed": 5}, True).begin(engine)
     monkeypatch.setattr("scripts.training.checkpoint.num_ranks", lambda: 2)
-    state(0.2, True).begin(engine)
-    assert "rate stays 0.1" in caplog.text
+    checkpoint({"rate": 0.1, "seed": 5}, True).begin(engine)
+    assert "rate 0.1" not in caplog.text
+    checkpoint({"rate": 0.2, "seed": 5}, True).begin(engine)
+    assert "rate 0.1 (now 0.2)" in caplog.text
+    with pytest.raises(UserError, match="seed 5") as caught:
+        checkpoint({"rate": 0.2, "seed": 6}, True).begin(engine)
+    assert "rate" not in str(caught.value)
 
 
-# ------------------------------------------------------------------ what lies in the folder
+# ------------------------------------------------------------------ files
 
 
-def test_a_changed_byte_is_noticed_though_the_file_can_be_read(tmp_path, caplog):
-    """torch reads a file with a flipped bit in a weight without a word."""
+def test_a_flipped_bit_in_a_weight_is_noticed_though_torch_loads_the_file(tmp_path, caplog):
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
     newest = tmp_path / "parts/checkpoint_00000005.pt"
-    content = torch.load(newest, weights_only=True)
-    content["network"]["0.bias"][0] += 1e-3
-    torch.save(content, newest)
-    with caplog.at_level(logging.WARNING, "CheckpointFiles"):
+    weight = torch.load(newest, weights_only=True)["network"]["0.weight"]
+    content = newest.read_bytes()
+    place = content.index(weight.numpy().tobytes())
+    newest.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    assert not torch.equal(torch.load(newest, weights_only=True)["network"]["0.weight"], weight)
+    with caplog.at_level(logging.WARNING, "TrainingCheckpoint"):
         resumed = Run(tmp_path / "parts", 7, resume=True).go()
-    assert f"{newest} cannot be used (it differs from checkpoint_00000005.pt.sha256)" in caplog.text
+    assert str(newest) in caplog.text
     assert resumed.steps == [5, 6, 7]
     assert_same(resumed.everything(), whole.everything())
 
 
-def test_digests_are_those_of_sha256sum_and_leave_with_their_states(tmp_path):
-    Run(tmp_path, 7, keep=2).go()
-    digests = sorted(tmp_path.glob("*.sha256"))
-    assert [path.name for path in digests] == ["checkpoint_00000006.pt.sha256", "checkpoint_00000007.pt.sha256"]
-    for path in digests:
-        state = path.with_suffix("")
-        assert path.read_text() == f"{hashlib.sha256(state.read_bytes()).hexdigest()}  {state.name}\n"
+def test_wherever_a_byte_is_changed_or_the_file_ends_the_content_is_refused_or_unchanged(tmp_path):
+    """Bytes between the entries of the archive, and some of their descriptions, do not affect the content."""
+    path = tmp_path / "checkpoint_00000001.pt"
+    content = {"network": {"weight": torch.arange(7.0), "count": torch.tensor(3)}, "run": {"step": 1, "finished": True}}
+    torch.save(content, path)
+    good = path.read_bytes()
+    refused = 0
+    for place in range(0, len(good), 13):
+        for damaged in (good[:place], good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]):
+            path.write_bytes(damaged)
+            found, _ = newest_checkpoint(tmp_path)
+            refused += found is None
+            if found is not None:
+                assert_same(found, content)
+    assert refused > len(good) / 13
 
 
-def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
-    left = [".checkpoint_00000003.pt.99.tmp", ".checkpoint_00000003.pt.sha256.99.tmp", "checkpoint_00000009.pt.sha256"]
-    kept = [".checkpoint_mine.tmp", "notes.sha256", "checkpoint_00000003.pt"]
+def test_unfinished_files_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    removed = {".checkpoint_00000003.pt.99.tmp", ".model.pt.99.tmp"}
+    kept = {".checkpoint_mine.tmp", "notes.tmp", "checkpoint_00000003.pt"}
     Run(tmp_path, 3).go()
-    for name in [*left, *kept[:2]]:
+    for name in (*removed, ".checkpoint_mine.tmp", "notes.tmp"):
         (tmp_path / name).write_text("x")
     Run(tmp_path, 4, resume=True, interval=99, keep=9).go()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names >= set(kept)
-    assert not names & set(left)
+    names = set(file_names(tmp_path))
+    assert names >= kept
+    assert not names & removed
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_states_before(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_user_error_and_keeps_the_earlier_checkpoints(tmp_path, monkeypatch):
     run = Run(tmp_path, 3).go()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -337,7 +351,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_states_before(tmp_path, monk
     monkeypatch.setattr(torch, "save", fail)
     engine = Engine(lambda *_: None)
     engine.state.iteration = 4
-    with pytest.raises(UserError, match=r"checkpoint_00000004.pt cannot be written \(.*No space left.*--resume true"):
+    with pytest.raises(UserError, match=r"checkpoint_00000004\.pt .*No space left.*--resume true"):
         TrainingCheckpoint(run.objects, tmp_path, 1, 9).save(engine)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -346,12 +360,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_states_before(tmp_path, monk
     ("interval", "keep", "steps"),
     [(1, 1, [7]), (1, 3, [5, 6, 7]), (3, 2, [6, 7]), (3, 9, [3, 6, 7]), (100, 2, [7])],
 )
-def test_states_of_every_interval_and_of_the_last_step_stay_up_to_keep(tmp_path, interval, keep, steps):
+def test_checkpoints_of_every_interval_and_of_the_last_step_are_kept_up_to_keep(tmp_path, interval, keep, steps):
     Run(tmp_path, 7, interval=interval, keep=keep).go()
     assert file_names(tmp_path) == [f"checkpoint_{step:08d}.pt" for step in steps]
 
 
-def test_states_load_with_weights_only_and_say_where_the_run_stands(tmp_path):
+def test_a_checkpoint_loads_with_weights_only_and_holds_the_progress_of_the_run(tmp_path):
     run = Run(tmp_path, 3, keep=9).go()
     early, last = (torch.load(tmp_path / f"checkpoint_{n:08d}.pt", weights_only=True) for n in (2, 3))
     assert early["run"] == {"step": 2, "finished": False, "settings": {}, "ranks": 1}
@@ -359,36 +373,12 @@ def test_states_load_with_weights_only_and_say_where_the_run_stands(tmp_path):
     assert_same(last, run.everything())
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
-    path = tmp_path / "made" / "here.pt"
-    save_atomically({"value": 1}, path)
-
-    class Unpicklable:
-        def __reduce__(self):
-            raise OSError("disk full")
-
-    with pytest.raises(UserError, match="disk full"):
-        save_atomically({"big": torch.ones(9), "bad": Unpicklable()}, path)
-    assert torch.load(path) == {"value": 1}
-    assert file_names(path.parent) == ["here.pt"]
-
-
 @pytest.mark.parametrize("numbers", [{"interval": 0}, {"interval": 1, "keep": 0}])
 def test_an_interval_or_keep_below_one_is_refused(tmp_path, numbers):
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match=r"save_interval|keep_states"):
         TrainingCheckpoint({}, tmp_path, max_steps=3, **numbers)
 
 
 @pytest.mark.parametrize(("given", "resumes"), [(True, True), ("true", True), (False, False), ("false", False)])
-def test_true_and_false_may_be_texts_as_the_command_line_gives_them(given, resumes, tmp_path) -> None:
+def test_resume_may_be_a_text_as_the_command_line_gives_it(given, resumes, tmp_path) -> None:
     assert TrainingCheckpoint({}, tmp_path, interval=1, max_steps=1, resume=given).resume is resumes
-
-
-@pytest.mark.parametrize("words", ["[enforce fail at inline_container.cc:672] . unexpected pos", "iostream error"])
-def test_a_disk_that_fills_inside_torchs_writer_is_one_sentence(words, monkeypatch, tmp_path) -> None:
-    def fail(*_):
-        raise RuntimeError(words)
-
-    monkeypatch.setattr("torch.save", fail)
-    with pytest.raises(UserError, match=r"model\.pt cannot be written"):
-        save_atomically({}, tmp_path / "model.pt")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from scripts.errors import root_user_error
-from scripts.files import is_damaged
+from scripts.training.checkpoint import newest_checkpoint
 from tests.rank_processes import run_ranks, start_ranks
 from tests.recorded_runs import method_settings, train_and_record
 
@@ -120,9 +120,9 @@ def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_stat
         _, error = torch.load(tmp_path / f"ranks/{rank}.pt")
         assert "SystemExit: 143" in error
     assert not list((folder / "models").glob(".*"))
-    newest = max((folder / "models").glob("checkpoint_*.pt"))
-    assert not is_damaged(newest)
-    assert 2 <= torch.load(newest, weights_only=True)["run"]["step"] < 200
+    content, path = newest_checkpoint(folder / "models")
+    assert path == max((folder / "models").glob("checkpoint_*.pt"))
+    assert 2 <= content["run"]["step"] < 200
 
 
 def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.training.state_files import save_atomically
+from scripts.files import save_atomically
 from tests.recorded_runs import differences
 
 
@@ -24,7 +24,7 @@ def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow,
     state_file = tmp_path / "models/checkpoint_00000002.pt"
     state = torch.load(state_file, weights_only=True)
     state["best"]["best_metric"] = 0.99  # as if an unbeatable model had been found before the stop
-    save_atomically(state, state_file, digest=True)
+    save_atomically(state, state_file)
     before = best.read_bytes()
     make_workflow("train.yaml", max_steps=4, val_interval=2, resume=True).run()
     assert best.read_bytes() == before

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Atomic writes, CSV text, and checks of paths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from scripts.errors import UserError
+from scripts.files import atomic_write, csv_text, save_atomically, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_with_its_whole_content_in_a_new_folder(tmp_path):
+    path = tmp_path / "new/deep/a.txt"
+    with atomic_write(path, ending=".txt") as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".txt"
+        temporary.write_text("content")
+        assert not path.exists()
+    assert path.read_text() == "content"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_after_an_error_the_old_file_is_unchanged_and_no_temporary_file_is_left(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
+        temporary.write_text("half of the ne")
+        raise KeyError("stopped")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_process_killed_while_it_replaces_a_file_leaves_one_of_its_versions(tmp_path):
+    """Killed at ten moments between 0 and 9 ms of writing the same file again and again."""
+    path = tmp_path / "a.pt"
+    size = 100_000
+    for delay in range(10):
+        child = os.fork()
+        if child == 0:
+            for value in range(1_000_000):
+                save_atomically(torch.full((size,), value), path)
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(delay / 1000)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        content = torch.load(path, weights_only=True)
+        assert len(content) == size and bool((content == content[0]).all())
+        path.unlink()
+
+
+def test_a_text_is_written_in_utf_8(tmp_path):
+    write_text(tmp_path / "a.txt", "µm\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc2\xb5m\n"
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_user_error_that_names_the_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"a\.txt"):
+        write_text(tmp_path / "file/a.txt", "content")
+    with pytest.raises(UserError, match=r"a\.pt"):
+        save_atomically({}, tmp_path / "file/a.pt")
+
+
+def test_an_error_while_saving_keeps_the_old_file(tmp_path):
+    class Unpicklable:
+        def __reduce__(self):
+            raise OSError("disk full")
+
+    path = tmp_path / "a.pt"
+    save_atomically({"value": 1}, path)
+    with pytest.raises(UserError, match="disk full"):
+        save_atomically({"big": torch.ones(9), "bad": Unpicklable()}, path)
+    assert torch.load(path) == {"value": 1}
+    assert names(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("words", ["[enforce fail at inline_container.cc:672] . unexpected pos", "iostream error"])
+def test_a_full_disk_inside_torchs_writer_is_a_user_error(words, monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("torch.save", fail)
+    with pytest.raises(UserError, match=r"model\.pt"):
+        save_atomically({}, tmp_path / "model.pt")
+
+
+def test_another_runtime_error_of_saving_is_not_blamed_on_the_disk(tmp_path):
+    class Broken:
+        def __reduce__(self):
+            raise RuntimeError("not serialisable")
+
+    with pytest.raises(RuntimeError, match="not serialisable"):
+        save_atomically(Broken(), tmp_path / "model.pt")
+
+
+def test_csv_text_has_a_header_and_quotes_what_needs_it():
+    assert csv_text(["case", "note"], [["a", "x, y"], ["b", 1.5]]) == 'case,note\na,"x, y"\nb,1.5\n'

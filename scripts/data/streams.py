@@ -242,8 +242,8 @@ class StreamPosition:
 
 def prepare_two_stream_batch(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor | None]]:
-    """`prepare_batch` of MONAI's `SupervisedTrainer`: images of both streams, labels, and the teacher's view.
+) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, Any]]:
+    """`prepare_batch` of MONAI's `SupervisedTrainer`: images, labels, and what `FeatureInferer` wants by name.
 
     Of several ranks each receives the cases of all of them, labelled ones first, in the order of one process's batch.
 
@@ -261,4 +261,5 @@ def prepare_two_stream_batch(
     streams = image.split([len(label), len(image) - len(label)])
     if num_ranks() > 1:  # a step before `unlabelled_start` has no second stream
         image = torch.cat([all_gather_batch(stream) for stream in streams if len(stream) > 0])
-    return image, all_gather_batch(label), (), {"weak": weak}
+    label = all_gather_batch(label)
+    return image, label, (), {"label": label, "weak": weak, "cases": batch.get("case", ())}

@@ -60,16 +60,16 @@ class ClassEmbeddings:
     @torch.no_grad()
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits `(B, K, D, H, W)` of windows `(B, C, D, H, W)`, on the device of the windows."""
-        output = self.tap(windows.to(self.device), self.network)
-        features = output["features"]
-        classes = labels_on_grid(output["logits"].argmax(dim=1), features.shape[2:]).reshape(-1)
+        images = windows.to(self.device).as_subclass(torch.Tensor)
+        logits, features = self.tap.logits_and_features(images, self.network)
+        classes = labels_on_grid(logits.argmax(dim=1), features.shape[2:]).reshape(-1)
         rows = rows_of(features)
         for c in self.known:
             where = (classes == c).nonzero()[:, 0]
             where = where[:: max(1, -(-len(where) // self.rows_per_call))]
             if len(where) > 0:
                 self._add(c, normalize(self.projection_head(rows[where]), dim=1))
-        return output["logits"].to(windows.device)
+        return logits.to(windows.device)
 
     def _add(self, class_id: int, rows: torch.Tensor) -> None:
         nearest = 1 - (rows @ normalize(self.memory.rows(class_id), dim=1).T).max(dim=1).values

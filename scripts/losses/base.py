@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loss term receives, what every term has in common, and their weighted sum."""
+"""The batch that a training step works on, the base class of its losses, and their weighted sum."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,41 +11,52 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 from scripts.prototypes.voxels import NO_CLASS
 
 
 class ForwardPass(Protocol):
-    """A further pass of the network being trained, under the same autocast and padding as the step's own."""
+    """A further pass of the network being trained, with the same autocast and padding as the step's own pass."""
 
     def __call__(self, images: torch.Tensor, keep_statistics: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(B, K, D, H, W)` and features `(B, F, d, h, w)` of images `(B, C, D, H, W)`, float32.
+        """Return logits `(B, K, D, H, W)` and features `(B, F, d, h, w)` of images `(B, C, D, H, W)`, float32.
 
-        With `keep_statistics` running statistics of norms stay as they are.
+        With `keep_statistics` the running statistics of norms do not change.
         """
 
 
-@dataclass(frozen=True)
+TeacherPass = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A pass of the teacher: images to logits and features as in `ForwardPass`, without gradient."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingBatch:
-    """Everything that one training step offers to the terms; the L labelled cases come first, then the U unlabelled.
+    """One training step's data and predictions: L labelled cases, then U unlabelled ones.
+
+    `FeatureInferer` builds it once per step; `MemoryBankUpdater`, the losses and `GradientGuard` receive the same
+    object. It is not a list of cases, so the trainer needs `decollate=False`.
 
     Attributes:
         logits: the network's output for all cases, `(L + U, K, D, H, W)`.
-        features: embeddings from the tap, `(L + U, C, d, h, w)`; may be coarser than the image.
+        features: output of the feature layer, `(L + U, F, d, h, w)`; may be coarser than the image.
         labels: classes of the labelled cases, `(L, D, H, W)`, int64 in [0, K), or `NO_CLASS` for voxels to ignore.
-        teacher_logits: the teacher's output for the unlabelled cases, `(U, K, D, H, W)`, or `None` without a teacher.
-        images: what the network saw, `(L + U, C, D, H, W)`; only terms with passes of their own need it.
+        images: the network's input, `(L + U, C, D, H, W)`.
+        forward_pass: runs the network once more, for losses on changed images.
         weak_images: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, or `None`.
-        forward_pass: for terms with passes of their own.
+        teacher_logits: the teacher's output for `weak_images`, `(U, K, D, H, W)`, or `None` without a teacher.
+        teacher_pass: runs the teacher once more, or `None` without a teacher.
+        cases: names of the cases that this process loaded, for messages.
     """
 
     logits: torch.Tensor
     features: torch.Tensor
     labels: torch.Tensor
-    teacher_logits: torch.Tensor | None = None
-    images: torch.Tensor | None = None
+    images: torch.Tensor
+    forward_pass: ForwardPass
     weak_images: torch.Tensor | None = None
-    forward_pass: ForwardPass | None = None
+    teacher_logits: torch.Tensor | None = None
+    teacher_pass: TeacherPass | None = None
+    cases: Sequence[str] = ()
 
     @property
     def num_labelled(self) -> int:
@@ -69,12 +80,12 @@ class TrainingBatch:
 
     @property
     def labelled_features(self) -> torch.Tensor:
-        """`(L, C, d, h, w)`."""
+        """`(L, F, d, h, w)`."""
         return self.features[: self.num_labelled]
 
     @property
     def unlabelled_features(self) -> torch.Tensor:
-        """`(U, C, d, h, w)`."""
+        """`(U, F, d, h, w)`."""
         return self.features[self.num_labelled :]
 
     @property
@@ -89,16 +100,16 @@ class TrainingBatch:
 
     @cached_property
     def ignored(self) -> torch.Tensor | None:
-        """Labelled voxels that take no part, bool `(L, D, H, W)`; `None` where all of them count."""
+        """Labelled voxels to ignore, bool `(L, D, H, W)`; `None` if there are none."""
         ignored = self.labels == NO_CLASS
         return ignored if bool(ignored.any()) else None
 
     @property
     def labelled_voxels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and labels of the labelled voxels that count, for losses that sum over the whole batch.
+        """Logits and labels of the labelled voxels that are not ignored, for losses that sum over the whole batch.
 
-        `(L, K, D, H, W)` and `(L, D, H, W)`; where voxels are ignored the N others in one line, `(1, K, N)` and
-        `(1, N)`, and N may be 0.
+        `(L, K, D, H, W)` and `(L, D, H, W)` if no voxel is ignored. Otherwise the N remaining voxels in one line,
+        `(1, K, N)` and `(1, N)`; N may be 0.
         """
         if self.ignored is None:
             return self.labelled_logits, self.labels
@@ -107,32 +118,32 @@ class TrainingBatch:
 
     @property
     def target_logits(self) -> torch.Tensor:
-        """Logits that pseudo-labels are made of: the teacher's, or without one the network's own; no gradient."""
+        """Logits for pseudo-labels, without gradient: the teacher's, or the network's own if there is no teacher."""
         return (self.unlabelled_logits if self.teacher_logits is None else self.teacher_logits).detach()
 
 
 class LossTerm(nn.Module):
-    """One summand of the training loss. Subclasses implement `compute`.
+    """One weighted part of the training loss. Subclasses implement `forward`.
 
     Args:
-        weight: a number, or a schedule with `at(step, max_steps)` such as `RampUp`.
+        weight: a number, or a schedule such as `RampUp`.
     """
 
-    def __init__(self, weight: float | RampUp = 1.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
         self.weight = weight
 
     def weight_at(self, step: int, max_steps: int) -> float:
-        """The weight at a step (from 1) of a run of `max_steps`."""
-        return float(self.weight.at(step, max_steps) if hasattr(self.weight, "at") else self.weight)
+        """Return the weight at a step (counted from 1) of a run of `max_steps`."""
+        return float(self.weight if isinstance(self.weight, int | float) else self.weight.at(step, max_steps))
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """The unweighted value, a scalar; 0 with a zero gradient where the step holds nothing for this term."""
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        """Return the unweighted loss, a scalar; 0 with a zero gradient if the batch holds nothing it applies to."""
         raise NotImplementedError
 
 
 class WeightedLoss(nn.Module):
-    """Sum of named terms, each with its weight; the `loss_function` of MONAI's `SupervisedTrainer`.
+    """Weighted sum of named loss terms; the `loss_function` of MONAI's `SupervisedTrainer`.
 
     A term whose weight is 0 is not computed. Weights follow `step`, which `TermProgress` sets before each iteration.
 
@@ -141,7 +152,7 @@ class WeightedLoss(nn.Module):
         max_steps: length of the run that schedules refer to.
 
     Raises:
-        ValueError: for an empty mapping or something in it that is no `LossTerm`.
+        ValueError: for an empty mapping, a value that is not a `LossTerm`, or a term called `total`.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm], max_steps: int) -> None:
@@ -152,46 +163,34 @@ class WeightedLoss(nn.Module):
             if name == "total":
                 raise ValueError("A loss term cannot be called 'total': that is the name of their sum.")
             if not isinstance(term, LossTerm):
-                raise ValueError(f"Loss term '{name}' must be a scripts.terms LossTerm, got {type(term).__name__}.")
+                raise ValueError(f"Loss term '{name}' must be a scripts.losses LossTerm, got {type(term).__name__}.")
         self.terms = nn.ModuleDict(dict(terms))
         self.max_steps = max_steps
         self.step = 1
         self.last: dict[str, float] = {}
 
-    def forward(self, prediction: Mapping[str, torch.Tensor], label: torch.Tensor) -> torch.Tensor:
-        """Compute the loss.
+    def forward(self, batch: TrainingBatch, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the weighted sum, a scalar.
 
         Args:
-            prediction: what `FeatureInferer` returns: `logits` and `features` of all cases, labelled ones first, and
-                `teacher_logits` of the unlabelled ones if there is a teacher; for terms with passes of their own
-                `images`, `weak_images` and the attribute `forward_pass`.
-            label: `(L, 1, D, H, W)`, the labelled cases' classes.
-
-        Returns:
-            The weighted sum, a scalar.
+            batch: what `FeatureInferer` returned.
+            label: not used: MONAI's trainer passes the labels, which `batch` holds already.
         """
-        data = TrainingBatch(
-            logits=prediction["logits"],
-            features=prediction["features"],
-            labels=label[:, 0].long(),
-            **{name: prediction.get(name) for name in ("teacher_logits", "images", "weak_images")},
-            forward_pass=getattr(prediction, "forward_pass", None),
-        )
-        total = data.logits.new_zeros(())
+        total = batch.logits.new_zeros(())
         values: dict[str, torch.Tensor] = {}
         for name, term in self.terms.items():
             weight = term.weight_at(self.step, self.max_steps)
             if weight != 0.0:
-                values[name] = term.compute(data)
+                values[name] = term(batch)
                 total = total + weight * values[name]
         if not values:
-            # Before every ramp has started the trainer still calls `backward`.
-            total = data.logits[:0].sum()
+            # The trainer calls `backward` even before the first ramp starts.
+            total = batch.logits[:0].sum()
         self.last = {name: float(value.detach()) for name, value in values.items()}
         return total
 
     def scalars(self, total: torch.Tensor | float) -> dict[str, float]:
-        """`Loss/total` and the unweighted value of each term computed last, as `Loss/<name>`."""
+        """`Loss/total`, and the unweighted value of each term of the last call as `Loss/<name>`."""
         return {
             "Loss/total": float(torch.as_tensor(total).detach()),
             **{f"Loss/{name}": value for name, value in self.last.items()},

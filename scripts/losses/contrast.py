@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, rows_of, sample_per_class
@@ -31,7 +31,7 @@ class ContrastTerm(LossTerm):
         weight: number or schedule.
     """
 
-    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | RampUp = 1.0) -> None:
+    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | Schedule = 1.0) -> None:
         super().__init__(weight)
         self.loss = loss
         self._steps_without_pair = 0
@@ -53,9 +53,8 @@ class ContrastTerm(LossTerm):
 class LabelledContrastTerm(ContrastTerm):
     """`ContrastivePrototypeLoss` on the labelled cases, each voxel by its label. Arguments: see `ContrastTerm`."""
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        return self.contrast(step.labelled_features, step.labels)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        return self.contrast(batch.labelled_features, batch.labels)
 
 
 class UnlabelledContrastTerm(ContrastTerm):
@@ -67,14 +66,13 @@ class UnlabelledContrastTerm(ContrastTerm):
         confidence: least probability in [0, 1] for a pseudo-label to count; 0 uses every voxel.
     """
 
-    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | RampUp = 1.0, confidence: float = 0.9) -> None:
+    def __init__(self, loss: ContrastivePrototypeLoss, weight: float | Schedule = 1.0, confidence: float = 0.9) -> None:
         super().__init__(loss, weight)
         self.confidence = confidence
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        labels, _ = pseudo_labels(step.target_logits, self.confidence)
-        return self.contrast(step.unlabelled_features, labels)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        labels, _ = pseudo_labels(batch.target_logits, self.confidence)
+        return self.contrast(batch.unlabelled_features, labels)
 
 
 class _ClusterTerm(LossTerm):
@@ -82,7 +80,7 @@ class _ClusterTerm(LossTerm):
 
     def __init__(
         self,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         projection_head: nn.Module | None = None,
         unlabelled: bool = False,
         confidence: float = 0.9,
@@ -94,12 +92,11 @@ class _ClusterTerm(LossTerm):
         self.confidence = confidence
         self.samples_per_class = samples_per_class
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        features, labels, num_classes = step.labelled_features, step.labels, step.logits.shape[1]
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        features, labels, num_classes = batch.labelled_features, batch.labels, batch.logits.shape[1]
         if self.unlabelled:
-            features = step.features
-            labels = torch.cat([labels, pseudo_labels(step.target_logits, self.confidence)[0]])
+            features = batch.features
+            labels = torch.cat([labels, pseudo_labels(batch.target_logits, self.confidence)[0]])
         flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
         rows = rows_of(features)
         chosen = sample_per_class(flat, num_classes, self.samples_per_class)
@@ -126,7 +123,6 @@ class CompactnessTerm(_ClusterTerm):
     """
 
     def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """See the class."""
         return compactness(rows, labels, num_classes)
 
 
@@ -149,7 +145,7 @@ class SeparationTerm(_ClusterTerm):
 
     def __init__(
         self,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         projection_head: nn.Module | None = None,
         unlabelled: bool = False,
         confidence: float = 0.9,
@@ -162,5 +158,4 @@ class SeparationTerm(_ClusterTerm):
         self.margin = margin
 
     def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """See the class."""
         return separation(rows, labels, num_classes, self.margin)

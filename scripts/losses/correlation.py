@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from scripts.errors import UserError
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of, sample_per_class
 
@@ -86,7 +86,7 @@ class CorrelationTerm(LossTerm):
         pool: PrototypeMemory,
         projection_head: nn.Module | None = None,
         prediction_head: nn.Module | None = None,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         confidence: float = 0.9,
         samples_per_class: int | None = 256,
         form: str = "aligned",
@@ -103,19 +103,18 @@ class CorrelationTerm(LossTerm):
         self.samples_per_class = samples_per_class
         self.form = form
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        features = step.unlabelled_features
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        features = batch.unlabelled_features
         stored = [c for c, count in self.pool.summary().items() if count >= 2]
-        if step.num_unlabelled == 0 or not stored:
+        if batch.num_unlabelled == 0 or not stored:
             return features[:0].sum()
-        if step.weak_images is None:
+        if batch.weak_images is None:
             raise UserError(
                 "CorrelationTerm needs unlabelled images before intensity augmentation: keep `train::weak_view` in the "
                 "configuration."
             )
-        weak_logits, weak_features = step.forward_pass(step.weak_images)
-        classes = self._agreeing(step.unlabelled_logits, weak_logits)
+        weak_logits, weak_features = batch.forward_pass(batch.weak_images)
+        classes = self._agreeing(batch.unlabelled_logits, weak_logits)
         flat = labels_on_grid(classes, features.shape[2:]).reshape(-1)
         chosen, present = self._usable(flat, stored)
         if not present:

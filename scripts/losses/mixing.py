@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from scripts.images.components import largest_components
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 from scripts.prototypes.voxels import NO_CLASS
 
 
@@ -97,7 +97,7 @@ class CopyPasteTerm(LossTerm):
 
     def __init__(
         self,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         fraction: float = 2 / 3,
         unlabelled_weight: float = 0.5,
         largest_component: bool = False,
@@ -112,24 +112,23 @@ class CopyPasteTerm(LossTerm):
         self.largest_component = largest_component
         self.dice = MaskedDiceLoss(softmax=True)
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        if step.num_labelled == 0 or step.num_unlabelled == 0:
-            return step.logits[:0].sum()
-        pairs = torch.arange(max(step.num_labelled, step.num_unlabelled), device=step.logits.device)
-        labelled, unlabelled = pairs % step.num_labelled, pairs % step.num_unlabelled
-        box = random_box(step.logits.shape[2:], self.fraction, step.logits.device)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        if batch.num_labelled == 0 or batch.num_unlabelled == 0:
+            return batch.logits[:0].sum()
+        pairs = torch.arange(max(batch.num_labelled, batch.num_unlabelled), device=batch.logits.device)
+        labelled, unlabelled = pairs % batch.num_labelled, pairs % batch.num_unlabelled
+        box = random_box(batch.logits.shape[2:], self.fraction, batch.logits.device)
         # First the mixtures with the unlabelled case in the box, then those with the labelled one in it.
-        images = _both_ways(step.labelled_images[labelled], step.unlabelled_images[unlabelled], box)
-        targets = _both_ways(step.labels[labelled], self._pseudo_labels(step)[unlabelled], box)
-        logits, _ = step.forward_pass(images)
+        images = _both_ways(batch.labelled_images[labelled], batch.unlabelled_images[unlabelled], box)
+        targets = _both_ways(batch.labels[labelled], self._pseudo_labels(batch)[unlabelled], box)
+        logits, _ = batch.forward_pass(images)
         half = len(pairs)
         return self._mixture_loss(logits[:half], targets[:half], ~box) + self._mixture_loss(
             logits[half:], targets[half:], box
         )
 
-    def _pseudo_labels(self, step: TrainingBatch) -> torch.Tensor:
-        labels = step.target_logits.argmax(dim=1)
+    def _pseudo_labels(self, batch: TrainingBatch) -> torch.Tensor:
+        labels = batch.target_logits.argmax(dim=1)
         return largest_components(labels) if self.largest_component else labels
 
     def _mixture_loss(self, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
@@ -170,16 +169,15 @@ class ClassMixingTerm(LossTerm):
         weight: number or schedule.
     """
 
-    def __init__(self, weight: float | RampUp = 1.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__(weight)
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        if step.num_labelled == 0 or step.num_unlabelled == 0:
-            return step.logits[:0].sum()
-        source = torch.arange(step.num_unlabelled, device=step.logits.device) % step.num_labelled
-        where = torch.stack([half_of_the_classes(labels) for labels in step.labels[source]])
-        images = paste(step.labelled_images[source], step.unlabelled_images, where[:, None])
-        targets = paste(step.labels[source], step.target_logits.argmax(dim=1), where)
-        return self.loss(step.forward_pass(images)[0], targets[:, None])
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        if batch.num_labelled == 0 or batch.num_unlabelled == 0:
+            return batch.logits[:0].sum()
+        source = torch.arange(batch.num_unlabelled, device=batch.logits.device) % batch.num_labelled
+        where = torch.stack([half_of_the_classes(labels) for labels in batch.labels[source]])
+        images = paste(batch.labelled_images[source], batch.unlabelled_images, where[:, None])
+        targets = paste(batch.labels[source], batch.target_logits.argmax(dim=1), where)
+        return self.loss(batch.forward_pass(images)[0], targets[:, None])

@@ -4,6 +4,14 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """A loss weight that changes over the run."""
+
+    def at(self, step: int, max_steps: int) -> float:
+        """Return the weight at a step (counted from 1) of a run of `max_steps`."""
 
 
 def sigmoid_rampup(step: float, length: float) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import linear_dice_loss
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 
 
 class AdversarialDirection(NamedTuple):
@@ -103,7 +103,7 @@ class SmoothnessTerm(LossTerm):
 
     def __init__(
         self,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         probe: float = 10.0,
         epsilon: float = 10.0,
         iterations: int = 1,
@@ -122,26 +122,25 @@ class SmoothnessTerm(LossTerm):
         self.probe, self.epsilon, self.iterations = probe, epsilon, iterations
         self.cases, self.clean_pass, self.noise = cases, clean_pass, noise
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        first = 0 if self.cases == "all" else step.num_labelled
-        images = step.images[first:]
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        first = 0 if self.cases == "all" else batch.num_labelled
+        images = batch.images[first:]
         if len(images) == 0:
-            return step.logits[:0].sum()
+            return batch.logits[:0].sum()
 
         def counted(probabilities: torch.Tensor) -> torch.Tensor:
-            if step.ignored is None or first > 0:
+            if batch.ignored is None or first > 0:
                 return probabilities
             keep = torch.ones_like(probabilities[:, :1])
-            keep[: step.num_labelled, 0] = (~step.ignored).to(keep)
+            keep[: batch.num_labelled, 0] = (~batch.ignored).to(keep)
             return probabilities * keep
 
         def predict(moved: torch.Tensor) -> torch.Tensor:
-            return counted(step.forward_pass(moved)[0].softmax(dim=1))
+            return counted(batch.forward_pass(moved)[0].softmax(dim=1))
 
         with torch.no_grad():
             own = self.clean_pass == "own"
-            logits = step.forward_pass(images, keep_statistics=False)[0] if own else step.logits[first:]
+            logits = batch.forward_pass(images, keep_statistics=False)[0] if own else batch.logits[first:]
             clean = counted(logits.softmax(dim=1))
         found = adversarial_direction(predict, images, clean, self.noise(images), self.probe, self.iterations)
         return linear_dice_loss(predict(images + self.epsilon * found.direction), clean)

@@ -8,7 +8,7 @@ from monai.losses import DiceCELoss
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import linear_dice_loss
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 
 
 class SupervisedTerm(LossTerm):
@@ -23,7 +23,7 @@ class SupervisedTerm(LossTerm):
         ce_weight: weight of the cross-entropy part, at least 0.
     """
 
-    def __init__(self, weight: float | RampUp = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
         super().__init__(weight)
         self.loss = DiceCELoss(
             include_background=False,
@@ -34,11 +34,10 @@ class SupervisedTerm(LossTerm):
             lambda_ce=ce_weight,
         )
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        logits, labels = step.labelled_voxels
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        logits, labels = batch.labelled_voxels
         if labels.numel() == 0:
-            return step.logits[:0].sum()
+            return batch.logits[:0].sum()
         return self.loss(logits, labels[:, None])
 
 
@@ -57,17 +56,16 @@ class LinearDiceTerm(LossTerm):
         ValueError: for another `classes`.
     """
 
-    def __init__(self, weight: float | RampUp = 1.0, classes: str = "foreground") -> None:
+    def __init__(self, weight: float | Schedule = 1.0, classes: str = "foreground") -> None:
         super().__init__(weight)
         if classes not in ("foreground", "first"):
             raise ValueError(f"LinearDiceTerm: classes must be 'foreground' or 'first', got {classes!r}.")
         self.classes = classes
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        logits, labels = step.labelled_voxels
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        logits, labels = batch.labelled_voxels
         if labels.numel() == 0:
-            return step.logits[:0].sum()
+            return batch.logits[:0].sum()
         probabilities = logits.softmax(dim=1)
         last = probabilities.shape[1] if self.classes == "foreground" else 2
         losses = [linear_dice_loss(probabilities[:, c], (labels == c).float()) for c in range(1, last)]

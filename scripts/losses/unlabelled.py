@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import squared_dice_loss
-from scripts.losses.schedules import RampUp
+from scripts.losses.schedules import Schedule
 from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
 
 
@@ -34,7 +34,7 @@ class PseudoLabelTerm(LossTerm):
 
     def __init__(
         self,
-        weight: float | RampUp = 1.0,
+        weight: float | Schedule = 1.0,
         confidence: float = 0.0,
         power: float = 0.0,
         dice_weight: float = 1.0,
@@ -44,12 +44,11 @@ class PseudoLabelTerm(LossTerm):
             raise ValueError(f"PseudoLabelTerm: power ({power}) and dice_weight ({dice_weight}) must not be negative.")
         self.confidence, self.power, self.dice_weight = confidence, power, dice_weight
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        if step.num_unlabelled == 0:
-            return step.logits[:0].sum()
-        logits = step.unlabelled_logits
-        labels, probability = pseudo_labels(step.target_logits, self.confidence)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        if batch.num_unlabelled == 0:
+            return batch.logits[:0].sum()
+        logits = batch.unlabelled_logits
+        labels, probability = pseudo_labels(batch.target_logits, self.confidence)
         mask = labels != NO_CLASS
         if not bool(mask.any()):
             return logits[:0].sum()
@@ -74,14 +73,13 @@ class SoftPseudoLabelTerm(LossTerm):
         weight: number or schedule.
     """
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        if step.num_unlabelled == 0:
-            return step.logits[:0].sum()
-        target = step.target_logits.softmax(dim=1)
-        probabilities = step.unlabelled_logits.softmax(dim=1)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        if batch.num_unlabelled == 0:
+            return batch.logits[:0].sum()
+        target = batch.target_logits.softmax(dim=1)
+        probabilities = batch.unlabelled_logits.softmax(dim=1)
         dice = squared_dice_loss(probabilities[:, 1:], target[:, 1:], smooth=1e-5)
-        return cross_entropy(step.unlabelled_logits, target) + dice
+        return cross_entropy(batch.unlabelled_logits, target) + dice
 
 
 def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -108,11 +106,10 @@ class ConsistencyTerm(LossTerm):
         weight: number or schedule.
     """
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        if step.num_unlabelled == 0:
-            return step.logits[:0].sum()
-        difference = step.unlabelled_logits.softmax(dim=1) - step.target_logits.softmax(dim=1)
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        if batch.num_unlabelled == 0:
+            return batch.logits[:0].sum()
+        difference = batch.unlabelled_logits.softmax(dim=1) - batch.target_logits.softmax(dim=1)
         return difference.square().mean()
 
 
@@ -127,9 +124,8 @@ class EntropyTerm(LossTerm):
         weight: number or schedule. A term that is on before a class is learned makes the network sure of its absence.
     """
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
-        """See the class."""
-        logits = step.unlabelled_logits
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
+        logits = batch.unlabelled_logits
         num_classes = logits.shape[1]
         if len(logits) == 0 or num_classes < 2:
             return logits[:0].sum()

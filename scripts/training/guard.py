@@ -13,7 +13,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from scripts.errors import UserError
-from scripts.losses.base import WeightedLoss
+from scripts.losses.base import TrainingBatch, WeightedLoss
 
 logger = logging.getLogger("GradientGuard")
 
@@ -79,14 +79,13 @@ class GradientGuard:
             parameter.grad = None
         for buffer, saved in self._saved:
             buffer.copy_(saved)
-        cases = ", ".join(engine.state.batch.get("case", [])) if isinstance(engine.state.batch, dict) else ""
-        logger.warning(
-            f"Step {engine.state.iteration} skipped, {self.bad_steps} so far: {reason}. Cases: {cases or '-'}."
-        )
+        batch = engine.state.output[Keys.PRED]
+        cases = ", ".join(batch.cases if isinstance(batch, TrainingBatch) else ()) or "-"
+        logger.warning(f"Step {engine.state.iteration} skipped, {self.bad_steps} so far: {reason}. Cases: {cases}.")
         if self.in_a_row >= self.patience:
             raise UserError(
                 f"{self.in_a_row} steps in a row had a non-finite loss or gradient (in the last one {reason}; cases: "
-                f"{cases or '-'}). Lower --learning_rate, use --precision fp32, or look at these images."
+                f"{cases}). Lower --learning_rate, use --precision fp32, or look at these images."
             )
 
     def _reason(self, loss: float, parameters: dict[nn.Parameter, str]) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -14,46 +14,31 @@ from torch.nn.functional import pad
 
 from scripts.distributed.collectives import all_gather_batch, fork_rng_per_rank, shard_batch
 from scripts.errors import UserError
-from scripts.losses.base import ForwardPass
+from scripts.losses.base import TrainingBatch
 from scripts.networks.norms import running_statistics_kept
 
 
-class FeatureOutput(dict[str, torch.Tensor]):
-    """Tensors of a step's forward passes, and how to make a further one.
-
-    `forward_pass` (see `scripts.losses.base.ForwardPass`) is an attribute, as MONAI splits the items of an engine's
-    output into cases and knows no way to split a function. `teacher_pass` is one of the teacher, images to logits and
-    features without gradient, or `None` without a teacher.
-    """
-
-    def __init__(
-        self,
-        tensors: dict[str, torch.Tensor],
-        forward_pass: ForwardPass,
-        teacher_pass: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
-    ) -> None:
-        super().__init__(tensors)
-        self.forward_pass, self.teacher_pass = forward_pass, teacher_pass
-
-
 class FeatureInferer(Inferer):
-    """Run a segmentation network and return its logits together with the output of one of its layers.
+    """Run a training step's forward passes and return its `TrainingBatch`.
 
-    The hook on the layer lives for the length of one call, so copies, TorchScript and a plain call of the network never
-    see it. Inputs whose sides are no multiple of `divisor` are padded at the end of each axis and the results cropped.
+    The features are the output of a named layer. A hook on that layer exists only during a pass, so copies, TorchScript
+    and plain calls of the network never see it. Inputs whose sides are not multiples of `divisor` are padded at the end
+    of each axis, and the results are cropped.
 
-    Of several ranks, which all hold the whole batch, each runs every pass on its part of the cases and receives the
-    results of all: what is computed from them, loss and memory, is that of one process with the whole batch.
+    With several processes each one holds the whole batch, runs every pass on its share of the cases and receives the
+    results of all. Loss and memory are therefore the same as in one process with the whole batch.
+
+    MONAI's `SupervisedTrainer` needs `prepare_batch: scripts.data.streams.prepare_two_stream_batch`, which hands the
+    labels to the inferer, and `decollate: false`.
 
     Args:
         layer: name of the layer as in `network.named_modules()`, e.g. `decoder.stage1` for `VNet`.
-        divisor: what each side must be a multiple of for the network at hand (16 for `VNet`).
-        dtype: autocast's type, `torch.bfloat16` or `None` for none.
-        teacher: network whose logits for the `weak` images are returned too, or `None`. Called without gradient, in
-            evaluation mode.
+        divisor: each side must be a multiple of it for the network in use (16 for `VNet`).
+        dtype: autocast's type, `torch.bfloat16`, or `None` for no autocast.
+        teacher: network that computes `teacher_logits`, or `None`. It runs in evaluation mode without gradient.
 
     Raises:
-        UserError: when called, if the network has no such layer or its output is no feature map.
+        UserError: when called, if the network has no such layer or the layer's output is not a feature map.
     """
 
     def __init__(
@@ -61,43 +46,53 @@ class FeatureInferer(Inferer):
     ) -> None:
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
-        self._passes = 0  # of the step at hand
+        self._passes = 0  # in this step
 
-    def __call__(self, inputs: torch.Tensor, network: nn.Module, weak: torch.Tensor | None = None) -> FeatureOutput:
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: nn.Module,
+        label: torch.Tensor,
+        weak: torch.Tensor | None = None,
+        cases: Sequence[str] = (),
+    ) -> TrainingBatch:
         """Run the step's forward passes.
 
         Args:
-            inputs: images `(B, C, D, H, W)`, labelled cases first.
+            inputs: images `(L + U, C, D, H, W)`, labelled cases first.
             network: image to logits.
+            label: classes of the labelled cases, `(L, 1, D, H, W)`.
             weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
-
-        Returns:
-            `logits` `(B, K, D, H, W)` and `features` `(B, F, d, h, w)`, both float32 or wider, `teacher_logits`
-            `(U, K, D, H, W)` if there is a teacher and `weak` holds cases; for terms with passes of their own `images`
-            and `weak_images` (if given), the inputs, and as attributes `forward_pass` and `teacher_pass`.
+            cases: names of the cases, for messages.
         """
-        # Picking rows of a MetaTensor batch fails on its metadata; a training step has no use for it.
-        images = inputs.as_subclass(torch.Tensor)
+        # Plain tensors: indexing a MetaTensor batch fails on its metadata, which a training step does not need.
+        images, label = inputs.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
+        weak = weak.as_subclass(torch.Tensor) if weak is not None and len(weak) > 0 else None
         self._passes = 0
-        logits, features = self._with_features(images, network)
-        result = FeatureOutput(
-            {"logits": logits, "features": features, "images": images},
-            partial(self._further_pass, network=network),
-            None if self.teacher is None else self._teacher_pass,
+        logits, features = self.logits_and_features(images, network)
+        return TrainingBatch(
+            logits=logits,
+            features=features,
+            labels=label[:, 0].long(),
+            images=images,
+            forward_pass=partial(self._further_pass, network=network),
+            weak_images=weak,
+            teacher_logits=None if self.teacher is None or weak is None else self._teacher_logits(self.teacher, weak),
+            teacher_pass=None if self.teacher is None else partial(self._teacher_pass, self.teacher),
+            cases=cases,
         )
-        if weak is not None and len(weak) > 0:
-            result["weak_images"] = weak.as_subclass(torch.Tensor)
-            if self.teacher is not None:
-                result["teacher_logits"] = self._teacher_logits(result["weak_images"])
-        return result
 
     def _further_pass(
         self, images: torch.Tensor, keep_statistics: bool = True, *, network: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with running_statistics_kept(network) if keep_statistics else nullcontext():
-            return self._with_features(images, network)
+            return self.logits_and_features(images, network)
 
-    def _with_features(self, inputs: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def logits_and_features(self, inputs: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one pass: images `(B, C, D, H, W)` to logits `(B, K, D, H, W)` and features `(B, F, d, h, w)`.
+
+        Both are float32 or wider, also under autocast.
+        """
         caught: list[torch.Tensor] = []
         handle = self._find_layer(network).register_forward_hook(lambda _module, _args, output: caught.append(output))
         try:
@@ -117,14 +112,12 @@ class FeatureInferer(Inferer):
         return all_gather_batch(_wide(self._cropped(logits, part)), len(inputs))
 
     @torch.no_grad()
-    def _teacher_logits(self, weak: torch.Tensor) -> torch.Tensor:
-        self.teacher.eval()
-        return self._sharded_pass(weak, self.teacher)
+    def _teacher_logits(self, teacher: nn.Module, weak: torch.Tensor) -> torch.Tensor:
+        return self._sharded_pass(weak, teacher.eval())
 
     @torch.no_grad()
-    def _teacher_pass(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.teacher.eval()
-        return self._with_features(images, self.teacher)
+    def _teacher_pass(self, teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.logits_and_features(images, teacher.eval())
 
     def _find_layer(self, network: nn.Module) -> nn.Module:
         # DistributedDataParallel keeps the network in `module`.

@@ -10,11 +10,11 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
 from scripts.errors import UserError
+from scripts.losses.base import TrainingBatch
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_features
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, rows_of
-from scripts.training.inferer import FeatureOutput
 
 SOURCES = ("labelled", "both")
 ORIGINS = ("network", "teacher")
@@ -96,33 +96,28 @@ class MemoryBankUpdater:
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        """Write the rows of the engine's current output."""
-        prediction, label = engine.state.output[Keys.PRED], engine.state.output[Keys.LABEL]
-        num_labelled = label.shape[0]
-        logits, features = self._labelled_pass(prediction, num_labelled)
+        """Write the embeddings of the engine's current output, a `TrainingBatch`."""
+        batch: TrainingBatch = engine.state.output[Keys.PRED]
+        check_labels(batch.labels, self.memory.num_classes)
+        logits, features = self._labelled_pass(batch)
         shape = features.shape[2:]
-        # A plain tensor: picking rows of a MetaTensor batch fails on its metadata.
-        labels = label.as_subclass(torch.Tensor)[:, 0].long()
-        check_labels(labels, self.memory.num_classes)
-        classes, scores = self._labelled_classes(logits, labels)
+        classes, scores = self._labelled_classes(logits, batch.labels)
         parts = [(features, labels_on_grid(classes, shape), labels_on_grid(scores, shape))]
-        if self.source == "both" and len(prediction["features"]) > num_labelled:
-            target = prediction.get("teacher_logits", prediction["logits"][num_labelled:])
-            classes, scores = pseudo_labels(target, self.confidence)
-            unlabelled = prediction["features"][num_labelled:]
-            parts.append((unlabelled, labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
+        if self.source == "both" and batch.num_unlabelled > 0:
+            classes, scores = pseudo_labels(batch.target_logits, self.confidence)
+            parts.append((batch.unlabelled_features, labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
         self.memory.update(self._rows_by_class(parts))
 
-    def _labelled_pass(self, prediction: FeatureOutput, num_labelled: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and features of the labelled cases, from where `features_from` says."""
         if self.features_from == "network":
-            return prediction["logits"][:num_labelled], prediction["features"][:num_labelled]
-        if prediction.teacher_pass is None:
+            return batch.labelled_logits, batch.labelled_features
+        if batch.teacher_pass is None:
             raise UserError(
                 "The memory is to hold the teacher's features (features_from), but there is no teacher: set "
                 "pseudo_label_teacher to '@teacher', or features_from to 'network'."
             )
-        return prediction.teacher_pass(prediction["images"][:num_labelled])
+        return batch.teacher_pass(batch.labelled_images)
 
     def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Ranked by the probability of the label, which for a wrong voxel is not the largest one.

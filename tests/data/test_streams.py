@@ -234,6 +234,7 @@ def test_prepare_passes_images_labels_and_the_weak_view_and_casts_no_label():
         "image": torch.ones(3, 1, 2, 2, 2),
         "label": torch.ones(1, 1, 2, 2, 2, dtype=torch.uint8),
         "weak": torch.zeros(2, 1, 2, 2, 2),
+        "case": ["a", "b", "c"],
     }
     image, label, args, kwargs = prepare_two_stream_batch(batch, torch.device("cpu"), dtype=torch.float64)
     assert image.dtype == kwargs["weak"].dtype == torch.float64
@@ -241,11 +242,12 @@ def test_prepare_passes_images_labels_and_the_weak_view_and_casts_no_label():
     assert args == ()
     assert torch.equal(image, batch["image"].double())
     assert torch.equal(kwargs["weak"], batch["weak"].double())
+    assert kwargs["label"] is label and kwargs["cases"] == ["a", "b", "c"]
 
 
 def test_prepare_says_none_where_there_is_no_weak_view():
     batch = {"image": torch.ones(1, 1, 2, 2, 2), "label": torch.ones(1, 1, 2, 2, 2)}
-    assert prepare_two_stream_batch(batch, torch.device("cpu"))[3] == {"weak": None}
+    assert prepare_two_stream_batch(batch, torch.device("cpu"))[3]["weak"] is None
 
 
 # ------------------------------------------------------------------ position in an engine

@@ -11,6 +11,7 @@ from scripts.losses.base import LossTerm, WeightedLoss
 from scripts.losses.dice import linear_dice_loss, squared_dice_loss
 from scripts.losses.schedules import RampUp, sigmoid_rampup, step_rate
 from tests.golden.golden_files import Golden, found
+from tests.losses.batches import make_batch
 
 ITERATIONS = 15000  # of the reference's runs
 
@@ -65,8 +66,8 @@ class Recorded(LossTerm):
         super().__init__(weight)
         self.value = value
 
-    def compute(self, step):
-        return step.logits.sum() * 0 + self.value
+    def forward(self, batch):
+        return batch.logits.sum() * 0 + self.value
 
 
 @pytest.mark.parametrize("path", found("schedule_and_total_loss*.npz"))
@@ -79,10 +80,11 @@ def test_recorded_total_is_reproduced_by_weighted_terms(path):
         "contrast_labeled": ramp_of(golden, 0.1),
         "contrast_unlabeled": ramp_of(golden, 0.1),
     }
+    empty = make_batch(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     totals = []
     for row, iteration in enumerate(golden["total.iteration"].tolist()):
         terms = {name: Recorded(golden[f"total.loss_{name}"][row], weight) for name, weight in weights.items()}
         loss = WeightedLoss(terms, ITERATIONS)
         loss.step = iteration + 1
-        totals.append(loss({"logits": torch.zeros(1, 2, 1, 1, 1), "features": None}, torch.zeros(1, 1, 1, 1, 1)))
+        totals.append(loss(empty))
     golden.check(torch.stack(totals), "out.total", atol=1e-6, quantity="total")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.dice import linear_dice_loss
 from scripts.losses.smoothness import SmoothnessTerm, adversarial_direction, unit_directions
 from scripts.training.inferer import FeatureInferer
@@ -30,7 +29,8 @@ def ran(request):
     golden = Golden(request.param)
     network = network_for(golden)
     images = golden["input"]
-    prepared = FeatureInferer("decoder.stage1")(images, network.eval())  # for the pass alone: it must record nothing
+    no_label = torch.zeros(0, 1, *images.shape[2:])
+    step = FeatureInferer("decoder.stage1")(images, network.eval(), no_label)  # in this mode it records no statistics
     network.train(bool(golden["mode_train"]))
     term = SmoothnessTerm(
         probe=golden["xi"],
@@ -39,13 +39,9 @@ def ran(request):
         clean_pass="own",
         noise=lambda _: golden["rand"] - 0.5,
     )
-    labels = torch.zeros(0, *images.shape[2:], dtype=torch.int64)
-    step = TrainingBatch(
-        prepared["logits"], prepared["features"], labels, images=images, forward_pass=prepared.forward_pass
-    )
     marker = next(network.parameters())
     marker.grad = torch.zeros_like(marker)
-    value = term.compute(step)
+    value = term(step)
     assert marker.grad.eq(0).all()  # nothing of the search for the direction is left behind
     marker.grad = None
     value.backward()

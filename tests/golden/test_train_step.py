@@ -81,16 +81,16 @@ class Step:
         self.names = our_names(golden)
 
     def run(self, t):
-        """One iteration; the total, the prediction and the labels of the labelled cases."""
+        """One iteration; the total, and the logits and labels of the labelled cases."""
         golden = self.golden
         labels = golden[f"label_t{t}"][: golden["labeled_batch_size"], None].long()
         self.rand, self.loss.step = golden[f"rand_t{t}"], golden["first_iteration"] + t + 1
         self.optimizer.zero_grad()
-        prediction = self.inferer(golden[f"input_t{t}"], self.network)
-        self.updater(SimpleNamespace(state=SimpleNamespace(output={"pred": prediction, "label": labels})))
-        total = self.loss(prediction, labels)
+        batch = self.inferer(golden[f"input_t{t}"], self.network, labels)
+        self.updater(SimpleNamespace(state=SimpleNamespace(output={"pred": batch})))
+        total = self.loss(batch)
         total.backward()
-        return total, prediction["logits"][: len(labels)].detach(), labels[:, 0]
+        return total, batch.labelled_logits.detach(), batch.labels
 
     def entry(self, key):
         """Our tensor for the reference's name of an entry of its state dict, and whether it is a parameter of ours."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import scripts.losses
-from scripts.losses.base import LossTerm, TrainingBatch
+from scripts.losses.base import LossTerm
 from scripts.losses.contrast import CompactnessTerm, LabelledContrastTerm, SeparationTerm, UnlabelledContrastTerm
 from scripts.losses.correlation import CorrelationTerm
 from scripts.losses.mixing import ClassMixingTerm, CopyPasteTerm
@@ -21,6 +21,7 @@ from scripts.losses.unlabelled import ConsistencyTerm, EntropyTerm, PseudoLabelT
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.voxels import NO_CLASS
+from tests.losses.batches import make_batch
 
 CLASSES, WIDTH, SHAPE = 3, 4, (2, 3, 5)
 
@@ -71,7 +72,7 @@ def step_of(images, labels):
     network = VoxelNetwork()
     logits, features = network(images)
     unlabelled = images[len(labels) :].detach()
-    return TrainingBatch(logits, features, labels, network(unlabelled + 0.2)[0], images, unlabelled + 0.1, network)
+    return make_batch(logits, features, labels, network(unlabelled + 0.2)[0], images, unlabelled + 0.1, network)
 
 
 def case(ignored):
@@ -86,7 +87,7 @@ SOME = torch.rand((2, *SHAPE), generator=torch.Generator().manual_seed(1)) < 0.4
 
 def value_of(name, images, labels):
     torch.manual_seed(9)
-    return TERMS[name]().compute(step_of(images, labels))
+    return TERMS[name]()(step_of(images, labels))
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -131,7 +132,7 @@ def test_supervised_loss_is_that_of_the_counted_voxels_alone():
         for c in range(1, CLASSES)
     ]
     expected = float((cross_entropy + sum(dice) / len(dice)).detach())
-    assert SupervisedTerm().compute(step).item() == pytest.approx(expected, abs=1e-5)
+    assert SupervisedTerm()(step).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_ignored_voxels_the_tensors_are_the_steps_own():

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.contrast import CompactnessTerm, LabelledContrastTerm, SeparationTerm, UnlabelledContrastTerm
 from scripts.losses.correlation import CorrelationTerm
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from tests.losses.batches import make_batch
 
 PRECISIONS = {"fp32": (torch.float32, False), "autocast": (torch.float32, True), "bf16": (torch.bfloat16, False)}
 EAST, WEST, NOWHERE = [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]
@@ -31,7 +31,7 @@ def value_and_gradients(request):
         logits = torch.full((2, 3, 1, 1, 4), -20.0)
         for voxel, c in enumerate([1, 1, 2, 2]):
             logits[:, c, ..., voxel] = 20.0
-        step = TrainingBatch(
+        step = make_batch(
             logits,
             features,
             torch.tensor([1, 1, 2, 2]).reshape(1, 1, 1, 4),
@@ -39,7 +39,7 @@ def value_and_gradients(request):
             forward_pass=lambda images, keep_statistics=True: (logits[1:], weak),
         )
         with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
-            value = make_term(memory.to(dtype)).compute(step)
+            value = make_term(memory.to(dtype))(step)
         value.backward()
         gradients = [tensor.grad for tensor in (features, weak) if tensor.grad is not None]
         assert value.isfinite() and all(gradient.isfinite().all() for gradient in gradients)

@@ -8,10 +8,10 @@ import logging
 import pytest
 import torch
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.contrast import LabelledContrastTerm, UnlabelledContrastTerm
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
+from tests.losses.batches import make_batch
 
 
 def loss():
@@ -36,7 +36,7 @@ EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
 def step_of(labelled, unlabelled, labels=(1, 1, 2, 2), guesses=(1, 1, 2, 2), teacher=None, probability=0.98):
-    return TrainingBatch(
+    return make_batch(
         logits=torch.cat([confident([0, 0, 0, 0]), confident(guesses, probability)]),
         features=torch.cat([voxels(labelled), voxels(unlabelled)]).requires_grad_(),
         labels=torch.tensor(labels).reshape(1, 1, 2, 2),
@@ -46,7 +46,7 @@ def step_of(labelled, unlabelled, labels=(1, 1, 2, 2), guesses=(1, 1, 2, 2), tea
 
 def test_labelled_voxels_are_compared_with_the_memory_of_their_label():
     step = step_of([EAST, WEST, NORTH, NORTH], [WEST] * 4)
-    value = LabelledContrastTerm(loss()).compute(step)  # class 1: mean of 0 and 2; class 2: 0
+    value = LabelledContrastTerm(loss())(step)  # class 1: mean of 0 and 2; class 2: 0
     assert value.item() == pytest.approx(0.5, abs=1e-6)
     value.backward()
     assert step.features.grad[1].eq(0).all()
@@ -55,42 +55,42 @@ def test_labelled_voxels_are_compared_with_the_memory_of_their_label():
 def test_unlabelled_voxels_are_compared_with_the_memory_of_their_pseudo_label():
     step = step_of([WEST] * 4, [EAST, NORTH, NORTH, EAST])  # class 1: mean of 0 and 1; class 2: mean of 0 and 1
     term = UnlabelledContrastTerm(loss())
-    assert term.compute(step).item() == pytest.approx(0.5, abs=1e-6)
-    term.compute(step).backward()
+    assert term(step).item() == pytest.approx(0.5, abs=1e-6)
+    term(step).backward()
     assert step.features.grad[0].eq(0).all()
 
 
 def test_labels_of_the_labelled_cases_have_no_influence_on_the_unlabelled_term():
     term = UnlabelledContrastTerm(loss())
-    values = {term.compute(step_of([WEST] * 4, [EAST, WEST, NORTH, EAST], labels=x)).item() for x in ([0] * 4, [2] * 4)}
+    values = {term(step_of([WEST] * 4, [EAST, WEST, NORTH, EAST], labels=x)).item() for x in ([0] * 4, [2] * 4)}
     assert len(values) == 1
 
 
 def test_teacher_decides_where_there_is_one():
     step = step_of([EAST] * 4, [EAST] * 4, guesses=(2, 2, 2, 2), teacher=confident([1, 1, 1, 1]))
-    assert UnlabelledContrastTerm(loss()).compute(step).item() == pytest.approx(0.0, abs=1e-6)
+    assert UnlabelledContrastTerm(loss())(step).item() == pytest.approx(0.0, abs=1e-6)
     without = step_of([EAST] * 4, [EAST] * 4, guesses=(2, 2, 2, 2))
-    assert UnlabelledContrastTerm(loss()).compute(without).item() == pytest.approx(1.0, abs=1e-6)
+    assert UnlabelledContrastTerm(loss())(without).item() == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("confidence", "expected"), [(0.0, 1.0), (0.8, 0.0)])
 def test_voxels_below_the_confidence_take_no_part(confidence, expected):
     step = step_of([EAST] * 4, [WEST] * 2 + [NORTH] * 2, probability=0.7)
-    value = UnlabelledContrastTerm(loss(), confidence=confidence).compute(step)  # class 1: 2; class 2: 0
+    value = UnlabelledContrastTerm(loss(), confidence=confidence)(step)  # class 1: 2; class 2: 0
     assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_pseudo_labels_pass_no_gradient_to_the_logits():
     step = step_of([EAST] * 4, [WEST, EAST, NORTH, NORTH])
     logits = step.logits.clone().requires_grad_()
-    UnlabelledContrastTerm(loss()).compute(TrainingBatch(logits, step.features, step.labels)).backward()
+    UnlabelledContrastTerm(loss())(make_batch(logits, step.features, step.labels)).backward()
     assert logits.grad is None
 
 
 def test_without_unlabelled_cases_the_term_is_zero_with_zero_gradient():
     full = step_of([EAST] * 4, [WEST] * 4)
     features = full.features[:1].detach().requires_grad_()
-    value = UnlabelledContrastTerm(loss()).compute(TrainingBatch(full.logits[:1], features, full.labels))
+    value = UnlabelledContrastTerm(loss())(make_batch(full.logits[:1], features, full.labels))
     value.backward()
     assert value.item() == 0 and features.grad.eq(0).all()
 
@@ -99,7 +99,7 @@ def test_without_unlabelled_cases_the_term_is_zero_with_zero_gradient():
 def test_without_labelled_cases_the_labelled_term_is_zero(shape):
     full = step_of([EAST] * 4, [WEST] * 4)
     features = torch.randn(2, 2, *shape, requires_grad=True)
-    assert LabelledContrastTerm(loss()).compute(TrainingBatch(full.logits, features, full.labels[:0])).item() == 0
+    assert LabelledContrastTerm(loss())(make_batch(full.logits, features, full.labels[:0])).item() == 0
 
 
 def test_labels_are_brought_to_coarser_features():
@@ -107,18 +107,18 @@ def test_labels_are_brought_to_coarser_features():
     labels = torch.tensor([1, 1, 2, 2]).repeat(1, 2, 2, 1)
     features = torch.tensor([EAST, NORTH]).T.reshape(1, 2, 1, 1, 2).repeat(1, 1, 2, 1, 1)
     logits = 20.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
-    step = TrainingBatch(torch.cat([logits] * 2), torch.cat([features] * 2), labels)
-    assert LabelledContrastTerm(loss()).compute(step).item() == pytest.approx(0.0, abs=1e-6)
-    assert UnlabelledContrastTerm(loss()).compute(step).item() == pytest.approx(0.0, abs=1e-6)
-    swapped = TrainingBatch(step.logits, step.features.flip(-1), labels)
-    assert LabelledContrastTerm(loss()).compute(swapped).item() == pytest.approx(1.0, abs=1e-6)
-    assert UnlabelledContrastTerm(loss()).compute(swapped).item() == pytest.approx(1.0, abs=1e-6)
+    step = make_batch(torch.cat([logits] * 2), torch.cat([features] * 2), labels)
+    assert LabelledContrastTerm(loss())(step).item() == pytest.approx(0.0, abs=1e-6)
+    assert UnlabelledContrastTerm(loss())(step).item() == pytest.approx(0.0, abs=1e-6)
+    swapped = make_batch(step.logits, step.features.flip(-1), labels)
+    assert LabelledContrastTerm(loss())(swapped).item() == pytest.approx(1.0, abs=1e-6)
+    assert UnlabelledContrastTerm(loss())(swapped).item() == pytest.approx(1.0, abs=1e-6)
 
 
 def warnings_of(term, steps, caplog):
     with caplog.at_level(logging.WARNING, "ContrastTerm"):
         for step in steps:
-            term.compute(step)
+            term(step)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -142,5 +142,5 @@ def test_a_step_with_a_pair_starts_the_count_anew(caplog):
 
 def test_features_that_have_arrived_are_no_missing_pair(caplog):
     step = step_of([EAST, EAST, NORTH, NORTH], [EAST] * 4)
-    assert LabelledContrastTerm(loss()).compute(step).item() == 0
+    assert LabelledContrastTerm(loss())(step).item() == 0
     assert warnings_of(LabelledContrastTerm(loss()), [step] * 60, caplog) == []

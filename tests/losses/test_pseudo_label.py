@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.unlabelled import PseudoLabelTerm, SoftPseudoLabelTerm
+from tests.losses.batches import make_batch
 
 
 def logits_of(*probabilities):
@@ -23,7 +23,7 @@ TEACHER = [[0.1, 0.9], [0.9, 0.1], [0.45, 0.55], [0.6, 0.4]]  # classes 1, 0, 1,
 
 def step_of(student=STUDENT, teacher=TEACHER, labels=0, labelled=None):
     first = logits_of(*[[0.5, 0.5]] * 4) if labelled is None else labelled
-    return TrainingBatch(
+    return make_batch(
         logits=torch.cat([first, logits_of(*student)]).requires_grad_(),
         features=torch.zeros(2, 3, 1, 1, 4),
         labels=torch.full((1, 1, 1, 4), labels),
@@ -34,14 +34,14 @@ def step_of(student=STUDENT, teacher=TEACHER, labels=0, labelled=None):
 def test_every_voxel_counts_at_confidence_zero():
     cross_entropy = -(math.log(0.6) + math.log(0.8) + math.log(0.5) + math.log(0.3)) / 4
     dice = 1 - 2 * (0.6 + 0.5) / ((0.6 + 0.2 + 0.5 + 0.7) + 2)  # class 1; the target holds it at voxels 0 and 2
-    assert PseudoLabelTerm().compute(step_of()).item() == pytest.approx(cross_entropy + dice, abs=1e-4)
+    assert PseudoLabelTerm()(step_of()).item() == pytest.approx(cross_entropy + dice, abs=1e-4)
 
 
 def test_voxels_below_the_confidence_take_no_part_in_either_half():
     cross_entropy = -(math.log(0.6) + math.log(0.8)) / 2
     dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
     step = step_of()
-    value = PseudoLabelTerm(confidence=0.8).compute(step)
+    value = PseudoLabelTerm(confidence=0.8)(step)
     assert value.item() == pytest.approx(cross_entropy + dice, abs=1e-4)
     value.backward()
     assert step.logits.grad[1, :, 0, 0].abs().sum(0).gt(0).tolist() == [True, True, False, False]
@@ -53,40 +53,40 @@ def test_dice_is_the_mean_over_foreground_classes_that_the_target_holds():
     cross_entropy = -(math.log(0.5) + math.log(0.7) + math.log(0.7) + math.log(0.1)) / 4
     first = 1 - 2 * 0.5 / (0.9 + 1)
     third = 1 - 2 * 0.8 / (1.0 + 2)  # class 2 is nowhere in the target
-    step = TrainingBatch(
+    step = make_batch(
         torch.cat([torch.zeros(1, 4, 1, 1, 4), logits_of(*student)]),
         torch.zeros(2, 3, 1, 1, 4),
         torch.zeros(1, 1, 1, 4, dtype=torch.int64),
         logits_of(*teacher),
     )
     expected = cross_entropy + (first + third) / 2
-    assert PseudoLabelTerm().compute(step).item() == pytest.approx(expected, abs=1e-4)
+    assert PseudoLabelTerm()(step).item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_target_of_background_alone_leaves_the_cross_entropy():
     teacher = [[0.9, 0.1]] * 4
     cross_entropy = -sum(math.log(p[0]) for p in STUDENT) / 4
-    assert PseudoLabelTerm().compute(step_of(teacher=teacher)).item() == pytest.approx(cross_entropy, abs=1e-5)
+    assert PseudoLabelTerm()(step_of(teacher=teacher)).item() == pytest.approx(cross_entropy, abs=1e-5)
 
 
 def test_no_confident_voxel_gives_zero_with_zero_gradient():
     step = step_of()
-    value = PseudoLabelTerm(confidence=0.99).compute(step)
+    value = PseudoLabelTerm(confidence=0.99)(step)
     value.backward()
     assert value.item() == 0 and step.logits.grad.eq(0).all()
 
 
 def test_no_unlabelled_case_gives_zero_with_zero_gradient():
     logits = torch.randn(1, 2, 1, 1, 4, requires_grad=True)
-    step = TrainingBatch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
-    value = PseudoLabelTerm().compute(step)
+    step = make_batch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
+    value = PseudoLabelTerm()(step)
     value.backward()
     assert value.item() == 0 and logits.grad.eq(0).all()
 
 
 def test_gradient_reaches_the_unlabelled_logits_but_not_the_teacher():
     step = step_of()
-    PseudoLabelTerm().compute(step).backward()
+    PseudoLabelTerm()(step).backward()
     assert step.teacher_logits.grad is None
     assert step.logits.grad[0].eq(0).all() and step.logits.grad[1].abs().sum() > 0
 
@@ -95,13 +95,13 @@ def test_without_a_teacher_the_network_is_its_own():
     student = [[0.4, 0.6], [0.8, 0.2], [0.45, 0.55], [0.3, 0.7]]  # classes 1, 0, 1, 1
     cross_entropy = -(math.log(0.6) + math.log(0.8) + math.log(0.55) + math.log(0.7)) / 4
     dice = 1 - 2 * (0.6 + 0.55 + 0.7) / ((0.6 + 0.2 + 0.55 + 0.7) + 3)
-    value = PseudoLabelTerm().compute(step_of(student=student, teacher=None)).item()
+    value = PseudoLabelTerm()(step_of(student=student, teacher=None)).item()
     assert value == pytest.approx(cross_entropy + dice, abs=1e-4)
 
 
 def test_labelled_cases_have_no_influence():
     values = {
-        PseudoLabelTerm().compute(step_of(labels=label, labelled=torch.full((1, 2, 1, 1, 4), shift))).item()
+        PseudoLabelTerm()(step_of(labels=label, labelled=torch.full((1, 2, 1, 1, 4), shift))).item()
         for label, shift in ((0, 0.0), (1, 5.0))
     }
     assert len(values) == 1
@@ -111,7 +111,7 @@ def test_a_power_weighs_the_cross_entropy_of_a_voxel_by_its_pseudo_labels_probab
     """Over the voxels that count: 0.9^2 twice; the weight leaves the mean's divisor alone, as in the published code."""
     cross_entropy = 0.81 * -(math.log(0.6) + math.log(0.8)) / 2
     dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
-    value = PseudoLabelTerm(confidence=0.8, power=2.0).compute(step_of())
+    value = PseudoLabelTerm(confidence=0.8, power=2.0)(step_of())
     assert value.item() == pytest.approx(cross_entropy + dice, abs=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_a_power_weighs_the_cross_entropy_of_a_voxel_by_its_pseudo_labels_probab
 def test_the_dice_part_has_a_weight_of_its_own(dice_weight):
     cross_entropy = -(math.log(0.6) + math.log(0.8)) / 2
     dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
-    value = PseudoLabelTerm(confidence=0.8, dice_weight=dice_weight).compute(step_of())
+    value = PseudoLabelTerm(confidence=0.8, dice_weight=dice_weight)(step_of())
     assert value.item() == pytest.approx(cross_entropy + dice_weight * dice, abs=1e-4)
 
 
@@ -139,7 +139,7 @@ def test_soft_targets_count_by_their_probability_everywhere():
     overlap = sum(s * t for s, t in foreground)
     dice = 1 - 2 * overlap / sum(s * s + t * t for s, t in foreground)
     step = step_of()
-    value = SoftPseudoLabelTerm().compute(step)
+    value = SoftPseudoLabelTerm()(step)
     assert value.item() == pytest.approx(cross_entropy / 4 + dice, abs=1e-4)
     value.backward()
     assert step.teacher_logits.grad is None and step.logits.grad[0].eq(0).all()
@@ -150,14 +150,14 @@ def test_soft_targets_do_not_unlearn_a_class_that_is_never_the_most_probable_one
     probabilities = [[0.66, 0.34]] * 4
     for term, pushed in ((SoftPseudoLabelTerm(), False), (PseudoLabelTerm(), True)):
         step = step_of(student=probabilities, teacher=probabilities)
-        term.compute(step).backward()
+        term(step).backward()
         assert bool(step.logits.grad[1, 1].abs().max() > 1e-6) is pushed
 
 
 def test_soft_targets_without_an_unlabelled_case_give_zero_with_zero_gradient():
     logits = torch.randn(1, 2, 1, 1, 4, requires_grad=True)
-    value = SoftPseudoLabelTerm().compute(
-        TrainingBatch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
+    value = SoftPseudoLabelTerm()(
+        make_batch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
     )
     value.backward()
     assert value.item() == 0 and logits.grad.eq(0).all()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.smoothness import SmoothnessTerm, centred_noise
 from scripts.training.inferer import FeatureInferer
 
@@ -28,14 +27,7 @@ class OneVoxel(nn.Module):
 
 def step_of(network, labelled=1, unlabelled=1, dtype=None):
     images = torch.randn(labelled + unlabelled, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    output = FeatureInferer("norm", divisor=1, dtype=dtype)(images, network)
-    return TrainingBatch(
-        output["logits"],
-        output["features"],
-        torch.zeros(labelled, 2, 2, 2, dtype=torch.int64),
-        images=images,
-        forward_pass=output.forward_pass,
-    )
+    return FeatureInferer("norm", divisor=1, dtype=dtype)(images, network, torch.zeros(labelled, 1, 2, 2, 2))
 
 
 def moved_images(term, step):
@@ -48,7 +40,7 @@ def moved_images(term, step):
         return original(images, keep_statistics)
 
     object.__setattr__(step, "forward_pass", spy)
-    term.compute(step)
+    term(step)
     return seen
 
 
@@ -67,7 +59,7 @@ def test_value_is_the_distance_between_clean_and_moved_prediction_and_its_gradie
     torch.manual_seed(0)
     network = OneVoxel(slope=0.3)
     step = step_of(network, labelled=0)
-    value = SmoothnessTerm(epsilon=1.0, probe=0.1).compute(step)
+    value = SmoothnessTerm(epsilon=1.0, probe=0.1)(step)
     clean = step.logits.detach().softmax(1)
     far = []
     for sign in (-1, 1):
@@ -83,14 +75,14 @@ def test_value_is_the_distance_between_clean_and_moved_prediction_and_its_gradie
 def test_the_search_leaves_no_gradient_behind_and_reads_none():
     network = OneVoxel()
     network.slope.grad = torch.tensor(7.0)
-    SmoothnessTerm().compute(step_of(network))
+    SmoothnessTerm()(step_of(network))
     assert network.slope.grad == 7.0
 
 
 @pytest.mark.parametrize(("clean_pass", "recorded"), [("step", 1), ("own", 2)])
 def test_perturbed_passes_record_no_statistics(clean_pass, recorded):
     network = OneVoxel()
-    SmoothnessTerm(clean_pass=clean_pass, iterations=2).compute(step_of(network))
+    SmoothnessTerm(clean_pass=clean_pass, iterations=2)(step_of(network))
     assert network.norm.num_batches_tracked == recorded
 
 
@@ -102,21 +94,21 @@ def test_cases_that_are_moved(cases, seen):
 
 def test_no_unlabelled_case_gives_zero_with_zero_gradient():
     network = OneVoxel()
-    value = SmoothnessTerm(cases="unlabelled").compute(step_of(network, unlabelled=0))
+    value = SmoothnessTerm(cases="unlabelled")(step_of(network, unlabelled=0))
     value.backward()
     assert value == 0 and network.slope.grad == 0
 
 
 def test_a_network_that_ignores_its_input_gives_a_finite_value():
     network = OneVoxel(slope=0.0)
-    value = SmoothnessTerm().compute(step_of(network))
+    value = SmoothnessTerm()(step_of(network))
     value.backward()
     assert value.item() == pytest.approx(0.5) and network.slope.grad.isfinite()
 
 
 def test_under_autocast_value_and_gradient_are_finite():
     network = OneVoxel()
-    value = SmoothnessTerm().compute(step_of(network, dtype=torch.bfloat16))
+    value = SmoothnessTerm()(step_of(network, dtype=torch.bfloat16))
     value.backward()
     assert value.isfinite() and network.slope.grad.isfinite()
 

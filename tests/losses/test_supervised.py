@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from scripts.losses.base import TrainingBatch
 from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
+from tests.losses.batches import make_batch
 
 SHAPE = (2, 3, 4)
 
@@ -18,7 +18,7 @@ def step_of(labelled=2, unlabelled=1, classes=3, seed=0):
     torch.manual_seed(seed)
     logits = torch.randn(labelled + unlabelled, classes, *SHAPE, requires_grad=True)
     labels = torch.randint(classes, (labelled, *SHAPE))
-    return TrainingBatch(logits=logits, features=torch.randn(labelled + unlabelled, 5, *SHAPE), labels=labels)
+    return make_batch(logits=logits, features=torch.randn(labelled + unlabelled, 5, *SHAPE), labels=labels)
 
 
 def by_loop(step):
@@ -46,7 +46,7 @@ def by_loop(step):
 def test_each_part_is_weighted_and_equals_a_slow_loop(weights):
     step = step_of()
     dice, cross_entropy = by_loop(step)
-    value = SupervisedTerm(dice_weight=weights[0], ce_weight=weights[1]).compute(step).item()
+    value = SupervisedTerm(dice_weight=weights[0], ce_weight=weights[1])(step).item()
     assert value == pytest.approx(weights[0] * dice + weights[1] * cross_entropy, abs=1e-5)
 
 
@@ -54,15 +54,15 @@ def test_unlabelled_cases_have_no_influence():
     step = step_of()
     changed = step.logits.detach().clone()
     changed[2:] += 10 * torch.randn_like(changed[2:])
-    other = TrainingBatch(changed, step.features, step.labels)
-    assert SupervisedTerm().compute(step).item() == SupervisedTerm().compute(other).item()
-    SupervisedTerm().compute(step).backward()
+    other = make_batch(changed, step.features, step.labels)
+    assert SupervisedTerm()(step).item() == SupervisedTerm()(other).item()
+    SupervisedTerm()(step).backward()
     assert step.logits.grad[:2].abs().sum() > 0 and step.logits.grad[2:].eq(0).all()
 
 
 def test_without_labelled_cases_it_is_zero_with_zero_gradient():
     step = step_of(labelled=0, unlabelled=2)
-    value = SupervisedTerm().compute(step)
+    value = SupervisedTerm()(step)
     value.backward()
     assert value.item() == 0 and step.logits.grad.eq(0).all()
 
@@ -70,7 +70,7 @@ def test_without_labelled_cases_it_is_zero_with_zero_gradient():
 def test_perfect_prediction_costs_nothing():
     labels = torch.arange(24).reshape(1, *SHAPE) % 3
     logits = 100.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
-    value = SupervisedTerm().compute(TrainingBatch(logits, logits, labels)).item()
+    value = SupervisedTerm()(make_batch(logits, logits, labels)).item()
     assert value == pytest.approx(0.0, abs=1e-6)
 
 
@@ -79,7 +79,7 @@ PROBABILITIES = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1]]
 
 def three_class_step(labels=(1, 2, 0)):
     logits = PROBABILITIES.log().T.reshape(1, 3, 1, 1, 3).clone().requires_grad_()
-    return TrainingBatch(logits, torch.zeros(1, 1, 1, 1, 3), torch.tensor(labels).reshape(1, 1, 1, 3))
+    return make_batch(logits, torch.zeros(1, 1, 1, 1, 3), torch.tensor(labels).reshape(1, 1, 1, 3))
 
 
 FIRST = 1 - 2 * 0.5 / (0.9 + 1)
@@ -88,15 +88,15 @@ SECOND = 1 - 2 * 0.8 / (1.2 + 1)
 
 @pytest.mark.parametrize(("classes", "expected"), [("first", FIRST), ("foreground", (FIRST + SECOND) / 2)])
 def test_linear_dice_is_that_of_foreground_probabilities_or_of_class_one_alone(classes, expected):
-    assert LinearDiceTerm(classes=classes).compute(three_class_step()).item() == pytest.approx(expected, abs=1e-6)
+    assert LinearDiceTerm(classes=classes)(three_class_step()).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_linear_dice_ignores_unlabelled_cases_and_is_zero_without_labelled_ones():
     step = three_class_step()
-    both = TrainingBatch(torch.cat([step.logits, -step.logits]), step.features, step.labels)
-    assert LinearDiceTerm().compute(both).item() == pytest.approx((FIRST + SECOND) / 2, abs=1e-6)
-    none = TrainingBatch(step.logits, step.features, step.labels[:0])
-    value = LinearDiceTerm().compute(none)
+    both = make_batch(torch.cat([step.logits, -step.logits]), step.features, step.labels)
+    assert LinearDiceTerm()(both).item() == pytest.approx((FIRST + SECOND) / 2, abs=1e-6)
+    none = make_batch(step.logits, step.features, step.labels[:0])
+    value = LinearDiceTerm()(none)
     value.backward()
     assert value == 0 and step.logits.grad.eq(0).all()
 

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
+from scripts.losses.base import LossTerm, WeightedLoss
 from scripts.losses.schedules import RampUp
+from tests.losses.batches import make_batch
 
 
 class Fixed(LossTerm):
@@ -17,19 +18,18 @@ class Fixed(LossTerm):
 
     def __init__(self, value, weight=1.0):
         super().__init__(weight)
-        self.value, self.calls, self.step_data = value, 0, None
+        self.value, self.calls, self.batch = value, 0, None
 
-    def compute(self, step):
-        self.calls, self.step_data = self.calls + 1, step
-        return step.logits.mean() * 0 + self.value
+    def forward(self, batch):
+        self.calls, self.batch = self.calls + 1, batch
+        return batch.logits.mean() * 0 + self.value
 
 
-def prediction(labelled=1, unlabelled=2):
+def some_batch(labelled=1, unlabelled=2, teacher_logits=None):
     cases = labelled + unlabelled
-    return {
-        "logits": torch.arange(cases * 2.0 * 24).reshape(cases, 2, 2, 3, 4).requires_grad_(),
-        "features": torch.arange(cases * 5.0 * 24).reshape(cases, 5, 2, 3, 4),
-    }, torch.ones(labelled, 1, 2, 3, 4)
+    logits = torch.arange(cases * 2.0 * 24).reshape(cases, 2, 2, 3, 4).requires_grad_()
+    features = torch.arange(cases * 5.0 * 24).reshape(cases, 5, 2, 3, 4)
+    return make_batch(logits, features, torch.ones(labelled, 2, 3, 4, dtype=torch.int64), teacher_logits)
 
 
 @pytest.mark.parametrize(
@@ -65,29 +65,29 @@ def test_rampup_with_impossible_fractions_is_refused(start, end):
 
 def test_sum_is_weighted():
     loss = WeightedLoss({"a": Fixed(2.0, 0.5), "b": Fixed(3.0, 4.0), "c": Fixed(1.0)}, max_steps=10)
-    assert loss(*prediction()).item() == pytest.approx(1.0 + 12.0 + 1.0)
+    assert loss(some_batch()).item() == pytest.approx(1.0 + 12.0 + 1.0)
 
 
 def test_term_of_weight_zero_is_not_computed_and_not_logged():
     off, on = Fixed(2.0, 0.0), Fixed(3.0)
     loss = WeightedLoss({"off": off, "on": on}, max_steps=10)
-    total = loss(*prediction())
+    total = loss(some_batch())
     assert (off.calls, on.calls) == (0, 1)
     assert loss.scalars(total) == {"Loss/total": 3.0, "Loss/on": 3.0}
 
 
 def test_scalars_are_the_unweighted_values_by_name():
     loss = WeightedLoss({"supervised": Fixed(2.0, 0.5), "contrast": Fixed(0.25, 2.0)}, max_steps=10)
-    assert loss.scalars(loss(*prediction())) == {"Loss/total": 1.5, "Loss/supervised": 2.0, "Loss/contrast": 0.25}
+    assert loss.scalars(loss(some_batch())) == {"Loss/total": 1.5, "Loss/supervised": 2.0, "Loss/contrast": 0.25}
 
 
 def test_scalars_are_those_of_the_last_call():
     late = Fixed(2.0, RampUp(1.0, start=0.5, end=0.5))
     loss = WeightedLoss({"early": Fixed(1.0), "late": late}, max_steps=10)
     loss.step = 5
-    assert set(loss.scalars(loss(*prediction()))) == {"Loss/total", "Loss/early", "Loss/late"}
+    assert set(loss.scalars(loss(some_batch()))) == {"Loss/total", "Loss/early", "Loss/late"}
     loss.step = 4
-    assert set(loss.scalars(loss(*prediction()))) == {"Loss/total", "Loss/early"}
+    assert set(loss.scalars(loss(some_batch()))) == {"Loss/total", "Loss/early"}
 
 
 def test_weights_follow_the_step_and_the_length_of_the_run():
@@ -95,51 +95,54 @@ def test_weights_follow_the_step_and_the_length_of_the_run():
     for max_steps in (10, 100):
         loss = WeightedLoss({"a": Fixed(1.0, RampUp(2.0, start=0.0, end=0.4))}, max_steps=max_steps)
         loss.step = 2
-        values.append(loss(*prediction()).item())
+        values.append(loss(some_batch()).item())
     assert values == pytest.approx([2 * math.exp(-1.25), 2 * math.exp(-5 * 0.95**2)])
 
 
-def test_terms_see_labelled_cases_first_and_integer_labels():
-    term = Fixed(1.0)
-    predicted, label = prediction(labelled=1, unlabelled=2)
-    predicted["teacher_logits"] = torch.randn(2, 2, 2, 3, 4)
-    WeightedLoss({"a": term}, max_steps=1)(predicted, label)
-    step = term.step_data
-    assert (step.num_labelled, step.num_unlabelled) == (1, 2)
-    assert torch.equal(step.labelled_logits, predicted["logits"][:1])
-    assert torch.equal(step.unlabelled_logits, predicted["logits"][1:])
-    assert torch.equal(step.labelled_features, predicted["features"][:1])
-    assert torch.equal(step.unlabelled_features, predicted["features"][1:])
-    assert torch.equal(step.target_logits, predicted["teacher_logits"])
-    assert step.labels.shape == (1, 2, 3, 4) and step.labels.dtype == torch.int64
+def test_terms_receive_the_very_batch():
+    term, batch = Fixed(1.0), some_batch()
+    WeightedLoss({"a": term}, max_steps=1)(batch, torch.ones(1, 1, 2, 3, 4))  # MONAI's trainer passes the labels too
+    assert term.batch is batch
+
+
+def test_batch_divides_labelled_and_unlabelled_cases():
+    teacher_logits = torch.randn(2, 2, 2, 3, 4)
+    batch = some_batch(labelled=1, unlabelled=2, teacher_logits=teacher_logits)
+    assert (batch.num_labelled, batch.num_unlabelled) == (1, 2)
+    assert torch.equal(batch.labelled_logits, batch.logits[:1])
+    assert torch.equal(batch.unlabelled_logits, batch.logits[1:])
+    assert torch.equal(batch.labelled_features, batch.features[:1])
+    assert torch.equal(batch.unlabelled_features, batch.features[1:])
+    assert torch.equal(batch.labelled_images, batch.images[:1])
+    assert torch.equal(batch.unlabelled_images, batch.images[1:])
+    assert torch.equal(batch.target_logits, teacher_logits)
 
 
 def test_targets_without_a_teacher_are_the_networks_own_without_gradient():
-    predicted, label = prediction()
-    step = TrainingBatch(predicted["logits"], predicted["features"], label[:, 0].long())
-    assert torch.equal(step.target_logits, predicted["logits"][1:])
-    assert not step.target_logits.requires_grad
+    batch = some_batch()
+    assert torch.equal(batch.target_logits, batch.logits[1:])
+    assert not batch.target_logits.requires_grad
 
 
 def test_total_passes_gradients_and_logging_keeps_no_graph():
-    predicted, label = prediction()
+    batch = some_batch()
 
     class Mean(LossTerm):
-        def compute(self, step):
-            return step.logits.mean()
+        def forward(self, batch):
+            return batch.logits.mean()
 
     loss = WeightedLoss({"mean": Mean(3.0)}, max_steps=1)
-    loss(predicted, label).backward()
-    torch.testing.assert_close(predicted["logits"].grad, torch.full((3, 2, 2, 3, 4), 3.0 / 144))
+    loss(batch).backward()
+    torch.testing.assert_close(batch.logits.grad, torch.full((3, 2, 2, 3, 4), 3.0 / 144))
     assert all(type(value) is float for value in loss.last.values())
 
 
 def test_a_step_in_which_every_weight_is_zero_can_still_be_run():
-    predicted, label = prediction()
+    batch = some_batch()
     loss = WeightedLoss({"late": Fixed(2.0, RampUp(1.0, start=0.9, end=1.0))}, max_steps=100)
-    total = loss(predicted, label)
+    total = loss(batch)
     total.backward()
-    assert total.item() == 0 and predicted["logits"].grad.eq(0).all()
+    assert total.item() == 0 and batch.logits.grad.eq(0).all()
 
 
 def test_list_without_terms_is_refused():
@@ -148,7 +151,7 @@ def test_list_without_terms_is_refused():
 
 
 def test_something_else_in_the_list_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'dice' must be a scripts\.terms LossTerm, got Linear"):
+    with pytest.raises(ValueError, match=r"'dice' must be a scripts\.losses LossTerm, got Linear"):
         WeightedLoss({"dice": torch.nn.Linear(1, 1)}, max_steps=1)
 
 
@@ -188,9 +191,9 @@ def test_terms_are_computed_in_the_order_in_which_they_are_listed():
     order = []
 
     class Noting(Fixed):
-        def compute(self, step):
+        def forward(self, batch):
             order.append(self.value)
-            return super().compute(step)
+            return super().forward(batch)
 
-    WeightedLoss({"b": Noting(1.0), "a": Noting(2.0), "c": Noting(3.0)}, 10)(*prediction())
+    WeightedLoss({"b": Noting(1.0), "a": Noting(2.0), "c": Noting(3.0)}, 10)(some_batch())
     assert order == [1.0, 2.0, 3.0]

@@ -12,9 +12,11 @@ from ignite.engine import Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
+from scripts.data.streams import prepare_two_stream_batch
 from scripts.errors import UserError
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.training.guard import GradientGuard
+from scripts.training.inferer import FeatureInferer
 from scripts.training.teacher import TeacherUpdater, ema_teacher
 
 
@@ -28,10 +30,10 @@ class ToyLoss(nn.Module):
         self.spoil = spoil or (lambda loss, step: loss)
         self.step = 0
 
-    def forward(self, prediction, label):
+    def forward(self, batch, label):
         self.step += 1
         self.memory.update({0: torch.full((1, 2), float(self.step))})
-        return self.spoil((self.scale * prediction - label).square().mean(), self.step)
+        return self.spoil((self.scale * batch.logits - label).square().mean(), self.step)
 
 
 def images(*bad):
@@ -66,6 +68,8 @@ class Training:
             network=self.network,
             optimizer=self.optimizer,
             loss_function=self.loss,
+            prepare_batch=prepare_two_stream_batch,
+            inferer=FeatureInferer("0", divisor=1),
             decollate=False,
             optim_set_to_none=True,
         )

@@ -42,6 +42,15 @@ def image(*shape, batch=2):
     return torch.randn(batch, 1, *shape, generator=torch.Generator().manual_seed(0))
 
 
+def inferer(*args, **options):
+    """A `FeatureInferer` for batches whose first case is labelled, all with class 1."""
+
+    def call(images, network, weak=None):
+        return FeatureInferer(*args, **options)(images, network, torch.ones(1, 1, *images.shape[2:]), weak)
+
+    return call
+
+
 def hooks_of(network):
     return [name for name, module in network.named_modules() if module._forward_hooks or module._forward_pre_hooks]
 
@@ -57,42 +66,50 @@ def test_features_are_what_a_permanent_hook_sees_and_logits_those_of_a_plain_cal
     seen, witness = [], copy.deepcopy(network)
     witness.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output))
     x = image(4, 6, 8)
-    output = FeatureInferer(layer, divisor=2)(x, network)
-    assert torch.equal(output["logits"], witness(x))
-    assert torch.equal(output["features"], seen[0])
+    output = inferer(layer, divisor=2)(x, network)
+    assert torch.equal(output.logits, witness(x))
+    assert torch.equal(output.features, seen[0])
     assert network.calls == 1
 
 
+def test_batch_holds_the_labels_as_classes_and_the_names_of_the_cases(network):
+    label = torch.tensor([2.0, 0.0]).reshape(1, 1, 1, 1, 2)
+    batch = FeatureInferer("fine", divisor=2)(image(1, 1, 2), network, label, cases=["a", "b"])
+    assert torch.equal(batch.labels, label[:, 0].long()) and batch.labels.dtype == torch.int64
+    assert (batch.num_labelled, batch.num_unlabelled) == (1, 1)
+    assert list(batch.cases) == ["a", "b"]
+
+
 def test_gradient_flows_through_features_and_logits(network):
-    output = FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
-    output["features"].sum().backward(retain_graph=True)
+    output = inferer("fine", divisor=2)(image(4, 6, 8), network)
+    output.features.sum().backward(retain_graph=True)
     assert network.fine.weight.grad.abs().sum() > 0 and network.coarse.weight.grad is None
-    output["logits"].sum().backward()
+    output.logits.sum().backward()
     assert network.coarse.weight.grad.abs().sum() > 0
 
 
 def test_no_hook_is_left_after_a_call(network):
-    FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    inferer("fine", divisor=2)(image(4, 6, 8), network)
     assert hooks_of(network) == []
 
 
 def test_no_hook_is_left_after_an_exception(network):
     network.fails = True
     with pytest.raises(RuntimeError, match="out of memory"):
-        FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+        inferer("fine", divisor=2)(image(4, 6, 8), network)
     assert hooks_of(network) == []
 
 
 def test_hooks_of_others_stay(network):
     network.fine.register_forward_hook(lambda *_: None)
-    FeatureInferer("fine", divisor=2)(image(4, 6, 8), network)
+    inferer("fine", divisor=2)(image(4, 6, 8), network)
     assert hooks_of(network) == ["fine"]
 
 
 def test_network_can_be_copied_and_scripted_after_a_call(network):
     x = image(16, 16, 16)
     vnet = VNet(base_filters=1).eval()
-    expected = FeatureInferer("decoder.stage1")(x, vnet)["logits"]
+    expected = inferer("decoder.stage1")(x, vnet).logits
     torch.testing.assert_close(copy.deepcopy(vnet)(x), expected)
     torch.testing.assert_close(torch.jit.script(vnet)(x), expected)
 
@@ -101,25 +118,25 @@ def test_odd_sides_are_padded_at_the_end_and_cropped_back(network):
     x = image(3, 5, 8)
     padded = torch.zeros(2, 1, 4, 6, 8)
     padded[:, :, :3, :5, :] = x
-    output = FeatureInferer("fine", divisor=2)(x, network)
-    assert torch.equal(output["logits"], network(padded)[:, :, :3, :5, :])
-    assert torch.equal(output["features"], network.fine(padded)[:, :, :3, :5, :])
+    output = inferer("fine", divisor=2)(x, network)
+    assert torch.equal(output.logits, network(padded)[:, :, :3, :5, :])
+    assert torch.equal(output.features, network.fine(padded)[:, :, :3, :5, :])
 
 
 def test_coarse_features_keep_the_cells_that_hold_image(network):
     x = image(3, 5, 9)
     padded = pad(x, (0, 3, 0, 3, 0, 1))  # to sides 4, 8, 12
-    output = FeatureInferer("coarse", divisor=4)(x, network)
-    assert output["logits"].shape == (2, 2, 3, 5, 9)
+    output = inferer("coarse", divisor=4)(x, network)
+    assert output.logits.shape == (2, 2, 3, 5, 9)
     # Cells of two voxels: 2, 3 and 5 of them touch the image.
-    assert torch.equal(output["features"], network.coarse(network.fine(padded))[:, :, :2, :3, :5])
+    assert torch.equal(output.features, network.coarse(network.fine(padded))[:, :, :2, :3, :5])
 
 
 def test_divisor_decides_how_far_is_padded(network):
     seen = []
     network.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape[2:])))
     for divisor in (1, 2, 4, 16):
-        FeatureInferer("fine", divisor=divisor)(image(6, 8, 10), network)
+        inferer("fine", divisor=divisor)(image(6, 8, 10), network)
     assert seen == [(6, 8, 10), (6, 8, 10), (8, 8, 12), (16, 16, 16)]
 
 
@@ -127,10 +144,8 @@ def test_under_autocast_the_network_computes_in_bfloat16_and_the_result_is_float
     seen = []
     network.fine.register_forward_hook(lambda _m, _a, output: seen.append(output.dtype))
     for dtype in (None, torch.bfloat16):
-        output = FeatureInferer("fine", divisor=2, dtype=dtype, teacher=network)(
-            image(4, 6, 8), network, image(4, 6, 8)
-        )
-        assert {value.dtype for value in output.values()} == {torch.float32}
+        output = inferer("fine", divisor=2, dtype=dtype, teacher=network)(image(4, 6, 8), network, image(4, 6, 8))
+        assert {output.logits.dtype, output.features.dtype, output.teacher_logits.dtype} == {torch.float32}
     assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
@@ -149,43 +164,43 @@ class Teacher(nn.Module):
 
 def test_teacher_sees_the_weak_images_alone_in_evaluation_mode_without_gradient(network):
     teacher, weak = Teacher().train(), image(3, 4, 5, batch=1) + 7
-    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network, weak)
+    output = inferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network, weak)
     [(seen, training, grad)] = teacher.seen
     assert torch.equal(seen, pad(weak, (0, 1, 0, 0, 0, 1)))
     assert not training and not grad
-    assert torch.equal(output["teacher_logits"], torch.cat([weak, 2 * weak], dim=1))
-    assert not output["teacher_logits"].requires_grad
-    assert output["logits"].requires_grad and network.training
+    assert torch.equal(output.teacher_logits, torch.cat([weak, 2 * weak], dim=1))
+    assert not output.teacher_logits.requires_grad
+    assert output.logits.requires_grad and network.training
 
 
 def test_a_pass_of_the_teacher_gives_its_logits_and_features_in_evaluation_mode_without_gradient(network):
     teacher = copy.deepcopy(network)
     with torch.no_grad():
         teacher.fine.weight.mul_(2)
-    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network)
+    output = inferer("fine", divisor=2, teacher=teacher)(image(3, 4, 5), network)
     images = image(3, 4, 5, batch=1) + 1
     logits, features = output.teacher_pass(images)
-    expected = FeatureInferer("fine", divisor=2)(images, teacher.eval())
-    assert torch.equal(logits, expected["logits"]) and torch.equal(features, expected["features"])
+    expected = inferer("fine", divisor=2)(images, teacher.eval())
+    assert torch.equal(logits, expected.logits) and torch.equal(features, expected.features)
     assert not logits.requires_grad and not features.requires_grad and not teacher.training
-    assert FeatureInferer("fine", divisor=2)(image(3, 4, 5), network).teacher_pass is None
 
 
 @pytest.mark.parametrize("weak", [None, torch.empty(0, 1, 4, 6, 8)])
 def test_without_weak_images_the_teacher_is_not_asked(network, weak):
     teacher = Teacher()
-    output = FeatureInferer("fine", divisor=2, teacher=teacher)(image(4, 6, 8), network, weak)
-    assert "teacher_logits" not in output and teacher.seen == []
+    output = inferer("fine", divisor=2, teacher=teacher)(image(4, 6, 8), network, weak)
+    assert output.teacher_logits is None and output.weak_images is None and teacher.seen == []
 
 
 def test_without_a_teacher_weak_images_are_passed_over(network):
-    assert "teacher_logits" not in FeatureInferer("fine", divisor=2)(image(4, 6, 8), network, image(4, 6, 8))
+    output = inferer("fine", divisor=2)(image(4, 6, 8), network, image(4, 6, 8))
+    assert output.teacher_logits is None and output.teacher_pass is None
     assert network.calls == 1
 
 
 def test_unknown_layer_is_refused_by_name_with_a_list_of_layers(network):
     with pytest.raises(ValueError, match=r"Pyramid has no layer 'decoder\.last'.*fine, coarse"):
-        FeatureInferer("decoder.last", divisor=2)(image(4, 6, 8), network)
+        inferer("decoder.last", divisor=2)(image(4, 6, 8), network)
     assert network.calls == 0
 
 
@@ -193,7 +208,7 @@ def test_unknown_layer_is_refused_by_name_with_a_list_of_layers(network):
 def test_layer_without_a_feature_map_is_refused_by_name(network, layer):
     network.never = nn.Identity()
     with pytest.raises(ValueError, match=f"'{layer}' gave no feature map"):
-        FeatureInferer(layer, divisor=2)(image(4, 6, 8), network)
+        inferer(layer, divisor=2)(image(4, 6, 8), network)
     assert hooks_of(network) == []
 
 
@@ -207,9 +222,9 @@ def test_layer_of_a_wrapped_network_has_the_name_it_has_in_the_network(network):
             return self.module(x)
 
     x = image(4, 6, 8)
-    expected = FeatureInferer("fine", divisor=2)(x, network)
-    output = FeatureInferer("fine", divisor=2)(x, Wrapper())
-    assert all(torch.equal(output[key], expected[key]) for key in expected)
+    expected = inferer("fine", divisor=2)(x, network)
+    output = inferer("fine", divisor=2)(x, Wrapper())
+    assert torch.equal(output.logits, expected.logits) and torch.equal(output.features, expected.features)
 
 
 # Layers that give more channels than there are classes (2). MONAI's UNet with a first stride of 2 has no such layer at
@@ -237,20 +252,20 @@ def test_networks_of_monai_give_embeddings_by_naming_a_layer(net, layer, divisor
     # A copy, because a later layer that works in place would change what was seen.
     witness.get_submodule(layer).register_forward_hook(lambda _m, _a, output: seen.append(output.clone()))
     with torch.no_grad():
-        output = FeatureInferer(layer, divisor=divisor)(x, net)
+        output = inferer(layer, divisor=divisor)(x, net)
         logits = witness(padded)
     cells = [-(-side // stride) for side in shape]
-    assert output["features"].shape == (2, channels, *cells)
-    assert torch.equal(output["features"], seen[0][:, :, : cells[0], : cells[1], : cells[2]])
-    assert torch.equal(output["logits"], logits[:, :, : shape[0], : shape[1], : shape[2]])
+    assert output.features.shape == (2, channels, *cells)
+    assert torch.equal(output.features, seen[0][:, :, : cells[0], : cells[1], : cells[2]])
+    assert torch.equal(output.logits, logits[:, :, : shape[0], : shape[1], : shape[2]])
 
 
 def test_terms_get_the_images_and_a_pass_of_their_own_like_the_steps(network):
     x, weak = image(4, 6, 8), image(4, 6, 8, batch=1)
-    output = FeatureInferer("fine", divisor=4)(x, network, weak=weak)
-    assert torch.equal(output["images"], x) and torch.equal(output["weak_images"], weak)
+    output = inferer("fine", divisor=4)(x, network, weak=weak)
+    assert torch.equal(output.images, x) and torch.equal(output.weak_images, weak)
     logits, features = output.forward_pass(x)  # padded and cropped as the step's own: 6 is no multiple of 4
-    assert torch.equal(logits, output["logits"]) and torch.equal(features, output["features"])
+    assert torch.equal(logits, output.logits) and torch.equal(features, output.features)
     features.sum().backward()
     assert network.fine.weight.grad.abs().sum() > 0
 
@@ -258,6 +273,6 @@ def test_terms_get_the_images_and_a_pass_of_their_own_like_the_steps(network):
 @pytest.mark.parametrize(("keep", "recorded"), [(True, 1), (False, 2)])
 def test_a_terms_own_pass_records_statistics_only_if_asked(keep, recorded):
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
-    output = FeatureInferer("0", divisor=1)(image(4, 4, 4), network)
+    output = inferer("0", divisor=1)(image(4, 4, 4), network)
     output.forward_pass(image(4, 4, 4) + 5, keep_statistics=keep)
     assert network[1].num_batches_tracked == recorded

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +14,15 @@ from monai.engines import SupervisedTrainer
 from monai.losses import DiceCELoss
 from torch import nn
 
+from scripts.data.streams import prepare_two_stream_batch
 from scripts.errors import UserError
 from scripts.networks.heads import ProjectionHead
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.training.inferer import FeatureInferer, FeatureOutput
+from scripts.training.inferer import FeatureInferer
 from scripts.training.memory_updater import MemoryBankUpdater
+from tests.losses.batches import make_batch
 
 CLASSES = 3
 
@@ -33,80 +36,83 @@ def logits_of(predicted, probability):
     return probabilities.log().T.reshape(1, CLASSES, 1, 1, -1)
 
 
-def output_of(labels, predicted, probability=None, unlabelled=None, unlabelled_probability=None):
-    """A step's output: the feature of voxel n is (n, 1), counted on from the labelled to the unlabelled case."""
+def batch_of(labels, predicted, probability=None, unlabelled=None, unlabelled_probability=None):
+    """A step's batch: the feature of voxel n is (n, 1), counted on from the labelled to the unlabelled case."""
     n = len(labels)
     logits = [logits_of(predicted, probability or [0.9] * n)]
     features = [torch.stack([torch.arange(n), torch.ones(n)]).float().reshape(1, 2, 1, 1, n)]
     if unlabelled is not None:
         logits.append(logits_of(unlabelled, unlabelled_probability or [0.99] * n))
         features.append(features[0] + torch.tensor([n, 0.0]).reshape(1, 2, 1, 1, 1))
-    pred = {"logits": torch.cat(logits), "features": torch.cat(features)}
-    return {"pred": pred, "label": torch.tensor(labels).float().reshape(1, 1, 1, 1, n)}
+    return make_batch(torch.cat(logits), torch.cat(features), torch.tensor(labels).reshape(1, 1, 1, n))
 
 
-def stored(output, room=8, **options):
+def update(updater, batch):
+    updater(SimpleNamespace(state=SimpleNamespace(output={"pred": batch})))
+
+
+def stored(batch, room=8, **options):
     """Voxel numbers in the memory after one update, by class."""
     memory = PrototypeMemory(CLASSES, 2, room)
-    MemoryBankUpdater(memory, **options)(SimpleNamespace(state=SimpleNamespace(output=output)))
+    update(MemoryBankUpdater(memory, **options), batch)
     return {c: memory.rows(c)[:, 0].tolist() for c in range(CLASSES) if len(memory.rows(c)) > 0}
 
 
 def test_only_voxels_that_are_predicted_correctly_enter():
-    output = output_of(labels=[1, 1, 2, 2, 0], predicted=[1, 2, 2, 1, 0])
-    assert stored(output) == {1: [0], 2: [2]}
+    batch = batch_of(labels=[1, 1, 2, 2, 0], predicted=[1, 2, 2, 1, 0])
+    assert stored(batch) == {1: [0], 2: [2]}
 
 
 def test_wrongly_predicted_voxels_enter_under_their_label_where_that_is_asked_for():
-    output = output_of(labels=[1, 1, 2, 2, 0], predicted=[1, 2, 2, 1, 0])
-    assert stored(output, only_correct=False) == {1: [0, 1], 2: [2, 3]}
+    batch = batch_of(labels=[1, 1, 2, 2, 0], predicted=[1, 2, 2, 1, 0])
+    assert stored(batch, only_correct=False) == {1: [0, 1], 2: [2, 3]}
 
 
 def test_ignored_voxels_never_enter():
-    output = output_of(labels=[1, -1, 2, -1, -1], predicted=[1, 1, 2, 2, 0])
-    assert stored(output, include_background=True) == {1: [0], 2: [2]}
-    assert stored(output, include_background=True, only_correct=False, selection="confidence") == {1: [0], 2: [2]}
+    batch = batch_of(labels=[1, -1, 2, -1, -1], predicted=[1, 1, 2, 2, 0])
+    assert stored(batch, include_background=True) == {1: [0], 2: [2]}
+    assert stored(batch, include_background=True, only_correct=False, selection="confidence") == {1: [0], 2: [2]}
 
 
 def test_background_stays_out_by_default_and_enters_where_that_is_asked_for():
-    output = output_of(labels=[0, 1, 0, 0], predicted=[0, 1, 0, 1], unlabelled=[0, 0, 0, 0])
-    assert stored(output) == {1: [1]}
-    assert stored(output, include_background=True) == {0: [0, 2], 1: [1]}
+    batch = batch_of(labels=[0, 1, 0, 0], predicted=[0, 1, 0, 1], unlabelled=[0, 0, 0, 0])
+    assert stored(batch) == {1: [1]}
+    assert stored(batch, include_background=True) == {0: [0, 2], 1: [1]}
 
 
 def test_unlabelled_voxels_stay_out_by_default():
-    assert stored(output_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 2])) == {1: [0, 1]}
+    assert stored(batch_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 2])) == {1: [0, 1]}
 
 
 def test_confident_unlabelled_voxels_enter_with_both_behind_the_labelled_ones():
-    output = output_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 1], unlabelled_probability=[0.96, 0.99, 0.94])
-    assert stored(output, source="both") == {1: [0, 1, 3], 2: [4]}
-    assert stored(output, source="both", confidence=0.98) == {1: [0, 1], 2: [4]}
-    assert stored(output, source="both", confidence=0.0) == {1: [0, 1, 3, 5], 2: [4]}
+    batch = batch_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 1], unlabelled_probability=[0.96, 0.99, 0.94])
+    assert stored(batch, source="both") == {1: [0, 1, 3], 2: [4]}
+    assert stored(batch, source="both", confidence=0.98) == {1: [0, 1], 2: [4]}
+    assert stored(batch, source="both", confidence=0.0) == {1: [0, 1, 3, 5], 2: [4]}
 
 
 def test_unlabelled_voxels_take_only_the_room_that_labelled_ones_leave():
-    output = output_of([1, 1, 2], [1, 1, 2], unlabelled=[1, 1, 2])
-    assert stored(output, room=2, source="both") == {1: [0, 1], 2: [2, 5]}
-    memory = stored(output, room=3, source="both")
+    batch = batch_of([1, 1, 2], [1, 1, 2], unlabelled=[1, 1, 2])
+    assert stored(batch, room=2, source="both") == {1: [0, 1], 2: [2, 5]}
+    memory = stored(batch, room=3, source="both")
     assert memory[1][:2] == [0, 1] and memory[1][2] in (3, 4)
 
 
 def test_teacher_names_the_class_of_unlabelled_voxels_where_there_is_one():
-    output = output_of([1, 1], [1, 1], unlabelled=[1, 1])
-    output["pred"]["teacher_logits"] = logits_of([2, 2], [0.99, 0.5])
-    assert stored(output, source="both") == {1: [0, 1], 2: [2]}
+    batch = batch_of([1, 1], [1, 1], unlabelled=[1, 1])
+    batch = replace(batch, teacher_logits=logits_of([2, 2], [0.99, 0.5]))
+    assert stored(batch, source="both") == {1: [0, 1], 2: [2]}
 
 
 def test_confidence_ranks_by_probability_when_there_are_more_than_fit():
-    output = output_of([1, 1, 1, 1], [1, 1, 1, 1], probability=[0.7, 0.8, 0.6, 0.95])
-    assert stored(output, room=2, selection="confidence") == {1: [3, 1]}
+    batch = batch_of([1, 1, 1, 1], [1, 1, 1, 1], probability=[0.7, 0.8, 0.6, 0.95])
+    assert stored(batch, room=2, selection="confidence") == {1: [3, 1]}
 
 
 def test_ranking_is_by_the_probability_of_the_label_and_not_of_the_wrong_answer():
     """A voxel that is surely something else is no good example of its class."""
-    output = output_of([1, 1, 1], [1, 2, 1], probability=[0.6, 0.98, 0.7])
-    assert stored(output, room=2, selection="confidence", only_correct=False) == {1: [2, 0]}
+    batch = batch_of([1, 1, 1], [1, 2, 1], probability=[0.6, 0.98, 0.7])
+    assert stored(batch, room=2, selection="confidence", only_correct=False) == {1: [2, 0]}
 
 
 class FarFromTwo(nn.Module):
@@ -124,8 +130,8 @@ class FarFromTwo(nn.Module):
 @pytest.mark.parametrize(("selection", "expected"), [("lowest", [2, 1, 3]), ("highest", [5, 0, 4])])
 def test_a_class_selector_ranks_what_is_too_much_and_is_not_asked_otherwise(selection, expected):
     selectors = FarFromTwo()
-    output = output_of([1] * 6 + [2] * 3, [1] * 6 + [2] * 3)
-    assert stored(output, room=3, selection=selection, selectors=selectors) == {1: expected, 2: [6, 7, 8]}
+    batch = batch_of([1] * 6 + [2] * 3, [1] * 6 + [2] * 3)
+    assert stored(batch, room=3, selection=selection, selectors=selectors) == {1: expected, 2: [6, 7, 8]}
     assert selectors.calls == [(1, 6)]
 
 
@@ -134,39 +140,39 @@ def test_a_selector_judges_projected_rows():
         def forward(self, rows):
             return rows * torch.tensor([-1.0, 1.0])
 
-    output = output_of([1] * 4, [1] * 4)  # mirrored: 0, -1, -2, -3, so the farthest from 2 is -3
-    found = stored(output, room=1, projection_head=Mirror(), selection="highest", selectors=FarFromTwo())
+    batch = batch_of([1] * 4, [1] * 4)  # mirrored: 0, -1, -2, -3, so the farthest from 2 is -3
+    found = stored(batch, room=1, projection_head=Mirror(), selection="highest", selectors=FarFromTwo())
     assert found == {1: [-3]}
 
 
 def test_a_step_may_offer_fewer_or_more_rows_than_the_memory_holds():
-    output = output_of([1, 1, 1, 1], [1, 1, 1, 1])
-    assert len(stored(output, room=8, embeddings_per_step=2)[1]) == 2
-    assert len(stored(output, room=2, embeddings_per_step=8)[1]) == 2
+    batch = batch_of([1, 1, 1, 1], [1, 1, 1, 1])
+    assert len(stored(batch, room=8, embeddings_per_step=2)[1]) == 2
+    assert len(stored(batch, room=2, embeddings_per_step=8)[1]) == 2
 
 
 def test_random_voxels_follow_the_global_generator():
-    output = output_of([1] * 40, [1] * 40)
+    batch = batch_of([1] * 40, [1] * 40)
     torch.manual_seed(1)
-    first, other = stored(output, room=5), stored(output, room=5)
+    first, other = stored(batch, room=5), stored(batch, room=5)
     torch.manual_seed(1)
-    assert stored(output, room=5) == first != other
+    assert stored(batch, room=5) == first != other
     assert len(set(first[1])) == 5
 
 
 def test_labels_and_ranking_are_brought_to_coarser_features():
     """Four voxels a row, two cells: each cell takes the label and the probability of its second voxel."""
-    output = output_of([2, 1, 2, 1], [2, 1, 2, 1], probability=[0.99, 0.6, 0.5, 0.8])
-    output["pred"]["features"] = torch.tensor([[10.0, 20.0], [1.0, 1.0]]).reshape(1, 2, 1, 1, 2)
-    assert stored(output) == {1: [10.0, 20.0]}
-    assert stored(output, room=1, selection="confidence") == {1: [20.0]}
+    batch = batch_of([2, 1, 2, 1], [2, 1, 2, 1], probability=[0.99, 0.6, 0.5, 0.8])
+    batch = replace(batch, features=torch.tensor([[10.0, 20.0], [1.0, 1.0]]).reshape(1, 2, 1, 1, 2))
+    assert stored(batch) == {1: [10.0, 20.0]}
+    assert stored(batch, room=1, selection="confidence") == {1: [20.0]}
 
 
 def test_class_that_is_not_in_the_batch_keeps_its_prototypes():
     memory = PrototypeMemory(CLASSES, 2, 4)
     memory.update({2: torch.tensor([[7.0, 7.0]])})
-    output = output_of([1, 2], [1, 1])
-    MemoryBankUpdater(memory)(SimpleNamespace(state=SimpleNamespace(output=output)))
+    batch = batch_of([1, 2], [1, 1])
+    update(MemoryBankUpdater(memory), batch)
     assert memory.rows(2).tolist() == [[7.0, 7.0]] and memory.rows(1).tolist() == [[0.0, 1.0]]
 
 
@@ -177,7 +183,7 @@ def test_projection_head_works_in_evaluation_mode_and_is_left_as_it_was(training
     head[1].running_mean.fill_(0.3)
     state = copy.deepcopy(head.state_dict())
     memory = PrototypeMemory(CLASSES, 2, 8)
-    MemoryBankUpdater(memory, head)(SimpleNamespace(state=SimpleNamespace(output=output_of([1, 1], [1, 1]))))
+    update(MemoryBankUpdater(memory, head), batch_of([1, 1], [1, 1]))
     assert head.training is training and head[1].training is training
     assert all(torch.equal(value, state[key]) for key, value in head.state_dict().items())
     by_hand = copy.deepcopy(head).eval()(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
@@ -228,14 +234,16 @@ def train(batches, loss_function, memory, network, head, **options):
         network=network,
         optimizer=torch.optim.SGD(parameters, lr=0.05),
         loss_function=loss_function,
+        prepare_batch=prepare_two_stream_batch,
         inferer=FeatureInferer("embed", divisor=1),
+        decollate=False,
         train_handlers=[MemoryBankUpdater(memory, head, **options)],
     )
     trainer.run()
     return trainer
 
 
-def batch():
+def one_batch():
     label = torch.zeros(2, 1, 2, 3, 4)
     label[:, :, 1] = 1
     return {"image": 2 * label - 1, "label": label}
@@ -243,7 +251,7 @@ def batch():
 
 def meta_loader():
     """Two batches as MONAI's loader makes them: MetaTensors with the metadata of each case."""
-    label = batch()["label"][0]
+    label = one_batch()["label"][0]
     affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))
     items = [
         {key: MetaTensor(value, affine=affine, meta={"filename_or_obj": f"{i}.nii"}) for key, value in case.items()}
@@ -252,18 +260,18 @@ def meta_loader():
     return DataLoader(items, batch_size=2, num_workers=0)
 
 
-@pytest.mark.parametrize("batches", [lambda: [batch(), batch()], meta_loader], ids=["Tensor", "MetaTensor"])
+@pytest.mark.parametrize("batches", [lambda: [one_batch(), one_batch()], meta_loader], ids=["Tensor", "MetaTensor"])
 def test_stock_trainer_fills_the_memory_before_the_loss_reads_it(batches):
     torch.manual_seed(0)
     network, head, memory = Bright(), ProjectionHead(4, 3), PrototypeMemory(2, 3, 5)
     contrast, supervised = ContrastivePrototypeLoss(memory, head), DiceCELoss(to_onehot_y=True, softmax=True)
     seen = []
 
-    def loss(pred, label):
+    def loss(batch, label):
         with torch.no_grad():
-            rows = pred["features"].movedim(1, -1)[label.as_subclass(torch.Tensor)[:, 0] == 1]
+            rows = batch.features.movedim(1, -1)[batch.labels == 1]
             seen.append((memory.rows(1).clone(), copy.deepcopy(head).eval()(rows)))
-        return supervised(pred["logits"], label) + contrast(pred["features"], label[:, 0].long())
+        return supervised(batch.logits, label) + contrast(batch.features, batch.labels)
 
     before = copy.deepcopy(network.state_dict())
     train(batches(), loss, memory, network, head)
@@ -284,8 +292,8 @@ def test_a_loss_in_one_line_trains_with_the_stock_trainer():
     memory, head = PrototypeMemory(2, 3, 5), ProjectionHead(4, 3)
     contrast, supervised = ContrastivePrototypeLoss(memory, head), DiceCELoss(to_onehot_y=True, softmax=True)
     trainer = train(
-        [batch(), batch()],
-        lambda pred, label: supervised(pred["logits"], label) + contrast(pred["features"], label[:, 0].long()),
+        [one_batch(), one_batch()],
+        lambda batch, label: supervised(batch.logits, label) + contrast(batch.features, batch.labels),
         memory,
         Bright(),
         head,
@@ -299,48 +307,46 @@ def test_network_that_is_always_wrong_leaves_the_memory_empty():
     with torch.no_grad():
         network.output.weight.neg_()
     memory, head = PrototypeMemory(2, 3, 5), ProjectionHead(4, 3)
-    train([batch()], lambda pred, label: pred["logits"].sum() * 0, memory, network, head)
+    train([one_batch()], lambda batch, label: batch.logits.sum() * 0, memory, network, head)
     assert memory.summary() == {0: 0, 1: 0}
 
 
 def test_labelled_voxels_below_their_confidence_stay_out():
-    output = output_of([1, 1, 1], [1, 1, 1], probability=[0.94, 0.96, 0.5])
-    assert stored(output, labelled_confidence=0.95) == {1: [1]}
-    assert stored(output, labelled_confidence=0.95, only_correct=False) == {1: [1]}
+    batch = batch_of([1, 1, 1], [1, 1, 1], probability=[0.94, 0.96, 0.5])
+    assert stored(batch, labelled_confidence=0.95) == {1: [1]}
+    assert stored(batch, labelled_confidence=0.95, only_correct=False) == {1: [1]}
 
 
 def test_the_teachers_features_and_predictions_fill_the_memory_where_that_is_asked_for():
     """The teacher is wrong on the second voxel, the network on the third; the teacher's features are ten larger."""
-    output = output_of([1, 1, 1], [1, 1, 2], unlabelled=[1, 1, 1])
-    tensors = output["pred"] | {"images": torch.arange(6.0).reshape(2, 1, 1, 1, 3)}
+    batch = batch_of([1, 1, 1], [1, 1, 2], unlabelled=[1, 1, 1])
     asked = []
 
     def teacher_pass(images):
         asked.append(images)
-        return logits_of([1, 2, 1], [0.99] * 3), output["pred"]["features"][:1] + 10
+        return logits_of([1, 2, 1], [0.99] * 3), batch.labelled_features + 10
 
-    output["pred"] = FeatureOutput(tensors, forward_pass=None, teacher_pass=teacher_pass)
-    assert stored(output, features_from="teacher") == {1: [10, 12]}
-    assert stored(output) == {1: [0, 1]}
+    batch = replace(batch, images=torch.arange(6.0).reshape(2, 1, 1, 1, 3), teacher_pass=teacher_pass)
+    assert stored(batch, features_from="teacher") == {1: [10, 12]}
+    assert stored(batch) == {1: [0, 1]}
     assert [images.flatten().tolist() for images in asked] == [[0, 1, 2]]
 
 
 def test_teachers_features_without_a_teacher_are_refused_with_the_key_to_set():
-    output = output_of([1, 1], [1, 1])
-    output["pred"] = FeatureOutput(output["pred"], forward_pass=None)
+    batch = batch_of([1, 1], [1, 1])
     with pytest.raises(UserError, match="pseudo_label_teacher to '@teacher'"):
-        stored(output, features_from="teacher")
+        stored(batch, features_from="teacher")
 
 
 def test_labels_that_the_memory_has_no_class_for_are_refused():
     with pytest.raises(ValueError, match=r"\[0, 3\) or -1 .* 1 to 3"):
-        stored(output_of([1, 3], [1, 1]))
+        stored(batch_of([1, 3], [1, 1]))
 
 
 def test_voxels_that_are_not_finite_neither_enter_nor_move_a_selector():
     torch.manual_seed(0)
     selectors = ClassSelectors(CLASSES, 2, "none")
-    output = output_of([1] * 5, [1] * 5)
-    output["pred"]["features"][0, 0, 0, 0, 2] = float("nan")
-    assert 2 not in stored(output, room=3, selection="highest", selectors=selectors)[1]
+    batch = batch_of([1] * 5, [1] * 5)
+    batch.features[0, 0, 0, 0, 2] = float("nan")
+    assert 2 not in stored(batch, room=3, selection="highest", selectors=selectors)[1]
     assert all(value.isfinite().all() for value in selectors.state_dict().values())

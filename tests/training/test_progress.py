@@ -10,11 +10,12 @@ from ignite.engine import Engine, Events
 from scripts.errors import UserError
 from scripts.losses.base import LossTerm, WeightedLoss
 from scripts.training.handlers import RunProgressBar, StopAtStep
+from tests.losses.batches import make_batch
 
 
 class Two(LossTerm):
-    def compute(self, step):
-        return step.logits.sum() * 0 + 2.0
+    def forward(self, batch):
+        return batch.logits.sum() * 0 + 2.0
 
 
 def training(step=lambda iteration: None, max_steps=5, start=0):
@@ -24,8 +25,8 @@ def training(step=lambda iteration: None, max_steps=5, start=0):
 
     def update(engine, batch):
         step(engine.state.iteration)
-        prediction = {"logits": torch.ones(1, 2, 1, 1, 1), "features": torch.ones(1, 2, 1, 1, 1)}
-        return [{"loss": terms(prediction, torch.zeros(1, 1, 1, 1, 1))}]  # as BatchAsItem leaves it
+        batch = make_batch(torch.ones(1, 2, 1, 1, 1), torch.ones(1, 2, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+        return [{"loss": terms(batch)}]  # as BatchAsItem leaves it
 
     engine = Engine(update)
     engine.logger.disabled = True

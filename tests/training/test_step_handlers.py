@@ -52,7 +52,7 @@ def test_steps_ranks_and_seeds_draw_different_numbers_from_every_generator():
 
 
 class One(LossTerm):
-    def compute(self, step):
+    def forward(self, batch):
         return torch.ones(())
 
 

@@ -40,10 +40,10 @@ class ToyLoss(nn.Module):
         self.head = nn.Linear(3, 1)
         self.calls = []
 
-    def forward(self, prediction, label):
-        logits, features = prediction["logits"], prediction["features"]
-        loss = nn.functional.cross_entropy(logits[: len(label)], label[:, 0].long())
-        loss = loss + prediction["teacher_logits"].sub(logits[len(label) :]).square().mean()
+    def forward(self, batch, label):
+        features = batch.features
+        loss = nn.functional.cross_entropy(batch.labelled_logits, batch.labels)
+        loss = loss + batch.teacher_logits.sub(batch.unlabelled_logits).square().mean()
         for c in range(self.memory.num_classes):
             if len(self.memory.rows(c)) > 0:
                 loss = loss + (features.mean(dim=(0, 2, 3, 4)) - self.memory.rows(c)).square().mean()

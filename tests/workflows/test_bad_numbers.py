@@ -48,14 +48,14 @@ class FaultyTerm(LossTerm):
         super().__init__(1.0)
         self.fault, self.step = fault, 0
 
-    def compute(self, step: TrainingBatch) -> torch.Tensor:
+    def forward(self, batch: TrainingBatch) -> torch.Tensor:
         self.step += 1
         if self.step != SPOILT_STEP:
-            return step.logits.sum() * 0.0
+            return batch.logits.sum() * 0.0
         if self.fault == "loss":
-            return step.logits.sum() * torch.inf
+            return batch.logits.sum() * torch.inf
         # 3.4e38 is below the largest number of float32, 3.4028e38, and above that of bf16, 3.3895e38.
-        return 3.4e38 * (step.logits - step.logits.detach())[0, 0, 0, 0, 0]
+        return 3.4e38 * (batch.logits - batch.logits.detach())[0, 0, 0, 0, 0]
 
 
 def states(folder: Path) -> dict[int, dict[str, Any]]:

@@ -107,9 +107,9 @@ def test_every_method_composes_with_a_dataset(dataset, download, make_workflow) 
         get = workflow.parser.get_parsed_content
         images = torch.randn(2, config["in_channels"], 32, 16, 16)
         label = torch.randint(len(config["label_names"]), (1, 1, 32, 16, 16))
-        prediction = get("train::inferer")(images, get("network"), weak=images[1:])
-        assert prediction["logits"].shape[1] == len(config["label_names"])
-        assert get("train::loss")(prediction, label).isfinite(), method
+        batch = get("train::inferer")(images, get("network"), label, weak=images[1:])
+        assert batch.logits.shape[1] == len(config["label_names"])
+        assert get("train::loss")(batch, label).isfinite(), method
         assert get("train::optimizer").param_groups, method
 
 

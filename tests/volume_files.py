@@ -98,6 +98,27 @@ def write_dicom(folder: Path, slices: list[DicomSlice]) -> Path:
     return folder
 
 
+def write_bare_dicom(folder: Path, slices: list[DicomSlice], ending: str) -> Path:
+    """Write instances without the preamble and the file header, as old scanners do."""
+    write_dicom(folder, slices)
+    for each in slices:
+        file = folder / each.name
+        content = file.read_bytes()
+        header = 144 + int.from_bytes(content[140:144], "little")  # group 2 says how long it is
+        file.with_name(f"{file.stem}{ending}").write_bytes(content[header:])
+        file.unlink()
+    return folder
+
+
+def write_other_dicom(folder: Path) -> Path:
+    """Write a DICOMDIR and RT structures, which begin as slices do and are none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, storage in (("DICOMDIR", b"1.2.840.10008.1.3.10"), ("rt.dcm", b"1.2.840.10008.5.1.4.1.1.481.3\0")):
+        element = b"\x02\0\x02\0UI" + len(storage).to_bytes(2, "little") + storage
+        (folder / name).write_bytes(bytes(128) + b"DICM" + element)
+    return folder
+
+
 def volume(shape: tuple[int, int, int] = (9, 7, 5)) -> np.ndarray:
     """`(X, Y, Z)`, int16, every voxel another number, negative ones among them."""
     return np.arange(np.prod(shape), dtype=np.int16).reshape(shape) - 100

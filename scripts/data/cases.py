@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from scripts.images.read import ending_of
 
 Case = dict[str, Any]
 """`image`: path or list of channel paths; `label`: path, absent for an unlabelled case; `case`: its name."""
@@ -30,8 +27,3 @@ class CaseLists:
 def images_of(case: Case) -> list[str]:
     """The image's files: one, or one for each channel."""
     return case["image"] if isinstance(case["image"], list) else [case["image"]]
-
-
-def case_name(path: str | Path) -> str:
-    """File name without an image's ending: `a.b/la_000.nii.gz` to `la_000`; the name of a DICOM folder as it is."""
-    return Path(path).name[: -len(ending_of(path) or "") or None]

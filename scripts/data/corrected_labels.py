@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.data.cases import Case, CaseLists, case_name, ending_of, images_of
+from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.find import output_names
+from scripts.images.find import output_names
+from scripts.images.header import case_name, ending_of
 
 logger = logging.getLogger("datalist")
 

@@ -8,11 +8,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import Case, CaseLists, case_name, images_of
+from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import with_corrected_labels
 from scripts.errors import UserError
+from scripts.images.header import case_name
 
 logger = logging.getLogger("datalist")
 

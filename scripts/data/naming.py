@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from scripts.data.cases import case_name
+from scripts.images.header import case_name
 
 LABEL_WORDS = (
     "corrected_labels",  # where an annotator's come back, docs/labelling.md
@@ -66,6 +67,39 @@ def is_image_folder(name: str) -> bool:
 def is_label_stem(stem: str) -> bool:
     """`a_seg`, `a-label`, `segmentation`, `mask_007`, ..."""
     return _LABEL_FILE.fullmatch(stem) is not None
+
+
+def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[list[str], list[str]]:
+    """Images and labels among relative paths.
+
+    Args:
+        paths: of images, in POSIX form.
+        label_folder: relative to the same folder: what lies in it is a label and nothing else is. Without it, folders
+            named `labels`, `masks` and the like say so; a file outside of folders with such a name is a label if a
+            word in its own name says so.
+    """
+    if label_folder is not None:
+        below = label_folder.rstrip("/") + "/"
+        return [p for p in paths if not p.startswith(below)], [p for p in paths if p.startswith(below)]
+    any_label_folder = any(_folder_role(path) == "label" for path in paths)
+    labels = {path for path in paths if _is_label(path, any_label_folder)}
+    return [p for p in paths if p not in labels], [p for p in paths if p in labels]
+
+
+def _folder_role(path: str) -> str | None:
+    for folder in reversed(path.split("/")[:-1]):
+        if is_label_folder(folder):
+            return "label"
+        if is_image_folder(folder):
+            return "image"
+    return None
+
+
+def _is_label(path: str, any_label_folder: bool) -> bool:
+    role = _folder_role(path)
+    if role == "label" or (role == "image" and any_label_folder):
+        return role == "label"
+    return is_label_stem(stem_of(path))
 
 
 def without_label_word(stem: str) -> str:

@@ -20,9 +20,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scripts.data.cases import case_name
 from scripts.distributed.collectives import all_gather_batch, num_ranks, rank
 from scripts.errors import UserError
+from scripts.images.header import case_name
 from scripts.seeding import derive_seed, draw_index
 
 

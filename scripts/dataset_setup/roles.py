@@ -13,13 +13,13 @@ from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
-from scripts.data.find import find_volumes, split_roles
-from scripts.data.naming import TEST, TRAINING, VALIDATION
+from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
 from scripts.dataset_setup.description import Description, describe, read_json
 from scripts.dataset_setup.generated import is_generated
 from scripts.dataset_setup.layouts import FoundCase, pair
 from scripts.errors import UserError
-from scripts.images.read import ENDINGS
+from scripts.images.find import walk_images
+from scripts.images.header import ENDINGS
 
 
 def number_of_tests(labelled: int, fraction: float) -> int:
@@ -180,19 +180,19 @@ def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
 
 def _found_cases(request: Request) -> list[FoundCase]:
     folder = request.folder.absolute()
-    paths = find_volumes(folder)
+    paths = _images_below(folder)
     if not paths:
         held = "is empty" if not any(folder.iterdir()) else "holds no image"
         raise UserError(f"{folder} {held}: files ending in {', '.join(ENDINGS)} and DICOM folders can be read.")
     inside, outside = _label_folder(request)
     images, labels = split_roles(paths, inside)
     if outside is not None:
-        images, labels = paths, [str(outside / path) for path in find_volumes(outside)]
+        images, labels = paths, [str(outside / path) for path in _images_below(outside)]
     if request.unlabelled is not None:
         further = request.unlabelled.absolute()  # may lie in the folder itself; labels in it are not used
         images = [path for path in images if not (folder / path).is_relative_to(further)]
         labels = [path for path in labels if not (folder / path).is_relative_to(further)]
-        images += [str(further / path) for path in split_roles(find_volumes(further))[0]]
+        images += [str(further / path) for path in split_roles(_images_below(further))[0]]
     return [
         replace(
             case,
@@ -201,6 +201,10 @@ def _found_cases(request: Request) -> list[FoundCase]:
         )
         for case in pair(images, labels, request.channels)
     ]
+
+
+def _images_below(folder: Path) -> list[str]:
+    return sorted(image.relative_to(folder).as_posix() for image in walk_images(folder))
 
 
 def _label_folder(request: Request) -> tuple[str | None, Path | None]:

@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import case_name
 from scripts.data.datalist import load_cases
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.plan import Plan
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
-from scripts.images.read import ending_of
+from scripts.images.header import case_name, ending_of
 
 
 def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:

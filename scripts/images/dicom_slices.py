@@ -80,11 +80,38 @@ def split_series(path: str | Path) -> tuple[str, str | None]:
 
 
 def looks_like_slice(file: Path) -> bool:
-    """Whether the file's name or its first bytes are those of a DICOM slice; no more of it is read."""
-    storage = _storage_class(file)
-    if storage is None:
-        return file.suffix.lower() in SLICE_ENDINGS
-    return not storage.startswith(NO_SLICES)
+    """Whether a file is a DICOM slice, judged by its first bytes and its name; a damaged slice is one too.
+
+    A file that begins as DICOM does is a slice unless its storage class says otherwise (a directory, a report, RT
+    structures). A file without the DICOM preamble is one if it ends in `SLICE_ENDINGS`, or if GDCM can read it.
+
+    Raises:
+        OSError: for a file that cannot be opened and whose name says nothing.
+    """
+    if file.name.startswith("."):
+        return False
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        if file.suffix.lower() in SLICE_ENDINGS:
+            return True  # whoever reads the series then names the file
+        raise
+    if head[128:132] == b"DICM":
+        return not _storage_class(head).startswith(NO_SLICES)
+    if file.suffix.lower() in SLICE_ENDINGS:
+        return True
+    # The oldest files begin with an element of group 2 or 8; so may the voxels of another format.
+    return head[:2] in (b"\2\0", b"\b\0") and itk.GDCMImageIO.New().CanReadFile(str(file))
+
+
+def _storage_class(head: bytes) -> str:
+    """Media Storage SOP Class UID in the first bytes of a file; empty if it is not there.
+
+    GDCM only says that it cannot read a file as an image, whether it is a report or a damaged slice.
+    """
+    _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always little endian with explicit types
+    return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
 def image_io(path: str) -> itk.GDCMImageIO:
@@ -122,7 +149,7 @@ def chosen_series(path: str) -> list[Slice]:
 def _slices(folder: Path) -> list[Slice]:
     found, skipped = [], []
     for file in sorted(file for file in folder.iterdir() if not file.is_dir()):
-        if _is_slice(file):
+        if looks_like_slice(file):
             found.append(_read(str(file)))
         else:
             skipped.append(file.name)
@@ -132,42 +159,18 @@ def _slices(folder: Path) -> list[Slice]:
     return found
 
 
-def _is_slice(file: Path) -> bool:
-    """False for a file that can be passed over.
+def _read(path: str) -> Slice:
+    """The header of one file, parsed once.
 
     Raises:
-        UserError: for one that is or should be a slice and is damaged: without it the volume would be shorter.
+        UserError: for a damaged file: without it the volume would be shorter.
     """
-    if file.name.startswith("."):
-        return False
-    storage = _storage_class(file)
-    if storage is not None and storage.startswith(NO_SLICES):
-        return False
-    if itk.GDCMImageIO.New().CanReadFile(str(file)):
-        return True
-    if storage is not None or file.suffix.lower() in SLICE_ENDINGS:
-        raise UserError(f"{file} cannot be read as a DICOM slice: it is incomplete or damaged, replace or remove it.")
-    return False
-
-
-def _storage_class(file: Path) -> str | None:
-    """Media Storage SOP Class UID, `None` for a file that does not begin as DICOM does.
-
-    GDCM says only that it cannot read a file as an image, whether it is a report or a damaged slice.
-    """
-    with file.open("rb") as stream:
-        head = stream.read(4096)
-    if head[128:132] != b"DICM":
-        return None
-    _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always little endian with explicit types
-    return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
-
-
-def _read(path: str) -> Slice:
     try:
         io = image_io(path)
     except RuntimeError as error:
-        raise UserError(f"{path} cannot be read as a DICOM slice: it is incomplete or damaged, replace it.") from error
+        raise UserError(
+            f"{path} cannot be read as a DICOM slice: it is incomplete or damaged, replace or remove it."
+        ) from error
     tags = io.GetMetaDataDictionary()
 
     def text(tag: str) -> str:

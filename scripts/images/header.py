@@ -27,6 +27,11 @@ def ending_of(path: str | Path) -> str | None:
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
 
 
+def case_name(path: str | Path) -> str:
+    """File name without an image's ending: `a.b/la_000.nii.gz` to `la_000`; the name of a DICOM folder as it is."""
+    return Path(path).name[: -len(ending_of(path) or "") or None]
+
+
 @contextmanager
 def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
     """The path, or, where its ending is not in lower case, that of a link which is, for as long as the context.

@@ -115,7 +115,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
 
     def voxels() -> np.ndarray:
         with _as_itk_wants_it(path) as file:
-            array = read_array(file, _image_io(file))
+            array = read_array(file, _image_io(file), header.dtype)
         if array.ndim == 5:
             array = np.moveaxis(array, 4, 1)  # a fourth axis is one of channels
         return array.reshape(channels, *shape)
@@ -123,15 +123,15 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     return header, voxels
 
 
-def read_array(file: str, io: itk.ImageIOBase) -> np.ndarray:
+def read_array(file: str, io: itk.ImageIOBase, stored: str) -> np.ndarray:
     """Voxels `(components, X, Y, ...)` in their stored type.
 
     Args:
         file: path that `io` can read.
-        io: with the file's header already read.
+        io: knows the number of axes; ITK's reader parses the header with it.
+        stored: NumPy name of the type of the numbers in the file.
     """
-    stored = stored_type(io)
-    component = getattr(itk, WRAPPED.get(stored.name, "D"))
+    component = getattr(itk, WRAPPED.get(stored, "D"))
     # Always an image of vectors: of those every number of components exists.
     reader = itk.ImageFileReader[itk.VectorImage[component, io.GetNumberOfDimensions()]].New(FileName=file, ImageIO=io)
     reader.Update()

@@ -13,10 +13,10 @@ import torch
 from monai.transforms import Transform
 from tqdm import tqdm
 
-from scripts.data.find import ImageFiles, first_file, output_names
 from scripts.data.preprocessing_record import describe_preprocessing, differences
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
+from scripts.images.find import ImageFiles, first_file, output_names
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.segmenter import Segmentation, Segmenter
 from scripts.inference.weights_file import preprocessing_of
@@ -64,7 +64,7 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, outputs: CaseOutpu
     """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
 
     Args:
-        images: of `scripts.data.find.find_images`.
+        images: of `scripts.images.find.find_images`.
         segmenter: what segments one of them.
         outputs: what writes its files.
 

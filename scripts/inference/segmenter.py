@@ -15,8 +15,8 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
-from scripts.data.find import ImageFiles
 from scripts.errors import UserError
+from scripts.images.find import ImageFiles
 from scripts.images.read import VolumeHeader, read_header
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
 

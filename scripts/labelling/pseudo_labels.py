@@ -8,9 +8,9 @@ from pathlib import Path
 
 from scripts.data.cases import CaseLists
 from scripts.data.corrected_labels import names_of
-from scripts.data.find import ImageFiles, first_file
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
+from scripts.images.find import ImageFiles, first_file
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.run import each_case, report_failures
 from scripts.inference.segmenter import Segmenter

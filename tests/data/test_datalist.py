@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from scripts.data.cases import case_name
 from scripts.data.checks.finding import Kind
 from scripts.data.datalist import load_cases, named_files, read_cases, with_references
 from scripts.errors import UserError
+from scripts.images.header import case_name
 
 
 def pairs(*names):

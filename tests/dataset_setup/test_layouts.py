@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.data.find import split_roles
+from scripts.data.naming import split_roles
 from scripts.dataset_setup.layouts import FoundCase, pair
 from scripts.errors import UserError
 

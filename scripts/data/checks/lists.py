@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.data.cases import ROLES, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.find import split_roles
+from scripts.data.naming import split_roles
 from scripts.images.read import ENDINGS, ending_of, exists
 
 

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find image files and DICOM series in folders and lists: one walker for every command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import UserError
+from scripts.images.dicom_slices import looks_like_slice, split_series
+from scripts.images.header import case_name, ending_of
+from scripts.images.read import exists
+
+ImageFiles = str | Sequence[str]
+"""An image: its file or DICOM folder, or one for each channel."""
+
+LIST_ENDINGS = (".txt", ".json")
+
+
+def first_file(image: ImageFiles) -> str:
+    """The file that an image is called after."""
+    return image if isinstance(image, str) else image[0]
+
+
+def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None:
+    """The images of a list, in its order; `None` if `source` is no list and no file of one.
+
+    Whether the files exist is not asked: one that does not must not keep the others from being segmented.
+
+    Args:
+        source: a list of paths, or of lists of paths for an image of several files; or a `.txt` file (a path a line,
+            empty lines and those that begin with # left out) or a `.json` file (such a list), whose relative paths
+            start from its own folder.
+
+    Raises:
+        UserError: for a list file that is missing or holds something else.
+    """
+    if not isinstance(source, str | Path):
+        return _checked(source, "dataset_dir", Path())
+    file = Path(source).expanduser()
+    if file.suffix.lower() not in LIST_ENDINGS or file.is_dir():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix.lower() == ".txt":
+            lines = [line.strip() for line in text.splitlines()]
+            return _checked([line for line in lines if line and not line.startswith("#")], file, file.parent)
+        return _checked(json.loads(text), file, file.parent)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist: correct the path of the list of images.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} cannot be read as a list of images ({error}): give a path a line.") from error
+
+
+def _checked(entries: Any, name: str | Path, folder: Path) -> list[ImageFiles]:
+    if not isinstance(entries, list | tuple):
+        raise UserError(f"{name} must be a list of images, got {type(entries).__name__}.")
+    return [_image(entry, name, folder) for entry in entries]
+
+
+def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
+    files = [entry] if isinstance(entry, str | Path) else entry
+    if not isinstance(files, list | tuple) or not files or not all(isinstance(file, str | Path) for file in files):
+        raise UserError(f"{name} must name each image by its path, or by a list of its channels' paths, got {entry!r}.")
+    paths = [str(folder / Path(file).expanduser()) for file in files]
+    return paths[0] if isinstance(entry, str | Path) else paths
+
+
+def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
+    """Images in a folder and its subfolders, sorted by path, or those of a list in its order.
+
+    Args:
+        path: a folder, an image file, a folder of DICOM slices or `FOLDER#SERIES_UID`; or a list of such files and
+            series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, every image file counts,
+            whichever its format, and every folder that holds DICOM slices (`walk_images`).
+        pattern: shell pattern (`imaging.nii.gz`) for the names of the files and folders found in `path`.
+
+    Raises:
+        UserError: if `path` does not exist, a list cannot be read, or a link in the folder leads to no file.
+    """
+    listed = listed_images(path)
+    if listed is not None:
+        return listed
+    root = Path(path).expanduser()
+    if not exists(root):
+        raise UserError(f"{path} does not exist: give a folder of images or one image by --dataset_dir.")
+    if split_series(root)[1] is not None or not root.is_dir():
+        return [str(root)]
+    return sorted(str(image) for image in walk_images(root) if image == root or fnmatch(image.name, pattern))
+
+
+def walk_images(folder: Path) -> Iterator[Path]:
+    """Image files in a folder and its subfolders, and each folder that directly holds DICOM slices.
+
+    Hidden files and folders (`.git`, the `._name` files of macOS) are skipped. Links are followed, each folder once.
+
+    Raises:
+        UserError: for a link with the name of an image that leads to no file, or a folder that cannot be read.
+    """
+    yield from _walk(folder, set())
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    visited.add(os.path.realpath(folder))
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read ({error.strerror}): check its permissions.") from error
+    others = []
+    for entry in entries:
+        if entry.is_file():
+            if ending_of(entry) is None:
+                others.append(entry)
+            else:
+                yield entry
+        elif entry.is_symlink() and ending_of(entry) is not None and not entry.is_dir():
+            raise UserError(f"{entry} is a link that leads to no file: repair or remove it.")
+    if _hold_slices(others):
+        yield folder
+    for entry in entries:
+        if entry.is_dir() and os.path.realpath(entry) not in visited:
+            yield from _walk(entry, visited)
+
+
+def _hold_slices(files: Sequence[Path]) -> bool:
+    for file in files:
+        with contextlib.suppress(OSError):  # a file that may not be opened and does not claim to be a slice
+            if looks_like_slice(file):
+                return True
+    return False
+
+
+def output_names(files: Sequence[str]) -> list[str]:
+    """A name for each file, no two the same.
+
+    The file's name without ending. Files that share it are named with their folders (`case_1/imaging.nii.gz` becomes
+    `case_1_imaging`), files that still share it with their endings too, and what is left is numbered.
+    """
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if files else ""
+    relative = [os.path.relpath(file, root) for file in files]
+    names = [case_name(file) for file in files]
+    with_folders = [os.path.join(os.path.dirname(path), case_name(path)) for path in relative]
+    for longer in (with_folders, relative):
+        count = Counter(names)
+        names = [new.replace(os.sep, "_") if count[name] > 1 else name for name, new in zip(names, longer, strict=True)]
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 2
+        while names[index] in taken:
+            names[index], number = f"{name}_{number}", number + 1
+        taken.add(names[index])
+    return names

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tools of these tests: forked commands, the comparison of states, and the tables of campaigns."""
+"""The tools of other tests: forked commands, the judge of bad inputs, the comparison of states, tables of campaigns."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from tests import forked_command
+from tests.bad_case import TRAIN, Case, assert_refused
 from tests.campaigns import kill_runs, ranks
 from tests.recorded_runs import differences
 
@@ -19,6 +23,26 @@ def test_a_forked_command_has_its_own_words_streams_and_exit_code(tmp_path) -> N
 def test_a_command_that_takes_too_long_is_killed(tmp_path) -> None:
     process = forked_command.start(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], tmp_path)
     assert forked_command.wait(process, 0.2) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "results"),
+    [
+        (0, "Error: max_steps must be 1.", []),
+        (None, "Error: max_steps must be 1.", []),
+        (1, "Traceback (most recent call last):\nError: max_steps must be 1.", []),
+        (1, "max_steps must be 1.", []),
+        (1, "Error: it must be 1.", []),
+        (1, "Error: max_steps must be 1.\nError: max_steps must be 1.", []),
+        (1, "Error: max_steps must be 1.\nand more", []),
+        (1, "Error: max_steps must be 1.", ["models/model.pt"]),
+    ],
+)
+def test_the_judge_of_bad_inputs_sees_what_is_wrong(code, errors, results) -> None:
+    case = Case(Path("/nowhere"), TRAIN, None, {})
+    assert_refused(case, "max_steps", forked_command.Finished(1, "", "a warning\n\nError: max_steps must be 1.\n"), [])
+    with pytest.raises(AssertionError):
+        assert_refused(case, "max_steps", forked_command.Finished(code, "", errors), results)
 
 
 def test_states_are_equal_only_to_the_bit() -> None:

@@ -27,7 +27,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("label_values", [0, 0]), ("label_values", [0, 0.5]), ("flip_axes", [3]), ("flip_axes", 0), ("datalist", ""),
         ("dataset_dir", 5), ("ignore_value", "none"), ("save_confidence", "maybe"), ("save_probabilities", 1.5),
         ("save_uncertainty", None), ("largest_component", 2), ("largest_component", []), ("mirror_axes", [3]),
-        ("output_format", "dicom"),
+        ("output_format", "dicom"), ("val_interval", 0), ("save_interval", -1), ("keep_states", 0),
+        ("batch_unlabelled", -1), ("teacher_decay", 1.5), ("seed", -1), ("validation_cases", -1), ("in_channels", 0),
+        ("base_filters", 0), ("size_divisor", 0), ("prototype_dim", 0), ("elements_per_class", -1),
+        ("feature_channels", 0), ("flip_prob", 1.1), ("flip_axes", [0, 0]), ("spacing", [0, 1, 1]),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value) -> None:
@@ -64,3 +67,9 @@ def test_null_of_a_command_line_is_told_how_to_write_it() -> None:
 def test_every_rule_is_about_a_key_of_a_config() -> None:
     keys = {key for file in CONFIGS.glob("*.yaml") for key in ConfigParser.load_config_file(file)}
     assert not RULES.keys() - keys
+
+
+@pytest.mark.parametrize("key", sorted(RULES))
+def test_every_rule_refuses_a_value_of_another_type(key) -> None:
+    with pytest.raises(UserError, match=key):
+        check_settings({key: {"a": [1]}})

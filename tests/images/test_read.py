@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import struct
 from pathlib import Path
 
 import itk
@@ -311,3 +312,31 @@ def test_voxels_without_a_size_are_refused(tmp_path):
     image.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), 1)
     nibabel.save(image, tmp_path / "a.nii.gz")
     assert "no size" in refusal(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "values"),
+    [
+        (42, "<3h", (9, 0, 5)),  # dim[1] to dim[3] of a NIfTI-1 header
+        (42, "<3h", (9, -7, 5)),
+        (280, "<4f", (0.0, 0.0, 0.0, 0.0)),  # srow_x: no extent along the first axis
+        (280, "<4f", (float("nan"), 0.0, 0.0, 0.0)),
+        (0, "<i", (0,)),  # sizeof_hdr and magic: no NIfTI
+    ],
+    ids=["no voxels", "negative number of voxels", "no extent", "NaN in the affine", "no NIfTI header"],
+)
+def test_an_impossible_nifti_header_is_refused_by_name(tmp_path, offset, form, values):
+    path = save(tmp_path / "a.nii.gz", volume(), affine())
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into(form, content, offset, *values)
+    if offset == 0:
+        content[344:348] = b"n+9\0"
+    path.write_bytes(gzip.compress(bytes(content)))
+    assert refusal(path)
+
+
+def test_a_folder_and_a_link_to_nothing_under_an_image_ending_are_named(tmp_path):
+    (tmp_path / "a.nii.gz").mkdir()
+    (tmp_path / "b.nii.gz").symlink_to("gone.nii.gz")
+    assert refusal(tmp_path / "a.nii.gz")
+    assert refusal(tmp_path / "b.nii.gz")

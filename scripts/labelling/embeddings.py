@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from scripts.errors import UserError, first_line
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.voxels import labels_on_grid, rows_of
+from scripts.prototypes.voxels import labels_on_grid, voxel_embeddings
 from scripts.training.checkpoint import newest_checkpoint
 from scripts.training.inferer import FeatureInferer
 
@@ -63,7 +63,7 @@ class ClassEmbeddings:
         images = windows.to(self.device).as_subclass(torch.Tensor)
         logits, features = self.tap.logits_and_features(images, self.network)
         classes = labels_on_grid(logits.argmax(dim=1), features.shape[2:]).reshape(-1)
-        rows = rows_of(features)
+        rows = voxel_embeddings(features)
         for c in self.known:
             where = (classes == c).nonzero()[:, 0]
             where = where[:: max(1, -(-len(where) // self.rows_per_call))]
@@ -72,7 +72,7 @@ class ClassEmbeddings:
         return logits.to(windows.device)
 
     def _add(self, class_id: int, rows: torch.Tensor) -> None:
-        nearest = 1 - (rows @ normalize(self.memory.rows(class_id), dim=1).T).max(dim=1).values
+        nearest = 1 - (rows @ normalize(self.memory.prototypes(class_id), dim=1).T).max(dim=1).values
         self.sums[class_id] += rows.sum(dim=0).cpu()
         self.distances[class_id] += nearest.sum().cpu()
         self.counts[class_id] += len(rows)
@@ -88,7 +88,7 @@ class ClassEmbeddings:
 
     def known_descriptor(self) -> torch.Tensor:
         """The same of the prototypes: where the labelled cases lie."""
-        means = [normalize(self.memory.rows(c), dim=1).mean(dim=0) for c in self.known]
+        means = [normalize(self.memory.prototypes(c), dim=1).mean(dim=0) for c in self.known]
         return normalize(torch.stack(means).cpu(), dim=1).flatten()
 
 

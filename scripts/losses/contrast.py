@@ -12,7 +12,7 @@ from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.schedules import Schedule
 from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
-from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, rows_of, sample_per_class
+from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, sample_per_class, voxel_embeddings
 
 logger = logging.getLogger("ContrastTerm")
 
@@ -76,7 +76,7 @@ class UnlabelledContrastTerm(ContrastTerm):
 
 
 class _ClusterTerm(LossTerm):
-    """Chooses and projects the rows; subclasses say what is asked of them."""
+    """Chooses and projects the embeddings; subclasses say what is asked of them."""
 
     def __init__(
         self,
@@ -98,14 +98,14 @@ class _ClusterTerm(LossTerm):
             features = batch.features
             labels = torch.cat([labels, pseudo_labels(batch.target_logits, self.confidence)[0]])
         flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
-        rows = rows_of(features)
+        embeddings = voxel_embeddings(features)
         chosen = sample_per_class(flat, num_classes, self.samples_per_class)
         if len(chosen) < 2:  # nothing to compare, and a batch norm in the head refuses a single row
-            return rows[:0].sum()
-        return self.distance(self.projection_head(rows[chosen]), flat[chosen], num_classes)
+            return embeddings[:0].sum()
+        return self.distance(self.projection_head(embeddings[chosen]), flat[chosen], num_classes)
 
-    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """The term's value for rows `(N, D)` with labels `(N,)`."""
+    def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        """The term's value for embeddings `(N, D)` with labels `(N,)`."""
         raise NotImplementedError
 
 
@@ -116,14 +116,14 @@ class CompactnessTerm(_ClusterTerm):
 
     Args:
         weight: number or schedule.
-        projection_head: rows `(N, C)` to `(N, D)`; `None` compares the embeddings themselves.
+        projection_head: embeddings `(N, C)` to `(N, D)`; `None` compares the embeddings themselves.
         unlabelled: whether unlabelled voxels count too, by their pseudo-label.
         confidence: least probability in [0, 1] of such a pseudo-label.
         samples_per_class: most voxels of a class, drawn at random; `None` for all.
     """
 
-    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        return compactness(rows, labels, num_classes)
+    def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        return compactness(embeddings, labels, num_classes)
 
 
 class SeparationTerm(_ClusterTerm):
@@ -157,5 +157,5 @@ class SeparationTerm(_ClusterTerm):
             raise ValueError(f"SeparationTerm: margin is a cosine distance in (0, 2], got {margin}.")
         self.margin = margin
 
-    def distance(self, rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        return separation(rows, labels, num_classes, self.margin)
+    def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+        return separation(embeddings, labels, num_classes, self.margin)

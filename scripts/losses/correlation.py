@@ -13,14 +13,14 @@ from scripts.errors import UserError
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.schedules import Schedule
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, rows_of, sample_per_class
+from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, sample_per_class, voxel_embeddings
 
 
-def covariance(rows: torch.Tensor) -> torch.Tensor:
-    """Covariance of feature rows `(N, D)`, N at least 2, with the divisor N - 1: `(D, D)`, in float32 or wider."""
-    width = rows.shape[1]
+def covariance(embeddings: torch.Tensor) -> torch.Tensor:
+    """Covariance `(D, D)` of embeddings `(N, D)`, N at least 2, with the divisor N - 1; float32 or wider."""
+    width = embeddings.shape[1]
     # torch.cov makes a scalar of a 1 by 1 matrix.
-    return torch.cov(rows.T.to(torch.promote_types(rows.dtype, torch.float32))).reshape(width, width)
+    return torch.cov(embeddings.T.to(torch.promote_types(embeddings.dtype, torch.float32))).reshape(width, width)
 
 
 def correlation_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -66,10 +66,10 @@ class CorrelationTerm(LossTerm):
             `scripts.losses.correlation.cross_view_entropy`. It draws a class to the pools of other classes too.
 
     Args:
-        pool: rows by class, of the width that the projection head gives.
-        projection_head: g, rows `(N, C)` to `(N, D)`, shared with the handler that fills the pool; `None` for plain
-            embeddings.
-        prediction_head: q, rows `(N, D)` to `(N, D)`, on top of g, or `None`. The pool holds g(f), as in the code.
+        pool: embeddings by class, of the width that the projection head gives.
+        projection_head: g, embeddings `(N, C)` to `(N, D)`, shared with the handler that fills the pool; `None` for
+            plain embeddings.
+        prediction_head: q, embeddings `(N, D)` to `(N, D)`, on top of g, or `None`. The pool holds g(f) as in the code.
         weight: number or schedule.
         confidence: least probability in [0, 1] that both views must give to their class; 0 asks for agreement alone,
             as the code does.
@@ -120,8 +120,8 @@ class CorrelationTerm(LossTerm):
         if not present:
             return features[:0].sum()
         flat = flat[chosen]
-        # One call of the heads for both views: their batch norms see twice the rows.
-        views = torch.stack([rows_of(features)[chosen], rows_of(weak_features)[chosen]])
+        # One call of the heads for both views: their batch norms see twice the embeddings.
+        views = torch.stack([voxel_embeddings(features)[chosen], voxel_embeddings(weak_features)[chosen]])
         views = self.prediction_head(self.projection_head(views.flatten(0, 1))).unflatten(0, views.shape[:2])
         first, second = ([covariance(view[flat == c]) for c in present] for view in views)
         return self._distance(first, second, present, stored)
@@ -133,7 +133,7 @@ class CorrelationTerm(LossTerm):
         return first.masked_fill(first != second, NO_CLASS)
 
     def _usable(self, flat: torch.Tensor, stored: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Sampled voxels of the classes that have two or more of them and rows in the pool, and these classes."""
+        """Sampled voxels of the classes that have two or more of them and embeddings in the pool, and these classes."""
         num_classes = self.pool.num_classes
         available = torch.bincount(flat[flat >= 0], minlength=num_classes).tolist()
         present = [c for c in stored if available[c] >= 2]
@@ -145,7 +145,7 @@ class CorrelationTerm(LossTerm):
     def _distance(
         self, first: list[torch.Tensor], second: list[torch.Tensor], present: list[int], stored: list[int]
     ) -> torch.Tensor:
-        pool = {c: covariance(self.pool.rows(c)) for c in stored}
+        pool = {c: covariance(self.pool.prototypes(c)) for c in stored}
         if self.form == "reference":
             everything = list(pool.values())
             return cross_view_entropy(pool_distances(first, everything), pool_distances(second, everything))

@@ -10,7 +10,7 @@ from scripts.errors import UserError
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, batch norm, ReLU, linear on feature rows: `(N, in_features)` to `(N, out_features)`.
+    """Linear, batch norm, ReLU, linear on feature embeddings: `(N, in_features)` to `(N, out_features)`.
 
     Both heads of SS-Net (Wu et al., MICCAI 2022) have this form: the projection head maps embeddings into the space of
     the prototypes, the prediction head maps projections of the current features onto those in the memory.
@@ -20,7 +20,7 @@ class ProjectionHead(nn.Sequential):
         out_features: width of the hidden layer and of the result.
 
     Raises:
-        UserError: when called with rows of another width.
+        UserError: when called with embeddings of another width.
     """
 
     def __init__(self, in_features: int, out_features: int = 32) -> None:
@@ -31,21 +31,21 @@ class ProjectionHead(nn.Sequential):
             nn.Linear(out_features, out_features),
         )
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Rows of the new width."""
-        if rows.shape[1] != self[0].in_features:
+        if embeddings.shape[1] != self[0].in_features:
             raise UserError(
-                f"A projection or prediction head for features of width {self[0].in_features} got {rows.shape[1]}: "
-                "feature_channels must be the number of channels of feature_layer."
+                f"This projection or prediction head takes features of width {self[0].in_features}, but got "
+                f"{embeddings.shape[1]}: feature_channels must be the number of channels of feature_layer."
             )
-        return super().forward(rows)
+        return super().forward(embeddings)
 
 
 class Selector(nn.Sequential):
-    """Linear, batch norm, LeakyReLU(0.2), linear, sigmoid: rows `(N, D)` to scores `(N,)` in (0, 1).
+    """Linear, batch norm, LeakyReLU(0.2), linear, sigmoid: embeddings `(N, D)` to scores `(N,)` in (0, 1).
 
     How much a row says about its class, in SemiSeg-Contrastive (Alonso et al., ICCV 2021, section 3.3) and SS-Net (Wu
-    et al., MICCAI 2022). In training mode the batch norm needs at least two rows.
+    et al., MICCAI 2022). In training mode the batch norm needs at least two embeddings.
 
     Args:
         feature_dim: D.
@@ -59,6 +59,6 @@ class Selector(nn.Sequential):
             nn.Linear(feature_dim, 1),
         )
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Scores of rows."""
-        return super().forward(rows.to(self[0].weight.dtype)).sigmoid()[:, 0]
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Scores of embeddings."""
+        return super().forward(embeddings.to(self[0].weight.dtype)).sigmoid()[:, 0]

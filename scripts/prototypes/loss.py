@@ -11,16 +11,16 @@ from torch.nn.functional import normalize, softplus
 
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import NO_CLASS, check_rows, rows_of, sample_per_class
+from scripts.prototypes.voxels import NO_CLASS, check_embeddings, sample_per_class, voxel_embeddings
 
 
 def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """Cosine of every pair: rows `(N, D)` and `(M, D)` to `(N, M)`; 0 where a row is zero, which has no direction."""
+    """Cosine of every pair, `(N, D)` and `(M, D)` to `(N, M)`; 0 for a zero vector, which has no direction."""
     return normalize(features, dim=1) @ normalize(prototypes, dim=1).T
 
 
 def cosine_distance(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """`1 - cosine similarity` of every pair: rows `(N, D)` and `(M, D)` to `(N, M)`, values in [0, 2].
+    """`1 - cosine similarity` of every pair: embeddings `(N, D)` and `(M, D)` to `(N, M)`, values in [0, 2].
 
     A zero row has no direction; its distance to everything is 1.
     """
@@ -68,7 +68,8 @@ def class_info_nce(
         temperature: t, above 0.
     """
     own, rest = (
-        (cosine_similarity(features, rows).float() / temperature).logsumexp(dim=1) for rows in (prototypes, others)
+        (cosine_similarity(features, embeddings).float() / temperature).logsumexp(dim=1)
+        for embeddings in (prototypes, others)
     )
     return softplus(rest - own).mean()
 
@@ -92,7 +93,7 @@ def average_over_classes(losses: Sequence[torch.Tensor], num_classes: int, divis
 class ContrastivePrototypeLoss(nn.Module):
     """Mean over classes of the mean cosine distance between a class's features and its memory.
 
-    For each class c with memory rows p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
+    For each class c with prototypes p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
     with projection head g and prediction head q; the memory holds projections g(f). Values lie in [0, 2]. This is the
     class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021). With
     selectors each distance is multiplied by the weights of its feature and of its memory row; values are then not
@@ -106,13 +107,13 @@ class ContrastivePrototypeLoss(nn.Module):
 
     Args:
         memory: prototypes per class, width D.
-        projection_head: g, rows `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
-        prediction_head: q, rows `(N, D)` to `(N, D)`, or `None`.
+        projection_head: g, embeddings `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
+        prediction_head: q, embeddings `(N, D)` to `(N, D)`, or `None`.
         selectors: learned weights, fed q(g(f)) and p; `None` weighs all alike.
         samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
-        min_embeddings: fewest features and fewest memory rows for a class to contribute (published codes: 2).
+        min_embeddings: fewest features and fewest memory embeddings for a class to contribute (published codes: 2).
         temperature: `None` for the distance above, which pulls only. A number above 0 puts the cross-entropy of finding
             the own class's memory among all classes' in its place (`scripts.prototypes.loss.class_info_nce`), which
             also pushes; values are then at least 0 without a bound, and a class contributes only where another one has
@@ -164,31 +165,31 @@ class ContrastivePrototypeLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            features: maps `(B, C, D, H, W)` or rows `(N, C)`, before the heads; computed with in the memory's type.
+            features: maps `(B, C, D, H, W)` or embeddings `(N, C)`, before the heads; cast to the memory's type.
             labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
                 that take no part.
 
         Returns:
             A scalar. Where no class has enough features and memory it is 0 and its gradient to the features is 0.
         """
-        # Plain tensors: picking rows of a MetaTensor batch fails on its metadata.
+        # Plain tensors: picking embeddings of a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
-        rows = rows_of(features).to(self.memory.features.dtype)
-        check_rows(rows, flat, self.memory.num_classes)
+        embeddings = voxel_embeddings(features).to(self.memory.features.dtype)
+        check_embeddings(embeddings, flat, self.memory.num_classes)
         chosen = self._usable(flat)
         if self.embeddings_through_heads == "all":
-            predictions = self._through_heads(rows)
+            predictions = self._through_heads(embeddings)
         if len(chosen) < self.min_embeddings:
-            return rows[:0].sum()  # 0 with a zero gradient, whatever the features hold
+            return embeddings[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
         predictions = (
-            predictions[chosen] if self.embeddings_through_heads == "all" else self._through_heads(rows[chosen])
+            predictions[chosen] if self.embeddings_through_heads == "all" else self._through_heads(embeddings[chosen])
         )
         losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
 
-    def _through_heads(self, rows: torch.Tensor) -> torch.Tensor:
-        predictions = self.prediction_head(self.projection_head(rows))
+    def _through_heads(self, embeddings: torch.Tensor) -> torch.Tensor:
+        predictions = self.prediction_head(self.projection_head(embeddings))
         if predictions.shape[1] != self.memory.feature_dim:
             raise ValueError(
                 f"ContrastivePrototypeLoss: behind the heads a feature has width {predictions.shape[1]}, a row of the "
@@ -197,9 +198,9 @@ class ContrastivePrototypeLoss(nn.Module):
         return predictions
 
     def _class_loss(self, class_id: int, predictions: torch.Tensor) -> torch.Tensor:
-        prototypes = self.memory.rows(class_id)
+        prototypes = self.memory.prototypes(class_id)
         if self.temperature is not None:
-            others = torch.cat([self.memory.rows(c) for c in range(self.memory.num_classes) if c != class_id])
+            others = torch.cat([self.memory.prototypes(c) for c in range(self.memory.num_classes) if c != class_id])
             return class_info_nce(predictions, prototypes, others, self.temperature)
         if self.selectors is None:
             return class_contrast(predictions, prototypes)

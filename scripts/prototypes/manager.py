@@ -11,9 +11,15 @@ from torch import nn
 from scripts.prototypes.clusters import compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_features
+from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_embeddings
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import check_labels, check_rows, confident_classes, labels_on_grid, rows_of
+from scripts.prototypes.voxels import (
+    check_embeddings,
+    check_labels,
+    confident_classes,
+    labels_on_grid,
+    voxel_embeddings,
+)
 
 PREDICTIONS = ("logits", "probabilities")
 
@@ -36,8 +42,8 @@ class ContrastivePrototypeManager(nn.Module):
         predictions: what `update_and_compute_loss` is given, `logits` or `probabilities`.
         confidence: least probability in [0, 1] for a pseudo-label to count.
         selection: which features of a class enter the memory when there are more than it holds, as in
-            `scripts.prototypes.selection.select_rows`; `None` for `lowest` with selectors, which is the document's sort
-            (ascending, the first kept), and `random` without.
+            `scripts.prototypes.selection.select_indices`; `None` for `lowest` with selectors, which is the document's
+            sort (ascending, the first kept), and `random` without.
         margin: cosine distance in (0, 2] that class means should have from each other.
         divisor: see `ContrastivePrototypeLoss`.
         memory_weighting: see `ClassSelectors`.
@@ -81,7 +87,7 @@ class ContrastivePrototypeManager(nn.Module):
 
     @property
     def memory(self) -> PrototypeMemory:
-        """The prototypes; `memory.rows(c)` are those of class c."""
+        """The prototypes; `memory.prototypes(c)` are those of class c."""
         return self.loss.memory
 
     def memory_summary(self) -> dict[int, int]:
@@ -113,8 +119,8 @@ class ContrastivePrototypeManager(nn.Module):
         limit, selectors = self.memory.elements_per_class, self.loss.selectors
         self.memory.update(
             {
-                c: choose_features(c, rows, limit, self.selection, (probabilities or {}).get(c), selectors)
-                for c, rows in features_dict.items()
+                c: choose_embeddings(c, embeddings, limit, self.selection, (probabilities or {}).get(c), selectors)
+                for c, embeddings in features_dict.items()
             }
         )
 
@@ -165,49 +171,49 @@ class ContrastivePrototypeManager(nn.Module):
             ValueError: for features that hold a NaN or an infinity, a width or number of classes that is not the
                 manager's, labels out of range, probabilities that are none, or parts of different sizes.
         """
-        rows = rows_of(features.as_subclass(torch.Tensor)).to(self.memory.features.dtype)
-        self._check_features(rows)
+        embeddings = voxel_embeddings(features.as_subclass(torch.Tensor)).to(self.memory.features.dtype)
+        self._check_features(embeddings)
         shape = features.shape[2:]
         probabilities = self._probabilities(predictions.detach().as_subclass(torch.Tensor), shape)
-        if len(probabilities) != len(rows):
-            raise ValueError(f"There are {len(rows)} features, but predictions for {len(probabilities)}.")
+        if len(probabilities) != len(embeddings):
+            raise ValueError(f"There are {len(embeddings)} features, but predictions for {len(probabilities)}.")
         if is_labeled and labels is not None:
             classes = self._given_classes(labels.as_subclass(torch.Tensor), features.ndim, shape)
         else:
             classes, _ = confident_classes(probabilities, self.confidence)
-        check_rows(rows, classes, self.memory.num_classes)
+        check_embeddings(embeddings, classes, self.memory.num_classes)
 
         members = {c: classes == c for c in classes.unique().tolist() if c >= 0}
         self.update_memory(
-            {c: rows[where] for c, where in members.items()},
+            {c: embeddings[where] for c, where in members.items()},
             {c: probabilities[where, c] for c, where in members.items()},
         )
-        return self._weighted_sum(rows, classes, contrastive_weight, intra_weight, inter_weight)
+        return self._weighted_sum(embeddings, classes, contrastive_weight, intra_weight, inter_weight)
 
     def _weighted_sum(
-        self, rows: torch.Tensor, classes: torch.Tensor, contrastive: float, intra: float, inter: float
+        self, embeddings: torch.Tensor, classes: torch.Tensor, contrastive: float, intra: float, inter: float
     ) -> tuple[torch.Tensor, dict[str, float]]:
         count = self.memory.num_classes
         parts = {
-            "contrastive": (contrastive, lambda: self.loss(rows, classes)),
-            "intra": (intra, lambda: compactness(rows, classes, count)),
-            "inter": (inter, lambda: separation(rows, classes, count, self.margin)),
+            "contrastive": (contrastive, lambda: self.loss(embeddings, classes)),
+            "intra": (intra, lambda: compactness(embeddings, classes, count)),
+            "inter": (inter, lambda: separation(embeddings, classes, count, self.margin)),
         }
         values = {name: compute() for name, (weight, compute) in parts.items() if weight != 0}
-        total = rows[:0].sum() + sum(parts[name][0] * value for name, value in values.items())
+        total = embeddings[:0].sum() + sum(parts[name][0] * value for name, value in values.items())
         return total, {name: float(value.detach()) for name, value in (values | {"total": total}).items()}
 
-    def _check_features(self, rows: torch.Tensor) -> None:
-        if rows.shape[1] != self.memory.feature_dim:
+    def _check_features(self, embeddings: torch.Tensor) -> None:
+        if embeddings.shape[1] != self.memory.feature_dim:
             raise ValueError(
                 f"ContrastivePrototypeManager holds features of width {self.memory.feature_dim} (feature_dim), "
-                f"got {rows.shape[1]}: project them first."
+                f"got {embeddings.shape[1]}: project them first."
             )
-        if not bool(rows.isfinite().all()):
-            bad = int((~rows.isfinite().all(dim=1)).sum())
+        if not bool(embeddings.isfinite().all()):
+            bad = int((~embeddings.isfinite().all(dim=1)).sum())
             raise ValueError(
-                f"{bad} of {len(rows)} features hold a NaN or an infinity: skip this step and look at its images and "
-                "learning rate."
+                f"{bad} of {len(embeddings)} features hold a NaN or an infinity: skip this step and check its images "
+                "and the learning rate."
             )
 
     def _probabilities(self, predictions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -230,7 +236,7 @@ class ContrastivePrototypeManager(nn.Module):
             )
         if predictions.ndim > 2:
             predictions = torch.stack([labels_on_grid(one, shape) for one in predictions.unbind(dim=1)], dim=1)
-        return rows_of(predictions)
+        return voxel_embeddings(predictions)
 
     def _given_classes(self, labels: torch.Tensor, ndim: int, shape: torch.Size) -> torch.Tensor:
         """Flat classes on the features' grid."""

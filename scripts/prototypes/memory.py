@@ -12,24 +12,25 @@ STRATEGIES = ("replace", "fifo")
 
 
 class PrototypeMemory(nn.Module):
-    """Up to `elements_per_class` feature rows for each class, held in buffers.
+    """Up to `elements_per_class` feature embeddings for each class, held in buffers.
 
     `update` is the only writer and reading changes nothing. Rows and counts are buffers, so they move with `.to()`, are
     in every checkpoint, and a restored memory goes on as if it had never been saved.
 
     Strategies:
-        `replace`: the new rows of a class take the place of all its old ones, even if they are fewer (the method
+        `replace`: the new embeddings of a class take the place of all its old ones, even if they are fewer (the method
         document and SS-Net, Wu et al., MICCAI 2022).
-        `fifo`: new rows go in front, the oldest fall out at the end (SemiSeg-Contrastive, Alonso et al., ICCV 2021).
+        `fifo`: new embeddings go in front, the oldest fall out at the end (SemiSeg-Contrastive, Alonso et al., ICCV
+            2021).
 
     Args:
         num_classes: K, background included.
         feature_dim: D, width of a row.
-        elements_per_class: most rows a class holds.
+        elements_per_class: most embeddings a class holds.
         strategy: `replace` or `fifo`.
-        first_insertion: most rows that the first insertion of a class may bring, at least `elements_per_class`, which
-            `None` stands for. The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`: to
-            follow it, give the number of rows that a step offers.
+        first_insertion: most embeddings that the first insertion of a class may bring, at least `elements_per_class`
+            (`None`: equal to it). The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`;
+            to follow it, give the number of embeddings that a step offers.
 
     Raises:
         ValueError: for a count below 1, an unknown strategy, or a `first_insertion` below `elements_per_class`.
@@ -76,46 +77,46 @@ class PrototypeMemory(nn.Module):
         """D, width of a row."""
         return self.features.shape[2]
 
-    def rows(self, class_id: int) -> torch.Tensor:
-        """The rows `(M, D)` of a class, newest first for `fifo`; M is 0 for a class that was never seen."""
+    def prototypes(self, class_id: int) -> torch.Tensor:
+        """The embeddings `(M, D)` of a class, newest first for `fifo`; M is 0 for a class that was never seen."""
         return self.features[class_id, : int(self.counts[class_id])]
 
     @torch.no_grad()
-    def update(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
-        """Write new rows. Classes that are not named, or come with no finite row, keep what they have.
+    def update(self, embeddings_by_class: Mapping[int, torch.Tensor]) -> None:
+        """Write new embeddings. Classes that are not named, or come with no finite row, keep what they have.
 
         Args:
-            rows_by_class: class index to `(N, D)`, best or newest row first; what does not fit is dropped.
-                So are rows that hold a NaN or an infinity: a bad step must not poison the bank.
+            embeddings_by_class: class index to `(N, D)`, best or newest row first; what does not fit is dropped.
+                So are embeddings that hold a NaN or an infinity: a bad step must not poison the bank.
 
         Raises:
-            ValueError: for a class outside [0, K) or rows that are not `(N, D)`.
+            ValueError: for a class outside [0, K) or embeddings that are not `(N, D)`.
         """
-        self.check(rows_by_class)
-        for class_id, rows in rows_by_class.items():
-            rows = rows.detach().to(self.features)
-            rows = rows[rows.isfinite().all(dim=1)]
-            if len(rows) == 0:
+        self.check(embeddings_by_class)
+        for class_id, embeddings in embeddings_by_class.items():
+            embeddings = embeddings.detach().to(self.features)
+            embeddings = embeddings[embeddings.isfinite().all(dim=1)]
+            if len(embeddings) == 0:
                 continue
             limit = self.elements_per_class if self.counts[class_id] > 0 else self.features.shape[1]
             if self.strategy == "fifo":
-                rows = torch.cat([rows, self.rows(class_id)])
-            rows = rows[:limit]
-            self.features[class_id, : len(rows)] = rows
-            self.features[class_id, len(rows) :] = 0
-            self.counts[class_id] = len(rows)
+                embeddings = torch.cat([embeddings, self.prototypes(class_id)])
+            embeddings = embeddings[:limit]
+            self.features[class_id, : len(embeddings)] = embeddings
+            self.features[class_id, len(embeddings) :] = 0
+            self.counts[class_id] = len(embeddings)
 
-    def check(self, rows_by_class: Mapping[int, torch.Tensor]) -> None:
+    def check(self, embeddings_by_class: Mapping[int, torch.Tensor]) -> None:
         """Refuse what `update` refuses, before anything is written: the bank stays as it was."""
-        for class_id, rows in rows_by_class.items():
+        for class_id, embeddings in embeddings_by_class.items():
             if not 0 <= class_id < self.num_classes:
                 raise ValueError(f"PrototypeMemory holds classes 0 to {self.num_classes - 1}, got class {class_id}.")
-            if rows.ndim != 2 or rows.shape[1] != self.feature_dim:
+            if embeddings.ndim != 2 or embeddings.shape[1] != self.feature_dim:
                 raise ValueError(
-                    f"PrototypeMemory expects rows of shape (N, {self.feature_dim}), got {tuple(rows.shape)} "
-                    f"for class {class_id}."
+                    f"PrototypeMemory expects embeddings of shape (N, {self.feature_dim}), got "
+                    f"{tuple(embeddings.shape)} for class {class_id}."
                 )
 
     def summary(self) -> dict[int, int]:
-        """How many rows each class holds."""
+        """How many embeddings each class holds."""
         return dict(enumerate(self.counts.tolist()))

@@ -13,12 +13,12 @@ SAMPLINGS = ("image", "class")
 ROUNDINGS = ("int", "round")
 
 
-def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
-    """Indices of the rows to keep, at most `limit` of `count`.
+def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
+    """Indices of the embeddings to keep, at most `limit` of `count`.
 
     Args:
-        count: rows offered.
-        limit: rows wanted; when `count` is not larger, all are kept in their order.
+        count: embeddings offered.
+        limit: embeddings wanted; when `count` is not larger, all are kept in their order.
         selection: `random` (torch's generator); `confidence`, the highest scores, which are the network's
             probabilities; `highest` or `lowest`, where the scores come from a learned selector. The published codes of
             SS-Net and SemiSeg-Contrastive sort selector scores ascending and keep the first, so `lowest` is what they
@@ -38,7 +38,7 @@ def select_rows(count: int, limit: int, selection: str, scores: torch.Tensor | N
     if selection == "random":
         return torch.randperm(count)[:limit]
     if scores is None:
-        raise ValueError(f"selection={selection!r} ranks rows by scores, but no scores were given.")
+        raise ValueError(f"selection={selection!r} ranks embeddings by scores, but no scores were given.")
     return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
 
 
@@ -51,7 +51,7 @@ def embeddings_per_image(
     of SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even and cuts the second with `int`.
 
     Args:
-        capacity: rows that the memory holds of a class, at least 1.
+        capacity: embeddings that the memory holds of a class, at least 1.
         images: labelled images, at least 1.
         num_classes: K, for `class`.
         sampling: `image` or `class`.
@@ -65,13 +65,13 @@ def embeddings_per_image(
             f"sampling must be one of {', '.join(SAMPLINGS)} and rounding one of {', '.join(ROUNDINGS)}, "
             f"got {sampling!r} and {rounding!r}."
         )
-    rows = round(capacity / images)
+    embeddings = round(capacity / images)
     if sampling == "class":
-        rows = {"int": int, "round": round}[rounding](num_classes / 3 * rows)
-    return max(1, rows)
+        embeddings = {"int": int, "round": round}[rounding](num_classes / 3 * embeddings)
+    return max(1, embeddings)
 
 
-def choose_features(
+def choose_embeddings(
     class_id: int,
     features: torch.Tensor,
     limit: int,
@@ -88,12 +88,12 @@ def choose_features(
         class_id: the class of all of them.
         features: `(N, D)`; selectors want them projected. Rows that hold a NaN or an infinity are left out first.
         limit: most features wanted.
-        selection: see `scripts.prototypes.selection.select_rows`.
+        selection: see `scripts.prototypes.selection.select_indices`.
         probabilities: `(N,)`, the network's for this class; needed for `confidence`.
         selectors: needed for `highest` and `lowest`.
 
     Returns:
-        `(min(N, limit), D)` for N finite rows.
+        `(min(N, limit), D)` for N finite embeddings.
 
     Raises:
         ValueError: if what `selection` needs is missing.
@@ -109,5 +109,5 @@ def choose_features(
         if len(features) > limit:
             with torch.no_grad():
                 scores = selectors.feature_scores(class_id, features)
-    kept = select_rows(len(features), limit, selection, scores)
+    kept = select_indices(len(features), limit, selection, scores)
     return features[kept.to(features.device)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One learned selector per class for features, one for memory rows."""
+"""One learned selector per class for features, one for memory embeddings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class ClassSelectors(nn.Module):
     """Weights of features and prototypes in the contrast, learned with the loss (SemiSeg-Contrastive, ICCV 2021).
 
     A weight is a score divided by the mean score of its class, so weights have mean 1 and the contrast keeps its scale.
-    Neither path sends a gradient to the features: selectors judge rows, they do not move them.
+    Neither path sends a gradient to the features: selectors judge embeddings, they do not move them.
 
     Memory weightings:
         `reference`: what the published codes of SemiSeg-Contrastive and SS-Net compute. They rescale along the wrong
             axis, each score by itself: all weights are 1, memory selectors learn nothing, and only the running
             statistics of their batch norms move.
-        `normalised`: what the papers describe, scores divided by their mean over the class's memory rows.
+        `normalised`: what the papers describe, scores divided by their mean over the class's memory embeddings.
         `none`: ones, without evaluating a selector; this class then has no memory selectors.
 
     Args:
@@ -55,9 +55,9 @@ class ClassSelectors(nn.Module):
         scores = self.feature_scores(class_id, features)
         return scores / scores.mean()
 
-    def memory_weights(self, class_id: int, rows: torch.Tensor) -> torch.Tensor:
-        """Weights `(M,)` with mean 1 of memory rows `(M, D)`, which the selector sees at length 1."""
+    def memory_weights(self, class_id: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """Weights `(M,)` with mean 1 of memory embeddings `(M, D)`, which the selector sees at length 1."""
         if self.memory_weighting == "none":
-            return rows.new_ones(len(rows))
-        scores = self.memory[class_id](normalize(rows.detach(), dim=1))
+            return embeddings.new_ones(len(embeddings))
+        scores = self.memory[class_id](normalize(embeddings.detach(), dim=1))
         return scores / (scores if self.memory_weighting == "reference" else scores.mean())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From volumes to labelled rows: grids, confidence, and which voxels are used."""
+"""From volumes to labelled embeddings: grids, confidence, and which voxels are used."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def confident_classes(probabilities: torch.Tensor, threshold: float) -> tuple[to
     return classes.masked_fill(~(confidence >= threshold), NO_CLASS), confidence
 
 
-def rows_of(features: torch.Tensor) -> torch.Tensor:
-    """Feature maps `(B, C, D, H, W)` as rows `(B * D * H * W, C)`, in the order of flattened labels `(B, D, H, W)`."""
+def voxel_embeddings(features: torch.Tensor) -> torch.Tensor:
+    """Feature maps `(B, C, D, H, W)` as one embedding per voxel, `(B * D * H * W, C)`, ordered as flattened labels."""
     return features.movedim(1, -1).reshape(-1, features.shape[1])
 
 
@@ -56,23 +56,24 @@ def check_labels(labels: torch.Tensor, num_classes: int) -> None:
         )
 
 
-def check_rows(rows: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
-    """Refuse rows and labels that do not belong together.
+def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
+    """Refuse embeddings and labels that do not belong together.
 
     Args:
-        rows: `(N, D)`.
+        embeddings: `(N, D)`.
         labels: `(N,)`, in [0, K) or `NO_CLASS`.
         num_classes: K.
 
     Raises:
-        ValueError: for rows that are no matrix, another number of labels than rows, or a label out of range.
+        ValueError: if embeddings are not a matrix, their number differs from that of the labels, or a label is out of
+            range.
     """
-    if rows.ndim != 2:
-        raise ValueError(f"Feature rows must be (N, D), got the shape {tuple(rows.shape)}.")
-    if labels.ndim != 1 or len(rows) != len(labels):
+    if embeddings.ndim != 2:
+        raise ValueError(f"Embeddings must be (N, D), got the shape {tuple(embeddings.shape)}.")
+    if labels.ndim != 1 or len(embeddings) != len(labels):
         raise ValueError(
-            f"One label is needed per feature row: {len(rows)} rows, {labels.numel()} labels. Bring the labels to the "
-            "features' grid first (scripts.prototypes.voxels.labels_on_grid)."
+            f"Each embedding needs one label: there are {len(embeddings)} embeddings and {labels.numel()} labels. "
+            "Bring the labels to the features' grid first (scripts.prototypes.voxels.labels_on_grid)."
         )
     check_labels(labels, num_classes)
 

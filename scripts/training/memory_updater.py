@@ -12,9 +12,9 @@ from torch import nn
 from scripts.errors import UserError
 from scripts.losses.base import TrainingBatch
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_features
+from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_embeddings
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, rows_of
+from scripts.prototypes.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, voxel_embeddings
 
 SOURCES = ("labelled", "both")
 ORIGINS = ("network", "teacher")
@@ -27,11 +27,11 @@ class MemoryBankUpdater:
     MONAI's stock `SupervisedTrainer` with `FeatureInferer`.
 
     Labelled voxels enter under their label, if the network predicts them correctly; unlabelled voxels under their
-    pseudo-label, if it is confident enough. Labelled rows stand in front of unlabelled ones, so they are kept first.
+    pseudo-label, if it is confident enough. Labelled embeddings come before unlabelled ones, so they are kept first.
 
     Args:
         memory: what is written.
-        projection_head: applied to the rows in evaluation mode and without gradient; `None` stores plain embeddings.
+        projection_head: applied to embeddings in evaluation mode and without gradient; `None` stores plain embeddings.
         source: `labelled`, or `both` to let confident unlabelled voxels in where labelled ones leave room.
         features_from: `network`, what this step computed anyway, or `teacher`, a further pass of the inferer's teacher
             on the labelled images (SemiSeg-Contrastive), whose predictions then decide too.
@@ -42,7 +42,7 @@ class MemoryBankUpdater:
         selection: which voxels are taken when there are more than wanted: `random`; `confidence`, by the network's
             probability of the class; `highest` or `lowest`, by the class's selector (published codes: `lowest`).
         selectors: for `highest` and `lowest`.
-        embeddings_per_step: most rows of a class that a step offers; `None` for as many as the memory holds.
+        embeddings_per_step: most embeddings of a class that a step offers; `None` for as many as the memory holds.
 
     Raises:
         ValueError: for an unknown `source`, `features_from` or `selection`, a confidence outside [0, 1],
@@ -106,7 +106,7 @@ class MemoryBankUpdater:
         if self.source == "both" and batch.num_unlabelled > 0:
             classes, scores = pseudo_labels(batch.target_logits, self.confidence)
             parts.append((batch.unlabelled_features, labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
-        self.memory.update(self._rows_by_class(parts))
+        self.memory.update(self._embeddings_by_class(parts))
 
     def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and features of the labelled cases, from where `features_from` says."""
@@ -125,29 +125,34 @@ class MemoryBankUpdater:
         labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
         return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
 
-    def _rows_by_class(self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> dict[int, torch.Tensor]:
+    def _embeddings_by_class(
+        self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    ) -> dict[int, torch.Tensor]:
         """Project and choose features of each class, labelled part first."""
         chosen: dict[int, list[torch.Tensor]] = {}
         for features, classes, probabilities in parts:
-            rows, flat, flat_probabilities = rows_of(features), classes.reshape(-1), probabilities.reshape(-1)
+            embeddings = voxel_embeddings(features)
+            flat, flat_probabilities = classes.reshape(-1), probabilities.reshape(-1)
             for c in range(0 if self.include_background else 1, self.memory.num_classes):
                 where = (flat == c).nonzero()[:, 0]
                 room = self.embeddings_per_step - sum(len(part) for part in chosen.get(c, []))
                 if len(where) > 0 and room > 0:
-                    chosen.setdefault(c, []).append(self._choose(c, rows[where], room, flat_probabilities[where]))
-        return {c: torch.cat(rows) for c, rows in chosen.items()}
+                    chosen.setdefault(c, []).append(self._choose(c, embeddings[where], room, flat_probabilities[where]))
+        return {c: torch.cat(embeddings) for c, embeddings in chosen.items()}
 
-    def _choose(self, class_id: int, rows: torch.Tensor, room: int, probabilities: torch.Tensor) -> torch.Tensor:
+    def _choose(self, class_id: int, embeddings: torch.Tensor, room: int, probabilities: torch.Tensor) -> torch.Tensor:
         if self.selection in BY_SELECTOR:  # it judges projections, so all candidates are projected
-            return choose_features(class_id, self._project(rows), room, self.selection, selectors=self.selectors)
-        return self._project(choose_features(class_id, rows, room, self.selection, probabilities))
+            return choose_embeddings(
+                class_id, self._project(embeddings), room, self.selection, selectors=self.selectors
+            )
+        return self._project(choose_embeddings(class_id, embeddings, room, self.selection, probabilities))
 
-    def _project(self, rows: torch.Tensor) -> torch.Tensor:
+    def _project(self, embeddings: torch.Tensor) -> torch.Tensor:
         if self.projection_head is None:
-            return rows
+            return embeddings
         was_training = self.projection_head.training
         self.projection_head.eval()
         try:
-            return self.projection_head(rows)
+            return self.projection_head(embeddings)
         finally:
             self.projection_head.train(was_training)

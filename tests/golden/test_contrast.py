@@ -77,7 +77,7 @@ def test_recorded_classes_distances_and_weights_are_reproduced(path):
     loss = loss_of(golden)
     with torch.no_grad():
         for c in range(golden["num_classes"]):
-            features, prototypes = golden["features"][golden["labels"] == c], loss.memory.rows(c)
+            features, prototypes = golden["features"][golden["labels"] == c], loss.memory.prototypes(c)
             used = len(features) >= loss.min_embeddings and len(prototypes) >= loss.min_embeddings
             assert used == bool(golden["out.class_used"][c])
             if used:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import choose_features, embeddings_per_image, select_rows
+from scripts.prototypes.selection import choose_embeddings, embeddings_per_image, select_indices
 from scripts.prototypes.selectors import ClassSelectors
 from tests.golden.golden_files import Golden, found, load_selector
 
@@ -45,19 +45,21 @@ def test_recorded_sequence_of_updates_is_reproduced(path):
         features, labels = golden[f"features_u{t}"], golden[f"labels_u{t}"]
         offered = {c: features[labels == c] for c in classes}
         for c in classes:
-            assert torch.equal(memory.rows(c), rows_recorded(golden, "before", t, c)), f"before update {t}, class {c}"
+            assert torch.equal(memory.prototypes(c), rows_recorded(golden, "before", t, c)), (
+                f"before update {t}, class {c}"
+            )
         memory.update(
             {
-                c: choose_features(c, rows, golden["elements_per_class"], "lowest", selectors=selectors)
+                c: choose_embeddings(c, rows, golden["elements_per_class"], "lowest", selectors=selectors)
                 for c, rows in offered.items()
                 if len(rows) > 0
             }
         )
         for c in classes:
             recorded = rows_recorded(golden, "after", t, c)
-            assert torch.equal(memory.rows(c), recorded), f"after update {t}, class {c}"
+            assert torch.equal(memory.prototypes(c), recorded), f"after update {t}, class {c}"
             if len(recorded) > 0:
-                golden.check(memory.rows(c), f"after_u{t}_c{c}", atol=0, quantity="rows")
+                golden.check(memory.prototypes(c), f"after_u{t}_c{c}", atol=0, quantity="rows")
     for c, selector in enumerate(selectors.feature):
         for key in golden.part(f"after.feature_selector_c{c}.bn."):
             recorded = f"after.feature_selector_c{c}.bn.{key}"
@@ -77,7 +79,7 @@ def test_recorded_scores_and_orders_are_reproduced(path):
                 golden.check(scores, f"out.scores_u{t}_c{c}", atol=1e-5, quantity="scores")
                 order = golden[f"out.order_u{t}_c{c}"]
                 assert torch.equal(
-                    select_rows(len(rows), golden["elements_per_class"], "lowest", scores),
+                    select_indices(len(rows), golden["elements_per_class"], "lowest", scores),
                     order[: golden["elements_per_class"]],
                 )
 

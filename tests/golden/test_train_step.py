@@ -138,8 +138,8 @@ def test_recorded_iterations_are_reproduced(path):
         assert abs(int(selected) - golden[f"out.num_selected_t{t}"]) <= SELECTED[late]
         for c in range(golden["num_classes"]):
             recorded = golden.get(f"out.memory_t{t}_c{c}")
-            assert len(step.memory.rows(c)) == max(0, int(golden[f"out.memory_rows_t{t}"][c]))
-            assert recorded is None or close_rows(step.memory.rows(c), recorded, MEMORY[late])
+            assert len(step.memory.prototypes(c)) == max(0, int(golden[f"out.memory_rows_t{t}"][c]))
+            assert recorded is None or close_rows(step.memory.prototypes(c), recorded, MEMORY[late])
         check_gradients(step, t)
         step.optimizer.step()
         check_weights(step, t)

@@ -9,7 +9,7 @@ import torch
 from scripts.networks.heads import ProjectionHead
 from scripts.networks.vnet import BACKBONE_PREFIXES, VNet
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import rows_of
+from scripts.prototypes.voxels import voxel_embeddings
 from scripts.training.inferer import FeatureInferer
 from tests.golden.golden_files import Golden, found
 from tests.golden.golden_network import load_by_rule, network_for, our_names, reference_state
@@ -62,7 +62,7 @@ def test_recorded_projection_and_prediction_are_reproduced(path):
 def test_head_rows_are_rows_of_the_embedding(path):
     """Our row order is the recorded one: every 257th of the channel-last flattened embedding."""
     golden = Golden(path)
-    assert torch.equal(rows_of(golden["out.embedding"])[::257][:64], golden["head_rows"])
+    assert torch.equal(voxel_embeddings(golden["out.embedding"])[::257][:64], golden["head_rows"])
 
 
 def count(*modules):

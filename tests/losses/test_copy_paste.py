@@ -134,8 +134,8 @@ def test_a_step_with_one_kind_of_case_makes_no_pass_and_gives_zero_with_zero_gra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fraction": 1.0}, r"fraction must be in \(0, 1\), got 1.0"),
-        ({"unlabelled_weight": -1.0}, "at least 0, got -1"),
+        ({"fraction": 1.0}, r"fraction.* 1\.0"),
+        ({"unlabelled_weight": -1.0}, "unlabelled_weight.* -1"),
     ],
 )
 def test_wrong_argument_is_refused(options, message):

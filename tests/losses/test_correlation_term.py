@@ -195,7 +195,7 @@ def test_missing_weak_view_is_said_in_a_sentence():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"form": "paper"}, "aligned, reference, got 'paper'"), ({"samples_per_class": 1}, "at least 2, got 1")],
+    [({"form": "paper"}, "form.*'paper'"), ({"samples_per_class": 1}, "samples_per_class.* 1")],
 )
 def test_wrong_argument_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -125,7 +125,7 @@ def test_the_dice_part_has_a_weight_of_its_own(dice_weight):
 
 @pytest.mark.parametrize("wrong", [{"power": -1.0}, {"dice_weight": -0.5}])
 def test_a_negative_power_or_weight_is_refused(wrong):
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         PseudoLabelTerm(**wrong)
 
 

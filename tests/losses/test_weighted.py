@@ -59,7 +59,7 @@ def test_rampup_without_length_is_a_switch():
 
 @pytest.mark.parametrize(("start", "end"), [(-0.1, 0.4), (0.5, 0.4), (0.1, 1.1)])
 def test_rampup_with_impossible_fractions_is_refused(start, end):
-    with pytest.raises(ValueError, match=f"start {start} and end {end}"):
+    with pytest.raises(ValueError, match=f"start.*{start}.*end.*{end}"):
         RampUp(1.0, start, end)
 
 
@@ -146,12 +146,12 @@ def test_a_step_in_which_every_weight_is_zero_can_still_be_run():
 
 
 def test_list_without_terms_is_refused():
-    with pytest.raises(ValueError, match="at least one loss term"):
+    with pytest.raises(ValueError, match="loss term"):
         WeightedLoss({}, max_steps=1)
 
 
 def test_something_else_in_the_list_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'dice' must be a scripts\.losses LossTerm, got Linear"):
+    with pytest.raises(ValueError, match=r"'dice'.*LossTerm.*Linear"):
         WeightedLoss({"dice": torch.nn.Linear(1, 1)}, max_steps=1)
 
 

@@ -37,5 +37,5 @@ def test_it_is_linear_norm_relu_linear():
 
 
 def test_rows_of_another_width_are_refused_with_the_key_to_set():
-    with pytest.raises(UserError, match="width 5 got 4: feature_channels must be the number of channels"):
+    with pytest.raises(UserError, match=r"5.* 4: feature_channels"):
         ProjectionHead(5)(torch.randn(3, 4))

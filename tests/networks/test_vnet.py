@@ -144,18 +144,18 @@ def test_dropout_comes_after_the_layer_that_prototypes_use():
 @pytest.mark.parametrize("shape", [(17, 32, 16), (16, 40, 16), (16, 32, 8)])
 def test_side_that_is_no_multiple_of_sixteen_is_refused_by_its_length(shape):
     bad = next(side for side in shape if side % 16)
-    with pytest.raises(ValueError, match=rf"multiple of {16}; one is {bad}\b"):
+    with pytest.raises(ValueError, match=rf"16.*\b{bad}\b"):
         VNet(base_filters=1)(image(shape=shape))
 
 
 def test_volume_without_a_batch_axis_is_refused():
-    with pytest.raises(ValueError, match=r"\(B, C, D, H, W\), got 4 axes"):
+    with pytest.raises(ValueError, match="4 axes"):
         VNet(base_filters=1)(image()[0])
 
 
 @pytest.mark.parametrize("name", ["in_channels", "out_channels", "base_filters"])
 def test_count_below_one_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=name):
         VNet(**{name: 0})
 
 
@@ -189,7 +189,7 @@ def test_script_gives_the_same_output_and_the_same_refusal():
     scripted = torch.jit.script(network)
     with torch.no_grad():
         torch.testing.assert_close(scripted(x), network(x), atol=1e-6, rtol=1e-5)
-    with pytest.raises(Exception, match="multiple of 16; one is 17"):
+    with pytest.raises(Exception, match=r"16.* 17"):
         scripted(image(shape=(16, 17, 16)))
 
 

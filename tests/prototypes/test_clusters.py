@@ -118,15 +118,15 @@ def test_zero_and_cancelling_rows_have_a_finite_gradient(function):
 
 @pytest.mark.parametrize("function", [compactness, separation])
 def test_rows_and_labels_that_do_not_belong_together_are_refused(function):
-    with pytest.raises(ValueError, match=r"\[0, 2\) or -1 .* 0 to 2"):
+    with pytest.raises(ValueError, match=r"\[0, 2\).* 0 to 2"):
         function(features(EAST, NORTH), labels(0, 2), 2)
-    with pytest.raises(ValueError, match="2 rows, 3 labels"):
+    with pytest.raises(ValueError, match="2 embeddings and 3 labels"):
         function(features(EAST, NORTH), labels(0, 1, 1), 2)
-    with pytest.raises(ValueError, match=r"\(N, D\), got the shape \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\)"):
         function(torch.zeros(1, 2, 3), labels(0), 2)
 
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, 2.1])
 def test_a_margin_that_no_distance_can_meet_is_refused(margin):
-    with pytest.raises(ValueError, match=rf"\(0, 2\], got {margin}"):
+    with pytest.raises(ValueError, match=f"margin.*{margin}"):
         separation(features(EAST, NORTH), labels(0, 1), 2, margin)

@@ -41,8 +41,8 @@ def test_new_features_of_a_class_take_the_place_of_the_old():
     manager.update_memory({1: offered, 2: features(NORTH)})
     manager.update_memory({1: features(NORTH)})
     assert manager.memory_summary() == {0: 0, 1: 1, 2: 1}
-    assert manager.memory.rows(1).tolist() == [NORTH]
-    assert not manager.memory.rows(2).requires_grad
+    assert manager.memory.prototypes(1).tolist() == [NORTH]
+    assert not manager.memory.prototypes(2).requires_grad
 
 
 def test_the_most_probable_features_enter_where_that_is_asked_for():
@@ -53,7 +53,7 @@ def test_the_most_probable_features_enter_where_that_is_asked_for():
     manager = manager_of(selection="confidence", elements_per_class=2, predictions="probabilities")
     rows = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0]])
     manager.update_and_compute_loss(rows, probabilities, torch.ones(4))
-    assert manager.memory.rows(1)[:, 0].tolist() == [1, 3]
+    assert manager.memory.prototypes(1)[:, 0].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(("selection", "kept"), [(None, "lowest"), ("highest", "highest")])
@@ -63,7 +63,7 @@ def test_selectors_choose_what_enters_and_the_documents_sort_keeps_the_lowest(se
     rows = torch.randn(9, 2)
     scores = manager.get_selectors()[0][2](rows).argsort(descending=kept == "highest")
     manager.update_memory({2: rows})
-    assert torch.equal(manager.memory.rows(2), rows[scores[:4]])
+    assert torch.equal(manager.memory.prototypes(2), rows[scores[:4]])
 
 
 def test_two_updates_with_the_same_state_and_input_give_the_same_memory():
@@ -189,7 +189,7 @@ def test_maps_and_rows_give_the_same(shape, channel):
     )
     torch.testing.assert_close(value, expected)
     assert parts_of_maps == pytest.approx(parts)
-    assert all(torch.equal(mapped.memory.rows(c), flat.memory.rows(c)) for c in range(3))
+    assert all(torch.equal(mapped.memory.prototypes(c), flat.memory.prototypes(c)) for c in range(3))
 
 
 def test_labels_and_predictions_are_brought_to_coarser_features():
@@ -199,7 +199,7 @@ def test_labels_and_predictions_are_brought_to_coarser_features():
     for given in (labels, None):
         manager = manager_of(predictions="probabilities")
         manager.update_and_compute_loss(maps, predictions, given)
-        assert manager.memory.rows(1).tolist() == [EAST] and manager.memory.rows(2).tolist() == [NORTH]
+        assert manager.memory.prototypes(1).tolist() == [EAST] and manager.memory.prototypes(2).tolist() == [NORTH]
 
 
 @pytest.mark.parametrize("arguments", [{"labels": None}, {"labels": torch.tensor([2, 2, 2]), "is_labeled": False}])
@@ -262,13 +262,13 @@ def test_a_class_that_never_appears_keeps_an_empty_memory_and_harms_nothing():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": torch.zeros(2, 3)}, "width 2 .feature_dim., got 3"),
-        ({"features": torch.tensor([EAST, [math.nan, 0.0]])}, "1 of 2 features hold a NaN or an infinity"),
-        ({"labels": torch.tensor([1, 3])}, r"\[0, 3\) or -1 .* 1 to 3"),
-        ({"labels": torch.tensor([1, 1, 1])}, "2 rows, 3 labels"),
-        ({"predictions": torch.zeros(2, 4)}, r"3 classes on axis 1, got the shape \(2, 4\)"),
-        ({"predictions": torch.zeros(5, 3)}, "2 features, but predictions for 5"),
-        ({"predictions": torch.full((2, 3), math.nan)}, "predictions hold a NaN"),
+        ({"features": torch.zeros(2, 3)}, r"feature_dim.* 3"),
+        ({"features": torch.tensor([EAST, [math.nan, 0.0]])}, "1 of 2 features"),
+        ({"labels": torch.tensor([1, 3])}, r"\[0, 3\).* 1 to 3"),
+        ({"labels": torch.tensor([1, 1, 1])}, "2 embeddings and 3 labels"),
+        ({"predictions": torch.zeros(2, 4)}, r"predictions.*\(2, 4\)"),
+        ({"predictions": torch.zeros(5, 3)}, "2 features.* 5"),
+        ({"predictions": torch.full((2, 3), math.nan)}, "predictions.*NaN"),
     ],
 )
 @pytest.mark.parametrize("learned", [False, True])
@@ -292,9 +292,9 @@ def test_probabilities_that_are_none_are_refused(predictions):
 @pytest.mark.parametrize("learned", [False, True])
 def test_update_memory_refuses_foreign_classes_and_widths_and_leaves_out_rows_that_are_not_finite(learned):
     manager = manager_of(use_learned_selector=learned)
-    with pytest.raises(ValueError, match="classes 0 to 2, got class 3"):
+    with pytest.raises(ValueError, match="class 3"):
         manager.update_memory({3: torch.zeros(9, 2)})
-    with pytest.raises(ValueError, match=r"\(N, 2\), got \(9, 3\) for class 1"):
+    with pytest.raises(ValueError, match=r"\(9, 3\).*class 1"):
         manager.update_memory({1: torch.zeros(9, 3)})
     rows = torch.rand(9, 2)
     rows[::2] = math.nan
@@ -306,14 +306,14 @@ def test_update_memory_refuses_foreign_classes_and_widths_and_leaves_out_rows_th
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"predictions": "scores"}, "logits, probabilities, got 'scores'"),
-        ({"confidence": 1.2}, r"\[0, 1\], got 1.2"),
-        ({"margin": 0.0}, r"\(0, 2\], got 0.0"),
-        ({"selection": "best"}, "random, confidence, highest, lowest, got 'best'"),
-        ({"selection": "highest"}, "'highest' needs use_learned_selector=True"),
-        ({"divisor": "some"}, "'present' or 'all'"),
-        ({"memory_weighting": "mean", "use_learned_selector": True}, "reference, normalised, none"),
-        ({"feature_dim": 0}, "feature_dim must be at least 1"),
+        ({"predictions": "scores"}, "predictions.*'scores'"),
+        ({"confidence": 1.2}, r"confidence.* 1\.2"),
+        ({"margin": 0.0}, r"margin.* 0\.0"),
+        ({"selection": "best"}, "selection.*'best'"),
+        ({"selection": "highest"}, "'highest'.*use_learned_selector"),
+        ({"divisor": "some"}, "divisor.*'some'"),
+        ({"memory_weighting": "mean", "use_learned_selector": True}, "memory_weighting.*'mean'"),
+        ({"feature_dim": 0}, "feature_dim"),
     ],
 )
 def test_wrong_argument_of_the_constructor_is_refused(options, message):

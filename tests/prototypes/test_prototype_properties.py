@@ -89,7 +89,7 @@ def test_weights_have_mean_1_and_the_loss_lies_between_0_and_2_times_the_largest
     selectors = ClassSelectors(CLASSES, WIDTH, weighting).double().eval()
     loss, features, labels = loss_of(seed, selectors), rows(seed, count), torch.full((count,), 1)
     with torch.no_grad():
-        weights = selectors.feature_weights(1, features), selectors.memory_weights(1, loss.memory.rows(1))
+        weights = selectors.feature_weights(1, features), selectors.memory_weights(1, loss.memory.prototypes(1))
     for weight in weights:
         assert weight.mean().item() == pytest.approx(1) and (weight > 0).all()
     assert -1e-9 <= loss(features, labels).item() <= 2 * weights[0].max() * weights[1].max()
@@ -111,7 +111,7 @@ def test_single_and_double_precision_agree(seed, count, scale, learned):
 @given(seeds, st.sampled_from([-1.0, 0.0, 1.0]), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_identical_opposite_and_zero_features_are_finite_in_half_precision_too(seed, sign, dtype):
     loss = loss_of(seed).float()
-    features = (sign * loss.memory.rows(1)).to(dtype).requires_grad_()
+    features = (sign * loss.memory.prototypes(1)).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
         value = loss(features, torch.ones(SIZE, dtype=torch.int64))
     value.backward()
@@ -136,7 +136,7 @@ def test_the_memory_never_exceeds_its_size_and_fifo_holds_exactly_the_newest(ste
                 seen[c] = [*[t + 1 + i / 100 for i in range(n)], *kept][:limit]
         assert memory.features.shape == (CLASSES, first or SIZE, WIDTH)
         for c, expected in seen.items():
-            assert memory.rows(c)[:, 0].tolist() == pytest.approx(expected)
+            assert memory.prototypes(c)[:, 0].tolist() == pytest.approx(expected)
 
 
 @QUICK

@@ -6,55 +6,55 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.prototypes.selection import embeddings_per_image, select_rows
+from scripts.prototypes.selection import embeddings_per_image, select_indices
 
 SCORES = torch.tensor([0.3, 0.9, 0.1, 0.5])
 
 
 @pytest.mark.parametrize("selection", ["highest", "confidence"])
 def test_highest_keeps_the_highest_best_first(selection):
-    assert select_rows(4, 2, selection, SCORES).tolist() == [1, 3]
+    assert select_indices(4, 2, selection, SCORES).tolist() == [1, 3]
 
 
 def test_lowest_keeps_the_lowest_best_first():
-    assert select_rows(4, 3, "lowest", SCORES).tolist() == [2, 0, 3]
+    assert select_indices(4, 3, "lowest", SCORES).tolist() == [2, 0, 3]
 
 
 @pytest.mark.parametrize("selection", ["confidence", "highest", "lowest"])
 def test_ties_keep_their_order(selection):
-    assert select_rows(5, 3, selection, torch.ones(5)).tolist() == [0, 1, 2]
+    assert select_indices(5, 3, selection, torch.ones(5)).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("selection", ["random", "confidence", "highest", "lowest"])
 @pytest.mark.parametrize("limit", [4, 9])
 def test_rows_that_all_fit_keep_their_order(selection, limit):
-    assert select_rows(4, limit, selection, SCORES).tolist() == [0, 1, 2, 3]
+    assert select_indices(4, limit, selection, SCORES).tolist() == [0, 1, 2, 3]
 
 
 def test_random_rows_are_distinct_and_any_row_may_come():
     torch.manual_seed(0)
-    drawn = [select_rows(4, 2, "random").tolist() for _ in range(100)]
+    drawn = [select_indices(4, 2, "random").tolist() for _ in range(100)]
     assert all(len(set(rows)) == 2 for rows in drawn)
     assert len({tuple(rows) for rows in drawn}) == 12  # ordered pairs of four
 
 
 def test_random_needs_no_scores_and_repeats_with_the_generator():
     torch.manual_seed(3)
-    first = select_rows(50, 10, "random").tolist()
+    first = select_indices(50, 10, "random").tolist()
     torch.manual_seed(3)
-    assert select_rows(50, 10, "random").tolist() == first
+    assert select_indices(50, 10, "random").tolist() == first
 
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_unknown_selection_is_refused_even_if_all_rows_fit(count):
-    with pytest.raises(ValueError, match=r"random, confidence, highest, lowest.*'best'"):
-        select_rows(count, 4, "best", SCORES)
+    with pytest.raises(ValueError, match=r"selection.*'best'"):
+        select_indices(count, 4, "best", SCORES)
 
 
 @pytest.mark.parametrize("selection", ["confidence", "highest", "lowest"])
 def test_ranking_without_scores_is_refused(selection):
-    with pytest.raises(ValueError, match=f"{selection}.*scores"):
-        select_rows(4, 2, selection)
+    with pytest.raises(ValueError, match=selection):
+        select_indices(4, 2, selection)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from scripts.prototypes.voxels import (
     confident_classes,
     labels_on_grid,
     pseudo_labels,
-    rows_of,
     sample_per_class,
+    voxel_embeddings,
 )
 
 
@@ -73,7 +73,7 @@ def test_softmax_of_half_precision_logits_is_taken_in_single_precision():
 
 def test_row_of_a_voxel_stands_where_its_flattened_label_stands():
     features, labels = torch.randn(2, 5, 2, 3, 4), torch.arange(2 * 2 * 3 * 4).reshape(2, 2, 3, 4)
-    rows = rows_of(features)
+    rows = voxel_embeddings(features)
     for b in range(2):
         for x in range(2):
             for y in range(3):
@@ -123,5 +123,5 @@ def test_labels_in_range_and_no_class_pass(labels):
 
 @pytest.mark.parametrize(("labels", "found"), [([0, 3], "0 to 3"), ([-2, 1], "-2 to 1")])
 def test_labels_out_of_range_are_refused_with_the_range_found(labels, found):
-    with pytest.raises(ValueError, match=rf"\[0, 3\) or -1 for no class, got {found}"):
+    with pytest.raises(ValueError, match=rf"\[0, 3\).* {found}"):
         check_labels(torch.tensor([labels]), 3)

@@ -141,7 +141,7 @@ def test_a_run_with_a_bad_step_ends_like_one_without_it(zeros):
 def test_rows_that_a_bad_step_wrote_into_the_memory_are_taken_out():
     run = Training(images(3)).run()
     # Step n writes a row of n; 3 is missing, the newest is in front.
-    assert run.loss.memory.rows(0)[:, 0].tolist() == [5, 4, 2, 1]
+    assert run.loss.memory.prototypes(0)[:, 0].tolist() == [5, 4, 2, 1]
 
 
 def test_the_teacher_stays_finite():

@@ -55,7 +55,7 @@ def stored(batch, room=8, **options):
     """Voxel numbers in the memory after one update, by class."""
     memory = PrototypeMemory(CLASSES, 2, room)
     update(MemoryBankUpdater(memory, **options), batch)
-    return {c: memory.rows(c)[:, 0].tolist() for c in range(CLASSES) if len(memory.rows(c)) > 0}
+    return {c: memory.prototypes(c)[:, 0].tolist() for c in range(CLASSES) if len(memory.prototypes(c)) > 0}
 
 
 def test_only_voxels_that_are_predicted_correctly_enter():
@@ -173,7 +173,7 @@ def test_class_that_is_not_in_the_batch_keeps_its_prototypes():
     memory.update({2: torch.tensor([[7.0, 7.0]])})
     batch = batch_of([1, 2], [1, 1])
     update(MemoryBankUpdater(memory), batch)
-    assert memory.rows(2).tolist() == [[7.0, 7.0]] and memory.rows(1).tolist() == [[0.0, 1.0]]
+    assert memory.prototypes(2).tolist() == [[7.0, 7.0]] and memory.prototypes(1).tolist() == [[0.0, 1.0]]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -187,21 +187,21 @@ def test_projection_head_works_in_evaluation_mode_and_is_left_as_it_was(training
     assert head.training is training and head[1].training is training
     assert all(torch.equal(value, state[key]) for key, value in head.state_dict().items())
     by_hand = copy.deepcopy(head).eval()(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
-    torch.testing.assert_close(memory.rows(1), by_hand.detach())
-    assert not memory.rows(1).requires_grad
+    torch.testing.assert_close(memory.prototypes(1), by_hand.detach())
+    assert not memory.prototypes(1).requires_grad
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "all"}, "labelled, both.*'all'"),
-        ({"confidence": 1.5}, r"confidence must be in \[0, 1\], got 1.5"),
-        ({"labelled_confidence": -0.1}, r"labelled_confidence must be in \[0, 1\], got -0.1"),
-        ({"features_from": "student"}, "network or teacher, got 'student'"),
-        ({"features_from": "teacher", "source": "both"}, "source='labelled' only"),
-        ({"selection": "best"}, "random, confidence, highest, lowest, got 'best'"),
-        ({"selection": "lowest"}, "'lowest' needs selectors"),
-        ({"embeddings_per_step": 0}, "embeddings_per_step must be at least 1, got 0"),
+        ({"source": "all"}, "source.*'all'"),
+        ({"confidence": 1.5}, r"confidence.* 1\.5"),
+        ({"labelled_confidence": -0.1}, r"labelled_confidence.* -0\.1"),
+        ({"features_from": "student"}, "features_from.*'student'"),
+        ({"features_from": "teacher", "source": "both"}, "features_from.*source"),
+        ({"selection": "best"}, "selection.*'best'"),
+        ({"selection": "lowest"}, "selection='lowest'.*selectors"),
+        ({"embeddings_per_step": 0}, "embeddings_per_step.* 0"),
     ],
 )
 def test_wrong_argument_is_refused(options, message):
@@ -270,7 +270,7 @@ def test_stock_trainer_fills_the_memory_before_the_loss_reads_it(batches):
     def loss(batch, label):
         with torch.no_grad():
             rows = batch.features.movedim(1, -1)[batch.labels == 1]
-            seen.append((memory.rows(1).clone(), copy.deepcopy(head).eval()(rows)))
+            seen.append((memory.prototypes(1).clone(), copy.deepcopy(head).eval()(rows)))
         return supervised(batch.logits, label) + contrast(batch.features, batch.labels)
 
     before = copy.deepcopy(network.state_dict())
@@ -334,12 +334,12 @@ def test_the_teachers_features_and_predictions_fill_the_memory_where_that_is_ask
 
 def test_teachers_features_without_a_teacher_are_refused_with_the_key_to_set():
     batch = batch_of([1, 1], [1, 1])
-    with pytest.raises(UserError, match="pseudo_label_teacher to '@teacher'"):
+    with pytest.raises(UserError, match="pseudo_label_teacher"):
         stored(batch, features_from="teacher")
 
 
 def test_labels_that_the_memory_has_no_class_for_are_refused():
-    with pytest.raises(ValueError, match=r"\[0, 3\) or -1 .* 1 to 3"):
+    with pytest.raises(ValueError, match=r"\[0, 3\).* 1 to 3"):
         stored(batch_of([1, 3], [1, 1]))
 
 

@@ -35,7 +35,7 @@ def test_bf16_is_refused_where_it_is_not_computed(able):
     if able:
         assert autocast_dtype("bf16", "cpu", (64, 64, 48)) is torch.bfloat16
     else:
-        with pytest.raises(UserError, match="cpu device does not compute in bf16: use --precision fp32 or auto"):
+        with pytest.raises(UserError, match=r"cpu.*bf16.*--precision"):
             autocast_dtype("bf16", "cpu", (64, 64, 48))
 
 
@@ -64,11 +64,11 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch):
     # What torch answers on a V100 or T4: True, unless emulation is ruled out.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert autocast_dtype("auto", "cuda:0", (64, 64, 48)) is None
-    with pytest.raises(UserError, match="cuda device does not compute in bf16"):
+    with pytest.raises(UserError, match=r"cuda.*bf16"):
         autocast_dtype("bf16", "cuda:0", (64, 64, 48))
 
 
 @pytest.mark.parametrize("setting", ["fp16", "AUTO", "", None])
 def test_another_setting_is_refused_with_the_three_that_exist(setting):
-    with pytest.raises(UserError, match=f"auto, fp32 or bf16, got '{setting}'"):
+    with pytest.raises(UserError, match=f"precision.*'{setting}'"):
         autocast_dtype(setting, "cpu", (64, 64, 48))

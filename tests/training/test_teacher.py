@@ -53,7 +53,7 @@ def test_average_over_three_updates(decay, expected):
 
 def test_decay_of_one_or_less_than_zero_is_refused():
     for decay in (1.0, -0.1):
-        with pytest.raises(ValueError, match=rf"decay must be in \[0, 1\), got {decay}"):
+        with pytest.raises(ValueError, match=f"decay.*{decay}"):
             ema_teacher(Number(0.0), decay)
 
 

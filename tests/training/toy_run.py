@@ -45,8 +45,8 @@ class ToyLoss(nn.Module):
         loss = nn.functional.cross_entropy(batch.labelled_logits, batch.labels)
         loss = loss + batch.teacher_logits.sub(batch.unlabelled_logits).square().mean()
         for c in range(self.memory.num_classes):
-            if len(self.memory.rows(c)) > 0:
-                loss = loss + (features.mean(dim=(0, 2, 3, 4)) - self.memory.rows(c)).square().mean()
+            if len(self.memory.prototypes(c)) > 0:
+                loss = loss + (features.mean(dim=(0, 2, 3, 4)) - self.memory.prototypes(c)).square().mean()
         if self.memory.features.sum() * 1000 % 3 < 1:
             loss = loss + self.head(features.mean(dim=(0, 2, 3, 4))).square().sum()
         return loss

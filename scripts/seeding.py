@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Randomness as a pure function of (seed, where it is used).
+"""Random numbers as a pure function of the seed and of the place in a run where they are used.
 
-Nothing about generators is ever stored: a run that was killed asks for the same numbers again and gets them.
+No state of a generator is ever stored: a run that was killed and resumed draws the same numbers again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def derive_seed(seed: int, *where: int | str) -> int:
 
     Args:
         seed: the run's seed, at least 0.
-        where: whole numbers (at least 0) and names; another order is another place.
+        where: integers (at least 0) and names; their order matters.
     """
     words = [zlib.crc32(w.encode()) if isinstance(w, str) else int(w) for w in where]
-    # NumPy pads with zeros, so the number of words is part of the place: (7, 5) and (7, 5, 0) must differ.
+    # NumPy pads with zeros, so the number of words is hashed too: (7, 5) and (7, 5, 0) must differ.
     return int(np.random.SeedSequence([len(words), int(seed), *words]).generate_state(1)[0])
 
 
@@ -33,16 +33,16 @@ def seed_generators(seed: int) -> None:
 
 
 def draw_index(seed: int, stream: str, position: int, size: int) -> int:
-    """The case at a position of an endless stream that goes through all cases in a new order each time.
+    """The case at a position of an endless stream that repeats all cases, in a new order in each pass.
 
     Args:
         seed: the run's seed.
         stream: name of the stream; streams are independent of each other.
-        position: place in the stream, from 0.
+        position: position in the stream, from 0.
         size: number of cases, at least 1.
 
     Returns:
-        A case index in [0, size). Positions `k * size` to `(k + 1) * size - 1` hold every case once.
+        A case index in [0, size). Positions `k * size` to `(k + 1) * size - 1` hold each case once.
     """
     pass_index, place = divmod(position, size)
     return int(np.random.default_rng(derive_seed(seed, stream, "order", pass_index)).permutation(size)[place])

@@ -22,14 +22,14 @@ FORK = multiprocessing.get_context("fork")
 def start_ranks(
     count: int, folder: Path, function: Callable[..., Any], *arguments: Any, join: bool = True
 ) -> list[multiprocessing.Process]:
-    """Processes at work on `function(*arguments)`; rank r saves what it returns, or its error, as `r.pt`.
+    """Start processes that run `function(*arguments)`; rank r saves its result or its error as `r.pt`.
 
     Args:
         count: number of ranks.
-        folder: empty; the ranks meet in a file there.
-        function: what they run.
+        folder: an empty folder for results and for the file through which the ranks find each other.
+        function: called by each of them.
         arguments: its arguments.
-        join: whether they form a group first; without it they find the environment that torchrun gives them.
+        join: `True` to form a group first; `False` to set the environment variables of torchrun instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = None if join else distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -39,13 +39,13 @@ def start_ranks(
         for r in range(count)
     ]
     for process in processes:
-        process.store = store  # kept by this process as long as the others need it
+        process.store = store  # kept alive as long as the processes need it
         process.start()
     return processes
 
 
 def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments: Any, join: bool = True) -> list[Any]:
-    """What `function` returned on each rank; an error on any of them fails."""
+    """The results of `function` on all ranks; an error on any rank fails the test."""
     for process in start_ranks(count, folder, function, *arguments, join=join):
         process.join(120)
         assert process.exitcode is not None, f"a rank hangs: {function.__name__}"
@@ -58,7 +58,7 @@ def run_ranks(count: int, folder: Path, function: Callable[..., Any], *arguments
 def _work(
     rank: int, count: int, folder: Path, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    # What the parent has left to collect may hold threads that did not fork: not to be destroyed here.
+    # Garbage of the parent may belong to threads that were not forked: it must not be collected here.
     gc.freeze()
     torch.set_num_threads(1)
     value, error = None, None
@@ -75,4 +75,4 @@ def _work(
     except BaseException:
         error = traceback.format_exc()
     torch.save((value, error), folder / f"{rank}.pt")
-    os._exit(0)  # neither pytest's nor the parent's clean-up
+    os._exit(0)  # without the clean-up of pytest and of the parent

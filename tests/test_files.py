@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.errors import UserError
-from scripts.files import atomic_write, csv_text, save_atomically, write_text
+from scripts.files import (
+    atomic_write,
+    csv_text,
+    require_file,
+    require_folders,
+    require_images,
+    save_atomically,
+    write_text,
+)
 
 
 def names(folder):
@@ -40,7 +50,7 @@ def test_after_an_error_the_old_file_is_unchanged_and_no_temporary_file_is_left(
 
 
 def test_a_process_killed_while_it_replaces_a_file_leaves_one_of_its_versions(tmp_path):
-    """Killed at ten moments between 0 and 9 ms of writing the same file again and again."""
+    """Killed after 0 to 9 ms of writing the same file over and over."""
     path = tmp_path / "a.pt"
     size = 100_000
     for delay in range(10):
@@ -105,3 +115,31 @@ def test_another_runtime_error_of_saving_is_not_blamed_on_the_disk(tmp_path):
 
 def test_csv_text_has_a_header_and_quotes_what_needs_it():
     assert csv_text(["case", "note"], [["a", "x, y"], ["b", 1.5]]) == 'case,note\na,"x, y"\nb,1.5\n'
+
+
+def test_a_missing_file_is_refused_with_the_hint(tmp_path):
+    require_file(Path(__file__), "train first")
+    with pytest.raises(UserError, match=r"model\.pt .*train first"):
+        require_file(tmp_path / "model.pt", "train first")
+    with pytest.raises(UserError):
+        require_file(tmp_path, "a folder is no file")
+
+
+def test_folders_to_write_to_may_be_missing_and_are_not_created(tmp_path):
+    require_folders([tmp_path, tmp_path / "new/deep"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_or_a_write_protected_folder_to_write_to_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/file/out")):
+        require_folders([tmp_path, tmp_path / "file/out"])
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/out")):
+        require_folders([tmp_path / "out"])
+
+
+def test_no_image_to_run_on_is_refused():
+    require_images(["a.nii.gz"], "/data")
+    with pytest.raises(UserError, match="/data"):
+        require_images([], "/data")

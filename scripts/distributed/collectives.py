@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the processes of a run, its ranks, exchange. With one process every function here changes nothing.
+"""Exchanges between the processes of a run, its ranks. With one process every function here is the identity.
 
-A training step is divided among the ranks where it is expensive, in the network's passes, and is the same on every rank
-everywhere else: `shard_batch` gives each rank its part of a batch, `all_gather_batch` gives all ranks all results.
-The two are each other's transpose, as the pair of operators in tensor parallelism (Shoeybi et al., Megatron-LM, 2019):
-what is computed from gathered results is computed by every rank alike, so the gradient of one part is what its own rank
-needs, and the gradient of a divided batch is gathered again.
+Only the passes of the network, which are expensive, are divided among the ranks; every rank computes the rest of a step
+alike. `shard_batch` gives each rank its part of a batch, `all_gather_batch` gives all ranks the results of all parts.
+The gradient of either is the other, as with the pair of operators in tensor parallelism (Shoeybi et al., Megatron-LM,
+2019): every rank computes the same loss from the gathered results, so each keeps the gradient of its own part, and the
+gradients of a sharded batch are gathered.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def num_ranks() -> int:
 
 
 def rank() -> int:
-    """This process among them, from 0."""
+    """Number of this process, from 0; 0 outside a process group."""
     return distributed.get_rank() if num_ranks() > 1 else 0
 
 
 def is_rank0() -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is the first process, the only one that writes files."""
     return rank() == 0
 
 
 def shard_items(items: Sequence[T]) -> list[T]:
-    """Every n-th item, so that n ranks together have each of them once.
+    """This rank's share of a list: items rank, rank + n, ... of n ranks, so that each item is on one rank.
 
-    With fewer items than ranks each rank has all of them: MONAI's metrics want a case on every rank, and a mean over
+    With fewer items than ranks each rank gets all of them: MONAI's metrics need a case on every rank, and the mean over
     equally many copies of each case is the mean over the cases.
     """
     return list(items) if len(items) < num_ranks() else list(items[rank() :: num_ranks()])
@@ -50,9 +50,10 @@ def shard_items(items: Sequence[T]) -> list[T]:
 def shard_batch(cases: torch.Tensor) -> torch.Tensor:
     """This rank's part of a batch that every rank holds.
 
-    Rank r has cases r, r + ranks, ..., so that its part is as mixed as the batch, which batch norms see. Parts are
-    equally large: where the cases do not divide, the last is repeated, and `all_gather_batch` drops the repetitions.
-    The gradient reaches all cases, on every rank.
+    Rank r gets the cases r, r + ranks, ..., so that each part mixes labelled and unlabelled cases as the batch does,
+    which matters to batch norms. All parts have the same size: if the number of cases is not a multiple of the number
+    of ranks, the last case is repeated, and `all_gather_batch` drops the repetitions. Every rank receives the gradient
+    of all cases.
 
     Args:
         cases: `(N, ...)`, N at least 1, the same on every rank.
@@ -65,31 +66,32 @@ def shard_batch(cases: torch.Tensor) -> torch.Tensor:
     missing = -len(cases) % num_ranks()
     if missing:
         cases = torch.cat([cases, cases[-1:].expand(missing, *cases.shape[1:])])
-    return _Divide.apply(cases)
+    return _Shard.apply(cases)
 
 
 def all_gather_batch(part: torch.Tensor, total: int | None = None) -> torch.Tensor:
-    """The parts of all ranks in one batch, in the order before `shard_batch`; a part's gradient stays with its rank.
+    """Join the parts of all ranks in the order before `shard_batch`; each rank receives the gradient of its own part.
 
     Args:
         part: `(n, ...)`, of the same shape and type on every rank.
-        total: N of `shard_batch`; `None` where nothing was repeated.
+        total: N of `shard_batch`, to drop repeated cases; `None` if no case was repeated.
 
     Returns:
         `(N, ...)`.
     """
     if num_ranks() == 1:
         return part
-    return _Gather.apply(part)[:total]
+    return _AllGather.apply(part)[:total]
 
 
 @torch.no_grad()
 def all_reduce_sum(tensors: Iterable[torch.Tensor], contribute: bool = True) -> None:
-    """Replace each tensor by its sum over the ranks, in one message for each type.
+    """Replace each tensor by its sum over the ranks, in one exchange per dtype.
 
     Args:
-        tensors: equally many of the same shapes on every rank.
-        contribute: a rank that says `False` adds zeros. If only one rank contributes, all receive its values.
+        tensors: the same number, shapes and dtypes on every rank.
+        contribute: `False` adds zeros instead of this rank's values. If one rank alone contributes, all receive its
+            values.
     """
     if num_ranks() == 1:
         return
@@ -103,10 +105,10 @@ def all_reduce_sum(tensors: Iterable[torch.Tensor], contribute: bool = True) -> 
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """Call `compute` on the first rank; every rank returns its result, or raises its error.
+    """Call `compute` on the first rank; every rank returns its result or raises its error.
 
     Args:
-        compute: its result and its error can be pickled.
+        compute: a function whose result and errors can be pickled.
     """
     if num_ranks() == 1:
         return compute()
@@ -114,7 +116,7 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
     if is_rank0():
         try:
             box[0] = compute()
-        except Exception as error:  # of whatever kind: the others wait for an answer
+        except Exception as error:  # any error, because the other ranks wait for an answer
             box[1] = error
     distributed.broadcast_object_list(box, src=0)
     if box[1] is not None:
@@ -124,13 +126,14 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 
 @contextmanager
 def fork_rng_per_rank(number: int, device: torch.device) -> Iterator[None]:
-    """Within it torch draws other numbers on every rank; afterwards its generators stand where they stood before.
+    """Draw different random numbers on each rank inside the context; restore torch's generators afterwards.
 
-    For dropout in divided passes. What ranks compute alike must draw alike, so their generators stay in step.
+    For dropout in sharded passes. Everything that all ranks compute alike must draw the same numbers, so their
+    generators must agree again after such a pass.
 
     Args:
-        number: which pass of the step this is, from 0.
-        device: where the pass computes.
+        number: index of the pass within the step, from 0.
+        device: device of the pass.
     """
     if num_ranks() == 1:
         yield
@@ -140,7 +143,7 @@ def fork_rng_per_rank(number: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Divide(torch.autograd.Function):
+class _Shard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cases: torch.Tensor) -> torch.Tensor:
         return _own_part(cases)
@@ -150,7 +153,7 @@ class _Divide(torch.autograd.Function):
         return _all_parts(gradient)
 
 
-class _Gather(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor) -> torch.Tensor:
         return _all_parts(part)
@@ -166,6 +169,6 @@ def _own_part(cases: torch.Tensor) -> torch.Tensor:
 
 def _all_parts(part: torch.Tensor) -> torch.Tensor:
     parts = part.new_empty((num_ranks(), *part.shape))
-    # As bytes: neither gloo nor NCCL knows the 16-bit integers that labels may be.
+    # As bytes, because neither gloo nor NCCL supports 16-bit integers, which labels may have.
     distributed.all_gather(list(parts.flatten(1).view(torch.uint8)), part.contiguous().flatten().view(torch.uint8))
     return parts.transpose(0, 1).flatten(0, 1)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Join the processes that `torchrun` started, keep their networks in step, and leave them."""
+"""The process group of the ranks that `torchrun` started, and the synchronisation of their training steps."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -18,20 +17,20 @@ from scripts.errors import UserError, first_line
 
 
 def rank_device() -> torch.device:
-    """The GPU with this process's number on its node, or the CPU where there is none.
+    """The GPU with this process's number on its node, or the CPU if the machine has no GPU.
 
     Raises:
         UserError: if the node has fewer GPUs than processes.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    if place >= torch.cuda.device_count():
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"This node has {torch.cuda.device_count()} GPUs, but process {place + 1} of it wants one of its own: "
-            "start no more processes by --nproc_per_node, or add --device cpu."
+            f"This node has {torch.cuda.device_count()} GPUs, but each of its processes needs one, and this is process "
+            f"{local_rank + 1}: lower --nproc_per_node, or add --device cpu."
         )
-    return torch.device("cuda", place)
+    return torch.device("cuda", local_rank)
 
 
 def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
@@ -42,7 +41,7 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
     power, is noticed when an exchange with it has taken `patience` seconds.
 
     Args:
-        device: where this rank computes.
+        device: device of this rank.
         patience: time-out of one exchange in seconds, at least 1. Ranks wait for each other's validation, so it must
             be longer than the longest difference between two ranks.
 
@@ -55,7 +54,7 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
         raise UserError(f"rank_patience must be at least 1 second, got {patience}.")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         raise UserError(
-            "configs/multi_gpu_train.yaml needs several processes: start with torchrun --nproc_per_node=N -m "
+            "configs/multi_gpu_train.yaml needs several processes: start them with torchrun --nproc_per_node=N -m "
             "monai.bundle run ..., or leave the file out."
         )
     device = torch.device(device)
@@ -63,7 +62,7 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
         torch.cuda.set_device(device)
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
-        # torchrun keeps one store for all its restarts, with the addresses of processes that are gone.
+        # torchrun keeps one store for all its restarts, which still holds the addresses of ended processes.
         store = distributed.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=patience)
@@ -85,75 +84,75 @@ def leave_ranks() -> None:
 
 
 def require_group() -> None:
-    """Refuse processes of `torchrun` that know nothing of each other: they would write into the same files.
+    """Refuse processes of `torchrun` without a process group, because all of them would write the same files.
 
     Raises:
-        UserError: naming the configuration file that is missing.
+        UserError: naming the missing configuration file.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ and not distributed.is_initialized():
         raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but nothing joins them: add "
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but no configuration file joins them: add "
             "'configs/multi_gpu_train.yaml' to --config_file."
         )
 
 
 def with_common_batch_norm(network: nn.Module) -> nn.Module:
-    """Let the batch norms of a network on a GPU use the statistics of all ranks' cases (`SyncBatchNorm`).
+    """Convert the batch norms of a network on a GPU to `SyncBatchNorm`, which uses the cases of all ranks.
 
-    torch has none for CPUs: there the network stays as it is, and each rank normalises its own cases.
+    torch has no such layer for CPUs: there the network is returned as it is, and each rank normalises its own cases.
     """
     on_gpu = all(p.device.type == "cuda" for p in network.parameters())
     return nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_gpu and num_ranks() > 1 else network
 
 
 class RankSynchroniser:
-    """Give every rank the gradients and statistics of the whole batch, so that all take the same step.
+    """Give every rank the gradients and statistics of the whole batch, so that all ranks take the same step.
 
     `FeatureInferer` shards the network's passes, and every rank computes the loss of all cases from the gathered
-    results.
-    So the network's gradient is the sum over ranks, as each saw its own cases go through the network; the loss's
-    parameters (heads, selectors) have the whole gradient on every rank. Of these, and of the loss's buffers (memory,
-    statistics of heads), all take the first rank's copy, so that not even different hardware lets them drift apart.
-    Running statistics of norms in the network are averaged over ranks. With one rank nothing happens.
+    results. Therefore
 
-    `DistributedDataParallel` is not used: it divides gradients by the number of ranks whatever the loss normalises by,
-    does not know passes outside its `forward`, and has no part in heads and memory.
+    - gradients of the network are summed over the ranks, as each rank has those of its own cases;
+    - gradients of the loss's parameters (heads, selectors) are complete on every rank already. All ranks take the first
+      rank's copy of them and of the loss's buffers (memory, statistics of heads), so that rounding on different
+      hardware cannot make them diverge;
+    - running statistics of norms in the network are averaged over the ranks.
 
-    Attach it before `GradientGuard`: all ranks then judge the same gradient, and a step with a non-finite value on one
+    With one rank nothing happens.
+
+    `DistributedDataParallel` does not fit: it divides gradients by the number of ranks whatever the loss normalises by,
+    supports no passes outside its `forward`, and does not synchronise heads and memory.
+
+    Attach it before `GradientGuard`: all ranks then check the same gradient, and a step with a non-finite value on one
     of them is undone on all.
 
     Args:
-        network: whose passes are divided.
-        loss: what every rank computes alike.
+        network: the network whose passes are sharded.
+        loss: the loss that every rank computes from all cases.
     """
 
     def __init__(self, network: nn.Module, loss: nn.Module) -> None:
         self.network, self.loss = network, loss
 
     def attach(self, engine: Engine) -> None:
-        """Start from the same weights; act when the gradients of each iteration are there."""
-        engine.add_event_handler(Events.STARTED, self.start_alike)
+        """Copy the first rank's weights at the start, and synchronise after each backward pass."""
+        engine.add_event_handler(Events.STARTED, self.copy_from_rank0)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
-    def start_alike(self, engine: Engine) -> None:
-        """All ranks take the first one's weights and buffers."""
+    def copy_from_rank0(self, engine: Engine) -> None:
+        """Copy the first rank's weights and buffers to all ranks."""
         modules = (self.network, self.loss)
         with torch.no_grad():
             all_reduce_sum([t for m in modules for t in (*m.parameters(), *m.buffers())], contribute=is_rank0())
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
-        """Exchange gradients and buffers."""
+        """Synchronise gradients and buffers."""
         if num_ranks() == 1:
             return
         all_reduce_sum(p.grad for p in self.network.parameters() if p.grad is not None)
-        of_the_loss = [p.grad for p in self.loss.parameters() if p.grad is not None]
-        all_reduce_sum([*of_the_loss, *self.loss.buffers()], contribute=is_rank0())
-        statistics = list(_statistics(self.network))
+        loss_gradients = [p.grad for p in self.loss.parameters() if p.grad is not None]
+        all_reduce_sum([*loss_gradients, *self.loss.buffers()], contribute=is_rank0())
+        statistics = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         all_reduce_sum(statistics)
         for tensor in statistics:
             tensor.div_(num_ranks())
-
-
-def _statistics(network: nn.Module) -> Iterator[torch.Tensor]:
-    return (buffer for buffer in network.buffers() if buffer.is_floating_point())

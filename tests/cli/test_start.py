@@ -15,7 +15,6 @@ from monai.bundle import ConfigWorkflow
 from scripts.cli.overrides import check_overrides, is_command_line
 from scripts.cli.start import begin, check_command_line, ready, root_user_error, wants_traceback
 from scripts.errors import UserError
-from scripts.files import require_file, require_folders, require_images
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -365,38 +364,9 @@ def test_a_seed_that_is_no_whole_number_is_refused(seed):
         begin(seed=seed, argv=["pytest"])
 
 
-def test_a_required_file_is_named_with_the_way_out(tmp_path):
-    require_file(Path(__file__), "train first")
-    with pytest.raises(UserError) as caught:
-        require_file(tmp_path / "model.pt", "train first")
-    assert str(caught.value) == f"{tmp_path / 'model.pt'} does not exist: train first."
-    with pytest.raises(UserError):
-        require_file(tmp_path, "a folder is no file")
-
-
 def test_the_command_line_is_checked_where_a_word_alone_has_replaced_initialize(config, tmp_path):
     with pytest.raises(UserError, match="'seed' stands alone"):
         ready([tmp_path], command(config, "seed", "3"))
-
-
-def test_folders_to_write_to_may_be_missing_and_are_not_made(tmp_path):
-    require_folders([tmp_path, tmp_path / "new/deep"])
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_file_or_a_closed_folder_to_write_to_is_named(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"{tmp_path}/file/out cannot be a folder to write to"):
-        require_folders([tmp_path, tmp_path / "file/out"])
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(UserError, match=f"{tmp_path}/out cannot be written to: change the permissions of {tmp_path}"):
-        require_folders([tmp_path / "out"])
-
-
-def test_no_image_to_run_on_is_refused():
-    require_images(["a.nii.gz"], "/data")
-    with pytest.raises(UserError, match="No image lies in /data"):
-        require_images([], "/data")
 
 
 class Broken(torch.utils.data.Dataset):

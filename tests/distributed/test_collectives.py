@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchanges between ranks, held to what one process computes."""
+"""Exchanges between two ranks, compared with the results of one process."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scripts.distributed.collectives import (
 )
 from tests.rank_processes import run_ranks
 
-CASES = 5  # two ranks do not divide them
+CASES = 5  # not a multiple of two ranks
 
 
-def loss_of(batch: torch.Tensor, weight: torch.Tensor, divided: bool) -> torch.Tensor:
-    """Two passes of a "network", the second on cases moved by the first, and a loss that mixes all cases."""
+def loss_of(batch: torch.Tensor, weight: torch.Tensor, sharded: bool) -> torch.Tensor:
+    """Two passes of a "network", the second on cases that depend on the first, and a loss that mixes all cases."""
 
     def network(cases):
-        part = shard_batch(cases) if divided else cases
+        part = shard_batch(cases) if sharded else cases
         result = (part @ weight).tanh()
-        return all_gather_batch(result, len(cases)) if divided else result
+        return all_gather_batch(result, len(cases)) if sharded else result
 
     first = network(batch)
     second = network(batch + first @ torch.tensor([[1.0, -0.5, 0.25], [0.5, 2.0, -1.0]], dtype=torch.float64))
@@ -46,7 +46,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 def collect() -> dict:
     batch, weight = inputs()
-    loss = loss_of(batch, weight, divided=True)
+    loss = loss_of(batch, weight, sharded=True)
     loss.backward()
     all_reduce_sum([weight.grad])
     mixed = [torch.full((2,), 1.0 + rank()), torch.tensor([rank() + 1]), torch.full((2, 1), 10.0 * (rank() + 1))]
@@ -92,58 +92,58 @@ def two(tmp_path_factory):
     return run_ranks(2, tmp_path_factory.mktemp("two") / "ranks", collect)
 
 
-def test_ranks_know_their_number(two) -> None:
+def test_each_rank_knows_its_number(two) -> None:
     assert [result["rank"] for result in two] == [(0, 2, True), (1, 2, False)]
 
 
-def test_a_batch_is_divided_in_turn_and_gathered_in_its_order_without_the_repeated_case(two) -> None:
+def test_cases_are_sharded_in_turn_and_gathered_in_their_order_without_the_repeated_case(two) -> None:
     assert [result["part"].tolist() for result in two] == [[0, 2, 4], [1, 3, 4]]
     assert [result["whole"].tolist() for result in two] == [[0, 1, 2, 3, 4]] * 2
 
 
-def test_labels_of_16_bits_are_gathered(two) -> None:
+def test_16_bit_labels_are_gathered(two) -> None:
     for result in two:
         assert result["labels"].dtype == torch.int16
         assert result["labels"].tolist() == [[-1, 300], [-1, 301]]
 
 
-def test_loss_and_gradients_of_divided_passes_are_those_of_one_process(two) -> None:
-    """The second pass depends on the first: gradients cross ranks through the divided batch."""
+def test_sharded_passes_have_the_loss_and_gradients_of_one_process(two) -> None:
+    """The second pass depends on the first, so gradients cross ranks through the sharded batch."""
     batch, weight = inputs()
-    loss = loss_of(batch, weight, divided=False)
+    loss = loss_of(batch, weight, sharded=False)
     loss.backward()
     for result in two:
         torch.testing.assert_close(result["loss"], loss.detach())
         torch.testing.assert_close(result["gradients"], (batch.grad, weight.grad))
 
 
-def test_tensors_of_several_types_and_shapes_are_summed_each(two) -> None:
+def test_tensors_of_several_dtypes_and_shapes_are_summed(two) -> None:
     for result in two:
         first, second, third = result["mixed"]
         assert (first.tolist(), second.tolist(), third.tolist()) == ([3.0, 3.0], [3], [[30.0], [30.0]])
 
 
-def test_a_rank_that_does_not_contribute_brings_nothing_not_even_a_nan(two) -> None:
+def test_the_nan_of_a_rank_that_does_not_contribute_is_left_out(two) -> None:
     assert [result["of_first"][0].tolist() for result in two] == [[7.0], [7.0]]
 
 
-def test_items_are_divided_without_repetition_and_copied_where_they_are_too_few(two) -> None:
+def test_each_item_is_on_one_rank_and_too_few_items_are_on_all(two) -> None:
     assert [result["items"] for result in two] == [(["a", "c", "e"], ["a"]), (["b", "d"], ["a"])]
 
 
-def test_what_the_first_rank_computes_or_raises_all_ranks_return_or_raise(two) -> None:
+def test_all_ranks_return_the_result_or_raise_the_error_of_rank_0(two) -> None:
     assert [result["from_first"] for result in two] == [0, 0]
     assert [result["error"] for result in two] == ["raised on rank 0"] * 2
 
 
-def test_divided_passes_draw_other_numbers_on_each_rank_and_leave_the_generator_alone(two) -> None:
+def test_random_numbers_differ_between_ranks_and_passes_and_the_generator_is_restored(two) -> None:
     first, second = (result["random"] for result in two)
     assert len({*first[:2], *second[:2]}) == 4
     torch.manual_seed(11)
     assert first[2] == second[2] == float(torch.rand(()))
 
 
-def test_one_process_keeps_what_it_has() -> None:
+def test_one_process_exchanges_nothing() -> None:
     batch = torch.arange(CASES)
     assert shard_batch(batch) is batch
     assert all_gather_batch(batch, 3) is batch

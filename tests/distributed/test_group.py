@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forming the process group, and making one step of the gradients and statistics of several ranks."""
+"""The process group, and the synchronisation of a training step."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_processes_without_a_group_are_refused(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("outside_torchrun")
-def test_each_process_of_a_node_has_a_gpu_of_its_own(monkeypatch) -> None:
+def test_each_process_of_a_node_gets_a_gpu_of_its_own(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert rank_device() == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="2 GPUs"):
+    with pytest.raises(UserError, match="--nproc_per_node"):
         rank_device()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert rank_device() == torch.device("cpu")
@@ -98,7 +98,7 @@ class Head(nn.Linear):
 
 
 def one_step(bad_rank: int | None = None) -> dict:
-    """A step whose gradients and buffers say which rank they come from: 1 on the first, 2 on the second."""
+    """A step whose gradients and buffers hold the rank that they come from: 1 on the first, 2 on the second."""
     number = float(rank() + 1)
     network, head = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)), Head()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def one_step(bad_rank: int | None = None) -> dict:
         network[1].running_mean.fill_(number)
         head.rows.fill_(number)
         head.counts.fill_(rank() + 1)
-        engine.state.output = {Keys.LOSS: torch.zeros(())}
+        engine.state.output = {Keys.LOSS: torch.zeros(()), Keys.PRED: None}
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         return engine.state.output
 
@@ -140,16 +140,16 @@ def two(tmp_path_factory):
     return run_ranks(2, tmp_path_factory.mktemp("two") / "ranks", one_step)
 
 
-def test_all_ranks_start_with_the_first_ones_weights(two) -> None:
+def test_all_ranks_start_with_the_weights_of_rank_0(two) -> None:
     assert [result["start"] for result in two] == [[1.0, 1.0]] * 2
 
 
-def test_gradients_of_the_network_are_summed_and_those_of_the_loss_are_the_first_ranks(two) -> None:
+def test_gradients_of_the_network_are_summed_and_those_of_the_loss_come_from_rank_0(two) -> None:
     assert [result["gradients"] for result in two] == [[3.0, 1.0]] * 2
     assert [result["unused"] for result in two] == [None] * 2
 
 
-def test_statistics_are_averaged_and_the_memory_is_the_first_ranks(two) -> None:
+def test_statistics_are_averaged_and_the_memory_comes_from_rank_0(two) -> None:
     assert [result["statistics"] for result in two] == [1.5] * 2
     assert [result["memory"] for result in two] == [([1.0, 1.0], [1])] * 2
 
@@ -167,7 +167,7 @@ def test_one_process_keeps_its_gradients() -> None:
     assert result["statistics"] == 1.0
 
 
-def test_batch_norm_stays_as_it_is_on_a_cpu_and_in_one_process() -> None:
+def test_batch_norm_is_not_converted_on_a_cpu_or_in_one_process() -> None:
     """SyncBatchNorm of torch refuses tensors on a CPU."""
     network = nn.Sequential(nn.BatchNorm3d(2))
     assert with_common_batch_norm(network) is network

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.check_data import check_data
 from scripts.errors import UserError
 from tests.volume_files import affine, save
@@ -84,7 +85,7 @@ class CheckFolder:
         }  # fmt: skip
         shown: list[str] = []
         try:
-            check_data(self.root, output_dir=self.output, show=shown.append, **{**given, **settings})
+            check_data(DatasetSpec(self.root, **{**given, **settings}), self.output, shown.append)
         except UserError as error:
             return "\n".join(shown), str(error)
         return "\n".join(shown), None

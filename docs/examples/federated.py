@@ -23,13 +23,14 @@ from monai.fl.utils.exchange_object import ExchangeObject
 
 from scripts.data.datalist import load_cases
 from scripts.data.demo import ensure_demo_dataset
+from scripts.data.spec import DatasetSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def site_datalists(dataset_dir: Path, folder: Path, sites: int) -> list[Path]:
     """One datalist a site: training cases dealt out in turn, the same validation cases for all; paths are absolute."""
-    cases = load_cases(dataset_dir.resolve(), "dataset.json")
+    cases = load_cases(DatasetSpec(dataset_dir.resolve(), "dataset.json"))
     paths = []
     for site in range(sites):
         content = {"training": cases.labelled[site::sites], "validation": cases.validation, "test": []}

@@ -12,6 +12,7 @@ from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import with_corrected_labels
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.header import case_name
 
@@ -21,34 +22,24 @@ SECTIONS = ("training", "unlabeled", "validation", "test")
 """The lists of a datalist."""
 
 
-def load_cases(
-    dataset_dir: str | Path,
-    datalist: str = "dataset.json",
-    labelled_cases: int | None = None,
-    validation_cases: int = 0,
-    corrected_labels: str | Path | None = None,
-) -> CaseLists:
+def load_cases(dataset: DatasetSpec) -> CaseLists:
     """Read a datalist in the form of the Medical Segmentation Decathlon.
 
     `training` (cases with labels), and where present `unlabeled`, `validation` and `test`. A case is
     `{"image": path or list of channel paths, "label": path}`, or a path alone for an image without label. A case may
     have a name of its own under `case`; without one the first image's file names it.
 
+    The first `labelled_cases` of `training` are labelled; corrected labels come on top. The last `validation_cases` of
+    them are held out, in addition to the cases under `validation`.
+
     Args:
-        dataset_dir: folder that relative paths start from.
-        datalist: the file, relative to `dataset_dir` or absolute.
-        labelled_cases: the first so many of `training` are labelled, the rest are used as images only; `None` labels
-            every case that has a label.
-        validation_cases: so many of the labelled cases, the last ones, are held out for validation. They are taken out
-            of training; cases under `validation` in the file come on top.
-        corrected_labels: folder, relative to `dataset_dir` or absolute, of label files that make unlabelled cases
-            labelled ones (`scripts.data.corrected_labels`), on top of `labelled_cases`; it need not exist.
+        dataset: where the datalist is, and how many of its cases are labelled and held out.
 
     Raises:
         UserError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
             without label, an image in two roles, or files that do not exist.
     """
-    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
+    lists, findings = read_cases(dataset)
     for finding in findings:
         if finding.is_error:
             raise UserError(finding.sentence)
@@ -59,49 +50,35 @@ def load_cases(
     return lists
 
 
-def load_cases_if_listed(dataset_dir: str | Path, datalist: str = "dataset.json", **more: Any) -> CaseLists:
-    """`load_cases`, or no case where there is no such datalist: for readers of bundles that bring their own.
-
-    Args:
-        dataset_dir: see `load_cases`.
-        datalist: see `load_cases`.
-        more: further arguments of `load_cases`.
+def load_cases_if_listed(dataset: DatasetSpec) -> CaseLists:
+    """`load_cases`, or no cases if the datalist does not exist: for programs that bring their own cases.
 
     Raises:
-        UserError: as `load_cases`, but for a file that is not there.
+        UserError: as `load_cases`, except for a datalist that does not exist.
     """
-    if (Path(dataset_dir) / datalist).is_file():
-        return load_cases(dataset_dir, datalist, **more)
-    logger.warning(f"{Path(dataset_dir) / datalist} is not there: this run has the cases alone that it is given.")
+    path = Path(dataset.directory) / dataset.datalist
+    if path.is_file():
+        return load_cases(dataset)
+    logger.warning(f"{path} does not exist: this run uses only the cases that it is given.")
     return CaseLists()
 
 
-def read_cases(
-    dataset_dir: str | Path,
-    datalist: str = "dataset.json",
-    labelled_cases: int | None = None,
-    validation_cases: int = 0,
-    corrected_labels: str | Path | None = None,
-) -> tuple[CaseLists, list[Finding]]:
-    """`load_cases` that goes on after a mistake: the cases as far as they can be told, and all mistakes.
+def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
+    """`load_cases` that continues after a mistake and returns all mistakes.
 
     Args:
-        dataset_dir: see `load_cases`.
-        datalist: see `load_cases`.
-        labelled_cases: see `load_cases`; the nearest possible number where it is out of range.
-        validation_cases: likewise.
-        corrected_labels: see `load_cases`.
+        dataset: see `load_cases`. Numbers of cases that are out of range are replaced by the nearest possible ones.
 
     Returns:
         The lists, in which files may be missing and labelled, validation and test cases may have no `label`; findings.
 
     Raises:
-        UserError: for a missing folder or file, a file that is no datalist, or numbers that are none.
+        UserError: for a missing folder or file, a file that is no datalist, or numbers of cases that are not whole.
     """
-    root = Path(dataset_dir)
+    root, labelled_cases, validation_cases = Path(dataset.directory), dataset.labelled_cases, dataset.validation_cases
     _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
     _check_number("validation_cases", validation_cases)
-    content = read_datalist(root, datalist)
+    content = read_datalist(root, dataset.datalist)
     findings: list[Finding] = []
     sections = {name: _cases(content[name], root, name, findings) for name in SECTIONS}
     training = sections["training"]
@@ -110,7 +87,7 @@ def read_cases(
         count = sum("label" in case for case in training)
     else:
         count = min(max(labelled_cases, 1), len(training))
-    findings += _number_mistakes(root / datalist, training, labelled_cases, validation_cases, count)
+    findings += _number_mistakes(root / dataset.datalist, training, labelled_cases, validation_cases, count)
     held_out = min(max(validation_cases, 0), max(count - 1, 0))
     labelled, rest = training[:count], training[count:]
     lists = CaseLists(
@@ -119,10 +96,10 @@ def read_cases(
         validation=labelled[count - held_out :] + sections["validation"],
         test=sections["test"],
     )
-    if corrected_labels is not None:
-        lists, mistakes = with_corrected_labels(lists, root / corrected_labels)
+    if dataset.corrected_labels_dir is not None:
+        lists, mistakes = with_corrected_labels(lists, dataset.corrected_labels_dir)
         findings += mistakes
-    findings += missing_labels(lists, root / datalist)
+    findings += missing_labels(lists, root / dataset.datalist)
     findings += two_lists(lists)
     findings += missing_files(lists)
     return lists, findings

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import Compose, MapTransform, RandFlipd
 from monai.utils import convert_to_dst_type
 
 from scripts.data.labels import declared_values, to_classes
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.prototypes.voxels import NO_CLASS
 
@@ -24,9 +25,7 @@ class LabelsToClassesd(MapTransform):
 
     Args:
         keys: label volumes, values as in their files.
-        num_classes: K.
-        label_values: value of each class in the files; `None` for 0, 1, ..., K - 1.
-        ignore_value: value of voxels that take no part; `None` for none.
+        dataset: declares the values of the classes and of ignored voxels.
         allow_missing_keys: whether cases without these keys pass.
 
     Raises:
@@ -36,14 +35,12 @@ class LabelsToClassesd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        num_classes: int,
-        label_values: Sequence[int] | None = None,
-        ignore_value: int | None = None,
+        dataset: DatasetSpec,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = declared_values(num_classes, label_values, ignore_value)
-        self.ignore_value = ignore_value
+        self.values = declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)
+        self.ignore_value = dataset.ignore_value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with class indices, int8 or int16, in place of values.
@@ -68,6 +65,17 @@ class LabelsToClassesd(MapTransform):
                 )
             result[key] = convert_to_dst_type(classes, dst=data[key], dtype=classes.dtype)[0]
         return result
+
+
+def random_flips(keys: KeysCollection, axes: Iterable[int], prob: float) -> Compose:
+    """Mirror along each axis on its own.
+
+    Args:
+        keys: volumes that are mirrored together; missing ones are passed over.
+        axes: among 0 (left-right), 1 (back-front) and 2 (down-up).
+        prob: probability for each axis.
+    """
+    return Compose([RandFlipd(keys, prob, axis, allow_missing_keys=True) for axis in axes])
 
 
 class IgnoredToBackgroundd(MapTransform):

@@ -18,6 +18,7 @@ from scripts.data.checks.lists import labels_alone
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.labels import declared_values
 from scripts.data.sizes import progress_bar
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 
@@ -61,39 +62,15 @@ def _row(finding: Finding, folder: str) -> tuple[str, str, str, str]:
 COLUMNS = ("severity", "finding", "role", "case", "file", "what")
 
 
-def check_data(
-    dataset_dir: str | Path,
-    datalist: str,
-    labelled_cases: int | None,
-    validation_cases: int,
-    in_channels: int,
-    label_names: Sequence[str],
-    spacing: Sequence[float],
-    roi_size: Sequence[int],
-    output_dir: str | Path,
-    label_values: Sequence[int] | None = None,
-    ignore_value: int | None = None,
-    corrected_labels: str | Path | None = None,
-    show: Callable[[str], None] = print,
-) -> list[Finding]:
-    """Look at every file that a run would read, report all that is wrong, and write `output_dir/check_data.csv`.
+def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str], None] = print) -> list[Finding]:
+    """Check every file that a run would read, report all problems, and write `output_dir/check_data.csv`.
 
     Images of all cases are opened, and the labels of labelled, validation and test cases; the label file of an
     unlabelled case is not. One file's voxels are in memory at a time.
 
     Args:
-        dataset_dir: folder that relative paths in the datalist start from.
-        datalist: the file that lists the cases.
-        labelled_cases: so many training cases are labelled; `None` for all that have a label.
-        validation_cases: so many of them are held out.
-        in_channels: image channels.
-        label_names: of the classes, background first.
-        spacing: to which volumes are resampled, mm.
-        roi_size: patch, voxels.
+        dataset: what is checked.
         output_dir: folder of the table.
-        label_values: value of each class in label files; `None` for 0, 1, 2, ...
-        ignore_value: value of voxels in label files that count for nothing; `None` for none.
-        corrected_labels: folder of label files that make unlabelled cases labelled ones.
         show: takes the lines to print.
 
     Returns:
@@ -102,15 +79,17 @@ def check_data(
     Raises:
         UserError: if training would be harmed, after everything is printed and written; or if there is no datalist.
     """
-    classes = Classes(label_names, declared_values(len(label_names), label_values, ignore_value), ignore_value)
-    lists, findings = read_cases(dataset_dir, datalist, labelled_cases, validation_cases, corrected_labels)
-    findings += labels_alone(*named_files(dataset_dir, datalist))
+    values = declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)
+    classes = Classes(dataset.label_names, values, dataset.ignore_value)
+    lists, findings = read_cases(dataset)
+    findings += labels_alone(*named_files(dataset.directory, dataset.datalist))
     show(_what_is_read(lists))
-    findings += check_dataset(lists, Expected(in_channels, spacing, roi_size), classes, progress_bar)
+    expected = Expected(dataset.in_channels, dataset.spacing, dataset.roi_size)
+    findings += check_dataset(lists, expected, classes, progress_bar)
     findings = in_order(findings)
     path = Path(output_dir) / "check_data.csv"
     write_text(path, csv_of(findings))
-    show(table_of(findings, str(dataset_dir)))
+    show(table_of(findings, str(dataset.directory)))
     counts = _counted(findings)
     errors = [finding for finding in findings if finding.is_error]
     if errors:

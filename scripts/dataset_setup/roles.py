@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scripts.data.datalist import load_cases
 from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.description import Description, describe, read_json
 from scripts.dataset_setup.generated import is_generated
 from scripts.dataset_setup.layouts import FoundCase, pair
@@ -167,7 +168,7 @@ def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
     first = training[0].get("image") if isinstance(training[0], dict) else training[0]
     if isinstance(first, str) and not (folder / first).exists() and (folder / "imagesTr").is_dir():
         return None
-    lists = load_cases(folder.absolute(), "dataset.json")
+    lists = load_cases(DatasetSpec(folder.absolute(), "dataset.json"))
     part_of = {"labelled": TRAINING, "unlabelled": TRAINING, "validation": VALIDATION, "test": TEST}
     cases = []
     for role, part in part_of.items():

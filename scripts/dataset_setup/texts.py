@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.plan import Plan
 from scripts.dataset_setup.roles import Roles
@@ -48,7 +49,7 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
 def same_splits(home: Path, lists: dict[str, list[Any]]) -> bool:
     """Whether the `dataset.json` of a folder, whoever wrote it, gives every case the same role."""
     try:
-        there = load_cases(home, "dataset.json")
+        there = load_cases(DatasetSpec(home, "dataset.json"))
     except UserError:
         return False
     wanted = {

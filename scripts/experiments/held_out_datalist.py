@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 
 
@@ -30,7 +31,7 @@ def held_out(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dic
     Raises:
         UserError: if the datalist has fewer labelled cases than that.
     """
-    cases = load_cases(dataset_dir.resolve(), datalist).labelled
+    cases = load_cases(DatasetSpec(dataset_dir.resolve(), datalist)).labelled
     if first < 1 or hold_out < 1 or first + hold_out > len(cases):
         raise UserError(
             f"first ({first}) and hold_out ({hold_out}) must be at least 1 and together at most {len(cases)}."

@@ -18,6 +18,7 @@ from scripts.data.checks.dataset import cases_with_roles, check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
 from scripts.data.sizes import progress_bar, resampled_bytes
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.read import read_header
 
@@ -90,30 +91,48 @@ logger = logging.getLogger("check")
 
 
 def check_before_training(
+    network: nn.Module,
+    dataset: DatasetSpec,
     cases: CaseLists,
-    in_channels: int,
-    spacing: Sequence[float],
-    roi_size: Sequence[int],
+    batch_labelled: int,
+    batch_unlabelled: int,
     cache_rate: float,
-    with_unlabelled: bool = True,
+    divisor: int,
+    device: str | torch.device,
 ) -> None:
-    """The part of `check_data` that costs milliseconds a case; test cases are not looked at.
+    """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
     Args:
-        cases: of the datalist.
-        in_channels: image channels.
-        spacing: to which volumes are resampled, mm.
-        roi_size: patch, voxels.
+        network: what is trained.
+        dataset: the dataset block.
+        cases: of its datalist.
+        batch_labelled: labelled patches per step.
+        batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
         cache_rate: fraction of the training cases that are kept in memory.
-        with_unlabelled: whether the run uses its unlabelled cases.
+        divisor: sides of patches are padded to multiples of it.
+        device: where the run computes.
 
     Raises:
-        UserError: for the first header that would harm training, with the number of others; or if the prepared
-            volumes do not fit into the memory that is left.
+        UserError: if a step does not fit the device's memory; for the first header that would harm training, with the
+            number of others; or if the resampled volumes do not fit into the memory that is left.
+    """
+    batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
+    check_memory(network, dataset.in_channels, dataset.roi_size, batch, divisor, device)
+    check_headers_before_training(dataset, cases, cache_rate, batch_unlabelled > 0)
+
+
+def check_headers_before_training(
+    dataset: DatasetSpec, cases: CaseLists, cache_rate: float, with_unlabelled: bool = True
+) -> None:
+    """The part of `check_before_training` that reads files.
+
+    Raises:
+        UserError: see `check_before_training`.
     """
     roles = ("labelled", "unlabelled", "validation") if with_unlabelled else ("labelled", "validation")
     read = cases_with_roles(cases, *roles)
-    checked = check_all_headers(read, Expected(in_channels, spacing, roi_size), progress_bar)
+    expected = Expected(dataset.in_channels, dataset.spacing, dataset.roi_size)
+    checked = check_all_headers(read, expected, progress_bar)
     findings = [finding for each in checked for finding in each.findings]
     errors = [finding for finding in findings if finding.is_error]
     if errors:
@@ -123,7 +142,10 @@ def check_before_training(
     if warnings:
         logger.warning(f"Warnings about headers of {len(read)} cases: {warnings}; `run check_data` lists them.")
     _check_cache(
-        [(role, each) for (_, role), each in zip(read, checked, strict=True)], in_channels, roi_size, cache_rate
+        [(role, each) for (_, role), each in zip(read, checked, strict=True)],
+        dataset.in_channels,
+        dataset.roi_size,
+        cache_rate,
     )
 
 

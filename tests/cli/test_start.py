@@ -315,7 +315,8 @@ def test_values_of_the_command_line_stand_before_those_of_files(config):
 def test_a_mistake_inside_a_config_is_found_behind_monais_errors(tmp_path):
     (tmp_path / "run.yaml").write_text(
         f"""
-        cases: {{_target_: scripts.data.datalist.load_cases, dataset_dir: "{tmp_path}/nowhere"}}
+        dataset: {{_target_: scripts.data.spec.DatasetSpec, directory: "{tmp_path}/nowhere"}}
+        cases: {{_target_: scripts.data.datalist.load_cases, dataset: "@dataset"}}
         number: "$len(@cases.labelled)"
         run: ["$print(@number)"]
         """

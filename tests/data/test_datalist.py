@@ -9,6 +9,7 @@ import pytest
 
 from scripts.data.checks.finding import Kind
 from scripts.data.datalist import load_cases, named_files, read_cases, with_references
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.header import case_name
 
@@ -42,7 +43,7 @@ def names(cases):
 
 def refusal(*args, **kwargs):
     with pytest.raises(UserError) as caught:
-        load_cases(*args, **kwargs)
+        load_cases(DatasetSpec(*args, **kwargs))
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".") or ": " in message
@@ -51,7 +52,7 @@ def refusal(*args, **kwargs):
 
 def test_all_training_cases_are_labelled_unless_a_number_is_given(write):
     root = write({"training": pairs("a", "b", "c")})
-    cases = load_cases(root)
+    cases = load_cases(DatasetSpec(root))
     assert cases.labelled == [
         {"image": f"{root}/images/{n}.nii.gz", "label": f"{root}/labels/{n}.nii.gz", "case": n} for n in "abc"
     ]
@@ -63,11 +64,11 @@ def test_a_case_may_have_a_name_of_its_own(write):
     root = write({"training": pairs("p1/imaging", "p2/imaging")})
     listed = [{**case, "case": f"p{n}"} for n, case in enumerate(pairs("p1/imaging", "p2/imaging"), start=1)]
     (root / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
-    assert names(load_cases(root).labelled) == ["p1", "p2"]
+    assert names(load_cases(DatasetSpec(root)).labelled) == ["p1", "p2"]
 
 
 def test_the_first_cases_are_labelled_and_the_rest_are_images_without_a_label_entry(write):
-    cases = load_cases(write({"training": pairs("a", "b", "c", "d")}), labelled_cases=2)
+    cases = load_cases(DatasetSpec(write({"training": pairs("a", "b", "c", "d")}), labelled_cases=2))
     assert names(cases.labelled) == ["a", "b"]
     assert names(cases.unlabelled) == ["c", "d"]
     assert all(set(case) == {"image", "case"} for case in cases.unlabelled)
@@ -75,24 +76,28 @@ def test_the_first_cases_are_labelled_and_the_rest_are_images_without_a_label_en
 
 def test_the_label_file_of_an_unlabelled_case_need_not_exist(write):
     root = write({"training": pairs("a", "b")}, missing=["labels/b.nii.gz"])
-    assert names(load_cases(root, labelled_cases=1).unlabelled) == ["b"]
+    assert names(load_cases(DatasetSpec(root, labelled_cases=1)).unlabelled) == ["b"]
 
 
 def test_without_a_number_cases_that_have_no_label_become_unlabelled_wherever_they_stand(write):
     training = [{"image": "images/x.nii.gz"}, *pairs("a"), "images/y.nii.gz", *pairs("b")]
-    cases = load_cases(write({"training": training}))
+    cases = load_cases(DatasetSpec(write({"training": training})))
     assert names(cases.labelled) == ["a", "b"]
     assert names(cases.unlabelled) == ["x", "y"]
 
 
 def test_an_unlabeled_section_joins_the_unlabelled_cases_and_loses_its_labels(write):
-    cases = load_cases(write({"training": pairs("a", "b"), "unlabeled": [*pairs("u"), "v.nii.gz"]}), labelled_cases=1)
+    cases = load_cases(
+        DatasetSpec(write({"training": pairs("a", "b"), "unlabeled": [*pairs("u"), "v.nii.gz"]}), labelled_cases=1)
+    )
     assert names(cases.unlabelled) == ["b", "u", "v"]
     assert not any("label" in case for case in cases.unlabelled)
 
 
 def test_validation_and_test_sections_never_reach_training(write):
-    cases = load_cases(write({"training": pairs("a"), "validation": pairs("v"), "test": ["./images/t.nii.gz"]}))
+    cases = load_cases(
+        DatasetSpec(write({"training": pairs("a"), "validation": pairs("v"), "test": ["./images/t.nii.gz"]}))
+    )
     assert names(cases.labelled) == ["a"]
     assert names(cases.validation) == ["v"]
     assert names(cases.test) == ["t"]
@@ -101,7 +106,7 @@ def test_validation_and_test_sections_never_reach_training(write):
 
 def test_validation_cases_are_the_last_labelled_ones_and_leave_training(write):
     content = {"training": pairs("a", "b", "c", "d"), "validation": pairs("v")}
-    cases = load_cases(write(content), labelled_cases=3, validation_cases=2)
+    cases = load_cases(DatasetSpec(write(content), labelled_cases=3, validation_cases=2))
     assert names(cases.labelled) == ["a"]
     assert names(cases.validation) == ["b", "c", "v"]
     assert names(cases.unlabelled) == ["d"]
@@ -111,7 +116,7 @@ def test_validation_cases_are_the_last_labelled_ones_and_leave_training(write):
 def test_channels_keep_their_order_and_the_first_names_the_case(write):
     channels = ["x_t2.nii.gz", "x_flair.nii.gz"]
     root = write({"training": [{"image": channels, "label": "x.nii.gz"}]})
-    (case,) = load_cases(root).labelled
+    (case,) = load_cases(DatasetSpec(root)).labelled
     assert case["image"] == [f"{root}/x_t2.nii.gz", f"{root}/x_flair.nii.gz"]
     assert case["case"] == "x_t2"
 
@@ -119,7 +124,7 @@ def test_channels_keep_their_order_and_the_first_names_the_case(write):
 def test_an_absolute_path_is_taken_as_it_is(write, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "z.nii.gz"
     root = write({"training": [{"image": str(elsewhere), "label": "labels/z.nii.gz"}]})
-    assert load_cases(root).labelled[0]["image"] == str(elsewhere)
+    assert load_cases(DatasetSpec(root)).labelled[0]["image"] == str(elsewhere)
 
 
 def test_an_absolute_datalist_may_lie_outside_the_data(write, tmp_path_factory):
@@ -127,7 +132,7 @@ def test_an_absolute_datalist_may_lie_outside_the_data(write, tmp_path_factory):
     other = tmp_path_factory.mktemp("lists") / "mine.json"
     other.write_text(json.dumps({"training": pairs("a")}))
     (root / "dataset.json").unlink()
-    assert names(load_cases(root, datalist=str(other)).labelled) == ["a"]
+    assert names(load_cases(DatasetSpec(root, datalist=str(other))).labelled) == ["a"]
 
 
 def test_a_missing_folder_is_named_with_its_option(tmp_path):
@@ -261,7 +266,7 @@ def test_folders_of_slices_and_their_series_are_images(tmp_path):
     (tmp_path / "l.NRRD").touch()
     content = {"training": [{"image": "scans/a", "label": "l.NRRD"}], "unlabeled": ["scans/b#1.2.3", "scans/b#1.2.4"]}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    cases = load_cases(tmp_path)
+    cases = load_cases(DatasetSpec(tmp_path))
     assert names(cases.labelled) == ["a"]
     assert names(cases.unlabelled) == ["b#1.2.3", "b#1.2.4"]
     assert cases.unlabelled[0]["image"] == f"{tmp_path}/scans/b#1.2.3"
@@ -296,7 +301,7 @@ def test_a_case_without_a_label_to_compare_with_is_named():
 
 def test_the_numbers_of_cases_are_said(tiny_demo, caplog) -> None:
     with caplog.at_level("INFO", logger="datalist"):
-        load_cases(tiny_demo, labelled_cases=2)
+        load_cases(DatasetSpec(tiny_demo, labelled_cases=2))
     assert "2 labelled and 4 unlabelled cases for training, 1 for validation, 2 for testing." in caplog.text
 
 
@@ -348,7 +353,9 @@ def test_all_mistakes_are_collected_and_the_cases_are_there_all_the_same(write):
         "validation": ["images/v.nii.gz"],
         "test": [*pairs("a"), "images/t.nii.gz"],
     }
-    lists, findings = read_cases(write(content, missing=["labels/b.nii.gz", "labels/d.nii.gz"]), labelled_cases=2)
+    lists, findings = read_cases(
+        DatasetSpec(write(content, missing=["labels/b.nii.gz", "labels/d.nii.gz"]), labelled_cases=2)
+    )
     assert (names(lists.labelled), names(lists.unlabelled)) == (["a", "b"], ["d"])
     assert (names(lists.validation), names(lists.test)) == (["v"], ["a", "t"])
     assert [(finding.kind, finding.case, finding.role) for finding in findings] == [
@@ -362,7 +369,7 @@ def test_all_mistakes_are_collected_and_the_cases_are_there_all_the_same(write):
 
 @pytest.mark.parametrize(("given", "labelled", "validation"), [((9, 0), 3, 0), ((0, 0), 1, 0), ((3, 3), 1, 2)])
 def test_numbers_out_of_range_become_the_nearest_possible_ones(write, given, labelled, validation):
-    lists, findings = read_cases(write({"training": pairs("a", "b", "c")}), "dataset.json", *given)
+    lists, findings = read_cases(DatasetSpec(write({"training": pairs("a", "b", "c")}), "dataset.json", *given))
     assert (len(lists.labelled), len(lists.validation)) == (labelled, validation)
     assert [finding.kind for finding in findings] == [Kind.SETTING]
 

@@ -9,8 +9,13 @@ import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
+from scripts.data.spec import DatasetSpec
 from scripts.data.transforms import IgnoredToBackgroundd, LabelsToClassesd
 from scripts.errors import UserError, root_user_error
+
+
+def declared(num_classes: int, **more) -> DatasetSpec:
+    return DatasetSpec("", label_names=list("abcdefgh"[:num_classes]), **more)
 
 
 def label(*values, path="/data/labels/la_003.nrrd"):
@@ -20,7 +25,7 @@ def label(*values, path="/data/labels/la_003.nrrd"):
 def test_classes_keep_the_files_grid_and_leave_the_input_as_it_was():
     data = {"label": label(0, 255, 7, 0), "case": "la_003"}
     data["label"].affine = torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))
-    result = LabelsToClassesd("label", 2, label_values=[0, 255], ignore_value=7)(data)
+    result = LabelsToClassesd("label", declared(2, label_values=[0, 255], ignore_value=7))(data)
     assert result["case"] == "la_003"
     assert result["label"].flatten().tolist() == [0, 1, -1, 0]
     assert result["label"].pixdim.tolist() == [1.0, 2.0, 3.0]
@@ -31,7 +36,7 @@ def test_classes_keep_the_files_grid_and_leave_the_input_as_it_was():
 @pytest.mark.parametrize("value", [3, 255, -1])
 def test_an_undeclared_value_is_refused_with_file_value_and_declaration(value):
     with pytest.raises(UserError) as caught:
-        LabelsToClassesd("label", 3)({"label": label(0, value, 1)})
+        LabelsToClassesd("label", declared(3))({"label": label(0, value, 1)})
     assert "/data/labels/la_003.nrrd" in str(caught.value)
     assert f"label value {value}," in str(caught.value)
     assert "declares [0, 1, 2]:" in str(caught.value)
@@ -40,29 +45,29 @@ def test_an_undeclared_value_is_refused_with_file_value_and_declaration(value):
 def test_a_value_between_two_classes_is_refused():
     # Linear interpolation of a label volume makes such values; cast to int they would become a class.
     with pytest.raises(UserError, match=r"label value 0\.5, .* \[0, 1\] and ignores 9:"):
-        LabelsToClassesd("label", 2, ignore_value=9)({"label": label(0.0, 0.5, 1.0)})
+        LabelsToClassesd("label", declared(2, ignore_value=9))({"label": label(0.0, 0.5, 1.0)})
 
 
 def test_a_plain_tensor_is_named_by_its_key():
     with pytest.raises(UserError, match=r"^label holds the label value 7,"):
-        LabelsToClassesd("label", 2)({"label": torch.tensor([0, 7], dtype=torch.uint8)})
+        LabelsToClassesd("label", declared(2))({"label": torch.tensor([0, 7], dtype=torch.uint8)})
 
 
 def test_a_case_without_the_key_passes_only_if_allowed():
-    assert LabelsToClassesd("label", 1, allow_missing_keys=True)({"image": 1}) == {"image": 1}
+    assert LabelsToClassesd("label", declared(1), allow_missing_keys=True)({"image": 1}) == {"image": 1}
     with pytest.raises(KeyError):
-        LabelsToClassesd("label", 1)({"image": 1})
+        LabelsToClassesd("label", declared(1))({"image": 1})
 
 
 def test_a_file_of_ignored_voxels_alone_is_refused():
     with pytest.raises(UserError, match=r"^Every voxel of /data/labels/la_003\.nrrd has the ignore_value 255"):
-        LabelsToClassesd("label", 2, ignore_value=255)({"label": label(255, 255)})
+        LabelsToClassesd("label", declared(2, ignore_value=255))({"label": label(255, 255)})
 
 
 def test_the_mistake_is_found_behind_a_cache_that_is_filled_by_threads():
     data = [{"label": label(0, 1, path="a")}, {"label": label(0, 4, path="b")}]
     with pytest.raises(RuntimeError) as caught:
-        CacheDataset(data, Compose([LabelsToClassesd("label", 2)]), progress=False, num_workers=2)
+        CacheDataset(data, Compose([LabelsToClassesd("label", declared(2))]), progress=False, num_workers=2)
     assert str(root_user_error(caught.value)).startswith("b holds the label value 4,")
 
 

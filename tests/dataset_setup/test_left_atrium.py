@@ -14,6 +14,7 @@ import pytest
 
 from scripts.cli.convert_left_atrium import main
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.left_atrium import convert, crop_box
 from scripts.dataset_setup.roles import choose_tests
 from scripts.errors import UserError
@@ -99,7 +100,7 @@ def test_lists_beside_the_cases_give_split_and_order(place, tmp_path: Path) -> N
     (tmp_path / place / "test.list").write_text("B\r\n")
     messages = []
     convert(tmp_path / "raw", tmp_path / "out", show=messages.append)
-    cases = load_cases(tmp_path / "out", labelled_cases=2)
+    cases = load_cases(DatasetSpec(tmp_path / "out", labelled_cases=2))
     assert [case["case"] for case in cases.labelled] == ["D", "A"]
     assert [case["case"] for case in cases.unlabelled] == ["C"]
     assert [case["case"] for case in cases.test] == ["B"]

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.cli.new_dataset import main
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
@@ -60,7 +61,7 @@ def run(tmp_path: Path):
         new_dataset(Request(folder, name, config=config, **options), MACHINE, shown.append)
         text = "\n".join(shown)
         settings = yaml.safe_load(config.read_text()) if config.exists() else {}
-        cases = load_cases(settings["dataset_dir"], settings["datalist"]) if settings else None
+        cases = load_cases(DatasetSpec(settings["dataset_dir"], settings["datalist"])) if settings else None
         return settings, cases, text
 
     return call

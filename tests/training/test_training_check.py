@@ -11,13 +11,17 @@ import pytest
 
 from scripts.data.cases import CaseLists
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
-from scripts.training.limits import check_before_evaluation, check_before_training
+from scripts.training.limits import check_before_evaluation, check_headers_before_training
 from tests.check_folder import SHAPE, CheckFolder
 from tests.volume_files import affine
 
-GIVEN = dict(in_channels=1, spacing=[1.5, 2.0, 2.5], roi_size=[16, 16, 16], cache_rate=1.0)
+
+def check(cases, cache_rate=1.0, with_unlabelled=True, **dataset):
+    given = {"spacing": [1.5, 2.0, 2.5], "roi_size": [16, 16, 16], **dataset}
+    check_headers_before_training(DatasetSpec("", **given), cases, cache_rate, with_unlabelled)
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ NEED = VOXELS * (4 * 5 + 2 * 4 + 5)  # 4 labelled, 2 unlabelled, 1 validation ca
 
 def test_a_sound_folder_passes_and_the_memory_is_said(cases, caplog) -> None:
     with caplog.at_level("INFO", logger="check"):
-        check_before_training(cases, **GIVEN)
+        check(cases)
     assert "Headers of 7 cases are sound; prepared, their volumes take about 0.0 GiB of memory" in caplog.text
 
 
@@ -53,20 +57,20 @@ def test_the_first_mistake_is_told_with_the_number_of_others(folder, cases) -> N
     for name in ("l1", "l3"):
         folder.save_label(name, folder.classes()[1:])
     with pytest.raises(UserError, match=r"l1\.nii\.gz has 17 x 17 x 16 .* \(1 more: `run check_data`"):
-        check_before_training(cases, **GIVEN)
+        check(cases)
 
 
 def test_unlabelled_images_are_looked_at_only_if_they_are_used(folder, cases) -> None:
     folder.image("u1").write_text("no image")
     with pytest.raises(UserError, match=r"u1\.nii\.gz cannot be read"):
-        check_before_training(cases, **GIVEN)
-    check_before_training(cases, **GIVEN, with_unlabelled=False)
+        check(cases)
+    check(cases, with_unlabelled=False)
 
 
 def test_test_cases_are_not_touched(folder, cases) -> None:
     folder.image("t0").write_text("no image")
     folder.label("t1").unlink()
-    check_before_training(cases, **GIVEN)
+    check(cases)
 
 
 def test_evaluation_looks_at_the_channels_of_its_cases(folder, cases) -> None:
@@ -81,7 +85,7 @@ def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:
     image.set_sform(None, code=0)
     image.set_qform(None, code=0)
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder.image("u0"))
-    check_before_training(cases, **GIVEN)
+    check(cases)
     assert "Warnings about headers of 7 cases: 1;" in caplog.text
 
 
@@ -89,26 +93,26 @@ def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:
 def test_the_cache_fits_to_the_byte(cases, memory, spare, fits) -> None:
     memory(NEED + spare)
     if fits:
-        check_before_training(cases, **GIVEN)
+        check(cases)
     else:
         with pytest.raises(UserError, match=r"prepared volumes of 7 cases .* --cache_rate 0\.95, and"):
-            check_before_training(cases, **GIVEN)
+            check(cases)
 
 
 def test_the_rate_that_is_named_fits(cases, memory) -> None:
     """Validation cases are kept whole: 5 bytes a voxel of 33; half of the training cases' 28 is 14."""
     memory(VOXELS * (5 + 14) + 1)
     with pytest.raises(UserError, match=r"--cache_rate 0\.5, "):
-        check_before_training(cases, **GIVEN)
-    check_before_training(cases, **{**GIVEN, "cache_rate": 0.5})
+        check(cases)
+    check(cases, cache_rate=0.5)
 
 
 def test_coarser_spacing_takes_less_and_a_larger_patch_takes_more(cases, memory) -> None:
     memory(NEED - 1)
-    check_before_training(cases, **{**GIVEN, "spacing": [3.0, 4.0, 5.0], "roi_size": [4, 4, 4]})
+    check(cases, spacing=[3.0, 4.0, 5.0], roi_size=[4, 4, 4])
     memory(NEED + 1)
     with pytest.raises(UserError, match="--cache_rate"):
-        check_before_training(cases, **{**GIVEN, "roi_size": [32, 32, 32]})
+        check(cases, roi_size=[32, 32, 32])
 
 
 def test_training_stops_on_a_shifted_label_before_a_volume_is_read(folder, make_workflow, monkeypatch) -> None:
@@ -119,7 +123,7 @@ def test_training_stops_on_a_shifted_label_before_a_volume_is_read(folder, make_
     monkeypatch.setattr(memory_check, "check_memory", lambda **_: None)
     monkeypatch.setattr("scripts.images.monai.read_volume", lambda path: pytest.fail(f"{path} was read"))
     workflow = make_workflow(
-        "train.yaml", data_source=str(folder.root), labelled_cases=4, label_names=["background", "organ", "vessel"]
+        "train.yaml", dataset_dir=str(folder.root), labelled_cases=4, label_names=["background", "organ", "vessel"]
     )
     with pytest.raises(Exception) as caught:
         workflow.run()

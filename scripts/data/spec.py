@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The description of a dataset that every part of a run receives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """The dataset block of a configuration (`configs/datasets/*.yaml`) as one object.
+
+    Attributes:
+        directory: folder that relative paths start from.
+        datalist: file that lists the cases (docs/data.md), relative to `directory` or absolute.
+        labelled_cases: number of training cases whose labels are used; the rest are unlabelled. `None`: every training
+            case that has a label.
+        validation_cases: number of labelled cases, the last ones, held out for validation.
+        corrected_labels: folder, relative to `directory` or absolute, of label files that make unlabelled cases
+            labelled ones (docs/labelling.md). It need not exist; `None`: there is none.
+        in_channels: channels of an image.
+        label_names: name of each class, background first.
+        label_values: value of each class in label files; `None`: 0, 1, 2, ...
+        ignore_value: value of voxels in label files that are ignored; `None`: there is none.
+        spacing: voxel size to which volumes are resampled, mm.
+        roi_size: training patch, voxels.
+        name: name of the dataset.
+
+    >>> DatasetSpec("scans", label_names=["background", "liver"]).num_classes
+    2
+    """
+
+    directory: str | Path
+    datalist: str = "dataset.json"
+    labelled_cases: int | None = None
+    validation_cases: int = 0
+    corrected_labels: str | Path | None = None
+    in_channels: int = 1
+    label_names: Sequence[str] = ("background", "foreground")
+    label_values: Sequence[int] | None = None
+    ignore_value: int | None = None
+    spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    roi_size: Sequence[int] = (64, 64, 64)
+    name: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.label_names)
+
+    @property
+    def corrected_labels_dir(self) -> Path | None:
+        """Folder of corrected labels as a path; `None` if there is none."""
+        return None if self.corrected_labels is None else Path(self.directory) / self.corrected_labels
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it continues; folders and files may move."""
+        movable = ("directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels")
+        return {name: value for name, value in asdict(self).items() if name not in movable}

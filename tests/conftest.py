@@ -30,7 +30,7 @@ TINY = {
     "device": "cpu",
     "max_steps": 3,
     "unlabelled_start": 0.0,  # a run this short has no time to wait for its unlabelled cases
-    "validate::handlers::2::limit": 0,  # no pictures: drawing takes longer than such a validation
+    "validate::handlers::0::pictures": 0,  # no pictures: drawing takes longer than such a validation
 }
 """Overrides that make a configuration of the demo run in seconds."""
 
@@ -69,7 +69,7 @@ def make_workflow(tiny_demo: Path, tmp_path: Path) -> Callable[..., ConfigWorkfl
     def make(*files: str, workflow_type: str = "train", run_id: str = "run", **overrides: Any) -> ConfigWorkflow:
         values = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models"), **overrides}
         if workflow_type == "train":
-            values = {**TINY, "data_source": str(tiny_demo), "dataset_dir": str(tiny_demo), **values}
+            values = {**TINY, "dataset_dir": str(tiny_demo), **values}
         else:
             values = {"bundle_root": str(ROOT), "device": "cpu", **values}
         workflow = ConfigWorkflow(

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 def tiny_overrides(demo: Path, folder: Path) -> dict[str, Any]:
     """Overrides of `configs/train.yaml` for steps of milliseconds; outputs and models go below `folder`."""
     folders = {"output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models")}
-    return {**TINY, "data_source": str(demo), "dataset_dir": str(demo), **folders}
+    return {**TINY, "dataset_dir": str(demo), **folders}
 
 
 def method_settings(method: str, demo: Path, folder: Path, steps: int, batch: int) -> tuple[list[str], dict[str, Any]]:
@@ -86,7 +86,7 @@ def train_and_record(files: Sequence[str], overrides: dict[str, Any], double: bo
 
 def attach_recorder(workflow: ConfigWorkflow) -> Record:
     """A record that fills while the workflow runs: loss, gradient, weights and memory of each step."""
-    network, loss, memory = (workflow.parser.get_parsed_content(key) for key in ("network", "train::loss", "memory"))
+    network, loss, memory = (workflow.parser.get_parsed_content(key) for key in ("network", "loss", "memory"))
     record: Record = {"steps": {}}
 
     def note(engine: Engine) -> None:

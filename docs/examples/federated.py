@@ -44,7 +44,7 @@ def make_site(number: int, datalist: Path, folder: Path, settings: Mapping[str, 
     home = folder / f"site_{number}"
     options = {
         "bundle_root": str(ROOT),
-        "data_source": str(datalist.parent),
+        "dataset_dir": str(datalist.parent),
         "datalist": str(datalist),
         "output_dir": str(home / "out"),
         "ckpt_dir": str(home / "models"),

@@ -118,6 +118,7 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
             self.places += [
                 (UNLABELLED, unlabelled_size, *batch_index) for batch_index in _places_of_rank(batch_unlabelled)
             ]
+        self.batch_labelled, self.batch_unlabelled = batch_labelled, batch_unlabelled
         self.seed = seed
         self.start = 0
         self.unlabelled_start = unlabelled_start

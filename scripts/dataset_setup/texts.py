@@ -133,7 +133,6 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
     entries = [
         ("dataset_name", _flow(name), ""),
         ("dataset_dir", _flow(str(dataset_dir)), "paths in the datalist start here"),
-        ("data_source", '"@dataset_dir"', ""),
         ("datalist", _flow(datalist), "which case trains, is used without label, or tests"),
         ("labelled_cases", "null", f"all {cases} training cases that have a label; N: the first N"),
         ("validation_cases", "0", "N holds out the last N labelled cases, to choose a checkpoint by"),

@@ -197,7 +197,7 @@ def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> l
     files = [str(CONFIGS / name) for name in ("train.yaml", *more_files)]
     return [
         *("monai.bundle", "run", run_id, "--config_file", str(files), "--bundle_root", str(ROOT)),
-        *("--dataset_dir", str(data), "--data_source", str(data), "--output_dir", str(output)),
+        *("--dataset_dir", str(data), "--output_dir", str(output)),
     ]
 
 
@@ -235,7 +235,7 @@ def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list
     """Train up to the last of `steps`; what the process held at each of them, memory in MiB."""
     torch.set_num_threads(1)
     overrides = {
-        "bundle_root": str(ROOT), "dataset_dir": str(demo), "data_source": str(demo),
+        "bundle_root": str(ROOT), "dataset_dir": str(demo), 
         "output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), "num_workers": workers,
         "roi_size": [32, 32, 16], "spacing": [3.0, 3.0, 4.0], "base_filters": 4, "precision": "fp32", "device": "cpu",
         "batch_labelled": 1, "batch_unlabelled": 1, "unlabelled_start": 0.0,

@@ -145,7 +145,7 @@ class LossTerm(nn.Module):
 class WeightedLoss(nn.Module):
     """Weighted sum of named loss terms; the `loss_function` of MONAI's `SupervisedTrainer`.
 
-    A term whose weight is 0 is not computed. Weights follow `step`, which `TermProgress` sets before each iteration.
+    A term whose weight is 0 is not computed. Weights follow `step`, which `LossStep` sets before each iteration.
 
     Args:
         terms: name to `LossTerm`; at least one.

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from scripts.distributed.collectives import broadcast_from_rank0, is_rank0, num_ranks
 from scripts.errors import UserError, first_line
 from scripts.files import save_atomically
-from scripts.training.handlers import last_step
+from scripts.training.step_handlers import last_step
 
 logger = logging.getLogger("TrainingCheckpoint")
 

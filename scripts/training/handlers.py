@@ -1,169 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers around every step: seeds, progress, and a stop at the right step; and how they are attached."""
+"""Everything that acts during training and validation, attached in the order that it must have."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
-from monai.utils.enums import CommonKeys as Keys
-from tqdm import tqdm
+from ignite.engine import Engine
+from monai.engines import SupervisedEvaluator
+from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
+from monai.transforms import Transform
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
+from scripts.data.cases import CaseLists
+from scripts.data.spec import DatasetSpec
+from scripts.data.streams import StreamPosition
+from scripts.distributed.collectives import is_rank0, num_ranks
+from scripts.distributed.group import RankSynchroniser
+from scripts.evaluation.overlay import OverlayPictures
 from scripts.losses.base import WeightedLoss
-from scripts.seeding import derive_seed, seed_generators
+from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.guard import GradientGuard
+from scripts.training.interruption import StopOnSignal
+from scripts.training.model_saver import BestModelSaver, FinalModelSaver
+from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep
+from scripts.training.teacher import TeacherUpdater
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.tensorboard import SummaryWriter
 
 
-def last_step(engine: Engine, max_steps: int) -> int:
-    """The step at which a run is complete: `max_steps`, or earlier where whoever started it set fewer epochs.
+class TrainingHandlers:
+    """All handlers of a training run behind one entry of `train::handlers`.
 
-    MONAI Label and federated clients set `max_epochs` of the trainer and know nothing of steps.
-    """
-    epochs, length = engine.state.max_epochs, engine.state.epoch_length
-    return max_steps if epochs is None or length is None else min(max_steps, epochs * length)
+    ignite calls the handlers of one event in the order in which they were attached. These orders matter:
 
-
-class HandlerGroup:
-    """Attach other handlers in their order, or none of them.
-
-    MONAI's property check wants `train::handlers` to be a literal list of components, so what a method adds to it, or
-    what depends on the data, stands behind one entry.
+    - a checkpoint is written after everything else of its step is done: validation, the teacher's update and the
+      learning rate's, so that a resumed run repeats none of it and misses none of it;
+    - gradients are synchronised between ranks before the guard judges them, so that all ranks judge alike;
+    - the guard judges before the teacher moves, which does not follow a step that was undone;
+    - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
+      as ignite calls only that one; the stop at `max_steps` comes last.
 
     Args:
-        handlers: objects with `attach(engine)`.
-        enabled: `False` attaches nothing.
+        network: what is trained.
+        teacher: its averaged copy (`scripts.training.teacher.ema_teacher`); the final model is the teacher's.
+        loss: the loss function.
+        optimizer: of the trainer.
+        extra_optimizer: an optimiser of the method's own, or `None`.
+        lr_scheduler: stepped after each iteration.
+        loader: made by `scripts.data.streams.two_stream_loader`.
+        guard: undoes steps that are not finite.
+        method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first.
+        validator: evaluator of the validation cases, or `None` without such cases.
+        val_interval: steps between validations.
+        best_model: saver of the best model; its best value is part of a checkpoint.
+        ckpt_dir: folder of `model.pt` and of checkpoints.
+        save_interval: steps between checkpoints.
+        keep_checkpoints: number of checkpoints that are kept.
+        resume: whether to continue from the newest checkpoint.
+        max_steps: steps of the whole run.
+        dataset: the dataset block.
+        cases: of its datalist.
+        settings: further values that a resumed run must share, by name.
+        preprocessing: deterministic transforms, which are recorded with the weights.
+        summary_writer: of TensorBoard; `None` writes no curves.
     """
 
-    def __init__(self, handlers: Sequence[Any], enabled: bool = True) -> None:
-        self.handlers = list(handlers) if enabled else []
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        teacher: AveragedModel,
+        loss: WeightedLoss,
+        optimizer: Optimizer,
+        extra_optimizer: Optimizer | None,
+        lr_scheduler: LRScheduler,
+        loader: DataLoader,
+        guard: GradientGuard,
+        method_handlers: Sequence[Any],
+        validator: SupervisedEvaluator | None,
+        val_interval: int,
+        best_model: BestModelSaver,
+        ckpt_dir: str | Path,
+        save_interval: int,
+        keep_checkpoints: int,
+        resume: bool | str,
+        max_steps: int,
+        dataset: DatasetSpec,
+        cases: CaseLists,
+        settings: Mapping[str, Any],
+        preprocessing: Transform,
+        summary_writer: SummaryWriter | None,
+    ) -> None:
+        batches = loader.batch_sampler
+        checkpoint = TrainingCheckpoint(
+            {
+                "network": network,
+                "teacher": teacher,
+                "loss": loss,
+                "optimizer": optimizer,
+                "extra_optimizer": extra_optimizer,
+                "lr_scheduler": lr_scheduler,
+                "best": best_model,
+                "guard": guard,
+            },
+            ckpt_dir,
+            save_interval,
+            max_steps,
+            resume,
+            keep_checkpoints,
+            outdated=[best_model.path],
+            settings={
+                **dataset.fixed_settings(),
+                "labelled": len(cases.labelled),
+                "unlabelled": len(cases.unlabelled),
+                "terms": list(loss.terms),
+                "learning_rate": optimizer.param_groups[0]["initial_lr"],
+                "batch_labelled": batches.batch_labelled * num_ranks(),
+                "batch_unlabelled": batches.batch_unlabelled * num_ranks(),
+                "seed": batches.seed,
+                **settings,
+            },
+            rank_dependent=["batch_labelled", "batch_unlabelled", "learning_rate"],
+        )
+        validation = [] if validator is None else [ValidationHandler(val_interval, validator, epoch_level=False)]
+        curves = [] if summary_writer is None else [_loss_curves(summary_writer, loss)]
+        self.handlers = [
+            *method_handlers,
+            *validation,
+            StreamPosition(loader),
+            StepSeeder(batches.seed),
+            LossStep(loss),
+            RankSynchroniser(network, loss),
+            guard,
+            TeacherUpdater(teacher, network, guard),
+            BatchAsItem(),
+            LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
+            *curves,
+            checkpoint,
+            StopOnSignal(checkpoint),
+            *([RunProgressBar(loss, max_steps)] if is_rank0() else []),
+            FinalModelSaver(teacher.module, Path(ckpt_dir) / "model.pt", max_steps, preprocessing),
+            StopAtStep(max_steps),
+        ]
 
     def attach(self, engine: Engine) -> None:
-        """Attach each handler."""
+        """Attach all of them to the trainer, in their order."""
         for handler in self.handlers:
             handler.attach(engine)
 
 
-class StepSeeder:
-    """Seed all generators from (seed, iteration, rank) before each step: dropout and sampling repeat on a resume.
+class ValidationHandlers:
+    """Handlers of the evaluator that validates during training.
 
     Args:
-        seed: the run's seed, at least 0.
-        rank: leave it 0 on every rank where all compute loss and memory alike, as in configs/train.yaml: what they draw
-            must be the same. Sharded passes of the network draw their own (`collectives.fork_rng_per_rank`).
+        best_model: saves the best model.
+        loss: whose `step` is the position on the curves.
+        summary_writer: of TensorBoard; `None`, as on all ranks but the first, writes neither curves nor pictures.
+        picture_dir: folder of overlay pictures.
+        pictures: number of cases that are drawn.
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed, self.rank = seed, rank
+    def __init__(
+        self,
+        best_model: BestModelSaver,
+        loss: WeightedLoss,
+        summary_writer: SummaryWriter | None,
+        picture_dir: str | Path,
+        pictures: int = 4,
+    ) -> None:
+        self.handlers: list[Any] = [best_model]
+        if summary_writer is not None:
+            self.handlers += [
+                TensorBoardStatsHandler(
+                    summary_writer, iteration_log=False, global_epoch_transform=lambda _: loss.step
+                ),
+                OverlayPictures(picture_dir, summary_writer, limit=pictures, step=lambda: loss.step),
+            ]
 
     def attach(self, engine: Engine) -> None:
-        """Seed at the start of each iteration of `engine`."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Seed for the engine's current iteration."""
-        seed_generators(derive_seed(self.seed, "step", engine.state.iteration, self.rank))
+        """Attach all of them to the evaluator, in their order."""
+        for handler in self.handlers:
+            handler.attach(engine)
 
 
-class TermProgress:
-    """Tell `WeightedLoss` before each step which one it is, so that ramp-ups follow the run.
+def summary_writer(log_dir: str | Path) -> SummaryWriter | None:
+    """TensorBoard's writer on the first rank, `None` on the others.
 
     Args:
-        terms: the loss function whose `step` is set.
+        log_dir: folder of its files.
     """
+    if not is_rank0():
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # not at the top: importing it takes a second
 
-    def __init__(self, terms: WeightedLoss) -> None:
-        self.terms = terms
-
-    def attach(self, engine: Engine) -> None:
-        """Act at the start of each iteration of `engine`."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Set the step, counted from 1."""
-        self.terms.step = engine.state.iteration
+    return SummaryWriter(log_dir=str(log_dir))
 
 
-class BatchAsItem:
-    """Leave a step's output as a list of one item, the whole batch, where MONAI's handlers look for decollated items.
-
-    A batch of two streams cannot be decollated: it has more images than labels. But MONAI's own way to the loss,
-    `from_engine(["loss"], first=True)`, which its MLflow tracking and other bundles' handlers use, gives a number only
-    where the output is a list.
-    """
-
-    def attach(self, engine: Engine) -> None:
-        """Act when the step is complete, where MONAI decollates; handlers of earlier events still see the dict."""
-        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Wrap the output."""
-        engine.state.output = [engine.state.output]
-
-
-class StopAtStep:
-    """End the run after `max_steps` iterations, also in the middle of an epoch; attach it last.
-
-    Args:
-        max_steps: number of iterations, at least 1.
-    """
-
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-
-    def attach(self, engine: Engine) -> None:
-        """Check at the start of the run (it may be a finished one, resumed) and after each iteration."""
-        engine.add_event_handler(Events.STARTED, self)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Terminate if the step is reached."""
-        if engine.state.iteration >= self.max_steps:
-            engine.terminate()
-
-
-class RunProgressBar:
-    """Steps done, time left, and the parts of the loss.
-
-    ignite's `ProgressBar` shows one epoch at a time; people ask when the run will be over.
-
-    Args:
-        terms: the loss function, for its parts.
-        max_steps: length of the run.
-    """
-
-    def __init__(self, terms: WeightedLoss, max_steps: int) -> None:
-        self.terms, self.max_steps = terms, max_steps
-        self.bar: tqdm | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Open with the first step, move after each, close at the end or at an error."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
-        engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
-
-    def move(self, engine: Engine) -> None:
-        """Show the step that was just done."""
-        step = engine.state.iteration
-        if self.bar is None:
-            # In a log file a line every half minute says enough.
-            interval = 0.5 if sys.stderr.isatty() else 30.0
-            self.bar = tqdm(total=self.max_steps, initial=step - 1, unit="step", mininterval=interval, desc="training")
-        parts = {
-            name.removeprefix("Loss/"): value
-            for name, value in self.terms.scalars(engine.state.output[0][Keys.LOSS]).items()
-        }
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
-        self.bar.update(step - self.bar.n)
-
-    def close(self, engine: Engine) -> None:
-        """Finish the line."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        """Finish the line and let the error go on."""
-        self.close(engine)
-        raise error
+def _loss_curves(writer: SummaryWriter, loss: WeightedLoss) -> TensorBoardStatsHandler:
+    return TensorBoardStatsHandler(
+        writer, iteration_log=True, epoch_log=False, output_transform=lambda output: loss.scalars(output[0]["loss"])
+    )

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 
 from scripts.distributed.collectives import all_reduce_sum, broadcast_from_rank0
 from scripts.training.checkpoint import TrainingCheckpoint
-from scripts.training.handlers import last_step
+from scripts.training.step_handlers import last_step
 
 logger = logging.getLogger("Interruption")
 

@@ -14,7 +14,7 @@ from torch import nn
 from scripts.data.preprocessing_record import describe_preprocessing
 from scripts.distributed.collectives import is_rank0
 from scripts.inference.weights_file import save_weights
-from scripts.training.handlers import last_step
+from scripts.training.step_handlers import last_step
 
 logger = logging.getLogger("ModelSaver")
 

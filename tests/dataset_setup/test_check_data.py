@@ -354,7 +354,7 @@ def test_the_command_prints_every_finding_and_ends_with_an_exit_code(folder, tmp
     command = [
         *("monai.bundle", "run", "check_data", "--bundle_root", str(ROOT)),
         *("--config_file", str(ROOT / "configs/train.yaml")),
-        *("--data_source", str(folder.root), "--labelled_cases", "4"),
+        *("--dataset_dir", str(folder.root), "--labelled_cases", "4"),
         *("--label_names", "['background','organ','vessel']", "--spacing", "[1.5,2,2.5]", "--roi_size", "[16,16,16]"),
         *("--output_dir", str(tmp_path / "out")),
     ]
@@ -373,7 +373,7 @@ def test_the_configuration_hands_on_what_the_dataset_declares(folder, make_workf
         folder.save_label(name, label)
     folder.run()  # writes dataset.json
     workflow = make_workflow(
-        "train.yaml", run_id="check_data", data_source=str(folder.root), labelled_cases=4, spacing=[1.5, 2.0, 2.5],
+        "train.yaml", run_id="check_data", dataset_dir=str(folder.root), labelled_cases=4, spacing=[1.5, 2.0, 2.5],
         label_names=["background", "organ", "vessel", "duct"], label_values=[0, 1, 2, 5], ignore_value=255,
         roi_size=[16, 16, 16],
     )  # fmt: skip

@@ -124,7 +124,7 @@ def test_every_setting_has_its_reason_beside_it(tmp_path: Path, run) -> None:
     run(make_folder(tmp_path / "data", air=-1000.0))
     lines = (tmp_path / "configs" / "mine.yaml").read_text().splitlines()
     bare = [line.split(":")[0] for line in lines if ":" in line and "#" not in line]
-    assert bare == ["dataset_name", "data_source", "  _target_", "  keys", "  b_min", "  b_max", "  clip"]
+    assert bare == ["dataset_name", "  _target_", "  keys", "  b_min", "  b_max", "  clip"]
 
 
 def test_values_with_gaps_are_mapped_to_classes(tmp_path: Path, run) -> None:
@@ -187,7 +187,7 @@ def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, 
     run(folder)
     parser = ConfigParser()
     parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")])
-    assert parser.get_parsed_content("data_source") == str(folder)
+    assert parser.get_parsed_content("dataset_dir") == str(folder)
     numbered = folder.rename(tmp_path / "scans #2")
     assert "by --output" in refusal(run, numbered, name="numbered")
     _, cases, _ = run(numbered, name="numbered", output=tmp_path / "lists")

@@ -90,30 +90,6 @@ def test_resume_in_an_empty_folder_starts_from_the_beginning(tmp_path):
     assert Run(tmp_path / "new", 2, resume=True).go().steps == [1, 2]
 
 
-# ------------------------------------------------------------------ the order in the config
-
-
-def handler_names(node):
-    """Class names in a list of handlers, in their order, those inside groups too."""
-    if isinstance(node, list):
-        return [name for item in node for name in handler_names(item)]
-    if not isinstance(node, dict):
-        return [node] if isinstance(node, str) else []
-    return [node["_target_"].split(".")[-1], *handler_names(node.get("handlers", []))]
-
-
-def test_the_training_config_saves_after_everything_else_of_a_step():
-    # Handlers of one event run in the order of the list: a checkpoint saved before the schedule moves lags one step.
-    config = yaml.safe_load(CONFIG.read_text())["train"]
-    assert config["checkpoint"]["_target_"] == "scripts.training.checkpoint.TrainingCheckpoint"
-    names = handler_names(config["handlers"])
-    for before in ("ValidationHandler", "LrScheduleHandler"):
-        assert names.index(before) < names.index("@train::checkpoint"), before
-    assert names.index("@train::checkpoint") < names.index("StopOnSignal")
-    assert names.index("StopOnSignal") < names.index("RunProgressBar")  # ignite asks the first about an error, alone
-    assert names.index("StopOnSignal") < names.index("StopAtStep")
-
-
 def test_the_training_config_gives_unused_parameters_no_gradient():
     # Zeros instead of none would let Adam move parameters that a step does not use, but only until a resume.
     assert yaml.safe_load(CONFIG.read_text())["train"]["trainer"]["optim_set_to_none"] is True

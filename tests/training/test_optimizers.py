@@ -13,8 +13,8 @@ from torch import nn
 
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
-from scripts.training.handlers import StopAtStep
 from scripts.training.optimizers import ExtraOptimizer, remaining_parameters
+from scripts.training.step_handlers import StopAtStep
 
 
 class Product(nn.Module):

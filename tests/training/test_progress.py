@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 
 from scripts.errors import UserError
 from scripts.losses.base import LossTerm, WeightedLoss
-from scripts.training.handlers import RunProgressBar, StopAtStep
+from scripts.training.step_handlers import RunProgressBar, StopAtStep
 from tests.losses.batches import make_batch
 
 

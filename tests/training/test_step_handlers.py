@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.losses.base import LossTerm, WeightedLoss
-from scripts.training.handlers import StepSeeder, StopAtStep, TermProgress
+from scripts.training.step_handlers import LossStep, StepSeeder, StopAtStep
 
 
 def resumed_at(engine, step, epoch_length):
@@ -21,7 +21,7 @@ def resumed_at(engine, step, epoch_length):
         engine.state.iteration, engine.state.epoch = step, step // epoch_length
 
 
-def draws(seed=0, rank=0, start=0, steps=6, disturb=0):
+def draws(seed=0, start=0, steps=6, disturb=0):
     """What each step draws from the three global generators."""
     drawn = {}
 
@@ -29,7 +29,7 @@ def draws(seed=0, rank=0, start=0, steps=6, disturb=0):
         drawn[engine.state.iteration] = (random.random(), float(np.random.rand()), float(torch.rand(1)))
 
     engine = Engine(step)
-    StepSeeder(seed, rank).attach(engine)
+    StepSeeder(seed).attach(engine)
     resumed_at(engine, start, 3)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: (torch.rand(disturb), random.random()))
     engine.run([0] * 3, max_epochs=steps // 3)
@@ -44,8 +44,8 @@ def test_a_step_draws_the_same_numbers_after_a_resume_and_whatever_else_was_draw
         assert draws(start=start) == {step: value for step, value in whole.items() if step > start}
 
 
-def test_steps_ranks_and_seeds_draw_different_numbers_from_every_generator():
-    runs = [draws(), draws(rank=1), draws(seed=1)]
+def test_steps_and_seeds_draw_different_numbers_from_every_generator():
+    runs = [draws(), draws(seed=1)]
     for generator in range(3):
         values = [value[generator] for run in runs for value in run.values()]
         assert len(set(values)) == 18
@@ -61,7 +61,7 @@ def test_terms_know_their_step_before_it_begins_counted_from_one(start):
     terms = WeightedLoss({"one": One()}, max_steps=6)
     seen = []
     engine = Engine(lambda *_: seen.append(terms.step))
-    TermProgress(terms).attach(engine)
+    LossStep(terms).attach(engine)
     resumed_at(engine, start, 3)
     engine.run([0] * 3, max_epochs=2)
     assert seen == [1, 2, 3, 4, 5, 6][start:]

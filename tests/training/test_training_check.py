@@ -32,7 +32,7 @@ def folder(tmp_path) -> CheckFolder:
 @pytest.fixture
 def cases(folder) -> CaseLists:
     folder.run()  # writes dataset.json
-    return load_cases(folder.root, labelled_cases=4)
+    return load_cases(DatasetSpec(folder.root, labelled_cases=4))
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from scripts.data.streams import StreamPosition, prepare_two_stream_batch, two_s
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
-from scripts.training.handlers import StepSeeder, StopAtStep
 from scripts.training.inferer import FeatureInferer
 from scripts.training.interruption import StopOnSignal
 from scripts.training.memory_updater import MemoryBankUpdater
+from scripts.training.step_handlers import StepSeeder, StopAtStep
 from scripts.training.teacher import TeacherUpdater, ema_teacher
 
 EPOCH = 4

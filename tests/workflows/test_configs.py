@@ -46,7 +46,6 @@ def test_a_dataset_file_says_nothing_about_the_method(dataset) -> None:
 def test_a_method_file_says_nothing_about_the_data_and_is_short(method) -> None:
     data_keys = {
         "dataset_dir",
-        "data_source",
         "datalist",
         "label_names",
         "spacing",

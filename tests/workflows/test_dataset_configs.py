@@ -72,7 +72,6 @@ def prepare(dataset: str, folder: Path) -> None:
 def overrides(dataset: str, folder: Path) -> dict:
     """Smaller and fewer, but the dataset's own channels, classes, values, spacing and intensities."""
     return {
-        "data_source": str(folder),
         "dataset_dir": str(folder),
         "spacing": load(dataset)["spacing"],
         "roi_size": [32, 16, 16],
@@ -109,8 +108,8 @@ def test_every_method_composes_with_a_dataset(dataset, download, make_workflow) 
         label = torch.randint(len(config["label_names"]), (1, 1, 32, 16, 16))
         batch = get("train::inferer")(images, get("network"), label, weak=images[1:])
         assert batch.logits.shape[1] == len(config["label_names"])
-        assert get("train::loss")(batch, label).isfinite(), method
-        assert get("train::optimizer").param_groups, method
+        assert get("loss")(batch, label).isfinite(), method
+        assert get("optimizer").param_groups, method
 
 
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name not in ("template", "demo")])

@@ -73,7 +73,7 @@ def assert_in_grid(output: nibabel.Nifti1Image, matrix: np.ndarray, shape: tuple
 
 def test_cases_of_all_formats_train_together_and_are_segmented_each_in_its_own_grid(mixed, make_workflow, tmp_path):
     root, grids = mixed
-    data = {"data_source": str(root), "dataset_dir": str(root)}
+    data = {"dataset_dir": str(root)}
     make_workflow("train.yaml", max_steps=2, **data).run()
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", max_steps=2, **data).run()
     with (tmp_path / "out/metrics.csv").open() as file:
@@ -87,7 +87,7 @@ def test_cases_of_all_formats_train_together_and_are_segmented_each_in_its_own_g
 @pytest.fixture
 def trained(mixed, make_workflow) -> None:
     root = mixed[0]
-    make_workflow("train.yaml", max_steps=1, data_source=str(root), dataset_dir=str(root)).run()
+    make_workflow("train.yaml", max_steps=1, dataset_dir=str(root)).run()
 
 
 def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_and_label(
@@ -105,7 +105,7 @@ def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_a
     training = [{key: str(tiny_demo / f"{key}s/demo_training_000.nii.gz") for key in ("image", "label")}]
     (root / "dataset.json").write_text(json.dumps({"training": training, "test": tests}))
     train(max_steps=2)
-    data = {"data_source": str(root), "dataset_dir": str(root), "labelled_cases": 1}
+    data = {"dataset_dir": str(root), "labelled_cases": 1}
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **data).run()
     with (tmp_path / "out/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -47,7 +47,6 @@ def write_cases(folder: Path, values: list[int], ignored: int | None = None, dty
     lists = {"training": [case(n) for n in range(3)], "validation": [case(3)], "test": [case(4)]}
     (folder / "dataset.json").write_text(json.dumps(lists))
     return {
-        "data_source": str(folder),
         "dataset_dir": str(folder),
         "label_names": ["background", "first", "second"],
         "labelled_cases": 2,
@@ -154,7 +153,7 @@ def test_what_new_dataset_finds_in_label_files_trains(make_workflow, tmp_path) -
     assert new_dataset([*words, "--label_names", *data["label_names"]]) == 0
     text = config.read_text()
     assert "label_values: [0, 100, 200]" in text and "ignore_value: 255" in text
-    sizes = {key: data[key] for key in ("roi_size", "spacing", "data_source", "dataset_dir")}
+    sizes = {key: data[key] for key in ("roi_size", "spacing", "dataset_dir")}
     make_workflow("train.yaml", config, max_steps=1, **sizes).run()
     assert (tmp_path / "models/model.pt").exists()
 

@@ -31,14 +31,14 @@ def label(dataset: Path, make_workflow):
     """Run one of the two commands on the copy."""
 
     def run(command: str, *files: str, **overrides) -> None:
-        data = {"data_source": str(dataset), "dataset_dir": str(dataset)}
+        data = {"dataset_dir": str(dataset)}
         make_workflow("train.yaml", *files, "labelling.yaml", run_id=command, **data, **overrides).run()
 
     return run
 
 
 def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, make_workflow, tmp_path) -> None:
-    data = {"data_source": str(dataset), "dataset_dir": str(dataset)}
+    data = {"dataset_dir": str(dataset)}
     make_workflow("train.yaml", max_steps=2, **data).run()
     label("pseudo_label", max_steps=2)
     out = tmp_path / "out/pseudo_labels"
@@ -105,7 +105,7 @@ def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, t
 def test_a_corrected_label_that_belongs_to_no_case_stops_training(dataset, make_workflow) -> None:
     (dataset / "corrected_labels").mkdir()
     shutil.copy(dataset / "labels/demo_training_004.nii.gz", dataset / "corrected_labels/demo_training_4.nii.gz")
-    workflow = make_workflow("train.yaml", data_source=str(dataset), dataset_dir=str(dataset))
+    workflow = make_workflow("train.yaml", dataset_dir=str(dataset))
     with pytest.raises(Exception) as caught:
         workflow.run()
     assert "demo_training_4.nii.gz is called after no training case" in str(root_user_error(caught.value))

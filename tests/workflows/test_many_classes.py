@@ -53,7 +53,6 @@ def voxelwise_network(num_classes: int) -> str:
 
 def test_thirteen_classes_train_fill_the_memory_and_are_reported_one_by_one(organs, make_workflow, tmp_path) -> None:
     options = {
-        "data_source": str(organs),
         "dataset_dir": str(organs),
         "in_channels": 13,
         "intensity": {"_target_": "Identityd", "keys": "image"},

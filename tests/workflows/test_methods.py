@@ -45,7 +45,6 @@ def data(request) -> dict:
         return {}
     folder = str(request.getfixturevalue("toy"))
     return {
-        "data_source": folder,
         "dataset_dir": folder,
         "in_channels": 2,
         "label_names": ["background", "first", "second"],
@@ -66,7 +65,7 @@ def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, 
     workflow = make_workflow(
         "train.yaml", f"methods/{method}.yaml", max_steps=STEPS, unlabelled_start=FIRST_UNLABELLED / STEPS, **data
     )
-    loss = workflow.parser.get_parsed_content("train::loss")
+    loss = workflow.parser.get_parsed_content("loss")
     for chooser in [*loss.terms.values(), *workflow.parser.get_parsed_content("method_handlers")]:
         for threshold in [name for name in vars(chooser) if name.endswith("confidence")]:
             setattr(chooser, threshold, 0.0)  # an untrained network is not confident: its voxels count all the same

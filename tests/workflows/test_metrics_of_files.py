@@ -107,7 +107,6 @@ def test_evaluation_is_what_scipy_computes_from_the_files(nearest_brightness, fi
     make_workflow(
         *("train.yaml", "evaluate.yaml"),
         run_id="evaluating",
-        data_source=str(files),
         dataset_dir=str(files),
         labelled_cases=None,
         **nearest_brightness,

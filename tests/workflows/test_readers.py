@@ -72,7 +72,7 @@ def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) 
     """Cases without names, no unlabelled ones, one epoch, then another from the model that came of it."""
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
-    demo = {"data_source": str(tiny_demo), "dataset_dir": str(tiny_demo)}
+    demo = {"dataset_dir": str(tiny_demo)}
     label_request(bundle, demo_cases(tiny_demo), handlers, **demo)
     model = bundle / "models/model.pt"
     first = torch.load(model, weights_only=True)

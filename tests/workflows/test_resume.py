@@ -61,7 +61,7 @@ def test_selectors_are_trained_by_their_own_optimiser_alone(make_workflow) -> No
     workflow.run()
     network, loss, main, extra, selectors = (
         workflow.parser.get_parsed_content(key)
-        for key in ("network", "train::loss", "train::optimizer", "extra_optimizer", "selectors")
+        for key in ("network", "loss", "optimizer", "extra_optimizer", "selectors")
     )
     held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in (main, extra)]
     assert held[1] == {id(p) for p in selectors.parameters()} and not held[0] & held[1]

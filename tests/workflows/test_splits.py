@@ -46,7 +46,7 @@ def test_a_split_trains(split, tiny_demo, make_workflow, tmp_path) -> None:
     workflow.run()
     model = torch.load(tmp_path / "models/model.pt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in model.values())
-    last = workflow.parser.get_parsed_content("train::loss").last
+    last = workflow.parser.get_parsed_content("loss").last
     assert (last["copy_paste"] != 0) == bool(SPLITS[split].get("unlabelled"))
 
 

@@ -25,7 +25,7 @@ def test_monais_way_to_the_loss_gives_the_number_of_the_step(make_workflow) -> N
     workflow.run()
     loss = from_engine(["loss"], first=True)(workflow.trainer.state.output)
     assert isinstance(loss, torch.Tensor) and loss.ndim == 0
-    values = workflow.parser.get_parsed_content("train::loss").scalars(loss)
+    values = workflow.parser.get_parsed_content("loss").scalars(loss)
     assert values["Loss/total"] == pytest.approx(loss.item()) != 0
 
 

@@ -32,7 +32,7 @@ def test_labels_of_unlabelled_cases_are_never_opened(damage, train, own_copy, as
     whole = train(name="whole", labelled_cases=2)
     for path in labels_of(own_copy, slice(2, None)):
         path.unlink() if damage == "delete" else path.write_bytes(b"not an image")
-    damaged = train(name="damaged", labelled_cases=2, data_source=str(own_copy))
+    damaged = train(name="damaged", labelled_cases=2, dataset_dir=str(own_copy))
     assert_same(whole, damaged)
 
 
@@ -40,7 +40,7 @@ def test_a_damaged_label_of_a_labelled_case_is_noticed(train, own_copy) -> None:
     """The counterpart of the test above: it would also pass if no label at all were read."""
     labels_of(own_copy, slice(0, 1))[0].write_bytes(b"not an image")
     with pytest.raises(RuntimeError):
-        train(labelled_cases=2, data_source=str(own_copy))
+        train(labelled_cases=2, dataset_dir=str(own_copy))
 
 
 def test_the_number_of_loader_workers_changes_nothing(train, assert_same) -> None:
@@ -64,7 +64,7 @@ def test_a_supervised_bundle_is_what_an_empty_unlabelled_set_makes(make_workflow
     workflow.run()
     assert len(workflow.parser.get_parsed_content("train::unlabelled_dataset")) == 0
     assert len(workflow.train_dataset) == 6
-    assert workflow.parser.get_parsed_content("train::loss").last["supervised"] > 0
+    assert workflow.parser.get_parsed_content("loss").last["supervised"] > 0
 
 
 def test_another_network_trains_with_the_same_method_by_naming_a_layer(make_workflow) -> None:
@@ -86,7 +86,7 @@ def test_another_network_trains_with_the_same_method_by_naming_a_layer(make_work
     assert isinstance(workflow.network_def, SegResNet)
     memory = workflow.parser.get_parsed_content("memory")
     assert memory.counts[1:].sum() > 0
-    assert workflow.parser.get_parsed_content("train::loss").last["contrast_labelled"] > 0
+    assert workflow.parser.get_parsed_content("loss").last["contrast_labelled"] > 0
 
 
 def test_patch_sides_that_16_does_not_divide_train_and_validate(train) -> None:
@@ -94,7 +94,7 @@ def test_patch_sides_that_16_does_not_divide_train_and_validate(train) -> None:
 
 
 def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path) -> None:
-    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, **{"validate::handlers::2::limit": 1})
+    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, **{"validate::handlers::0::pictures": 1})
     validated = []
     workflow.evaluator.add_event_handler(Events.COMPLETED, lambda _: validated.append(workflow.trainer.state.iteration))
     workflow.run()
@@ -111,7 +111,7 @@ def test_without_validation_cases_a_run_goes_without_validation(train, own_copy)
     content = json.loads((own_copy / "dataset.json").read_text())
     del content["validation"]
     (own_copy / "dataset.json").write_text(json.dumps(content))
-    train(data_source=str(own_copy), val_interval=1)
+    train(dataset_dir=str(own_copy), val_interval=1)
 
 
 def test_required_properties_are_all_there(make_workflow) -> None:
@@ -121,7 +121,7 @@ def test_required_properties_are_all_there(make_workflow) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"data_source": "/nowhere/at/all"}, "dataset_dir"),
+        ({"dataset_dir": "/nowhere/at/all", "dataset_name": "mine"}, "dataset_dir"),
         ({"labelled_cases": 99}, "labelled_cases"),
         ({"label_names": ["background", "large organ"]}, "label_names"),
         ({"roi_size": [4096, 4096, 4096]}, "roi_size"),
@@ -142,13 +142,8 @@ def test_a_newcomers_mistake_is_one_sentence(overrides, words, make_workflow) ->
 
 def test_demo_volumes_are_made_where_they_are_missing(make_workflow, tmp_path, monkeypatch) -> None:
     made = []
-    monkeypatch.setattr("scripts.data.demo.ensure_demo_dataset", lambda directory: made.append(directory) or "/nowhere")
-    workflow = make_workflow("train.yaml")
-    workflow.parser["data_source"] = {
-        "_target_": "scripts.data.demo.ensure_demo_dataset",
-        "directory": str(tmp_path / "fresh"),
-    }
-    workflow.initialize()
-    with pytest.raises(RuntimeError):
-        workflow.run()
+    monkeypatch.setattr("scripts.data.demo.ensure_demo_dataset", lambda directory: made.append(directory))
+    make_workflow("train.yaml", dataset_dir=str(tmp_path / "fresh"))
     assert made == [str(tmp_path / "fresh")]
+    make_workflow("train.yaml", dataset_dir=str(tmp_path / "mine"), dataset_name="mine")
+    assert len(made) == 1

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small handlers around every training step: seeds, the loss schedules, the progress bar, and the end of the run."""
+
+from __future__ import annotations
+
+import sys
+
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from tqdm import tqdm
+
+from scripts.losses.base import WeightedLoss
+from scripts.seeding import derive_seed, seed_generators
+
+
+def last_step(engine: Engine, max_steps: int) -> int:
+    """The step at which a run is complete: `max_steps`, or earlier if the trainer has fewer epochs.
+
+    MONAI Label and federated clients set the trainer's `max_epochs` and know nothing of steps.
+    """
+    epochs, length = engine.state.max_epochs, engine.state.epoch_length
+    return max_steps if epochs is None or length is None else min(max_steps, epochs * length)
+
+
+class StepSeeder:
+    """Seed all generators from (seed, iteration) before each step, so that dropout and sampling repeat on a resume.
+
+    Every rank gets the same seed, because all compute loss and memory alike and must draw the same. Sharded passes of
+    the network draw their own (`collectives.fork_rng_per_rank`).
+
+    Args:
+        seed: the run's seed, at least 0.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Seed at the start of each iteration of `engine`."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed for the engine's current iteration."""
+        seed_generators(derive_seed(self.seed, "step", engine.state.iteration, 0))
+
+
+class LossStep:
+    """Tell `WeightedLoss` the number of each step, so that its schedules follow the run.
+
+    Args:
+        loss: its `step` is set.
+    """
+
+    def __init__(self, loss: WeightedLoss) -> None:
+        self.loss = loss
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start of each iteration of `engine`."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the step, counted from 1."""
+        self.loss.step = engine.state.iteration
+
+
+class BatchAsItem:
+    """Make a step's output a list of one item, the whole batch, where MONAI's handlers expect decollated items.
+
+    A batch of two streams cannot be decollated, because it has more images than labels. But MONAI's usual access to the
+    loss, `from_engine(["loss"], first=True)` in its MLflow tracking and other handlers, needs a list.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Act when the model update is complete, where MONAI decollates."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Wrap the output."""
+        engine.state.output = [engine.state.output]
+
+
+class StopAtStep:
+    """End the run after `max_steps` iterations, also in the middle of an epoch; attach it last.
+
+    Args:
+        max_steps: number of iterations, at least 1.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def attach(self, engine: Engine) -> None:
+        """Check at the start of the run (it may be a finished one, resumed) and after each iteration."""
+        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Terminate if the step is reached."""
+        if engine.state.iteration >= self.max_steps:
+            engine.terminate()
+
+
+class RunProgressBar:
+    """Show completed steps, remaining time, and the terms of the loss.
+
+    ignite's `ProgressBar` shows one epoch at a time; this one shows the whole run.
+
+    Args:
+        loss: the loss function, for the values of its terms.
+        max_steps: length of the run.
+    """
+
+    def __init__(self, loss: WeightedLoss, max_steps: int) -> None:
+        self.loss, self.max_steps = loss, max_steps
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Open with the first step, move after each, close at the end or at an error."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def move(self, engine: Engine) -> None:
+        """Show the step that was just done."""
+        step = engine.state.iteration
+        if self.bar is None:
+            # In a log file a line every half minute says enough.
+            interval = 0.5 if sys.stderr.isatty() else 30.0
+            self.bar = tqdm(total=self.max_steps, initial=step - 1, unit="step", mininterval=interval, desc="training")
+        parts = {
+            name.removeprefix("Loss/"): value
+            for name, value in self.loss.scalars(engine.state.output[0][Keys.LOSS]).items()
+        }
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def close(self, engine: Engine) -> None:
+        """Finish the line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Finish the line and let the error go on."""
+        self.close(engine)
+        raise error

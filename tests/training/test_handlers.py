@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which a training run's handlers are attached."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def names(make_workflow):
+    """Class names of the handlers of a run with validation cases, in the order in which they are attached."""
+
+    def of(*files: str, **overrides) -> list[str]:
+        (handlers,) = make_workflow("train.yaml", *files, **overrides).parser.get_parsed_content("train::handlers")
+        return [type(handler).__name__ for handler in handlers.handlers]
+
+    return of
+
+
+BEFORE = [
+    ("MemoryBankUpdater", "GradientGuard"),
+    ("ValidationHandler", "TrainingCheckpoint"),  # otherwise a resumed run loses the validation of that step
+    ("LrScheduleHandler", "TrainingCheckpoint"),  # otherwise the learning rate lags one step after a resume
+    ("TeacherUpdater", "TrainingCheckpoint"),
+    ("RankSynchroniser", "GradientGuard"),  # all ranks must judge the same gradient
+    ("GradientGuard", "TeacherUpdater"),  # the teacher does not follow an undone step
+    ("TrainingCheckpoint", "StopOnSignal"),
+    ("StopOnSignal", "RunProgressBar"),  # ignite calls only the first listener of an exception
+    ("TrainingCheckpoint", "StopAtStep"),  # a resumed run must know its step before it may stop
+    ("FinalModelSaver", "StopAtStep"),
+]
+
+
+def test_handlers_are_attached_in_the_order_that_they_need(names):
+    order = names()
+    assert len(order) == len(set(order))
+    for first, second in BEFORE:
+        assert order.index(first) < order.index(second), (first, second)
+    assert order[-1] == "StopAtStep"
+
+
+def test_a_handler_of_the_method_comes_first(names):
+    order = names("methods/prototype_selectors.yaml")
+    assert order[:2] == ["ExtraOptimizer", "MemoryBankUpdater"]
+
+
+def test_the_checkpoint_knows_what_a_resume_must_share(make_workflow):
+    workflow = make_workflow("train.yaml", labelled_cases=2, batch_unlabelled=1, learning_rate=0.003, seed=5)
+    (handlers,) = workflow.parser.get_parsed_content("train::handlers")
+    (checkpoint,) = [each for each in handlers.handlers if type(each).__name__ == "TrainingCheckpoint"]
+    settings = checkpoint.settings
+    assert (settings["labelled"], settings["unlabelled"]) == (2, 4)
+    assert (settings["batch_labelled"], settings["batch_unlabelled"]) == (1, 1)
+    assert (settings["learning_rate"], settings["seed"], settings["roi_size"]) == (0.003, 5, [32, 32, 16])
+    assert settings["terms"] == ["supervised", "copy_paste", "contrast_labelled", "contrast_unlabelled"]
+    assert {"feature_layer", "unlabelled_start", "teacher_decay", "spacing", "label_names"} <= set(settings)
+    assert not {"directory", "labelled_cases"} & set(settings)

@@ -48,7 +48,7 @@ def test_steps_and_seeds_draw_different_numbers_from_every_generator():
     runs = [draws(), draws(seed=1)]
     for generator in range(3):
         values = [value[generator] for run in runs for value in run.values()]
-        assert len(set(values)) == 18
+        assert len(set(values)) == 12
 
 
 class One(LossTerm):

@@ -120,7 +120,7 @@ def test_training_stops_on_a_shifted_label_before_a_volume_is_read(folder, make_
     grid[0, 3] += 5
     folder.save_label("l2", folder.classes(), grid)
     folder.run()  # writes dataset.json
-    monkeypatch.setattr(memory_check, "check_memory", lambda **_: None)
+    monkeypatch.setattr(memory_check, "check_memory", lambda *_: None)
     monkeypatch.setattr("scripts.images.monai.read_volume", lambda path: pytest.fail(f"{path} was read"))
     workflow = make_workflow(
         "train.yaml", dataset_dir=str(folder.root), labelled_cases=4, label_names=["background", "organ", "vessel"]

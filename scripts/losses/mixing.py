@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on mixtures of labelled and unlabelled cases: copy-paste and ClassMix."""
+"""Bidirectional copy-paste of labelled and unlabelled cases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DiceCELoss, MaskedDiceLoss
+from monai.losses import MaskedDiceLoss
 from monai.networks import one_hot
 from torch.nn.functional import cross_entropy
 
@@ -37,34 +37,6 @@ def random_box(shape: Sequence[int], fraction: float, device: torch.device | str
         inside = inside.narrow(axis, int(torch.randint(side - length + 1, ())), length)
     inside.fill_(True)
     return box
-
-
-def paste(patch: torch.Tensor, into: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """`patch` where `where` is true, `into` elsewhere; images `(B, C, D, H, W)` or labels `(B, D, H, W)` alike.
-
-    Args:
-        patch: what is pasted.
-        into: what it is pasted into, of the same shape.
-        where: bool, `(D, H, W)` or any shape that broadcasts to theirs.
-    """
-    return torch.where(where, patch, into)
-
-
-def half_of_the_classes(labels: torch.Tensor) -> torch.Tensor:
-    """Where a case has one of a random half of its classes, rounded up, background not among them.
-
-    Drawn from torch's generator, on the CPU.
-
-    Args:
-        labels: classes of one case, `(D, H, W)`, from 0.
-
-    Returns:
-        bool `(D, H, W)`; all false where the case is background alone.
-    """
-    present = labels.unique()
-    present = present[present > 0]
-    order = torch.randperm(len(present))[: (len(present) + 1) // 2].to(labels.device)
-    return torch.isin(labels, present[order])
 
 
 class CopyPasteTerm(LossTerm):
@@ -152,32 +124,4 @@ class CopyPasteTerm(LossTerm):
 
 def _both_ways(labelled: torch.Tensor, unlabelled: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     """`(P, ...)` of each kind to `(2 P, ...)` mixtures."""
-    return torch.cat([paste(unlabelled, labelled, box), paste(labelled, unlabelled, box)])
-
-
-class ClassMixingTerm(LossTerm):
-    """Class mixing: ClassMix (Olsson et al., WACV 2021), with a labelled case as the source.
-
-    The voxels of half of a labelled case's foreground classes are pasted into an unlabelled case, their labels into its
-    pseudo-label; the network has to segment the mixture, in a further pass. Dice plus cross-entropy as in
-    `SupervisedTerm`. Every mixture holds something whose label is known, also where the teacher sees no structure yet.
-
-    ClassMix pastes between two unlabelled images by pseudo-labels, and weighs a mixture by the share of confident
-    pixels; this pastes what is known, and does not weigh.
-
-    Args:
-        weight: number or schedule.
-    """
-
-    def __init__(self, weight: float | Schedule = 1.0) -> None:
-        super().__init__(weight)
-        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-    def forward(self, batch: TrainingBatch) -> torch.Tensor:
-        if batch.num_labelled == 0 or batch.num_unlabelled == 0:
-            return batch.logits[:0].sum()
-        source = torch.arange(batch.num_unlabelled, device=batch.logits.device) % batch.num_labelled
-        where = torch.stack([half_of_the_classes(labels) for labels in batch.labels[source]])
-        images = paste(batch.labelled_images[source], batch.unlabelled_images, where[:, None])
-        targets = paste(batch.labels[source], batch.target_logits.argmax(dim=1), where)
-        return self.loss(batch.forward_pass(images)[0], targets[:, None])
+    return torch.cat([torch.where(box, unlabelled, labelled), torch.where(box, labelled, unlabelled)])

@@ -14,7 +14,7 @@ import scripts.losses
 from scripts.losses.base import LossTerm
 from scripts.losses.contrast import CompactnessTerm, LabelledContrastTerm, SeparationTerm, UnlabelledContrastTerm
 from scripts.losses.correlation import CorrelationTerm
-from scripts.losses.mixing import ClassMixingTerm, CopyPasteTerm
+from scripts.losses.mixing import CopyPasteTerm
 from scripts.losses.smoothness import SmoothnessTerm
 from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
 from scripts.losses.unlabelled import ConsistencyTerm, EntropyTerm, PseudoLabelTerm, SoftPseudoLabelTerm
@@ -38,7 +38,6 @@ TERMS = {
     "linear_dice": LinearDiceTerm,
     "linear_dice_first": lambda: LinearDiceTerm(classes="first"),
     "copy_paste": lambda: CopyPasteTerm(fraction=0.5),
-    "class_mixing": ClassMixingTerm,
     "compactness": CompactnessTerm,
     "compactness_all": lambda: CompactnessTerm(unlabelled=True, confidence=0.0, samples_per_class=None),
     "separation": SeparationTerm,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes and pasting, by counting voxels."""
+"""Boxes, by counting voxels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from scripts.losses.mixing import half_of_the_classes, paste, random_box
+from scripts.losses.mixing import random_box
 
 
 def extents(box):
@@ -42,32 +42,3 @@ def test_box_follows_torchs_generator():
     first, second = random_box((30, 30, 30), 0.5), random_box((30, 30, 30), 0.5)
     torch.manual_seed(3)
     assert torch.equal(random_box((30, 30, 30), 0.5), first) and not torch.equal(first, second)
-
-
-def test_what_is_pasted_is_inside_and_the_rest_is_kept():
-    box = torch.zeros(1, 2, 3, dtype=torch.bool)
-    box[0, 1, 1:] = True
-    patch, into = torch.arange(6.0).reshape(1, 1, 1, 2, 3), torch.arange(10.0, 16.0).reshape(1, 1, 1, 2, 3)
-    assert paste(patch, into, box).flatten().tolist() == [10, 11, 12, 13, 4, 5]
-    assert paste(into, patch, box).flatten().tolist() == [0, 1, 2, 3, 14, 15]
-
-
-def test_labels_are_pasted_like_images():
-    box = torch.tensor([True, False, True]).reshape(1, 1, 3)
-    pasted = paste(torch.tensor([[[[1, 1, 1]]], [[[2, 2, 2]]]]), torch.zeros(2, 1, 1, 3, dtype=torch.int64), box)
-    assert pasted[:, 0, 0].tolist() == [[1, 0, 1], [2, 0, 2]] and pasted.dtype == torch.int64
-
-
-def test_half_of_the_classes_is_rounded_up_and_never_holds_background():
-    labels = torch.tensor([0, 1, 2, 5, 5, 0]).reshape(1, 1, 6)
-    drawn = set()
-    for seed in range(30):
-        torch.manual_seed(seed)
-        where = half_of_the_classes(labels)
-        assert where.shape == labels.shape
-        drawn.add(tuple(sorted(set(labels[where].tolist()))))
-    assert drawn == {(1, 2), (1, 5), (2, 5)}
-
-
-def test_half_of_no_class_is_nowhere():
-    assert not half_of_the_classes(torch.zeros(1, 2, 3, dtype=torch.int64)).any()

@@ -71,17 +71,16 @@ def warmed_decay(decay: float, updates: int) -> float:
     return min(decay, (1.0 + updates) / (10.0 + updates))
 
 
-def poly_rate(step: int, max_steps: int, power: float = 0.9, floor: float = 0.0, warmup: int = 0) -> float:
-    """Factor on the learning rate: linear warm-up, then `(1 - step / max_steps) ** power`, not below `floor`.
+def poly_rate(step: int, max_steps: int, power: float = 0.9, warmup: int = 0) -> float:
+    """Factor on the learning rate: linear warm-up, then `(1 - step / max_steps) ** power`.
 
     Args:
-        step: steps done, from 0; past `max_steps` the factor stays at `floor`.
+        step: steps done, from 0; past `max_steps` the factor is 0.
         max_steps: length of the run, at least 1.
         power: 0.9 in DeepLab (Chen et al., 2018) and nnU-Net (Isensee et al., 2021).
-        floor: lowest factor, in [0, 1].
         warmup: steps over which the factor climbs from 1 / warmup to its value.
     """
-    factor = max((1.0 - min(step / max_steps, 1.0)) ** power, floor)
+    factor = (1.0 - min(step / max_steps, 1.0)) ** power
     return factor * min(1.0, (step + 1) / warmup) if warmup > 0 else factor
 
 

@@ -67,7 +67,6 @@ def adversarial_direction(
     return AdversarialDirection(direction.detach(), distances, norm)
 
 
-CASES = ("all", "unlabelled")
 CLEAN_PASSES = ("own", "step")
 
 
@@ -92,13 +91,12 @@ class SmoothnessTerm(LossTerm):
         probe: xi, length of the probing step in intensity units, for images of unit variance.
         epsilon: length of the final step (SS-Net's code: 10 on the left atrium, 6 for 2D).
         iterations: power iterations, at least 1.
-        cases: `all` (the published code) or `unlabelled`.
         clean_pass: `own`, a pass of its own that records running statistics once more (the published code; with
             dropout it sees another draw), or `step`, the prediction of the step, which costs nothing.
         noise: draws the starting direction from the images.
 
     Raises:
-        ValueError: for an unknown `cases` or `clean_pass`, or a number of iterations below 1.
+        ValueError: for an unknown `clean_pass`, or a number of iterations below 1.
     """
 
     def __init__(
@@ -107,29 +105,24 @@ class SmoothnessTerm(LossTerm):
         probe: float = 10.0,
         epsilon: float = 10.0,
         iterations: int = 1,
-        cases: str = "all",
         clean_pass: str = "step",
         noise: Callable[[torch.Tensor], torch.Tensor] = centred_noise,
     ) -> None:
         super().__init__(weight)
-        if cases not in CASES or clean_pass not in CLEAN_PASSES:
+        if clean_pass not in CLEAN_PASSES:
             raise ValueError(
-                f"SmoothnessTerm: cases must be one of {', '.join(CASES)} and clean_pass one of "
-                f"{', '.join(CLEAN_PASSES)}, got {cases!r} and {clean_pass!r}."
+                f"SmoothnessTerm: clean_pass must be one of {', '.join(CLEAN_PASSES)}, got {clean_pass!r}."
             )
         if iterations < 1:
             raise ValueError(f"SmoothnessTerm: iterations must be at least 1, got {iterations}.")
         self.probe, self.epsilon, self.iterations = probe, epsilon, iterations
-        self.cases, self.clean_pass, self.noise = cases, clean_pass, noise
+        self.clean_pass, self.noise = clean_pass, noise
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
-        first = 0 if self.cases == "all" else batch.num_labelled
-        images = batch.images[first:]
-        if len(images) == 0:
-            return batch.logits[:0].sum()
+        images = batch.images
 
         def counted(probabilities: torch.Tensor) -> torch.Tensor:
-            if batch.ignored is None or first > 0:
+            if batch.ignored is None:
                 return probabilities
             keep = torch.ones_like(probabilities[:, :1])
             keep[: batch.num_labelled, 0] = (~batch.ignored).to(keep)
@@ -140,7 +133,7 @@ class SmoothnessTerm(LossTerm):
 
         with torch.no_grad():
             own = self.clean_pass == "own"
-            logits = batch.forward_pass(images, keep_statistics=False)[0] if own else batch.logits[first:]
+            logits = batch.forward_pass(images, keep_statistics=False)[0] if own else batch.logits
             clean = counted(logits.softmax(dim=1))
         found = adversarial_direction(predict, images, clean, self.noise(images), self.probe, self.iterations)
         return linear_dice_loss(predict(images + self.epsilon * found.direction), clean)

@@ -20,10 +20,9 @@ class SupervisedTerm(LossTerm):
     Args:
         weight: number or schedule.
         dice_weight: weight of the Dice part, at least 0.
-        ce_weight: weight of the cross-entropy part, at least 0.
     """
 
-    def __init__(self, weight: float | Schedule = 1.0, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
+    def __init__(self, weight: float | Schedule = 1.0, dice_weight: float = 1.0) -> None:
         super().__init__(weight)
         self.loss = DiceCELoss(
             include_background=False,
@@ -31,7 +30,6 @@ class SupervisedTerm(LossTerm):
             softmax=True,
             batch=True,
             lambda_dice=dice_weight,
-            lambda_ce=ce_weight,
         )
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:

@@ -13,6 +13,9 @@ from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import NO_CLASS, check_embeddings, sample_per_class, voxel_embeddings
 
+MIN_EMBEDDINGS = 2
+"""Fewest features and fewest prototypes with which a class contributes, as in the published codes."""
+
 
 def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
     """Cosine of every pair, `(N, D)` and `(M, D)` to `(N, M)`; 0 for a zero vector, which has no direction."""
@@ -113,7 +116,6 @@ class ContrastivePrototypeLoss(nn.Module):
         samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
             voxels say nearly the same, and the heads' cost grows with every row.
         divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
-        min_embeddings: fewest features and fewest memory embeddings for a class to contribute (published codes: 2).
         temperature: `None` for the distance above, which pulls only. A number above 0 puts the cross-entropy of finding
             the own class's memory among all classes' in its place (`scripts.prototypes.loss.class_info_nce`), which
             also pushes; values are then at least 0 without a bound, and a class contributes only where another one has
@@ -133,18 +135,12 @@ class ContrastivePrototypeLoss(nn.Module):
         selectors: ClassSelectors | None = None,
         samples_per_class: int | None = 256,
         divisor: str = "present",
-        min_embeddings: int = 2,
         embeddings_through_heads: str = "used",
         temperature: float | None = None,
     ) -> None:
         super().__init__()
-        if samples_per_class is not None and samples_per_class < min_embeddings:
-            raise ValueError(
-                f"samples_per_class ({samples_per_class}) is below min_embeddings ({min_embeddings}): "
-                "no class could contribute."
-            )
-        if min_embeddings < 1:
-            raise ValueError(f"min_embeddings must be at least 1, got {min_embeddings}.")
+        if samples_per_class is not None and samples_per_class < MIN_EMBEDDINGS:
+            raise ValueError(f"samples_per_class must be at least {MIN_EMBEDDINGS}, got {samples_per_class}.")
         if divisor not in ("present", "all"):
             raise ValueError(f"divisor must be 'present' or 'all', got {divisor!r}.")
         if embeddings_through_heads not in ("used", "all"):
@@ -158,7 +154,6 @@ class ContrastivePrototypeLoss(nn.Module):
         self.selectors = selectors
         self.samples_per_class = samples_per_class
         self.divisor = divisor
-        self.min_embeddings = min_embeddings
         self.embeddings_through_heads = embeddings_through_heads
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -179,7 +174,7 @@ class ContrastivePrototypeLoss(nn.Module):
         chosen = self._usable(flat)
         if self.embeddings_through_heads == "all":
             predictions = self._through_heads(embeddings)
-        if len(chosen) < self.min_embeddings:
+        if len(chosen) < MIN_EMBEDDINGS:
             return embeddings[:0].sum()  # 0 with a zero gradient, whatever the features hold
         flat = flat[chosen]
         predictions = (
@@ -219,14 +214,14 @@ class ContrastivePrototypeLoss(nn.Module):
         stored = self.memory.summary()
         counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
         alone = "" if self.temperature is None else ", beside another class with prototypes"
-        least = self.min_embeddings
-        return f"no class has {least} features and {least} prototypes{alone}; there are {counts}"
+        least = f"{MIN_EMBEDDINGS} features and {MIN_EMBEDDINGS} prototypes"
+        return f"no class has {least}{alone}; there are {counts}"
 
     def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
         available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
         stored = self.memory.counts.to(flat.device)
-        usable = (available >= self.min_embeddings) & (stored >= self.min_embeddings)
+        usable = (available >= MIN_EMBEDDINGS) & (stored >= MIN_EMBEDDINGS)
         if self.temperature is not None:
             usable &= (stored > 0).sum() > 1  # alone in memory, a class is found with certainty
         return available, usable

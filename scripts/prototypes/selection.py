@@ -10,7 +10,6 @@ from scripts.prototypes.selectors import ClassSelectors
 BY_SELECTOR = ("highest", "lowest")
 SELECTIONS = ("random", "confidence", *BY_SELECTOR)
 SAMPLINGS = ("image", "class")
-ROUNDINGS = ("int", "round")
 
 
 def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
@@ -42,9 +41,7 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
 
 
-def embeddings_per_image(
-    capacity: int, images: int, num_classes: int, sampling: str = "image", rounding: str = "int"
-) -> int:
+def embeddings_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image") -> int:
     """Rows of a class that one image offers to a first-in-first-out memory, so that all images fill it once.
 
     `image`: `max(1, round(capacity / images))`. `class`: a third of the number of classes times as many. Both are rules
@@ -55,19 +52,15 @@ def embeddings_per_image(
         images: labelled images, at least 1.
         num_classes: K, for `class`.
         sampling: `image` or `class`.
-        rounding: how `class` becomes a whole number, `int` (the published code) or `round`.
 
     Raises:
-        ValueError: for another `sampling` or `rounding`.
+        ValueError: for another `sampling`.
     """
-    if sampling not in SAMPLINGS or rounding not in ROUNDINGS:
-        raise ValueError(
-            f"sampling must be one of {', '.join(SAMPLINGS)} and rounding one of {', '.join(ROUNDINGS)}, "
-            f"got {sampling!r} and {rounding!r}."
-        )
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
     embeddings = round(capacity / images)
     if sampling == "class":
-        embeddings = {"int": int, "round": round}[rounding](num_classes / 3 * embeddings)
+        embeddings = int(num_classes / 3 * embeddings)
     return max(1, embeddings)
 
 

@@ -45,7 +45,6 @@ TERMS = {
     "contrast_unlabelled": lambda: UnlabelledContrastTerm(ContrastivePrototypeLoss(memory()), confidence=0.0),
     "smoothness": lambda: SmoothnessTerm(epsilon=1.0),
     "smoothness_own": lambda: SmoothnessTerm(epsilon=1.0, clean_pass="own"),
-    "smoothness_unlabelled": lambda: SmoothnessTerm(epsilon=1.0, cases="unlabelled"),
     "correlation": lambda: CorrelationTerm(memory(), confidence=0.0),
     "consistency": ConsistencyTerm,
     "entropy": EntropyTerm,

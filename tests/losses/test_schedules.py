@@ -54,12 +54,6 @@ def test_default_power_is_nine_tenths():
     assert poly_rate(50, 100) == pytest.approx(0.5358867312681466, rel=1e-12)  # 0.5 ** 0.9
 
 
-def test_rate_stops_falling_at_the_floor():
-    assert poly_rate(25, 100, power=2, floor=0.5) == pytest.approx(0.5625)
-    assert poly_rate(50, 100, power=2, floor=0.5) == 0.5
-    assert poly_rate(500, 100, power=2, floor=0.5) == 0.5
-
-
 def test_warmup_climbs_in_equal_shares_of_the_rate():
     assert [poly_rate(s, 100, power=1, warmup=4) for s in range(5)] == pytest.approx(
         [0.25 * 1.0, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]

@@ -86,17 +86,9 @@ def test_perturbed_passes_record_no_statistics(clean_pass, recorded):
     assert network.norm.num_batches_tracked == recorded
 
 
-@pytest.mark.parametrize(("cases", "seen"), [("all", 3), ("unlabelled", 1)])
-def test_cases_that_are_moved(cases, seen):
+def test_labelled_and_unlabelled_images_are_moved():
     step = step_of(OneVoxel(), labelled=2)
-    assert all(len(images) == seen for images, _ in moved_images(SmoothnessTerm(cases=cases), step))
-
-
-def test_no_unlabelled_case_gives_zero_with_zero_gradient():
-    network = OneVoxel()
-    value = SmoothnessTerm(cases="unlabelled")(step_of(network, unlabelled=0))
-    value.backward()
-    assert value == 0 and network.slope.grad == 0
+    assert all(len(images) == 3 for images, _ in moved_images(SmoothnessTerm(), step))
 
 
 def test_a_network_that_ignores_its_input_gives_a_finite_value():
@@ -121,7 +113,7 @@ def test_noise_is_centred_and_follows_the_global_generator():
     assert torch.equal(centred_noise(torch.zeros(1, 1, 20, 20, 20)), noise)
 
 
-@pytest.mark.parametrize("wrong", [{"cases": "labelled"}, {"clean_pass": "none"}, {"iterations": 0}])
+@pytest.mark.parametrize("wrong", [{"clean_pass": "none"}, {"iterations": 0}])
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match=f"SmoothnessTerm: .*{next(iter(wrong))}"):
         SmoothnessTerm(**wrong)

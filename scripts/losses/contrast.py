@@ -10,7 +10,7 @@ from torch import nn
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.schedules import Schedule
-from scripts.prototypes.clusters import compactness, separation
+from scripts.prototypes.clusters import check_margin, compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, sample_per_class, voxel_embeddings
 
@@ -153,8 +153,7 @@ class SeparationTerm(_ClusterTerm):
         margin: float = 1.0,
     ) -> None:
         super().__init__(weight, projection_head, unlabelled, confidence, samples_per_class)
-        if not 0.0 < margin <= 2.0:
-            raise ValueError(f"SeparationTerm: margin is a cosine distance in (0, 2], got {margin}.")
+        check_margin(margin)
         self.margin = margin
 
     def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

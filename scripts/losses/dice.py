@@ -40,3 +40,27 @@ def squared_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: fl
     overlap = (prediction * target).sum(axes)
     size = prediction.square().sum(axes) + target.square().sum(axes)
     return (1.0 - (2.0 * overlap + smooth) / (size + smooth)).mean()
+
+
+def masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `1 - (2 sum(p t) + s) / (sum p + sum t + s)` over the foreground classes that the target holds.
+
+    Sums run over cases and voxels where the mask is true; s is 1e-5.
+
+    Args:
+        probabilities: `(B, K, ...)`.
+        target: one-hot classes, the same shape.
+        mask: bool `(B, 1, ...)`.
+
+    Returns:
+        A scalar in [0, 1]; 0 with a zero gradient if the target holds no foreground class.
+    """
+    axes = [0, *range(2, probabilities.ndim)]
+    probabilities = probabilities * mask
+    target = target * mask
+    overlap = (probabilities * target).sum(axes)[1:]
+    size = (probabilities.sum(axes) + target.sum(axes))[1:]
+    present = target.sum(axes)[1:] > 0
+    if not bool(present.any()):
+        return probabilities[:0].sum()
+    return (1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))[present].mean()

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, one_hot
 
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.dice import squared_dice_loss
+from scripts.losses.dice import masked_dice_loss, squared_dice_loss
 from scripts.losses.schedules import Schedule
 from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
 
@@ -57,7 +57,7 @@ class PseudoLabelTerm(LossTerm):
         if self.dice_weight == 0:
             return ce
         target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
-        return ce + self.dice_weight * _masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
+        return ce + self.dice_weight * masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
 
 
 class SoftPseudoLabelTerm(LossTerm):
@@ -80,19 +80,6 @@ class SoftPseudoLabelTerm(LossTerm):
         probabilities = batch.unlabelled_logits.softmax(dim=1)
         dice = squared_dice_loss(probabilities[:, 1:], target[:, 1:], smooth=1e-5)
         return cross_entropy(batch.unlabelled_logits, target) + dice
-
-
-def _masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 - Dice over the batch, mean over the foreground classes in the target `(U, K, ...)`; mask `(U, 1, ...)`."""
-    axes = [0, *range(2, probabilities.ndim)]
-    probabilities = probabilities * mask
-    target = target * mask
-    overlap = (probabilities * target).sum(axes)[1:]
-    size = (probabilities.sum(axes) + target.sum(axes))[1:]
-    present = target.sum(axes)[1:] > 0
-    if not bool(present.any()):
-        return probabilities[:0].sum()
-    return (1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))[present].mean()
 
 
 class ConsistencyTerm(LossTerm):

@@ -34,6 +34,12 @@ def compactness(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
     return (1.0 - torch.linalg.vector_norm(means, dim=1)).mean()
 
 
+def check_margin(margin: float) -> None:
+    """Raise `ValueError` unless `margin` is a cosine distance in (0, 2]."""
+    if not 0.0 < margin <= 2.0:
+        raise ValueError(f"margin must be a cosine distance in (0, 2], got {margin}.")
+
+
 def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, margin: float = 1.0) -> torch.Tensor:
     """How far the mean directions of two classes fall short of a cosine distance, averaged over pairs of classes.
 
@@ -53,8 +59,7 @@ def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, m
     Raises:
         ValueError: for a margin outside (0, 2], a label out of range or another number of labels than embeddings.
     """
-    if not 0.0 < margin <= 2.0:
-        raise ValueError(f"separation: margin is a cosine distance in (0, 2], got {margin}.")
+    check_margin(margin)
     means = _mean_directions(features, labels, num_classes, min_embeddings=1)
     if len(means) < 2:
         return features[:0].sum()

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from scripts.prototypes.clusters import compactness, separation
+from scripts.prototypes.clusters import check_margin, compactness, separation
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_embeddings
+from scripts.prototypes.selection import check_selection, choose_embeddings
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import (
     check_embeddings,
@@ -71,12 +71,8 @@ class ContrastivePrototypeManager(nn.Module):
             raise ValueError(f"predictions must be one of {', '.join(PREDICTIONS)}, got {predictions!r}.")
         if not 0.0 <= confidence <= 1.0:
             raise ValueError(f"confidence must be in [0, 1], got {confidence}.")
-        if not 0.0 < margin <= 2.0:
-            raise ValueError(f"margin is a cosine distance in (0, 2], got {margin}.")
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
-        if selection in BY_SELECTOR and not use_learned_selector:
-            raise ValueError(f"selection={selection!r} needs use_learned_selector=True.")
+        check_margin(margin)
+        check_selection(selection, has_selectors=use_learned_selector)
         self.predictions, self.confidence, self.selection, self.margin = predictions, confidence, selection, margin
         self.loss = ContrastivePrototypeLoss(
             PrototypeMemory(num_classes, feature_dim, elements_per_class),

@@ -12,6 +12,14 @@ SELECTIONS = ("random", "confidence", *BY_SELECTOR)
 SAMPLINGS = ("image", "class")
 
 
+def check_selection(selection: str, has_selectors: bool = True) -> None:
+    """Raise `ValueError` for an unknown `selection`, or one that needs selectors if there are none."""
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    if selection in BY_SELECTOR and not has_selectors:
+        raise ValueError(f"selection={selection!r} ranks features by learned selectors, but there are none.")
+
+
 def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
     """Indices of the embeddings to keep, at most `limit` of `count`.
 
@@ -30,8 +38,7 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     Raises:
         ValueError: for an unknown `selection`, or one that needs scores when there are none.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    check_selection(selection)
     if count <= limit:
         return torch.arange(count)
     if selection == "random":
@@ -91,16 +98,12 @@ def choose_embeddings(
     Raises:
         ValueError: if what `selection` needs is missing.
     """
+    check_selection(selection, has_selectors=selectors is not None)
     finite = features.isfinite().all(dim=1)
     features = features[finite]
     scores = None if probabilities is None else probabilities[finite]
-    if selection in BY_SELECTOR:
-        if selectors is None:
-            raise ValueError(
-                f"selection={selection!r} ranks features by a learned selector, but there are no selectors."
-            )
-        if len(features) > limit:
-            with torch.no_grad():
-                scores = selectors.feature_scores(class_id, features)
+    if selection in BY_SELECTOR and selectors is not None and len(features) > limit:
+        with torch.no_grad():
+            scores = selectors.feature_scores(class_id, features)
     kept = select_indices(len(features), limit, selection, scores)
     return features[kept.to(features.device)]

@@ -12,7 +12,7 @@ from torch import nn
 from scripts.errors import UserError
 from scripts.losses.base import TrainingBatch
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import BY_SELECTOR, SELECTIONS, choose_embeddings
+from scripts.prototypes.selection import BY_SELECTOR, check_selection, choose_embeddings
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, voxel_embeddings
 
@@ -74,10 +74,7 @@ class MemoryBankUpdater:
         for name, value in (("confidence", confidence), ("labelled_confidence", labelled_confidence)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"MemoryBankUpdater: {name} must be in [0, 1], got {value}.")
-        if selection not in SELECTIONS:
-            raise ValueError(f"MemoryBankUpdater: selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
-        if selection in BY_SELECTOR and selectors is None:
-            raise ValueError(f"MemoryBankUpdater: selection={selection!r} needs selectors; or take 'confidence'.")
+        check_selection(selection, has_selectors=selectors is not None)
         if embeddings_per_step is not None and embeddings_per_step < 1:
             raise ValueError(f"MemoryBankUpdater: embeddings_per_step must be at least 1, got {embeddings_per_step}.")
         self.memory = memory

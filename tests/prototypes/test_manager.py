@@ -310,7 +310,7 @@ def test_update_memory_refuses_foreign_classes_and_widths_and_leaves_out_rows_th
         ({"confidence": 1.2}, r"confidence.* 1\.2"),
         ({"margin": 0.0}, r"margin.* 0\.0"),
         ({"selection": "best"}, "selection.*'best'"),
-        ({"selection": "highest"}, "'highest'.*use_learned_selector"),
+        ({"selection": "highest"}, "selection='highest'.*selectors"),
         ({"divisor": "some"}, "divisor.*'some'"),
         ({"memory_weighting": "mean", "use_learned_selector": True}, "memory_weighting.*'mean'"),
         ({"feature_dim": 0}, "feature_dim"),

@@ -116,5 +116,5 @@ def require_images(files: Sequence[str], folder: str | Path) -> None:
     """
     if not files:
         raise UserError(
-            f"{folder} holds no image (or none that image_pattern matches): give a folder of images by --dataset_dir."
+            f"No image in {folder} (or none that image_pattern matches): give a folder of images by --dataset_dir."
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights, schedules and what is logged."""
+"""The batch, the weights of the terms, and what is logged."""
 
 from __future__ import annotations
 
@@ -30,37 +30,6 @@ def some_batch(labelled=1, unlabelled=2, teacher_logits=None):
     logits = torch.arange(cases * 2.0 * 24).reshape(cases, 2, 2, 3, 4).requires_grad_()
     features = torch.arange(cases * 5.0 * 24).reshape(cases, 5, 2, 3, 4)
     return make_batch(logits, features, torch.ones(labelled, 2, 3, 4, dtype=torch.int64), teacher_logits)
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        (1, 0.0),
-        (19, 0.0),
-        (20, 2 * math.exp(-5)),
-        (40, 2 * math.exp(-1.25)),
-        (60, 2.0),
-        (100, 2.0),
-    ],
-)
-def test_rampup_waits_climbs_and_stays(step, expected):
-    assert RampUp(2.0, start=0.2, end=0.6).at(step, 100) == pytest.approx(expected, rel=1e-9)
-
-
-def test_rampup_scales_with_the_run():
-    ramp = RampUp(3.0, 0.1, 0.5)
-    assert ramp.at(30, 100) == pytest.approx(ramp.at(300, 1000)) == pytest.approx(3 * math.exp(-1.25))
-
-
-def test_rampup_without_length_is_a_switch():
-    ramp = RampUp(2.0, start=0.5, end=0.5)
-    assert [ramp.at(step, 10) for step in (1, 4, 5, 10)] == [0.0, 0.0, 2.0, 2.0]
-
-
-@pytest.mark.parametrize(("start", "end"), [(-0.1, 0.4), (0.5, 0.4), (0.1, 1.1)])
-def test_rampup_with_impossible_fractions_is_refused(start, end):
-    with pytest.raises(ValueError, match=f"start.*{start}.*end.*{end}"):
-        RampUp(1.0, start, end)
 
 
 def test_sum_is_weighted():
@@ -162,28 +131,6 @@ def test_parameters_of_a_terms_modules_are_parameters_of_the_list():
             self.head = torch.nn.Linear(2, 3)
 
     assert sum(p.numel() for p in WeightedLoss({"a": WithHead()}, max_steps=1).parameters()) == 9
-
-
-@pytest.mark.parametrize("max_steps", [15000, 1500, 100])
-def test_a_staircase_climbs_as_the_published_codes_and_scales_with_the_run(max_steps):
-    ramp = RampUp(2.0, end=0.4, stairs=40)
-    width = max_steps // 100  # a stair; the codes' 150 of 15,000
-    for stair in (0, 1, 3, 7, 39, 40, 70):
-        expected = 2.0 * math.exp(-5 * (1 - min(stair, 40) / 40) ** 2)
-        assert ramp.at(stair * width + 1, max_steps) == pytest.approx(expected)
-        assert ramp.at((stair + 1) * width, max_steps) == pytest.approx(expected)
-
-
-def test_a_staircase_may_start_late_and_may_have_no_length():
-    late = RampUp(1.0, start=0.5, end=0.7, stairs=2)
-    weights = [late.at(step, 100) for step in (49, 51, 60, 61, 70, 71)]
-    assert weights == pytest.approx([0.0, math.exp(-5), math.exp(-5), math.exp(-1.25), math.exp(-1.25), 1.0])
-    assert RampUp(1.0, start=0.5, end=0.5, stairs=4).at(51, 100) == 1.0
-
-
-def test_negative_stairs_are_refused():
-    with pytest.raises(ValueError, match="stairs"):
-        RampUp(1.0, stairs=-1)
 
 
 def test_terms_are_computed_in_the_order_in_which_they_are_listed():

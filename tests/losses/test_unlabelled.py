@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo-label loss on four voxels, by hand."""
+"""Losses of unlabelled cases on a few voxels, worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from scripts.losses.unlabelled import PseudoLabelTerm, SoftPseudoLabelTerm
+from scripts.losses.unlabelled import ConsistencyTerm, EntropyTerm, PseudoLabelTerm, SoftPseudoLabelTerm
 from tests.losses.batches import make_batch
 
 
@@ -76,10 +76,11 @@ def test_no_confident_voxel_gives_zero_with_zero_gradient():
     assert value.item() == 0 and step.logits.grad.eq(0).all()
 
 
-def test_no_unlabelled_case_gives_zero_with_zero_gradient():
+@pytest.mark.parametrize("term", [PseudoLabelTerm, SoftPseudoLabelTerm, ConsistencyTerm, EntropyTerm])
+def test_no_unlabelled_case_gives_zero_with_zero_gradient(term):
     logits = torch.randn(1, 2, 1, 1, 4, requires_grad=True)
     step = make_batch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
-    value = PseudoLabelTerm()(step)
+    value = term()(step)
     value.backward()
     assert value.item() == 0 and logits.grad.eq(0).all()
 
@@ -154,10 +155,67 @@ def test_soft_targets_do_not_unlearn_a_class_that_is_never_the_most_probable_one
         assert bool(step.logits.grad[1, 1].abs().max() > 1e-6) is pushed
 
 
-def test_soft_targets_without_an_unlabelled_case_give_zero_with_zero_gradient():
-    logits = torch.randn(1, 2, 1, 1, 4, requires_grad=True)
-    value = SoftPseudoLabelTerm()(
-        make_batch(logits, torch.zeros(1, 3, 1, 1, 4), torch.zeros(1, 1, 1, 4, dtype=torch.int64))
+def consistency_batch(student, teacher):
+    return make_batch(
+        logits=torch.cat([torch.zeros_like(logits_of(*student)), logits_of(*student)]).requires_grad_(),
+        features=torch.zeros(2, 3, 1, 1, 2),
+        labels=torch.zeros(1, 1, 1, 2, dtype=torch.int64),
+        teacher_logits=logits_of(*teacher).requires_grad_(),
     )
+
+
+def test_it_is_the_mean_squared_difference_of_probabilities():
+    step = consistency_batch(student=[[0.4, 0.6], [0.8, 0.2]], teacher=[[0.1, 0.9], [0.9, 0.1]])
+    value = ConsistencyTerm()(step)
+    assert value.item() == pytest.approx((0.3**2 + 0.3**2 + 0.1**2 + 0.1**2) / 4, abs=1e-6)
     value.backward()
-    assert value.item() == 0 and logits.grad.eq(0).all()
+    assert step.teacher_logits.grad is None
+    assert step.logits.grad[0].eq(0).all() and step.logits.grad[1].abs().sum() > 0
+
+
+def test_logits_that_differ_by_a_constant_agree():
+    step = consistency_batch(student=[[0.4, 0.6], [0.8, 0.2]], teacher=[[0.4, 0.6], [0.8, 0.2]])
+    shifted = make_batch(step.logits, step.features, step.labels, step.teacher_logits + 3.0)
+    assert ConsistencyTerm()(shifted).item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_opposite_certainties_reach_the_upper_bound():
+    step = consistency_batch(student=[[1.0, 1e-30], [1.0, 1e-30]], teacher=[[1e-30, 1.0], [1e-30, 1.0]])
+    assert ConsistencyTerm()(step).item() == pytest.approx(1.0)
+
+
+def entropy_batch(*probabilities, labelled=1):
+    """Labelled cases on the fence, then one unlabelled case `(1, K, 1, 1, N)` with these probabilities."""
+    unlabelled = torch.tensor(probabilities).log().T.reshape(1, len(probabilities[0]), 1, 1, -1)
+    logits = torch.cat([torch.zeros_like(unlabelled)] * labelled + [unlabelled]).requires_grad_()
+    labels = torch.zeros(labelled, *logits.shape[2:], dtype=torch.int64)
+    return make_batch(logits, torch.zeros(len(logits), 3, *logits.shape[2:]), labels)
+
+
+def test_it_is_the_mean_entropy_over_log_k_of_the_unlabelled_voxels_alone():
+    step = entropy_batch([0.5, 0.25, 0.25], [0.75, 0.125, 0.125])
+    first = 0.5 * math.log(2) + 0.5 * math.log(4)
+    second = 0.75 * math.log(4 / 3) + 0.25 * math.log(8)
+    value = EntropyTerm()(step)
+    assert value.item() == pytest.approx((first + second) / 2 / math.log(3), abs=1e-6)
+    value.backward()
+    assert step.logits.grad[0].eq(0).all() and step.logits.grad[1].ne(0).any()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_indecision_is_one_for_any_number_of_classes(classes):
+    assert EntropyTerm()(entropy_batch([1 / classes] * classes)).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_certainty_is_zero_and_its_gradient_finite():
+    logits = torch.tensor([1e4, -1e4, 0.0]).reshape(1, 3, 1, 1, 1).requires_grad_()
+    value = EntropyTerm()(make_batch(logits, torch.zeros(1, 1, 1, 1, 1), torch.zeros(0, 1, 1, 1).long()))
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-6) and logits.grad.isfinite().all()
+
+
+def test_a_step_towards_lower_entropy_makes_the_likelier_class_likelier():
+    step = entropy_batch([0.6, 0.4])
+    EntropyTerm()(step).backward()
+    gradient = step.logits.grad[1].flatten()
+    assert gradient[0] < 0 < gradient[1]

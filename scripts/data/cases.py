@@ -24,6 +24,11 @@ class CaseLists:
     test: list[Case] = field(default_factory=list)
 
 
+def cases_with_roles(lists: CaseLists, *roles: str) -> list[tuple[Case, str]]:
+    """The cases of some roles, by default of all, each with its role."""
+    return [(case, role) for role in roles or ROLES for case in getattr(lists, role)]
+
+
 def images_of(case: Case) -> list[str]:
     """The image's files: one, or one for each channel."""
     return case["image"] if isinstance(case["image"], list) else [case["image"]]

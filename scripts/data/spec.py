@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.data.labels import declared_values
+
 
 @dataclass(frozen=True)
 class DatasetSpec:
@@ -50,6 +52,15 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """Number of classes, background included."""
         return len(self.label_names)
+
+    @property
+    def values(self) -> list[int]:
+        """Value of each class in label files.
+
+        Raises:
+            UserError: see `declared_values`.
+        """
+        return declared_values(self.num_classes, self.label_values, self.ignore_value)
 
     @property
     def corrected_labels_dir(self) -> Path | None:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from scripts.data.cases import CaseLists, images_of
-from scripts.data.checks.case import Expected
-from scripts.data.checks.dataset import cases_with_roles, check_dataset
+from scripts.data.cases import CaseLists, cases_with_roles, images_of
+from scripts.data.checks.case import check_all_headers, check_voxels
+from scripts.data.checks.cohort import Member, duplicates, unlike_the_rest
 from scripts.data.checks.finding import Finding, Severity, in_order
-from scripts.data.checks.labels import Classes
+from scripts.data.checks.labels import absent_classes
 from scripts.data.checks.lists import labels_alone
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.labels import declared_values
-from scripts.data.sizes import progress_bar
+from scripts.data.sizes import Progress, progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
@@ -79,13 +79,11 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     Raises:
         UserError: if training would be harmed, after everything is printed and written; or if there is no datalist.
     """
-    values = declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)
-    classes = Classes(dataset.label_names, values, dataset.ignore_value)
+    declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)  # refused before files are read
     lists, findings = read_cases(dataset)
     findings += labels_alone(*named_files(dataset.directory, dataset.datalist))
     show(_what_is_read(lists))
-    expected = Expected(dataset.in_channels, dataset.spacing, dataset.roi_size)
-    findings += check_dataset(lists, expected, classes, progress_bar)
+    findings += check_dataset(lists, dataset, progress_bar)
     findings = in_order(findings)
     path = Path(output_dir) / "check_data.csv"
     write_text(path, csv_of(findings))
@@ -95,6 +93,29 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     if errors:
         raise UserError(f"The data would harm training: {counts}, each with what to do in {path}.")
     show(f"{counts[0].upper()}{counts[1:]}; written to {path}.")
+    return findings
+
+
+def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) -> list[Finding]:
+    """Check the files of a datalist; label files of unlabelled cases are not opened.
+
+    Args:
+        lists: of `read_cases`; their files may be missing.
+        dataset: declares what they should be like.
+        progress: see `Progress`.
+    """
+    opened = check_all_headers(cases_with_roles(lists), dataset, progress)
+    findings = [finding for case in opened for finding in case.findings]
+    members = [Member(case.case["case"], case.role, case.image) for case in opened if case.image is not None]
+    findings += unlike_the_rest(members)
+    contents, tallies = [], []
+    for case in progress(opened, "reading voxels"):
+        voxels = check_voxels(case, dataset)
+        findings += voxels.findings
+        contents += voxels.contents
+        tallies += [voxels.values] if case.role == "labelled" and voxels.values is not None else []
+    findings += duplicates(contents)
+    findings += absent_classes(tallies, dataset) if tallies else []
     return findings
 
 

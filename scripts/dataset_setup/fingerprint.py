@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a set of volumes is like: sizes, spacings, label values, intensities. One volume is in memory at a time."""
+"""Measure a set of volumes: sizes, spacings, label values and intensities. One case is in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ import nibabel
 import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
-from scripts.data.labels import MOST_VALUES, tally
+from scripts.data.checks.labels import whole_numbers
+from scripts.data.labels import Tally, tally
 from scripts.data.sizes import Progress
+from scripts.dataset_setup.layouts import FoundCase
+from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
-from scripts.images.read import read_header, read_voxels
+from scripts.images.header import VolumeHeader
+from scripts.images.read import Volume, open_volume
 
-VOXELS_A_CASE = 10_000  # foreground voxels that a case gives to the intensities, evenly over its foreground
+INTENSITY_CASES = 40  # labelled training cases whose intensities are sampled, evenly over all of them
+VOXELS_PER_CASE = 10_000  # foreground voxels sampled from a case, evenly over its foreground
 PERCENTILES = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A volume's grid with the axes in the order of RAS (the order that training brings them to).
+    """The grid of an image with its axes in RAS order, as in training.
 
     Attributes:
         shape: voxels.
         spacing: mm.
-        channels: of the case, all its files together.
+        channels: of all files of the image together.
     """
 
     shape: tuple[int, int, int]
@@ -37,29 +42,29 @@ class Grid:
 
 @dataclass
 class LabelValues:
-    """Values of label files.
+    """Values in label files.
 
     Attributes:
-        cases: value to the number of label files that hold it.
-        voxels: value to its voxels in all label files.
+        cases: number of label files that have the value.
+        voxels: number of voxels that have the value, in all label files together.
     """
 
     cases: Counter[int] = field(default_factory=Counter)
     voxels: Counter[int] = field(default_factory=Counter)
 
-    def add(self, counts: dict[int, int]) -> None:
-        """Take in one file's `count_values`."""
-        self.cases.update(counts.keys())
-        self.voxels.update(counts)
+    def add(self, values: Tally) -> None:
+        """Add the values of one file."""
+        self.cases.update(values.whole.keys())
+        self.voxels.update(values.whole)
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """One channel's intensities in the sampled cases.
+    """Intensities of one channel in the sampled cases.
 
     Attributes:
-        minimum: median over cases of the volume's lowest value.
-        low: 0.5th percentile of foreground voxels, all cases together.
+        minimum: median over the cases of the lowest value of the volume.
+        low: 0.5th percentile of the foreground voxels of all cases together.
         high: 99.5th percentile.
     """
 
@@ -68,126 +73,137 @@ class Intensity:
     high: float
 
 
-def grid_of(images: Sequence[str]) -> Grid:
-    """The grid of a case from its headers.
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a set of volumes is like.
+
+    Attributes:
+        grids: of every case.
+        labels: values in all label files.
+        intensities: of each channel.
+        sampled: number of cases that the intensities come from.
+    """
+
+    grids: list[Grid]
+    labels: LabelValues
+    intensities: list[Intensity]
+    sampled: int
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a case, their headers parsed."""
+
+    images: list[Volume]
+    label: Volume | None
+
+    @property
+    def image(self) -> VolumeHeader:
+        return self.images[0].header
+
+
+def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Fingerprint:
+    """Read every header, then every label and the images of up to `INTENSITY_CASES` labelled training cases.
 
     Args:
-        images: files of a case, one a channel, or one with several.
+        roles: the cases.
+        ignore_value: label value of voxels that are ignored; `None`: there is none.
+        progress: see `Progress`.
 
     Raises:
-        UserError: for a file without usable voxel sizes, a single slice, or channels on different grids.
+        UserError: for an unreadable file, a single slice, cases that differ in their number of channels, channels or
+            labels on another grid than their image, or a label file that cannot be one.
     """
-    headers = [read_header(path) for path in images]
+    cases = [_open(case) for case in progress(roles.all, "reading headers")]
+    grids = [_grid_of(case) for case in cases]
+    _check_channels(cases, grids)
+    _check_labels(cases)
+    values = LabelValues()
+    chosen = {id(case) for case in evenly(roles.labelled, INTENSITY_CASES)}
+    samples: list[list[tuple[float, np.ndarray]]] = []
+    labelled = [case for case in zip(roles.all, cases, strict=True) if case[1].label is not None]
+    for found, case in progress(labelled, "reading voxels"):
+        label = case.label.voxels()
+        counted = tally(label)
+        for problem in whole_numbers(case.label.header.path, counted):
+            raise UserError(problem.sentence)
+        values.add(counted)
+        if id(found) in chosen:
+            samples.append(_sample(case, label, ignore_value))
+        del label  # before the next file is read
+    return Fingerprint(grids, values, _intensities(samples), len(samples))
+
+
+def _open(found: FoundCase) -> _Files:
+    label = None if found.label is None else open_volume(found.label)
+    return _Files([open_volume(path) for path in found.images], label)
+
+
+def _grid_of(case: _Files) -> Grid:
+    headers = [image.header for image in case.images]
     for header in headers:
         if min(header.shape) < 2:
-            raise UserError(f"{header.path} has {header.size} voxels: this bundle needs volumes, not single slices.")
-    for mistake in channels_on_one_grid(headers):
-        raise UserError(mistake.sentence)
+            raise UserError(f"{header.path} has {header.size} voxels: volumes are needed, not single slices.")
+    for problem in channels_on_one_grid(headers):
+        raise UserError(problem.sentence)
     ras = headers[0].in_ras()
     return Grid(ras.shape, ras.spacing, sum(header.channels for header in headers))
 
 
-def label_mistake(image: str, label: str) -> str | None:
-    """Why a label file cannot lie on its image, from headers; `None` if it can, stored in whichever order."""
-    findings = label_on_image(read_header(image), read_header(label))
-    return findings[0].sentence if findings else None
-
-
-def _read_in_ras(path: str) -> list[np.ndarray]:
-    """Voxels `(X, Y, Z)` of each channel on axes to the right, to the front and to the head."""
-    orientation = nibabel.io_orientation(read_header(path).affine)
-    return [nibabel.apply_orientation(channel, orientation) for channel in read_voxels(path)]
-
-
-def count_values(voxels: np.ndarray, name: str) -> dict[int, int]:
-    """Voxels of each value in a label volume.
-
-    Args:
-        voxels: `(1, X, Y, Z)`, whole numbers of any type, or what `label_values.ROUNDING` makes one.
-        name: of the file, for the message.
-
-    Raises:
-        UserError: for values that are no whole numbers, or more of them than classes can be.
-    """
-    values = tally(voxels)
-    if values.other:
-        raise UserError(f"The label {name} holds the value {next(iter(values.other))}: labels must be whole numbers.")
-    if not values.complete:
-        raise UserError(
-            f"The label {name} holds more than {MOST_VALUES} values: it looks like an image; take it out of the labels "
-            "or correct the file."
-        )
-    return dict(values.whole)
-
-
-def measure_grids(cases: Sequence[Sequence[str]], progress: Progress) -> list[Grid]:
-    """Grids of cases (lists of channel files).
-
-    Raises:
-        UserError: for an unreadable file, or cases that differ in their number of channels.
-    """
-    grids: list[Grid] = []
-    for images in progress(cases, "reading headers"):
-        grids.append(grid_of(images))
-        if grids[-1].channels != grids[0].channels:
+def _check_channels(cases: Sequence[_Files], grids: Sequence[Grid]) -> None:
+    for case, grid in zip(cases, grids, strict=True):
+        if grid.channels != grids[0].channels:
             raise UserError(
-                f"{images[0]} has {grids[-1].channels} channels, but {cases[0][0]} has {grids[0].channels}: all cases "
-                "need the same."
+                f"{case.image.path} has {grid.channels} channels, but {cases[0].image.path} has {grids[0].channels}: "
+                "all cases need the same number."
             )
-    return grids
 
 
-def measure_labels(pairs: Sequence[tuple[str, str]], progress: Progress) -> LabelValues:
-    """Values of label files.
-
-    Args:
-        pairs: image and label of each case.
-        progress: see `Progress`.
-
-    Raises:
-        UserError: for labels that cannot lie on their images, or hold what is no label.
-    """
-    mistakes = [mistake for pair in progress(pairs, "comparing grids") if (mistake := label_mistake(*pair))]
-    if mistakes:
-        raise UserError(mistakes[0][:-1] + (f" ({len(mistakes)} labels are like this)." if mistakes[1:] else "."))
-    values = LabelValues()
-    for _, label in progress(pairs, "counting labels"):
-        values.add(count_values(read_voxels(label), label))
-    return values
+def _check_labels(cases: Sequence[_Files]) -> None:
+    """Labels must be on the grids of their images, in any storage order."""
+    problems = [
+        problem for case in cases if case.label is not None for problem in label_on_image(case.image, case.label.header)
+    ]
+    if problems:
+        others = f" ({len(problems)} labels have such a problem)" if problems[1:] else ""
+        raise UserError(problems[0].sentence.rstrip(".") + others + ".")
 
 
-def measure_intensities(
-    cases: Sequence[tuple[Sequence[str], str]], ignore_value: int | None, progress: Progress
-) -> list[Intensity]:
-    """Intensities under the labels, for each channel.
+def _sample(case: _Files, label: np.ndarray, ignore_value: int | None) -> list[tuple[float, np.ndarray]]:
+    """For each channel the lowest value of the volume, and values under the label.
 
     Args:
-        cases: channel files and label of each sampled case.
-        ignore_value: label value that is no structure.
-        progress: see `Progress`.
+        case: whose images are read.
+        label: `(1, X, Y, Z)`, in the order of the label's file.
+        ignore_value: value that is no foreground.
     """
-    minima: list[list[float]] = []
-    samples: list[list[np.ndarray]] = []
-    for images, label in progress(cases, "sampling intensities"):
-        mask = _read_in_ras(label)[0].round()  # of what `count_values` takes for whole numbers
-        mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
-        measured = [_of_channel(channel, mask) for image in images for channel in _read_in_ras(image)]
-        minima.append([lowest for lowest, _ in measured])
-        samples.append([values for _, values in measured])
-    pooled = [np.concatenate(channel) for channel in zip(*samples, strict=True)]
-    lowest = np.nanmedian(np.asarray(minima), axis=0)
-    result = []
-    for minimum, values in zip(lowest, pooled, strict=True):
-        low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
-        result.append(Intensity(float(minimum), float(low), float(high)))
-    return result
+    mask = _in_ras(case.label.header, label)[0].round()  # within rounding of whole numbers, as `tally` takes them
+    mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
+    channels = (channel for image in case.images for channel in _in_ras(image.header, image.voxels()))
+    return [_of_channel(channel, mask) for channel in channels]
+
+
+def _in_ras(header: VolumeHeader, voxels: np.ndarray) -> list[np.ndarray]:
+    """Voxels `(X, Y, Z)` of each channel on RAS axes."""
+    orientation = nibabel.io_orientation(header.affine)
+    return [nibabel.apply_orientation(channel, orientation) for channel in voxels]
 
 
 def _of_channel(channel: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
-    """Lowest value, and values evenly over the foreground; over the whole volume where there is no foreground."""
+    """Lowest value, and values evenly over the foreground; over the whole volume if there is no foreground."""
     inside = channel[mask] if mask.any() else channel.reshape(-1)
-    sample = inside[:: max(1, len(inside) // VOXELS_A_CASE)].astype(np.float32)
+    sample = inside[:: max(1, len(inside) // VOXELS_PER_CASE)].astype(np.float32)
     return float(np.nanmin(channel)), sample[np.isfinite(sample)]
+
+
+def _intensities(samples: Sequence[Sequence[tuple[float, np.ndarray]]]) -> list[Intensity]:
+    result = []
+    for channel in zip(*samples, strict=True):
+        values = np.concatenate([sample for _, sample in channel])
+        low, high = np.percentile(values, PERCENTILES) if len(values) else (0.0, 0.0)
+        minimum = np.nanmedian(np.asarray([lowest for lowest, _ in channel]))
+        result.append(Intensity(float(minimum), float(low), float(high)))
+    return result
 
 
 def evenly(items: Sequence, number: int) -> list:

@@ -9,17 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.data.sizes import progress_bar
-from scripts.dataset_setup.description import Description
-from scripts.dataset_setup.fingerprint import evenly, measure_grids, measure_intensities, measure_labels
+from scripts.dataset_setup.fingerprint import measure
 from scripts.dataset_setup.generated import json_with_digest, read_generated, refuse_edited, yaml_with_digest
-from scripts.dataset_setup.plan import CONFIGS, Machine, Plan, classes_of, make_plan
+from scripts.dataset_setup.plan import CONFIGS, Machine, Plan, make_plan
 from scripts.dataset_setup.roles import Request, Roles, assign, gather
-from scripts.dataset_setup.table import Findings, table_of
+from scripts.dataset_setup.table import table_of
 from scripts.dataset_setup.texts import copy_cases, datalist_of, same_splits, yaml_of
 from scripts.errors import UserError
 from scripts.files import write_text
 
-INTENSITY_CASES = 40  # labelled training cases whose intensities are read, evenly over all
 NAME = re.compile(r"[\w.\-]+")
 
 
@@ -45,8 +43,12 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     roles = assign(cases, request)
     refuse_edited(config, request.force)
     _datalist(request, roles, home)  # refuses an edited file before minutes go into measuring
-    findings, plan = _measure(request, roles, description, source, machine or Machine.here())
-    show(table_of(findings, roles, plan) + "\n")
+    ignore_value = description.ignore_value if request.ignore_value is None else request.ignore_value
+    fingerprint = measure(roles, ignore_value, progress_bar)
+    plan = make_plan(
+        fingerprint, description, request.label_names, ignore_value, bool(roles.unlabelled), machine or Machine.here()
+    )
+    show(table_of(request.folder.absolute(), source, fingerprint, roles, plan) + "\n")
     return _write(request, roles, plan, home, config, show)
 
 
@@ -101,19 +103,6 @@ def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[st
         path = home / f"dataset_{request.name}.json"
     refuse_edited(path, request.force)
     return path, lists, True
-
-
-def _measure(
-    request: Request, roles: Roles, description: Description, source: str, machine: Machine
-) -> tuple[Findings, Plan]:
-    ignore = description.ignore_value if request.ignore_value is None else request.ignore_value
-    grids = measure_grids([case.images for case in roles.all], progress_bar)
-    labels = measure_labels([(case.images[0], case.label) for case in roles.with_label], progress_bar)
-    sampled = [(case.images, case.label) for case in evenly(roles.labelled, INTENSITY_CASES)]
-    intensities = measure_intensities(sampled, ignore, progress_bar)
-    classes = classes_of(labels, description, request.label_names, ignore)
-    plan = make_plan(grids, classes, ignore, intensities, description, bool(roles.unlabelled), machine)
-    return Findings(request.folder.absolute(), source, grids, labels, intensities, len(sampled)), plan
 
 
 def _closing(written: list[Path], config: str, has_tests: bool) -> str:

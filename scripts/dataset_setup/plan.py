@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 
 from scripts.data.sizes import resampled_bytes, resampled_shape
 from scripts.dataset_setup.description import Description
-from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
+from scripts.dataset_setup.fingerprint import Fingerprint, Grid, Intensity, LabelValues
 from scripts.errors import UserError
 from scripts.training.limits import activation_bytes
 
@@ -70,7 +70,6 @@ class Plan:
         batch_labelled: patches a step.
         batch_unlabelled: patches a step.
         cache_rate: fraction of the prepared volumes that memory has room for.
-        notes: sentences about what the user should look at.
     """
 
     in_channels: int
@@ -85,7 +84,6 @@ class Plan:
     batch_labelled: int
     batch_unlabelled: int
     cache_rate: float
-    notes: list[str] = field(default_factory=list)
 
 
 def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
@@ -206,17 +204,29 @@ def cache_rate(grids: Sequence[Grid], spacing: Sequence[float], memory: int) -> 
 
 
 def make_plan(
-    grids: Sequence[Grid],
-    classes: tuple[list[int], list[str]],
-    ignore_value: int | None,
-    intensities: Sequence[Intensity],
+    fingerprint: Fingerprint,
     description: Description,
+    label_names: Sequence[str] | None,
+    ignore_value: int | None,
     with_unlabelled: bool,
     machine: Machine,
 ) -> Plan:
-    """Decide on everything; each decision is a function above."""
+    """Choose every setting; each is chosen by a function above.
+
+    Args:
+        fingerprint: what the volumes are like.
+        description: what the dataset says about itself.
+        label_names: the user's name for each class; `None`: those of the description.
+        ignore_value: label value of voxels that are ignored; `None`: there is none.
+        with_unlabelled: whether there are unlabelled cases.
+        machine: that is to train.
+
+    Raises:
+        UserError: for labels from which no classes can be made.
+    """
+    values, names = classes_of(fingerprint.labels, description, label_names, ignore_value)
+    grids, intensities = fingerprint.grids, fingerprint.intensities
     spacing, size = median_grid(grids)
-    values, names = classes
     modality = modality_of(intensities, description)
     patch, batch = choose_step(size, grids[0].channels, names, with_unlabelled, machine)
     return Plan(

@@ -23,10 +23,10 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     """
     with in_lower_case(path) as file:
         image = nibabel.load(file)
-    stored = image.get_data_dtype()
+    stored, kind = image.get_data_dtype(), type(image)
     if stored.fields is not None or stored.kind == "c":
-        kind = "complex numbers" if stored.kind == "c" else "colours (RGB)"
-        raise UserError(f"{path} holds {kind}: convert it to one number a voxel, or a channel for each.")
+        content = "complex numbers" if stored.kind == "c" else "colours (RGB)"
+        raise UserError(f"{path} holds {content}: convert it to one number per voxel, or to one channel for each.")
     shape, channels = shape_and_channels(path, image.shape)
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     affine = _stored_affine(image) if oriented else _affine_without_orientation(image)
@@ -34,16 +34,15 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
 
     def voxels() -> np.ndarray:
         with in_lower_case(path) as file:
-            array = _read_to_the_end(file) if file.endswith(".gz") else np.asanyarray(nibabel.load(file).dataobj)
+            array = _read_to_the_end(file, kind) if file.endswith(".gz") else np.asanyarray(nibabel.load(file).dataobj)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no big-endian numbers
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 
     return VolumeHeader(path, shape, channels, affine, stored.newbyteorder("=").name, oriented), voxels
 
 
-def _read_to_the_end(file: str) -> np.ndarray:
+def _read_to_the_end(file: str, kind: type[nibabel.Nifti1Image]) -> np.ndarray:
     """The voxels of a compressed file, read on to its checksum: damage that can still be unpacked shows only there."""
-    kind = type(nibabel.load(file))
     try:
         with gzip.open(file) as stream:
             array = np.asanyarray(kind.from_stream(stream).dataobj)

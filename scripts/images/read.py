@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,29 @@ from scripts.images import dicom, nifti
 from scripts.images import itk as itk_format
 from scripts.images.header import ENDINGS, NIFTI, ReadVoxels, VolumeHeader, ending_of
 
-__all__ = ["ENDINGS", "VolumeHeader", "ending_of", "exists", "read_header", "read_volume", "read_voxels"]
+__all__ = ["ENDINGS", "Volume", "VolumeHeader", "ending_of", "exists", "open_volume", "read_header", "read_volume"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file whose header has been parsed, once, and whose voxels are read when they are asked for.
+
+    Attributes:
+        header: what stands in front of the voxels.
+        read: reads the voxels; without the messages of `voxels`.
+    """
+
+    header: VolumeHeader
+    read: ReadVoxels
+
+    def voxels(self) -> np.ndarray:
+        """The voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type, its scaling applied.
+
+        Raises:
+            UserError: naming the file, if it cannot be read.
+        """
+        with _naming_the_file(self.header.path):
+            return self.read()
 
 
 def exists(path: str | Path) -> bool:
@@ -28,43 +50,20 @@ def exists(path: str | Path) -> bool:
     return Path(dicom.split_series(path)[0]).exists()
 
 
-def read_header(path: str | Path) -> VolumeHeader:
-    """Read what stands in front of the voxels.
+def open_volume(path: str | Path) -> Volume:
+    """Parse the header of a volume.
 
     Args:
-        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, where it holds several series,
+        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, if it holds several series,
             `FOLDER#SERIES_UID`.
 
     Raises:
         UserError: naming the file, if it cannot be read as a volume.
     """
-    return _open(str(path))[0]
-
-
-def read_voxels(path: str | Path) -> np.ndarray:
-    """The voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type with its scaling applied.
-
-    Raises:
-        UserError: naming the file, if it cannot be read.
-    """
-    return read_volume(path)[1]
-
-
-def read_volume(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
-    """`read_header` and `read_voxels` in one pass.
-
-    Raises:
-        UserError: naming the file, if it cannot be read.
-    """
-    header, voxels = _open(str(path))
-    with _in_one_sentence(header.path):
-        return header, voxels()
-
-
-def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
+    path = str(path)
     if not exists(path):
         raise UserError(f"{path} does not exist: correct the path.")
-    with _in_one_sentence(path):
+    with _naming_the_file(path):
         if Path(dicom.split_series(path)[0]).is_dir():
             header, voxels = dicom.open_volume(path)
         elif ending_of(path) in NIFTI:
@@ -73,21 +72,31 @@ def _open(path: str) -> tuple[VolumeHeader, ReadVoxels]:
             header, voxels = itk_format.open_volume(path)
         else:
             raise UserError(
-                f"{path} is no image file that can be read: {', '.join(ENDINGS)} can, and a folder of DICOM slices."
+                f"{path} has no known image format: files ending in {', '.join(ENDINGS)} and folders of DICOM slices "
+                "can be read."
             )
     if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine)) < 1e-12:
-        raise UserError(
-            f"{path} gives its voxels no size: its orientation matrix or voxel spacing is damaged, mend it."
-        )
+        raise UserError(f"{path} has no valid voxel size: correct its orientation matrix or voxel spacing.")
     if 0 in header.shape:
-        raise UserError(f"{path} has {' x '.join(map(str, header.shape))} voxels, which is none: leave it out.")
+        raise UserError(f"{path} is empty (shape {header.size}): remove it from the dataset.")
     # NIfTI keeps 32 bits of an affine, and so does every other format here: where a volume is a whole number and a half
     # of the new voxels long, the last bit decides which size resampling rounds to.
-    return replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels
+    return Volume(replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels)
+
+
+def read_header(path: str | Path) -> VolumeHeader:
+    """The header of a volume; see `open_volume`."""
+    return open_volume(path).header
+
+
+def read_volume(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
+    """Header and voxels of a volume; see `open_volume` and `Volume.voxels`."""
+    volume = open_volume(path)
+    return volume.header, volume.voxels()
 
 
 @contextmanager
-def _in_one_sentence(path: str) -> Iterator[None]:
+def _naming_the_file(path: str) -> Iterator[None]:
     try:
         yield
     except (UserError, MemoryError):

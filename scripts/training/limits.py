@@ -12,9 +12,8 @@ import psutil
 import torch
 from torch import nn
 
-from scripts.data.cases import Case, CaseLists, images_of
-from scripts.data.checks.case import CheckedHeaders, Expected
-from scripts.data.checks.dataset import cases_with_roles, check_all_headers
+from scripts.data.cases import Case, CaseLists, cases_with_roles, images_of
+from scripts.data.checks.case import OpenCase, check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
 from scripts.data.sizes import progress_bar, resampled_bytes
@@ -131,8 +130,7 @@ def check_headers_before_training(
     """
     roles = ("labelled", "unlabelled", "validation") if with_unlabelled else ("labelled", "validation")
     read = cases_with_roles(cases, *roles)
-    expected = Expected(dataset.in_channels, dataset.spacing, dataset.roi_size)
-    checked = check_all_headers(read, expected, progress_bar)
+    checked = check_all_headers(read, dataset, progress_bar)
     findings = [finding for each in checked for finding in each.findings]
     errors = [finding for finding in findings if finding.is_error]
     if errors:
@@ -165,7 +163,7 @@ def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
 
 
 def _check_cache(
-    cases: Sequence[tuple[str, CheckedHeaders]], channels: int, roi_size: Sequence[int], cache_rate: float
+    cases: Sequence[tuple[str, OpenCase]], channels: int, roi_size: Sequence[int], cache_rate: float
 ) -> None:
     """Compare the memory of the prepared volumes with what is left, and say both."""
     training = sum(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_a_shifted_origin_is_an_error(folder, axis) -> None:
     grid[axis, 3] += 0.75  # half of the smallest side of a voxel
     folder.save_label("v0", folder.classes(), grid)
     assert folder.check() == {("grids differ", "v0")}
-    assert "lies up to 0.75 mm beside its image" in folder.rows()[0]["what"]
+    assert "0.75 mm" in folder.rows()[0]["what"]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -176,7 +177,7 @@ def labelled(folder: CheckFolder, name: str, value: float, dtype: type = np.uint
 def test_an_undeclared_value_is_an_error(folder) -> None:
     labelled(folder, "t1", 7)
     assert folder.check() == {("undeclared label value", "t1")}
-    assert "holds 7, but the dataset's YAML declares 0, 1, 2:" in folder.rows()[0]["what"]
+    assert all(text in folder.rows()[0]["what"] for text in ("7", "0, 1, 2", "label_values"))
 
 
 @pytest.mark.parametrize("value", [1.5, np.nan, np.inf])
@@ -188,7 +189,7 @@ def test_a_label_that_is_not_whole_numbers_is_an_error(folder, value) -> None:
 def test_a_value_within_rounding_is_rounded_and_counted(folder) -> None:
     labelled(folder, "l2", 0.9999, np.float32)
     assert folder.check() == {("label rounded", "l2")}
-    assert folder.rows()[0]["what"].startswith("2 voxels of the label")
+    assert "2 voxels" in folder.rows()[0]["what"]
     assert folder.run()[1] is None
 
 
@@ -236,8 +237,8 @@ def test_a_voxel_that_is_not_finite_is_an_error(folder, value) -> None:
     image[3, 4, 5] = value
     folder.save_image("u0", image)
     assert folder.check() == {("NaN or infinity", "u0")}
-    counts = "1 voxels that are NaN and 0" if np.isnan(value) else "0 voxels that are NaN and 1"
-    assert counts in folder.rows()[0]["what"]
+    counts = ["1", "0"] if np.isnan(value) else ["0", "1"]  # of NaN and of infinite voxels
+    assert re.findall(r"\b\d+\b", folder.rows()[0]["what"].split(".nii.gz")[1]) == counts
 
 
 def test_constant_images_are_errors_and_no_copies_of_each_other(folder) -> None:

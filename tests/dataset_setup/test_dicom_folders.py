@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scripts.data.cases import images_of
+from scripts.data.checks.finding import Finding
 from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.check_data import check_data
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
+from scripts.images import dicom_slices as slices_module
 from scripts.images.find import find_images
 from tests.volume_files import (
     affine,
@@ -49,18 +53,46 @@ def archive(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the header of each slice is parsed."""
+    counts: Counter[str] = Counter()
+    image_io = slices_module.image_io
+    monkeypatch.setattr(slices_module, "image_io", lambda path: counts.update([path]) or image_io(path))
+    return counts
+
+
+def make_dataset(archive: Path, config: Path) -> None:
+    new_dataset(Request(archive, "archive", config=config, test_cases=0), MACHINE, lambda text: None)
+
+
+def check(archive: Path, output: Path) -> tuple[str, list[Finding]]:
+    """What is shown, and the findings."""
+    shown: list[str] = []
+    spec = DatasetSpec(archive, label_names=["background", "structure"], spacing=[1.5, 2.0, 2.5], roi_size=[16, 16, 16])
+    findings = check_data(spec, output, shown.append)
+    return "\n".join(shown), findings
+
+
 def test_every_command_sees_the_same_series(archive: Path, tmp_path: Path) -> None:
     expected = [str(archive / f"patient_{number}/scan") for number in range(4)]
     assert find_images(archive, "scan") == expected
-    config = tmp_path / "archive.yaml"
-    new_dataset(Request(archive, "archive", config=config, test_cases=0), MACHINE, lambda text: None)
-    cases = load_cases(archive)
+    make_dataset(archive, tmp_path / "archive.yaml")
+    cases = load_cases(DatasetSpec(archive))
     listed = [images_of(case)[0] for case in cases.labelled + cases.unlabelled]
     assert sorted(map(os.path.normpath, listed)) == expected
-    shown: list[str] = []
-    findings = check_data(
-        archive, "dataset.json", None, 0, 1, ["background", "structure"], [1.5, 2.0, 2.5], [16, 16, 16],
-        tmp_path / "out", show=shown.append,
-    )  # fmt: skip
+    shown, findings = check(archive, tmp_path / "out")
     assert findings == []
-    assert "4 images" in shown[0]
+    assert "4 images" in shown
+
+
+def test_the_header_of_each_slice_is_parsed_once_per_command(
+    archive: Path, tmp_path: Path, parsed: Counter[str]
+) -> None:
+    make_dataset(archive, tmp_path / "archive.yaml")
+    assert len(parsed) == 4 * SHAPE[2]
+    assert set(parsed.values()) == {1}
+    parsed.clear()
+    check(archive, tmp_path / "out")
+    assert len(parsed) == 4 * SHAPE[2]
+    assert set(parsed.values()) == {1}

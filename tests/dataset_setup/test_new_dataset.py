@@ -21,7 +21,7 @@ from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
 from scripts.errors import UserError
-from scripts.images.read import read_voxels
+from scripts.images.read import read_volume
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine(memory=2**33, step_memory=2**33, gpu=False)
@@ -401,7 +401,7 @@ def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> No
         itk.imwrite(image, str(folder / "images" / f"c{n}.mhd"))
     _, cases, _ = run(folder, copy_to=tmp_path / "copy", test_cases=1)
     for case in cases.labelled + cases.test:
-        assert read_voxels(case["image"]).shape == (1, *SHAPE)
+        assert read_volume(case["image"])[1].shape == (1, *SHAPE)
 
 
 # ------------------------------------------------------------------ bad folders

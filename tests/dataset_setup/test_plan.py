@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from scripts.data.labels import Tally
 from scripts.dataset_setup.description import Description
 from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
 from scripts.dataset_setup.plan import (
@@ -30,7 +33,7 @@ def always(_patch) -> bool:
 
 def values(*found: int) -> LabelValues:
     labels = LabelValues()
-    labels.add(dict.fromkeys(found, 1))
+    labels.add(Tally(whole=Counter(found)))
     return labels
 
 

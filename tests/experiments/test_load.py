@@ -119,7 +119,7 @@ def traced_peak(folder: Path) -> int:
 
 
 def test_new_dataset_needs_no_more_memory_for_three_times_as_many_volumes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(fingerprint, "VOXELS_A_CASE", 100)  # the sample of intensities grows, up to that of 40 cases
+    monkeypatch.setattr(fingerprint, "VOXELS_PER_CASE", 100)  # the sample of intensities grows, up to that of 40 cases
     shape = (64, 64, 48)  # 0.4 MB as int16
     peaks = []
     for number in (8, 24):

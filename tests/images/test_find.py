@@ -11,7 +11,7 @@ import pytest
 
 from scripts.errors import UserError
 from scripts.images.find import find_images, output_names
-from scripts.images.read import read_voxels
+from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
 
 
@@ -76,7 +76,7 @@ def test_slices_without_a_preamble_are_found_with_and_without_an_ending(tmp_path
     (tmp_path / "c/voxels.raw").write_bytes(b"\b\0\0\0" * 300)  # begins as a bare slice does
     assert found(tmp_path) == ["a", "b"]
     for folder in ("a", "b"):
-        np.testing.assert_array_equal(read_voxels(tmp_path / folder)[0], volume())
+        np.testing.assert_array_equal(read_volume(tmp_path / folder)[1][0], volume())
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

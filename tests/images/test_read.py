@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import UserError
-from scripts.images.read import read_header, read_volume, read_voxels
+from scripts.images.read import read_header, read_volume
 from tests.volume_files import LPS_TO_RAS, affine, oblique, save, stored_as, volume
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -25,7 +25,7 @@ DIRECTIONS = "(1,0,0) (0,2,0) (0,0,3)"
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_voxels(path)
+        read_volume(path)[1]
     message = str(caught.value)
     assert "\n" not in message and str(path) in message and "0x" not in message
     return message
@@ -77,13 +77,13 @@ def test_endings_in_upper_case_blanks_dots_and_other_letters_do_not_matter(tmp_p
     ending = next(e for e in ENDINGS if name.lower().endswith(e))
     save(tmp_path / f"plain{ending}", volume(), affine())
     shutil.copy(tmp_path / f"plain{ending}", tmp_path / name)  # detached data still lies beside it
-    np.testing.assert_array_equal(read_voxels(tmp_path / name)[0], volume())
+    np.testing.assert_array_equal(read_volume(tmp_path / name)[1][0], volume())
 
 
 def test_big_endian_numbers_are_turned_round(tmp_path):
     image = nibabel.Nifti1Image(volume(), affine(), nibabel.Nifti1Header(endianness=">"))
     nibabel.save(image, tmp_path / "a.nii")
-    voxels = read_voxels(tmp_path / "a.nii")
+    voxels = read_volume(tmp_path / "a.nii")[1]
     assert voxels.dtype.isnative
     np.testing.assert_array_equal(voxels[0], volume())
 
@@ -92,7 +92,7 @@ def test_slope_and_intercept_of_a_nifti_are_applied(tmp_path):
     image = nibabel.Nifti1Image(volume(), affine())
     image.header.set_slope_inter(0.5, -3.0)
     nibabel.save(image, tmp_path / "a.nii.gz")
-    np.testing.assert_allclose(read_voxels(tmp_path / "a.nii.gz")[0], volume() * 0.5 - 3.0)
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii.gz")[1][0], volume() * 0.5 - 3.0)
 
 
 @pytest.mark.parametrize(("unit", "millimetres"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0), ("unknown", 1.0)])
@@ -209,7 +209,7 @@ def test_the_one_axis_without_a_direction_is_found_in_a_compressed_nrrd(tmp_path
     path = nrrd(tmp_path / "a.nrrd", CHANNELS, space="left-posterior-superior", space_directions=f"none {DIRECTIONS}")
     head, _, voxels = path.read_bytes().partition(b"\n\n")
     path.write_bytes(head.replace(b"encoding: raw", b"encoding: gzip") + b"\n\n" + gzip.compress(voxels))
-    np.testing.assert_array_equal(read_voxels(path), CHANNELS)
+    np.testing.assert_array_equal(read_volume(path)[1], CHANNELS)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 1), (4, 3, 5, 1, 1), (4, 3), (4, 3, 1), (4, 3, 1, 1)])
@@ -311,7 +311,7 @@ def test_voxels_without_a_size_are_refused(tmp_path):
     image = nibabel.Nifti1Image(volume(), None)
     image.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), 1)
     nibabel.save(image, tmp_path / "a.nii.gz")
-    assert "no size" in refusal(tmp_path / "a.nii.gz")
+    assert "voxel size" in refusal(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize(

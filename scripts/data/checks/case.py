@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities of an image file: whether they are numbers, and more than one."""
+"""Check the files of one case: the headers first, then the voxels, each read once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,113 @@ from scripts.data.checks.grid import (
     orientation_given,
     same_storage_order,
 )
-from scripts.data.checks.labels import Classes, values_of_label
+from scripts.data.checks.labels import values_of_label
 from scripts.data.labels import Tally, tally
-from scripts.data.sizes import resampled_shape
+from scripts.data.sizes import Progress, resampled_shape
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.monai import LARGEST
-from scripts.images.read import VolumeHeader, exists, read_header, read_volume
+from scripts.images.read import Volume, VolumeHeader, exists, open_volume
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A case whose headers have been parsed, so far as they can be.
+
+    Attributes:
+        case: of `CaseLists`.
+        role: the list that it is in.
+        images: each file of the image; `None` for one that does not exist or cannot be read.
+        label: the label's file; `None` if there is none or it cannot be read.
+        shape: voxels at the training spacing; `None` until `check_headers` sets it, and for an unreadable image.
+        findings: problems of the headers.
+    """
+
+    case: Case
+    role: str
+    images: list[Volume | None]
+    label: Volume | None
+    shape: tuple[int, ...] | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def image(self) -> VolumeHeader | None:
+        """Header of the image's first file; `None` if it cannot be read."""
+        return None if self.images[0] is None else self.images[0].header
+
+
+@dataclass
+class CheckedVoxels:
+    """What is kept of a case's voxels.
+
+    Attributes:
+        findings: problems of the voxels.
+        contents: digest of each file of the image.
+        values: values of the label; `None` if there is none or it cannot be read.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+    values: Tally | None = None
+
+
+def open_case(case: Case, role: str = "") -> OpenCase:
+    """Parse the headers of a case's files. Files that do not exist are left to `checks.lists`."""
+    findings: list[Finding] = []
+    images = [_opened(path, findings) for path in images_of(case)]
+    label = _opened(case["label"], findings) if "label" in case else None
+    return OpenCase(case, role, images, label, findings=_of_case(findings, case, role))
+
+
+def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
+    """Open a case and compare its headers with each other and with what is dataset."""
+    opened = open_case(case, role)
+    images = [volume.header for volume in opened.images if volume is not None]
+    label = None if opened.label is None else opened.label.header
+    findings: list[Finding] = []
+    for header in [*images, *([] if label is None else [label])]:
+        findings += orientation_given(header)
+    if len(images) == len(opened.images):
+        findings += number_of_channels(images, dataset.in_channels)
+        findings += channels_on_one_grid(images)
+    shape = None
+    if opened.image is not None:
+        ras = opened.image.in_ras()
+        shape = resampled_shape(ras.shape, ras.spacing, dataset.spacing)
+        findings += _patch_fits(opened.image.path, shape, dataset)
+        if label is not None:
+            findings += label_on_image(opened.image, label) or same_storage_order(opened.image, label)
+    return replace(opened, shape=shape, findings=opened.findings + _of_case(findings, case, role))
+
+
+def check_all_headers(cases: Iterable[tuple[Case, str]], dataset: DatasetSpec, progress: Progress) -> list[OpenCase]:
+    """`check_headers` for each case; takes milliseconds per file."""
+    return [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
+
+
+def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
+    """Read the voxels of a case's files, one file in memory at a time.
+
+    Args:
+        opened: of `check_headers`; the label of an unlabelled case is not among its files.
+        dataset: declares the values that the label may have.
+    """
+    checked = CheckedVoxels()
+    for image in filter(None, opened.images):
+        voxels = _voxels(image, checked.findings)
+        if voxels is None:
+            continue
+        wrong = intensities(image.header, voxels)
+        checked.findings += wrong
+        if not wrong:
+            digest = content_digest(image.header, voxels)
+            checked.contents.append(Content(image.header.path, opened.case["case"], opened.role, digest))
+        del voxels  # before the next file is read
+    voxels = None if opened.label is None else _voxels(opened.label, checked.findings)
+    if voxels is not None:
+        checked.values = tally(voxels)
+        checked.findings += values_of_label(opened.case["label"], checked.values, dataset)
+    return replace(checked, findings=_of_case(checked.findings, opened.case, opened.role))
 
 
 def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
@@ -38,23 +139,23 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
     findings = []
     for number, channel in enumerate(voxels):
         name = header.path + (f" (channel {number})" if len(voxels) > 1 else "")
-        # The extremes of a channel with a NaN are NaN: no mask as large as the volume is made for a sound one.
+        # The minimum of a channel with a NaN is NaN, so no mask as large as the volume is needed for a sound one.
         lowest, highest = channel.min(), channel.max()
         if not (lowest >= -LARGEST and highest <= LARGEST):
             nans, infinite = int(np.isnan(channel).sum()), int((np.abs(channel) > LARGEST).sum())
             sentence = (
-                f"{name} holds {nans} voxels that are NaN and {infinite} that are infinite, which turn every "
-                "normalised voxel into NaN: write a number there, or leave the case out."
+                f"{name} has {nans} NaN and {infinite} infinite voxels, which turn every normalised voxel into NaN: "
+                "replace these values, or remove the case."
             )
             findings.append(Finding(Kind.NOT_FINITE, sentence, header.path))
         elif lowest == highest:
-            sentence = f"{name} is {lowest:g} in every voxel, so there is nothing to see: replace it or leave it out."
+            sentence = f"{name} is {lowest:g} in every voxel: replace it, or remove the case."
             findings.append(Finding(Kind.CONSTANT, sentence, header.path))
     return findings
 
 
 def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
-    """Digest of an image's intensities on axes turned to RAS, the same for every format, type and storage order.
+    """Digest of an image's intensities on RAS axes, the same for every file format, data type and storage order.
 
     Args:
         header: of the file.
@@ -70,129 +171,35 @@ def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
     return digest.digest()
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a dataset's YAML says about its volumes.
-
-    Attributes:
-        in_channels: of an image.
-        spacing: to which volumes are resampled, mm.
-        roi_size: patch, voxels.
-    """
-
-    in_channels: int
-    spacing: Sequence[float]
-    roi_size: Sequence[int]
-
-
-@dataclass(frozen=True)
-class CheckedHeaders:
-    """A case's headers as far as they can be read.
-
-    Attributes:
-        image: header of the first channel's file; `None` if it cannot be read.
-        shape: voxels at the training spacing; `None` likewise.
-        findings: about them.
-    """
-
-    image: VolumeHeader | None
-    shape: tuple[int, ...] | None
-    findings: list[Finding]
-
-
-@dataclass
-class CheckedVoxels:
-    """What is kept of a case's voxels.
-
-    Attributes:
-        findings: about them.
-        contents: digest of each image file.
-        values: of its label; `None` if there is none or it cannot be read.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    contents: list[Content] = field(default_factory=list)
-    values: Tally | None = None
-
-
-def check_headers(case: Case, role: str, expected: Expected) -> CheckedHeaders:
-    """Read the headers of a case's files. Files that do not exist are passed over: `checks.lists` names them."""
-    findings: list[Finding] = []
-    paths = images_of(case)
-    images = [_header(path, findings) for path in paths]
-    label = _header(case["label"], findings) if "label" in case else None
-    for header in [*images, label]:
-        findings += orientation_given(header) if header is not None else []
-    shape = None
-    if all(images):
-        findings += number_of_channels(images, expected.in_channels)
-        findings += channels_on_one_grid(images)
-    if images[0] is not None:
-        ras = images[0].in_ras()
-        shape = resampled_shape(ras.shape, ras.spacing, expected.spacing)
-        findings += _patch_fits(images[0].path, shape, expected)
-        findings += _label_fits(images[0], label) if label is not None else []
-    return CheckedHeaders(images[0], shape, of_case(findings, case, role))
-
-
-def check_voxels(case: Case, role: str, classes: Classes) -> CheckedVoxels:
-    """Read the voxels of a case's files, one file in memory at a time.
-
-    Args:
-        case: of `CaseLists`; its label is opened if it has the entry, which unlabelled cases do not.
-        role: its list.
-        classes: what its label may hold.
-    """
-    checked = CheckedVoxels()
-    for path in images_of(case):
-        read = _volume(path, checked.findings)
-        if read is not None and not (wrong := intensities(*read)):
-            checked.contents.append(Content(path, case["case"], role, content_digest(*read)))
-        elif read is not None:
-            checked.findings += wrong
-        del read  # before the next file is read
-    read = _volume(case["label"], checked.findings) if "label" in case else None
-    if read is not None:
-        checked.values = tally(read[1])
-        checked.findings += values_of_label(case["label"], checked.values, classes)
-    return replace(checked, findings=of_case(checked.findings, case, role))
-
-
-def of_case(findings: Iterable[Finding], case: Case, role: str) -> list[Finding]:
+def _of_case(findings: Iterable[Finding], case: Case, role: str) -> list[Finding]:
     """Findings about files, with the case that the files belong to."""
     return [replace(finding, case=case["case"], role=role) for finding in findings]
 
 
-def _label_fits(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    return label_on_image(image, label) or same_storage_order(image, label)
-
-
-def _patch_fits(path: str, shape: Sequence[int], expected: Expected) -> list[Finding]:
-    if all(n >= side for n, side in zip(shape, expected.roi_size, strict=True)):
+def _patch_fits(path: str, shape: Sequence[int], dataset: DatasetSpec) -> list[Finding]:
+    if all(n >= side for n, side in zip(shape, dataset.roi_size, strict=True)):
         return []
-    sizes = [" x ".join(map(str, size)) for size in (shape, expected.roi_size)]
+    sizes = [" x ".join(map(str, size)) for size in (shape, dataset.roi_size)]
     sentence = (
-        f"{path} is {sizes[0]} voxels large at the training spacing, smaller than the patch of {sizes[1]} (roi_size): "
-        "it is padded."
+        f"{path} has {sizes[0]} voxels at the training spacing, fewer than the patch of {sizes[1]} (roi_size): it is "
+        "padded."
     )
     return [Finding(Kind.SMALL, sentence, path)]
 
 
-def _header(path: str, findings: list[Finding]) -> VolumeHeader | None:
+def _opened(path: str, findings: list[Finding]) -> Volume | None:
     if not exists(path):
         return None
     try:
-        return read_header(path)
+        return open_volume(path)
     except UserError as error:
         findings.append(Finding(Kind.UNREADABLE, str(error), path))
         return None
 
 
-def _volume(path: str, findings: list[Finding]) -> tuple[VolumeHeader, np.ndarray] | None:
-    if not exists(path):
-        return None
+def _voxels(volume: Volume, findings: list[Finding]) -> np.ndarray | None:
     try:
-        return read_volume(path)
+        return volume.voxels()
     except UserError as error:
-        findings.append(Finding(Kind.UNREADABLE, str(error), path))
+        findings.append(Finding(Kind.UNREADABLE, str(error), volume.header.path))
         return None

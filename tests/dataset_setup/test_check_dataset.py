@@ -11,9 +11,8 @@ import pytest
 
 from scripts.data.cases import Case, CaseLists
 from scripts.data.checks import case as case_module
-from scripts.data.checks.case import Expected
-from scripts.data.checks.dataset import check_dataset
-from scripts.data.checks.labels import Classes
+from scripts.data.spec import DatasetSpec
+from scripts.dataset_setup.check_data import check_dataset
 from tests.check_folder import NAMES, CheckFolder
 from tests.volume_files import affine, save
 
@@ -22,15 +21,19 @@ def quiet(items, _title):
     return items
 
 
+def spec(side: int) -> DatasetSpec:
+    return DatasetSpec("", label_names=NAMES, spacing=[1.5, 2.0, 2.5], roi_size=[side] * 3)
+
+
 def test_nothing_of_an_unlabelled_case_is_opened_but_its_image(tmp_path, monkeypatch) -> None:
     folder = CheckFolder(tmp_path / "data")
     opened: list[str] = []
-    for name in ("read_header", "read_volume"):
-        reads = getattr(case_module, name)
-        monkeypatch.setattr(case_module, name, lambda path, reads=reads: opened.append(str(path)) or reads(path))
+    open_volume = case_module.open_volume
+    monkeypatch.setattr(case_module, "open_volume", lambda path: opened.append(str(path)) or open_volume(path))
     folder.run()
     assert {str(folder.image("u0")), str(folder.label("l0")), str(folder.label("t1"))} <= set(opened)
     assert not {str(folder.label("u0")), str(folder.label("u1"))} & set(opened)
+    assert len(opened) == len(set(opened)), "a header is parsed once"
 
 
 def test_every_case_passes_under_the_progress_bar(tmp_path) -> None:
@@ -43,7 +46,7 @@ def test_every_case_passes_under_the_progress_bar(tmp_path) -> None:
 
     image = str(save(tmp_path / "a.nii", np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine()))
     lists = CaseLists(unlabelled=[{"image": image, "case": "a"}], test=[{"image": image, "case": "b"}])
-    check_dataset(lists, Expected(1, [1.5, 2.0, 2.5], [2, 2, 2]), Classes(NAMES, [0, 1, 2]), count)
+    check_dataset(lists, spec(2), count)
     assert seen == [("reading headers", 2), ("reading voxels", 2)]
 
 
@@ -51,7 +54,7 @@ def traced_peak(cases: list[Case]) -> int:
     """Bytes; the interpreter's own tables grow now and then, by megabytes, in one of several measurements."""
     tracemalloc.start()
     lists = CaseLists(labelled=cases)
-    found = check_dataset(lists, Expected(1, [1.5, 2.0, 2.5], [16] * 3), Classes(NAMES, [0, 1, 2]), quiet)
+    found = check_dataset(lists, spec(16), quiet)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == []

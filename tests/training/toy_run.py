@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's stock trainer with the bundle's own handlers, as in configs/train.yaml, on volumes of 2 x 3 x 4 voxels."""
+"""A short training run: MONAI's trainer and the bundle's handlers on volumes of 2 x 3 x 4 voxels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPOCH = 4
 
 
 class Killed(Exception):
-    """Stands for a SIGKILL."""
+    """Stands for SIGKILL."""
 
 
 class ToyLoss(nn.Module):
@@ -53,7 +53,7 @@ class ToyLoss(nn.Module):
 
 
 class Run:
-    """A run of the whole machinery, built anew as a new process would."""
+    """A run with all handlers that matter to a resume, built from scratch as a new process would."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Run:
             "lr_scheduler": self.scheduler,
         }
         self.steps = []
-        state = TrainingCheckpoint(self.objects, folder, interval, max_steps, resume, keep, settings=settings)
+        checkpoint = TrainingCheckpoint(self.objects, folder, interval, max_steps, resume, keep, settings=settings)
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=-(-max_steps // epoch_length),
@@ -116,8 +116,8 @@ class Run:
                 GradientGuard([self.network, self.loss]),
                 TeacherUpdater(self.teacher, self.network),
                 LrScheduleHandler(self.scheduler, print_lr=False, epoch_level=False),
-                state,
-                StopOnSignal(state),
+                checkpoint,
+                StopOnSignal(checkpoint),
                 StopAtStep(max_steps),
             ],
         )
@@ -143,7 +143,7 @@ class Run:
 
 
 def assert_same(a, b, where=""):
-    """To the bit, whatever is nested in what."""
+    """Compare nested containers, tensors to the bit."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where

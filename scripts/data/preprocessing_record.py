@@ -1,96 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What deterministic transforms do to an image, as plain values that a file can carry and that can be compared."""
+"""Weights files that carry the settings of their preprocessing.
+
+A network whose images are prepared in another way than those it was trained on gives wrong labels without an error.
+So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees. They lie in
+the state dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with the tensors,
+also with `weights_only`, add no key to the state dict, and cannot be lost as a second file could.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from monai.transforms import Compose, MapTransform, Transform
+from monai.transforms import Transform
 
-Record = list[dict[str, Any]]
-"""One entry for each transform, in order: its name under `transform`, and its settings."""
+from scripts.files import save_atomically
 
-LEFT_OUT = {"LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "CopyItemsd"}
-"""They bring a file into memory, or give it a second name: whichever does it, the array is the same."""
-
-NOT_SETTINGS = {"keys", "allow_missing_keys", "lazy", "R", "lazy_evaluation"}
+ENTRY = "preprocessing"
+TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
+"""Values in which the windows and normalisations of CT and MR differ."""
 
 
-def describe_preprocessing(transform: Transform, key: str = "image") -> Record:
-    """The transforms that change grid or intensities of one volume, with their settings.
+def preprocessing_record(
+    in_channels: int, label_names: Sequence[str], spacing: Sequence[float], intensity: Transform
+) -> dict[str, Any]:
+    """The values of a dataset block that decide what the network sees, as JSON.
 
-    Taken from the objects and not from a configuration's text, so that the same thing written in another way, or for
-    other volumes beside it, has the same record.
+    Values that may differ between training and inference are left out: the values of classes in label files, and the
+    size of the window.
 
     Args:
-        transform: one, or a `Compose` of them.
-        key: the volume.
+        in_channels: image channels.
+        label_names: names of the classes, background first.
+        spacing: mm, along the three axes.
+        intensity: transform of the key `image`. A configuration hands over the object and not the block that describes
+            it, so the record holds what it makes of `TEST_INTENSITIES`, for each channel; `None` if it cannot be
+            applied to a test image.
+
+    Example:
+        >>> from monai.transforms import ShiftIntensityd
+        >>> record = preprocessing_record(1, ["background", "liver"], (1, 1, 2.5), ShiftIntensityd("image", 24.0))
+        >>> record["spacing"], record["intensity"][0][:3]
+        ([1, 1, 2.5], [-1000.0, -476.0, -126.0])
     """
-    return [
-        {"transform": type(each).__name__, **_settings_of(each, each.keys.index(key), len(each.keys))}
-        for each in _flat(transform)
-        if isinstance(each, MapTransform) and key in each.keys and type(each).__name__ not in LEFT_OUT
-    ]
+    return json.loads(
+        json.dumps(
+            {
+                "in_channels": in_channels,
+                "label_names": list(label_names),
+                "spacing": list(spacing),
+                "intensity": _response(intensity, in_channels),
+            }
+        )
+    )
 
 
-def differences(trained: Record, here: Record) -> list[str]:
-    """What differs between two records, a short text each; none if they are equal."""
-    names = [[entry["transform"] for entry in record] for record in (trained, here)]
-    if names[0] != names[1]:
-        return [f"transforms {', '.join(names[0])} then, {', '.join(names[1])} now"]
+def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
+    """Differences between two records, one short text per key; none if `trained` is `None`, which cannot be compared.
+
+    Numbers are compared to a relative 1e-3, as the record of an intensity transform is computed.
+    """
     found = []
-    for then, now in zip(trained, here, strict=True):
-        for setting in sorted(then.keys() | now.keys()):
-            before, after = then.get(setting), now.get(setting)
-            if before != after:
-                found.append(f"{then['transform']} {setting} {before} then, {after} now")
+    for key, now in here.items():
+        then = None if trained is None else trained.get(key)
+        if then is None or now is None or _same(then, now):
+            continue
+        if key != "intensity":
+            found.append(f"{key} {then} in training, {now} now")
+        elif len(then) == len(now):  # in_channels differs otherwise
+            value, before, after = next(
+                (value * (channel + 1), before, after)
+                for channel in range(len(now))
+                for value, before, after in zip(TEST_INTENSITIES, then[channel], now[channel], strict=True)
+                if not _same(before, after)
+            )
+            found.append(f"intensity maps {value:g} of a test image to {before:g} in training, to {after:g} now")
     return found
 
 
-def _flat(transform: Transform) -> Iterator[Transform]:
-    if isinstance(transform, Compose):
-        for each in transform.transforms:
-            yield from _flat(each)
-    else:
-        yield transform
+def save_weights(state: Mapping[str, torch.Tensor], path: str | Path, record: Mapping[str, Any] | None = None) -> None:
+    """Write a state dict with a record, atomically.
 
+    Args:
+        state: of the network that is deployed; it stays without the record.
+        path: the file.
+        record: made by `preprocessing_record`.
 
-def _settings_of(transform: Any, index: int, keys: int) -> dict[str, Any]:
-    """Attributes that are plain values; those that hold one value a key give that of the key at `index`.
-
-    Transforms hold other transforms (`Spacingd` a `Spacing`), whose settings are told as `spacing_transform.pixdim`.
+    Raises:
+        UserError: if the file cannot be written.
     """
-    settings: dict[str, Any] = {}
-    for name, value in sorted(vars(transform).items()):
-        if name.startswith("_") or name in NOT_SETTINGS:
-            continue
-        if isinstance(value, Transform):
-            inner = _settings_of(value, 0, 1)
-            settings |= {f"{name}.{part}": setting for part, setting in inner.items()}
-            continue
-        if isinstance(value, tuple) and len(value) == keys > 1:
-            value = value[index]
-        elif isinstance(value, tuple) and len(value) == keys:
-            value = value[0]
-        plain = _plain(value)
-        if plain is not None or value is None:
-            settings[name] = plain
-    return settings
+    marked = OrderedDict(state)
+    modules = OrderedDict(getattr(state, "_metadata", {}))
+    if record is not None:
+        modules[""] = {**modules.get("", {}), ENTRY: dict(record)}
+    marked._metadata = modules
+    save_atomically(marked, path)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers, texts and lists of them; `None` for what has no such form."""
-    if isinstance(value, torch.dtype | type | np.dtype):
-        return str(value)
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bool | int | float):
-        return None if value != value else value  # NaN, MONAI's "not given", would differ from itself
-    return str(value) if isinstance(value, str) else None
+def record_of(state: object) -> dict[str, Any] | None:
+    """The record in a loaded state dict; `None` if it has none, as in files of another origin."""
+    modules = getattr(state, "_metadata", {})
+    record = modules.get("", {}).get(ENTRY) if isinstance(modules, Mapping) else None
+    return record if isinstance(record, dict) else None
+
+
+def _response(intensity: Transform, in_channels: int) -> list[list[float]] | None:
+    # Channels differ, so that a normalisation of each channel differs from one of all channels together.
+    ramp = torch.tensor(TEST_INTENSITIES)
+    image = torch.stack([ramp * (channel + 1) for channel in range(in_channels)])[:, :, None, None].repeat(1, 1, 2, 2)
+    try:
+        result = torch.as_tensor(intensity({"image": image})["image"])[:, :, 0, 0]
+    except Exception:  # a transform of the user's own may need other keys or a real image
+        return None
+    return [[float(f"{value:.6g}") for value in channel] for channel in result.tolist()]
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, float | int) and isinstance(second, float | int):
+        return math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-6)
+    return first == second

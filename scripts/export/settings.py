@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.errors import UserError
-from scripts.inference.models import require_weights
+from scripts.inference.models import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,8 +77,5 @@ class ExportSettings:
         Raises:
             UserError: if the weights file is not there, is damaged, or belongs to another network.
         """
-        network = self.value("network_def").cpu().eval()
-        network.load_state_dict(
-            require_weights(self.ckpt_file, network, "train first, or name the weights by --ckpt_file")
-        )
-        return network
+        hint = "train first, or name the weights by --ckpt_file"
+        return load_weights(self.ckpt_file, self.value("network_def").cpu(), hint=hint)

@@ -3,36 +3,46 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
+from scripts.data.preprocessing_record import record_differences, record_of
 from scripts.errors import UserError, first_line
+from scripts.files import require_file
+
+logger = logging.getLogger("inference")
 
 
-def require_weights(path: str | Path, network: nn.Module, hint: str) -> Mapping[str, torch.Tensor]:
-    """Stop unless `path` holds exactly the weights of `network`, all of them finite.
+def load_weights(
+    path: str | Path,
+    network: nn.Module,
+    record: Mapping[str, Any] | None = None,
+    hint: str = "train first, or name its folder by --ckpt_dir",
+) -> nn.Module:
+    """Load a weights file into a network, after checking that it fits; the file is read once, with `weights_only`.
 
-    The file is read with `weights_only`: nothing in it can run.
+    A warning is logged if the file was trained with another preprocessing than `record` says.
 
     Args:
-        path: of a state dict, as `models/model.pt` is.
-        network: that is to take it; it stays as it is.
-        hint: the way out where the file is not there.
+        path: of a state dict, such as `models/model.pt`.
+        network: takes the weights if all of them fit, else stays as it is.
+        record: preprocessing of this configuration (`scripts.data.preprocessing_record`); `None` compares nothing.
+        hint: what to do if the file does not exist.
 
     Returns:
-        The weights, on the CPU.
+        `network` in evaluation mode.
 
     Raises:
-        UserError: naming the file, and the first weight that is missing, too many, of another shape or not finite.
+        UserError: naming the file, and the first weight that is missing, unexpected, of another shape or not finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {hint}.")
+    require_file(path, hint)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
@@ -43,11 +53,19 @@ def require_weights(path: str | Path, network: nn.Module, hint: str) -> Mapping[
             f"{path} does not fit the network of the config files: {mistake}; give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
-    return state
+    different = [] if record is None else record_differences(record_of(state), record)
+    if different:
+        logger.warning(
+            f"{path} was trained with another preprocessing than this configuration has ({'; '.join(different)}), so "
+            "its labels will be wrong: put the dataset's config file of its training behind the others in "
+            "--config_file."
+        )
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
-    """What first keeps a loaded object from being the weights of a network, in words; `None` where it fits."""
+    """Why a loaded object cannot be the weights of a network: the first mistake, or `None` if it fits."""
     wanted = network.state_dict()
     if not isinstance(state, Mapping) or not any(key in wanted for key in state):
         return "it holds none of its weights"
@@ -59,11 +77,11 @@ def first_mistake(state: object, network: nn.Module) -> str | None:
             return f"{key} has shape {found}, not {tuple(value.shape)}"
         if not bool(torch.isfinite(state[key]).all()):
             return f"{key} is not finite"
-    return next((f"{key} is too many" for key in state if key not in wanted), None)
+    return next((f"unexpected key {key}" for key in state if key not in wanted), None)
 
 
 def _reason(error: Exception) -> str:
-    # torch's own words advise `weights_only=False`, which is the one thing not to do.
+    # torch's own message recommends `weights_only=False`, which would let the file run code.
     return "it holds more than weights" if "weights_only" in str(error) else first_line(error)
 
 
@@ -118,11 +136,15 @@ def _runtime(path: str | Path) -> ModuleType:
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
 
-TRAIN_FIRST = "train first, or name its folder by --ckpt_dir"
 MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
 
-def load_model(path: str | Path, network_def: nn.Module, device: torch.device | str) -> Network:
+def load_model(
+    path: str | Path,
+    network_def: nn.Module,
+    device: torch.device | str,
+    record: Mapping[str, Any] | None = None,
+) -> Network:
     """The network in a file, in evaluation mode.
 
     Args:
@@ -130,15 +152,15 @@ def load_model(path: str | Path, network_def: nn.Module, device: torch.device | 
             `model.onnx`.
         network_def: takes the weights of a `.pt` file; other files bring their network along.
         device: where it computes.
+        record: preprocessing of this configuration, which `load_weights` compares with that of a `.pt` file.
 
     Raises:
         UserError: for a file that is missing, damaged, of another kind, or does not fit `network_def`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {TRAIN_FIRST}.")
+    require_file(path, "train first, or name its folder by --ckpt_dir")
     loaders = {
-        ".pt": lambda: _with_weights(path, network_def).to(device),
+        ".pt": lambda: load_weights(path, network_def, record).to(device),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
         ".pt2": lambda: torch.export.load(path).module().to(device),
         ".onnx": lambda: OnnxNetwork(path, device),
@@ -182,9 +204,3 @@ def check_model(network: Network, path: str | Path, in_channels: int, num_classe
             f"label_names has {num_classes} and the window {' x '.join(map(str, window))}: give the dataset's file "
             "that it was trained with."
         )
-
-
-def _with_weights(path: Path, network: nn.Module) -> nn.Module:
-    require_weights(path, network, hint=TRAIN_FIRST)
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval()

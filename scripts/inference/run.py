@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights used behind another preprocessing than that of their training give wrong labels in silence: say so."""
+"""Segment a list of images: one case after the other, and a table of what could not be segmented."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.transforms import Transform
 from tqdm import tqdm
 
-from scripts.data.preprocessing_record import describe_preprocessing, differences
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file, output_names
 from scripts.inference.outputs import CaseOutputs
 from scripts.inference.segmenter import Segmentation, Segmenter
-from scripts.inference.weights_file import preprocessing_of
-
-
-def warn_of_other_preprocessing(weights: str | Path, preprocessing: Transform) -> list[str]:
-    """Compare the record in a weights file with the transforms that are about to be used, and warn of what differs.
-
-    Args:
-        weights: `model.pt` or `model_best.pt` of a training; a file without a record, or of another kind (`.ts`,
-            `.onnx`), cannot be compared and passes.
-        preprocessing: transforms of the key `image`.
-
-    Returns:
-        What differs, a text each.
-    """
-    if Path(weights).suffix != ".pt":
-        return []
-    trained = preprocessing_of(torch.load(weights, map_location="cpu", weights_only=True))
-    found = [] if trained is None else differences(trained, describe_preprocessing(preprocessing))
-    if found:
-        logger.warning(
-            f"{weights} was trained with another preprocessing than this configuration has ({'; '.join(found)}): put "
-            "the dataset's file of its training behind the others in --config_file, or its labels will be wrong."
-        )
-    return found
-
 
 logger = logging.getLogger("inference")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
-from monai.transforms import Transform
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -68,7 +67,7 @@ class TrainingHandlers:
         dataset: the dataset block.
         cases: of its datalist.
         settings: further values that a resumed run must share, by name.
-        preprocessing: deterministic transforms, which are recorded with the weights.
+        preprocessing_record: saved with the weights (`scripts.data.preprocessing_record`).
         summary_writer: of TensorBoard; `None` writes no curves.
     """
 
@@ -95,7 +94,7 @@ class TrainingHandlers:
         dataset: DatasetSpec,
         cases: CaseLists,
         settings: Mapping[str, Any],
-        preprocessing: Transform,
+        preprocessing_record: Mapping[str, Any],
         summary_writer: SummaryWriter | None,
     ) -> None:
         batches = loader.batch_sampler
@@ -146,7 +145,7 @@ class TrainingHandlers:
             checkpoint,
             StopOnSignal(checkpoint),
             *([RunProgressBar(loss, max_steps)] if is_rank0() else []),
-            FinalModelSaver(teacher.module, Path(ckpt_dir) / "model.pt", max_steps, preprocessing),
+            FinalModelSaver(teacher.module, Path(ckpt_dir) / "model.pt", max_steps, preprocessing_record),
             StopAtStep(max_steps),
         ]
 

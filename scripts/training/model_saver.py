@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.transforms import Transform
 from torch import nn
 
-from scripts.data.preprocessing_record import describe_preprocessing
+from scripts.data.preprocessing_record import save_weights
 from scripts.distributed.collectives import is_rank0
-from scripts.inference.weights_file import save_weights
 from scripts.training.step_handlers import last_step
 
 logger = logging.getLogger("ModelSaver")
@@ -26,14 +26,13 @@ class FinalModelSaver:
         network: what is deployed: the teacher's averaged network.
         path: e.g. `models/model.pt`.
         max_steps: a run that ends before this step, or before the last of its `max_epochs`, writes nothing.
-        preprocessing: deterministic transforms that the network was trained behind; the file carries their record.
+        record: of `scripts.data.preprocessing_record.preprocessing_record`; it is saved with the weights.
     """
 
     def __init__(
-        self, network: nn.Module, path: str | Path, max_steps: int, preprocessing: Transform | None = None
+        self, network: nn.Module, path: str | Path, max_steps: int, record: Mapping[str, Any] | None = None
     ) -> None:
-        self.network, self.path, self.max_steps = network, Path(path), max_steps
-        self.record = None if preprocessing is None else describe_preprocessing(preprocessing)
+        self.network, self.path, self.max_steps, self.record = network, Path(path), max_steps, record
 
     def attach(self, engine: Engine) -> None:
         """Act when the run is complete."""
@@ -55,12 +54,11 @@ class BestModelSaver:
     Args:
         network: what is validated.
         path: e.g. `models/model_best.pt`.
-        preprocessing: as `FinalModelSaver` has it.
+        record: as for `FinalModelSaver`.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, preprocessing: Transform | None = None) -> None:
-        self.network, self.path = network, Path(path)
-        self.record = None if preprocessing is None else describe_preprocessing(preprocessing)
+    def __init__(self, network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
+        self.network, self.path, self.record = network, Path(path), record
         self.best_metric: float | None = None
 
     def attach(self, engine: Engine) -> None:

@@ -1,72 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a preprocessing: equal for what does the same to an image, different for what does not."""
+"""The record of a preprocessing: what it holds, how two are compared, and how it travels in a weights file."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from monai.transforms import Compose, LoadImaged, NormalizeIntensityd, Orientationd, ScaleIntensityRanged, Spacingd
+import torch
+from monai.transforms import Compose, Lambdad, NormalizeIntensityd, ScaleIntensityRanged
+from torch import nn
 
-from scripts.data.preprocessing_record import describe_preprocessing, differences
+from scripts.data.preprocessing_record import preprocessing_record, record_differences, record_of, save_weights
+
+NAMES = ["background", "liver"]
 
 
-def chain(keys="image", mode="bilinear", pixdim=(2.0, 2.0, 2.5), intensity=None) -> Compose:
-    return Compose(
-        [
-            LoadImaged(keys=keys),
-            Orientationd(keys=keys, axcodes="RAS", labels=None),
-            Spacingd(keys=keys, pixdim=pixdim, mode=mode),
-            intensity or NormalizeIntensityd(keys="image", channel_wise=True),
-        ]
+def window(low: float) -> ScaleIntensityRanged:
+    return ScaleIntensityRanged("image", a_min=low, a_max=160, b_min=-1.0, b_max=1.0, clip=True)
+
+
+def record(in_channels=1, label_names=NAMES, spacing=(2.0, 2.0, 2.5), intensity=None):
+    return preprocessing_record(
+        in_channels, label_names, spacing, intensity or NormalizeIntensityd("image", channel_wise=True)
     )
 
 
-def test_settings_stand_in_the_record_under_their_names() -> None:
-    record = describe_preprocessing(chain())
-    assert [entry["transform"] for entry in record] == ["Orientationd", "Spacingd", "NormalizeIntensityd"]
-    assert record[1]["spacing_transform.pixdim"] == [2.0, 2.0, 2.5]
-    assert record[1]["mode"] == "bilinear"
-    assert record[2]["normalizer.channel_wise"] is True
+def test_a_record_is_plain_and_survives_json() -> None:
+    assert json.loads(json.dumps(record())) == record()
+    assert record()["spacing"] == [2.0, 2.0, 2.5] and record()["label_names"] == NAMES
 
 
-def test_a_label_beside_the_image_changes_nothing_for_the_image() -> None:
-    alone = describe_preprocessing(chain())
-    beside = describe_preprocessing(chain(["image", "label"], ["bilinear", "nearest"]))
-    behind = describe_preprocessing(chain(["label", "image"], ["nearest", "bilinear"]))
-    assert alone == beside == behind
+def test_the_same_transform_written_in_another_way_has_the_same_record() -> None:
+    nested = Compose([Compose([NormalizeIntensityd("image", channel_wise=True)])])
+    assert record_differences(record(), record(intensity=nested)) == []
 
 
-def test_the_label_is_told_apart_from_the_image() -> None:
-    label = describe_preprocessing(chain(["image", "label"], ["bilinear", "nearest"]), key="label")
-    assert [entry["transform"] for entry in label] == ["Orientationd", "Spacingd"]
-    assert label[1]["mode"] == "nearest"
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"spacing": (1.0, 2.0, 2.5)}, ["spacing", "[2.0, 2.0, 2.5]", "[1.0, 2.0, 2.5]"]),
+        ({"label_names": ["background", "spleen"]}, ["label_names", "liver", "spleen"]),
+        ({"in_channels": 2}, ["in_channels"]),
+        ({"intensity": window(-60)}, ["intensity"]),
+    ],
+)
+def test_every_setting_that_differs_is_named(change, named) -> None:
+    (found,) = record_differences(record(), record(**change))
+    assert all(word in found for word in named)
 
 
-@pytest.mark.parametrize("outer", [lambda c: c, lambda c: Compose([c]), lambda c: Compose([Compose([c])])])
-def test_nesting_of_compose_is_no_difference(outer) -> None:
-    assert differences(describe_preprocessing(chain()), describe_preprocessing(outer(chain()))) == []
+def test_another_intensity_window_is_told_by_what_becomes_of_a_value() -> None:
+    (found,) = record_differences(record(intensity=window(-60)), record(intensity=window(-100)))
+    # the lowest test value inside either window is -50: 2 * 10 / 220 - 1 and 2 * 50 / 260 - 1
+    assert "-50" in found and "-0.909" in found and "-0.615" in found
 
 
-def test_another_spacing_is_named_with_both_values() -> None:
-    found = differences(describe_preprocessing(chain()), describe_preprocessing(chain(pixdim=(1.0, 2.0, 2.5))))
-    assert found == ["Spacingd spacing_transform.pixdim [2.0, 2.0, 2.5] then, [1.0, 2.0, 2.5] now"]
+def test_a_normalisation_of_each_channel_differs_from_one_of_all_together() -> None:
+    together = NormalizeIntensityd("image", channel_wise=False)
+    assert record_differences(record(2), record(2, intensity=together))
+    assert record_differences(record(1), record(1, intensity=together)) == []
 
 
-def test_another_intensity_window_is_named() -> None:
-    def window(low: int) -> ScaleIntensityRanged:
-        return ScaleIntensityRanged(keys="image", a_min=low, a_max=160, b_min=-1.0, b_max=1.0, clip=True)
-
-    records = [describe_preprocessing(chain(intensity=window(low))) for low in (-60, -100)]
-    assert differences(*records) == ["ScaleIntensityRanged scaler.a_min -60 then, -100 now"]
+def test_a_difference_in_the_last_bits_is_none() -> None:
+    other = record()
+    other["intensity"] = [[value * (1 + 1e-5) for value in channel] for channel in other["intensity"]]
+    assert record_differences(record(), other) == []
 
 
-def test_another_kind_of_intensity_is_a_difference() -> None:
-    other = chain(intensity=ScaleIntensityRanged(keys="image", a_min=0, a_max=1, b_min=0, b_max=1))
-    (found,) = differences(describe_preprocessing(chain()), describe_preprocessing(other))
-    assert "NormalizeIntensityd then" in found and "ScaleIntensityRanged now" in found
+def test_what_is_not_recorded_cannot_be_compared() -> None:
+    needs_more = Lambdad(["image", "mask"], func=lambda volume: volume)
+    assert record(intensity=needs_more)["intensity"] is None
+    assert record_differences(record(intensity=needs_more), record()) == []
+    assert record_differences(None, record()) == []
+    assert record_differences({}, record()) == []
 
 
-def test_the_record_is_plain_and_survives_json() -> None:
-    record = describe_preprocessing(chain())
-    assert json.loads(json.dumps(record)) == record
+# ---------------------------------------------------------------- in a weights file
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_the_record_comes_back_without_a_key_of_its_own(tmp_path) -> None:
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    save_weights(network.state_dict(), tmp_path / "model.pt", record())
+    loaded = load(tmp_path / "model.pt")
+    assert list(loaded) == list(network.state_dict())
+    assert record_of(loaded) == record()
+
+
+def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
+    """BatchNorm reads its version from the same place: without it, it would ask for older keys."""
+    network, other = nn.Sequential(nn.BatchNorm3d(2)), nn.Sequential(nn.BatchNorm3d(2))
+    network[0].num_batches_tracked += 7
+    save_weights(network.state_dict(), tmp_path / "model.pt", record())
+    loaded = load(tmp_path / "model.pt")
+    assert loaded._metadata["0"] == network.state_dict()._metadata["0"]
+    other.load_state_dict(loaded, strict=True)
+    assert other[0].num_batches_tracked == 7
+
+
+def test_the_network_in_training_is_left_without_it(tmp_path) -> None:
+    network = nn.Conv3d(1, 1, 1)
+    state = network.state_dict()
+    save_weights(state, tmp_path / "model.pt", record())
+    assert record_of(state) is None
+    assert record_of(network.state_dict()) is None
+
+
+@pytest.mark.parametrize("entry", [None, [{"transform": "Spacingd"}]], ids=["no record", "an older version's list"])
+def test_a_file_of_another_origin_has_no_record(entry, tmp_path) -> None:
+    state = nn.Conv3d(1, 1, 1).state_dict()
+    if entry is not None:
+        state._metadata[""]["preprocessing"] = entry
+    torch.save(state, tmp_path / "plain.pt")
+    assert record_of(load(tmp_path / "plain.pt")) is None

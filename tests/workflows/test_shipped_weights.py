@@ -11,8 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.data.preprocessing_record import describe_preprocessing
-from scripts.inference.weights_file import preprocessing_of
+from scripts.data.preprocessing_record import record_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,8 +36,8 @@ def test_the_weights_load_strictly_and_are_small_enough_for_a_clone(shipped_weig
 
 
 def test_the_weights_were_trained_behind_the_preprocessing_of_inference(shipped_weights, config) -> None:
-    record = preprocessing_of(torch.load(shipped_weights, weights_only=True))
-    assert record == describe_preprocessing(config.get_parsed_content("preprocessing"))
+    record = record_of(torch.load(shipped_weights, weights_only=True))
+    assert record == config.get_parsed_content("preprocessing_record")
 
 
 def test_metadata_names_the_channels_and_the_window_of_inference(config, metadata) -> None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""model.pt in the commands: each reads it once, and it carries the preprocessing that it was trained behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from scripts.data.preprocessing_record import record_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that `torch.load` was called with."""
+    names, original = [], torch.load
+
+    def load(file, *args, **options):
+        names.append(Path(getattr(file, "name", file)).name)
+        return original(file, *args, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    return names
+
+
+@pytest.fixture
+def trained(train, tmp_path) -> Path:
+    """`model.pt` of a run at 3 x 3 x 4 mm."""
+    train(max_steps=2, val_interval=1)
+    return tmp_path / "models/model.pt"
+
+
+def infer(make_workflow, image: Path, **overrides) -> None:
+    make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(image),
+        base_filters=4,
+        **{"spacing": [3.0, 3.0, 4.0], **overrides},
+    ).run()
+
+
+def test_every_command_reads_model_pt_once(trained, make_workflow, tiny_demo, reads) -> None:
+    image = tiny_demo / "images/demo_test_000.nii.gz"
+    for command in (
+        lambda: infer(make_workflow, image),
+        lambda: make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating").run(),
+        lambda: make_workflow("train.yaml", "labelling.yaml", run_id="pseudo_label").run(),
+    ):
+        reads.clear()
+        command()
+        assert reads == ["model.pt"]
+
+
+def record(*files: str, **overrides) -> dict:
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / file) for file in files])
+    for key, value in overrides.items():
+        parser[key] = value
+    return parser.get_parsed_content("preprocessing_record")
+
+
+def test_both_models_of_a_training_carry_its_record_and_inference_makes_the_same(trained) -> None:
+    expected = record("inference.yaml", "datasets/demo.yaml", spacing=[3.0, 3.0, 4.0])
+    for name in ("model.pt", "model_best.pt"):
+        assert record_of(torch.load(trained.with_name(name), weights_only=True)) == expected
+    assert record("train.yaml", "evaluate.yaml", spacing=[3.0, 3.0, 4.0]) == expected
+
+
+@pytest.mark.parametrize("command", ["inference", "evaluation", "pseudo-labels"])
+def test_a_command_with_another_spacing_warns(command, trained, make_workflow, tiny_demo, capsys) -> None:
+    def run(spacing: list[float]) -> str:
+        capsys.readouterr()
+        if command == "inference":
+            infer(make_workflow, tiny_demo / "images/demo_test_000.nii.gz", spacing=spacing)
+        elif command == "evaluation":
+            make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", spacing=spacing).run()
+        else:
+            make_workflow("train.yaml", "labelling.yaml", run_id="pseudo_label", spacing=spacing).run()
+        return capsys.readouterr().out
+
+    assert "WARNING inference" not in run([3.0, 3.0, 4.0])
+    (warning,) = (line for line in run([4.0, 4.0, 4.0]).splitlines() if "WARNING inference" in line)
+    assert "model.pt" in warning and "spacing [3.0, 3.0, 4.0]" in warning

@@ -66,7 +66,7 @@ def make_case(sound: Path, tmp_path: Path) -> Callable[[str], Case]:
         for entry in data.lists["training"]:
             if not (data.root / entry["label"]).exists():
                 del entry["label"]
-        return Case(root, command, data, {**SETTINGS, "dataset_dir": str(data.root), "data_source": str(data.root)})
+        return Case(root, command, data, {**SETTINGS, "dataset_dir": str(data.root)})
 
     return make
 

@@ -1,11 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Training on several nodes of a SLURM cluster: one torchrun a node, which starts a process for each of its GPUs.
+# Training on several nodes of a SLURM cluster: one torchrun per node starts a process for each of its GPUs.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm_train.sh --max_steps 15000
 #
-# Submit it from the bundle's folder, which all nodes must see; words behind the script go to the run. CONFIGS names the
-# files. A job that was requeued goes on from its newest state. Nodes without GPUs: PROCESSES=2 sbatch ...
+# Submit it from the bundle's folder, which all nodes must be able to read. Arguments of the script are passed to the run;
+# the variable CONFIGS holds the configuration files. A requeued job resumes from its newest checkpoint. On nodes without
+# GPUs: PROCESSES=2 sbatch ...
 
 #SBATCH --job-name=semi_supervised
 #SBATCH --nodes=1
@@ -20,8 +21,8 @@ set -euo pipefail
 : "${PROCESSES:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${PORT:=29500}"
 
-# The first node keeps the store where all of them meet. All names are read before one is taken: `head` would close the pipe
-# while scontrol still writes, and pipefail would end the job.
+# All nodes meet at a store on the first one. `head -n 1` would close the pipe while scontrol still writes, and pipefail
+# would end the job; so all names are read.
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first_node=${nodes[0]:?scontrol names no node of this job}
 

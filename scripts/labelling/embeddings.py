@@ -96,7 +96,7 @@ logger = logging.getLogger("prototypes")
 
 
 def load_prototypes(ckpt_dir: str | Path, network: nn.Module, loss: nn.Module, memory: PrototypeMemory) -> None:
-    """Fill network and loss, and with the loss its memory and heads, from the newest state in a folder.
+    """Fill network and loss, and with the loss its memory and heads, from the newest checkpoint in a folder.
 
     The memory holds projections of the network that was trained, so its weights are taken and not the averaged ones.
 

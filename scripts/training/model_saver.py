@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the weights that people use: the final averaged ones, and the best on validation cases."""
+"""Save the weights that are deployed: the final averaged ones, and the best ones on validation cases."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ logger = logging.getLogger("ModelSaver")
 
 
 class FinalModelSaver:
-    """At the end of a run write `network`'s state dict, exactly its keys, to `path`; of several ranks the first writes.
+    """Save the state dict of `network` when the run is complete. With several ranks the first writes the file.
 
     Args:
-        network: what is deployed: the teacher's averaged network.
-        path: e.g. `models/model.pt`.
-        max_steps: a run that ends before this step, or before the last of its `max_epochs`, writes nothing.
+        network: the network that is deployed: the teacher's averaged copy.
+        path: the file, such as `outputs/models/model.pt`.
+        max_steps: length of the run. A run that ends before this step and before the last of its `max_epochs` writes
+            nothing.
         record: of `scripts.data.preprocessing_record.preprocessing_record`; it is saved with the weights.
     """
 
@@ -35,25 +36,26 @@ class FinalModelSaver:
         self.network, self.path, self.max_steps, self.record = network, Path(path), max_steps, record
 
     def attach(self, engine: Engine) -> None:
-        """Act when the run is complete."""
+        """Save when `engine`, the trainer, ends."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write the file."""
+        """Save if the run is complete."""
         if engine.state.iteration >= last_step(engine, self.max_steps) and is_rank0():
             save_weights(self.network.state_dict(), self.path, self.record)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
 class BestModelSaver:
-    """After each validation that beats all before it, write `network`'s state dict to `path`.
+    """Save the state dict of `network` after each validation whose key metric is higher than all before it.
 
-    The best value belongs to the run's state (`state_dict`), so a resumed run cannot overwrite a better model.
-    Of several ranks, which all see the metric of all cases, the first writes.
+    The best value is part of a checkpoint (`state_dict`), so that a resumed run does not overwrite a better model. A
+    metric that is NaN is ignored. With several ranks, which all have the metric of all cases, the first writes the
+    file.
 
     Args:
-        network: what is validated.
-        path: e.g. `models/model_best.pt`.
+        network: the network that is validated.
+        path: the file, such as `outputs/models/model_best.pt`.
         record: as for `FinalModelSaver`.
     """
 
@@ -62,11 +64,11 @@ class BestModelSaver:
         self.best_metric: float | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Act when a validation by `engine`, MONAI's evaluator, is complete."""
+        """Compare and save when `engine`, MONAI's evaluator, has completed a validation."""
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Compare and write."""
+        """Save if the key metric is the best so far."""
         value = float(engine.state.metrics[engine.state.key_metric_name])
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
@@ -75,7 +77,7 @@ class BestModelSaver:
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:
-        """The best value so far, a plain float so that it loads with `weights_only`."""
+        """The best value so far, a Python float, which `torch.load` accepts with `weights_only`."""
         return {"best_metric": self.best_metric}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:

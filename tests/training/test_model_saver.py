@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that people use: the final ones, and the best on validation cases."""
+"""The final weights and the best ones on validation cases."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def saved(path):
     return torch.load(path, weights_only=True)
 
 
-def test_only_a_validation_that_beats_all_before_it_is_written(tmp_path):
+def test_only_a_validation_better_than_all_before_it_is_saved(tmp_path):
     saver = BestModelSaver(Scale(), tmp_path / "made" / "best.pt")
     for value, best in [(0.25, 0.25), (0.125, 0.25), (0.5, 0.5), (0.375, 0.5)]:
         validated(saver, value)
@@ -76,18 +76,18 @@ def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(tmp_path):
 
 
 @pytest.mark.parametrize("first", [0.0, -1.0])
-def test_the_first_validation_is_written_however_bad_it_is(tmp_path, first):
+def test_the_first_validation_is_saved_whatever_its_value(tmp_path, first):
     assert saved(validated(BestModelSaver(Scale(), tmp_path / "best.pt"), first).path)["weight"].item() == first
 
 
-def test_a_metric_that_is_no_number_is_neither_best_nor_in_the_way(tmp_path):
+def test_a_nan_metric_is_ignored(tmp_path):
     saver = validated(BestModelSaver(Scale(), tmp_path / "best.pt"), math.nan)
     assert not saver.path.exists()
     validated(saver, 0.25, math.nan)
     assert saved(saver.path)["weight"].item() == 0.25
 
 
-def test_the_state_survives_weights_only(tmp_path):
+def test_the_state_loads_with_weights_only(tmp_path):
     for values in ([], [np.float64(0.5)]):
         saver = validated(BestModelSaver(Scale(), tmp_path / "best.pt"), *values)
         torch.save(saver.state_dict(), tmp_path / "state.pt")
@@ -120,7 +120,7 @@ def finished(saver, steps, stop_after=None):
     trainer.run([0] * steps)
 
 
-def test_the_final_file_holds_exactly_the_averaged_networks_keys_and_weights(tmp_path):
+def test_the_final_file_holds_the_keys_and_weights_of_the_averaged_network(tmp_path):
     network = Scale(0.0)
     teacher = ema_teacher(network, 0.9)
     teacher.update_parameters(network)
@@ -134,7 +134,7 @@ def test_the_final_file_holds_exactly_the_averaged_networks_keys_and_weights(tmp
     Scale().load_state_dict(content, strict=True)
 
 
-def test_a_run_that_ends_early_leaves_the_file_as_it_was(tmp_path):
+def test_a_run_that_ends_early_keeps_the_old_file(tmp_path):
     path = tmp_path / "model.pt"
     torch.save({"old": 1}, path)
     finished(FinalModelSaver(Scale(), path, 3), 3, stop_after=2)

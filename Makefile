@@ -15,8 +15,8 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test
 
 demo: $(VENV)/.requirements
-	$(RUN) -m monai.bundle run training --config_file configs/train.yaml --ckpt_dir outputs/models $(TRAIN_OPTIONS)
-	$(RUN) -m monai.bundle run evaluating --config_file "['configs/train.yaml','configs/evaluate.yaml']" --ckpt_dir outputs/models
+	$(RUN) -m monai.bundle run training --config_file configs/train.yaml $(TRAIN_OPTIONS)
+	$(RUN) -m monai.bundle run evaluating --config_file "['configs/train.yaml','configs/evaluate.yaml']"
 	@echo
 	@echo "Trained and evaluated. Look at:"
 	@echo "  $(CURDIR)/outputs/summary.json   Dice and surface distances of the 8 test cases (metrics.csv: one row per case and structure)"

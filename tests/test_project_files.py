@@ -26,7 +26,11 @@ def test_the_version_is_written_once_and_has_an_entry_in_the_changelog() -> None
 def test_required_packages_of_the_metadata_are_those_of_the_requirements() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if "==" in line)
-    named = {"monai": METADATA["monai_version"], "torch": METADATA["pytorch_version"], "numpy": METADATA["numpy_version"]}
+    named = {
+        "monai": METADATA["monai_version"],
+        "torch": METADATA["pytorch_version"],
+        "numpy": METADATA["numpy_version"],
+    }
     named |= METADATA["required_packages_version"]
     assert named == {package: pinned[package] for package in named}
 

@@ -448,14 +448,6 @@ def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> 
     assert yaml.safe_load(config.read_text())["label_names"] == ["nothing", "all else"]
 
 
-def test_readme_shows_exactly_the_commands_that_are_printed(tmp_path: Path, run, monkeypatch) -> None:
-    monkeypatch.setattr("scripts.dataset_setup.new_dataset.CONFIGS", tmp_path / "configs")
-    _, _, text = run(make_folder(tmp_path / "data"), config=tmp_path / "configs" / "datasets" / "mine.yaml")
-    printed = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(("Train:", "Evaluate:"))]
-    block = (ROOT / "README.md").read_text().split("<!-- command: own scans -->")[1].split("```")[1]
-    assert block.splitlines()[1:] == ["python -m scripts.cli.new_dataset FOLDER --name mine", *printed]
-
-
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [

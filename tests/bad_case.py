@@ -87,12 +87,12 @@ class Case:
         """Words after `python -m`."""
         if self.command == NEW:
             outputs = ("--output", str(self.out), "--config", str(self.out / "mine.yaml"))
-            return ["scripts.cli.new_dataset", str(self.data.root), "--name", "mine", *outputs, *self.options]
+            return ["scripts", "new-dataset", str(self.data.root), "--name", "mine", *outputs, *self.options]
         files = [*(str(ROOT / "configs" / name) for name in CONFIGS[self.command]), str(self.root / "mine.yaml")]
         common = ["--config_file", str(files), "--bundle_root", str(ROOT)]
         if self.command == EXPORT:
             paths = ("--ckpt_file", str(self.model), "--filepath", str(self.out / "model.ts"))
-            return ["scripts.cli.export", "ts", *common, *paths, *self.options]
+            return ["scripts", "export", "ts", *common, *paths, *self.options]
         run_id = self.run_id or ("run" if self.command == INFER else self.command)
         common += ["--output_dir", str(self.out), "--ckpt_dir", str(self.model.parent)]
         if self.command == INFER:

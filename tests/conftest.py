@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--golden-differences")
     if path:
         Path(path).write_text(largest_differences())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_memory_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Names that tests give to datasets do not replace those of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUNDLE_DATASETS", str(tmp_path_factory.getbasetemp() / "datasets.json"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,82 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One sentence for an error that nobody foresaw: where in the config files it came up, and what the library says."""
+"""What a command prints when it ends with an exception."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from scripts.errors import first_line
+from scripts.errors import UserError, first_line, root_user_error
 
-HINT = "add --debug true to the command for the traceback"
-RESOLVER = ("monai", "bundle", "reference_resolver.py")
-NO_SUCH_KEY = "is not defined in the config content"
+HINT = "Add --debug true to the command to see the traceback."
+UNDEFINED_REFERENCE = "is not defined in the config content"
+COMPONENT = re.compile(r"Failed to instantiate component '([\w.]+)'")
 TRANSFORM = re.compile(r"applying transform <(?:\w+\.)*(\w+) object")
-LONGEST = 400
+MAX_LENGTH = 400
 
 
-def describe_error(error: BaseException, options: Mapping[str, str] | None = None) -> str:
-    """What a person reads first about an exception that is no `UserError`.
+def print_error(error: BaseException, debug: bool = False) -> None:
+    """Print an exception as `Error: ...` on stderr, and its traceback before that if `debug` is set."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"\nError: {describe(error)}", file=sys.stderr)  # the empty line ends an unfinished progress bar
 
-    It names the entry of the config files that was being built or run, or the checkpoint that the command was given,
-    and gives the first line of the innermost exception, as the ones around it are MONAI's "Failed to ...".
 
-    Args:
-        error: that ends the process.
-        options: of the command line.
-    """
-    chain = list(causes_of(error))
+def describe(error: BaseException) -> str:
+    """One sentence about an exception: that of the `UserError` behind it, otherwise the words of its first cause."""
+    mistake = error if isinstance(error, UserError) else root_user_error(error)
+    if mistake is not None:
+        return str(mistake)
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted."
-    inner = _most_telling(chain)
-    if isinstance(inner, MemoryError) or "out of memory" in str(inner).lower():
-        return f"Memory is exhausted ({_words_of(inner)}): lower roi_size, the batch sizes or cache_rate; {HINT}."
-    if isinstance(inner, OSError) and inner.strerror:
-        name = os.fsdecode(inner.filename) if isinstance(inner.filename, str | bytes) else "A file"
-        return f"{name} cannot be read or written ({inner.strerror}): mend path, permissions or disk; {HINT}."
-    entry = entry_of(chain)
-    transform = next((found[1] for found in map(TRANSFORM.search, map(str, reversed(chain))) if found), None)
-    checkpoint = (options or {}).get("ckpt_file")
-    where = f"`{entry}` in the config files" if entry else f"The command on {checkpoint}" if checkpoint else "This"
-    place = f" in the transform {transform}" if transform else ""
-    return f"{where} failed{place}: {_words_of(inner)}. Correct what it names, or {HINT}."
+    chain = chain_of(error)
+    cause = next((e for e in chain if UNDEFINED_REFERENCE in str(e)), chain[-1])
+    words = _words_of(cause)
+    if isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
+        return f"Out of memory ({words}). Lower roi_size, the batch sizes or cache_rate. {HINT}"
+    if isinstance(cause, OSError) and cause.strerror:
+        name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else "a file"
+        return f"Cannot read or write {name}: {cause.strerror}. {HINT}"
+    place = _last_match(COMPONENT, chain) or _last_match(TRANSFORM, chain)
+    return f"{f'{place} failed: ' if place else ''}{words}. {HINT}"
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, then what caused it, and so on inwards."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An exception, then what caused it, and so on to the first cause."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return chain
 
 
-def entry_of(chain: list[BaseException]) -> str | None:
-    """The innermost entry that MONAI was resolving, e.g. `optimizer` or `train::loss`; `None` outside of a config.
-
-    MONAI's exceptions do not name it, but its resolver has the name in a local variable of every level.
-    """
-    entry = None
-    for error in chain:
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if Path(frame.f_code.co_filename).parts[-3:] == RESOLVER and frame.f_code.co_name == "_resolve_one_item":
-                entry = frame.f_locals.get("id", entry)
-    return entry
-
-
-def _most_telling(chain: list[BaseException]) -> BaseException:
-    for error in chain:
-        if NO_SUCH_KEY in str(error):
-            return error
-    return chain[-1]
+def _last_match(pattern: re.Pattern[str], chain: list[BaseException]) -> str | None:
+    found = [match[1] for match in map(pattern.search, map(str, chain)) if match]
+    return found[-1] if found else None
 
 
 def _words_of(error: BaseException) -> str:
-    """The message's first line with the kind of error, as a bare `KeyError` says no more than a name."""
-    if "weights_only" in str(error):  # torch goes on to advise the one thing not to do
-        return "it holds more than weights, or none, and is not loaded"
-    text = first_line(error).rstrip(".:")[:LONGEST] if str(error).strip() else ""
+    """The first line of the message, and the type, because the message of a `KeyError` is only a name."""
+    if "weights_only" in str(error):  # torch's message advises to switch this protection off
+        return "The file does not hold weights alone, so it is not loaded"
+    text = first_line(error).rstrip(".:")[:MAX_LENGTH] if str(error).strip() else ""
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

@@ -1,151 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the trained network in other forms, check them, and pack the bundle.
-
-    python -m scripts.cli.export ts    # models/model.ts, TorchScript, with what is needed to run it inside
-    python -m scripts.cli.export onnx    # models/model.onnx
-    python -m scripts.cli.export pt2    # models/model.pt2, torch.export
-    python -m scripts.cli.export parity    # those of the three that are there against PyTorch
-    python -m scripts.cli.export json    # configs/*.json, JSON copies of the YAML files
-    python -m scripts.cli.export zip --filepath B.zip
-
-For a model of another dataset give the config files of its inference, and what else was overridden in training:
-
-    python -m scripts.cli.export ts --config_file "['configs/inference.yaml','configs/datasets/mine.yaml']"
-"""
+"""`python -m scripts export`: the trained network in other formats, their comparison, and the bundle as a zip file."""
 
 from __future__ import annotations
 
+import argparse
 import ast
-import signal
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, split_words
+from scripts.cli.runs import CONFIGS, ROOT, TRAINED, find_dataset
 from scripts.errors import UserError
 
-OWN = ("config_file", "ckpt_file", "meta_file", "filepath", "debug")
-"""Options of this command; any other is an override of the configuration."""
+if TYPE_CHECKING:
+    from scripts.export.settings import ExportSettings
 
-SHIPPED_DATASET = "datasets/hippocampus.yaml"
-"""Below `configs/`: what `models/model.pt` and `configs/inference.yaml` are of."""
+FORMS = ("ts", "onnx", "pt2", "parity", "zip")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; see the module.
+def export(words: list[str]) -> int:
+    """Write a trained network as TorchScript, ONNX or torch.export, or pack the bundle."""
+    text = """\
+ts      model.ts, TorchScript with all that is needed to run it
+onnx    model.onnx
+pt2     model.pt2, torch.export
+parity  compare those of the three that exist with PyTorch; exit code 1 if one differs
+zip     the bundle as one file, --filepath B.zip
 
-    Returns:
-        The exit code: 1 if an exported file differs from PyTorch or anything failed that nobody foresaw, 2 for a
-            mistake in files or options.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help") or words[0] not in ACTIONS:
-        print(__doc__ if words[:1] and words[0] in ("-h", "--help") else f"Error: name one of {', '.join(ACTIONS)}.")
-        return 0 if words[:1] and words[0] in ("-h", "--help") else 2
-    from scripts.cli.errors import describe_error
+Every other option replaces a key of the config files, as it did in training (--base_filters 16).
+Without --dataset the model is models/model.pt, which comes with the bundle."""
+    parser = Parser(export, "export", text)
+    parser.usage = f"{parser.prog} {{{','.join(FORMS)}}} [options] [--KEY VALUE ...]"
+    parser.add_argument("form", choices=FORMS, metavar="FORM", help="what to write, see above")
+    parser.add_argument("--dataset", metavar="NAME", help=MODEL_HELP)
+    parser.add_argument("--config_file", metavar="FILES", help="config files of inference, instead of --dataset")
+    parser.add_argument("--ckpt_file", metavar="FILE", type=Path, help="the weights")
+    parser.add_argument("--meta_file", metavar="FILE", help="metadata instead of configs/metadata.json")
+    parser.add_argument("--filepath", metavar="FILE", help="what to write, or for parity what to compare")
+    own, passed = split_words(words, ["--dataset", "--config_file", "--ckpt_file", "--meta_file", "--filepath"])
+    options = parser.parse_args(own)
     from scripts.cli.overrides import parse_words
 
-    options, alone = parse_words(words[1:])
-    try:
-        if alone:
-            raise UserError(f"'{alone[0]}' stands alone on the command line: write --NAME VALUE.")
-        return ACTIONS[words[0]](words[0], options)
-    except (Exception, KeyboardInterrupt) as error:
-        if "debug" in options:
-            raise
-        mistake = isinstance(error, UserError)
-        print(f"\nError: {error if mistake else describe_error(error, options)}", file=sys.stderr)
-        return 2 if mistake else 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    overrides, alone = parse_words(passed)
+    if alone:
+        raise UserError(f"'{alone[0]}' belongs to no option: write --NAME VALUE.")
+    files = [str(file) for file in _as_list(options.config_file)] if options.config_file else []
+    if options.dataset:
+        files = [str(CONFIGS / "inference.yaml"), str(find_dataset(options.dataset))]
+        options.ckpt_file = options.ckpt_file or TRAINED / "model.pt"
+    return {"parity": _parity, "zip": _zip}.get(options.form, _export)(options, files, overrides)
 
 
-def _settings(options: dict[str, str]) -> Any:
-    from scripts.cli.overrides import check_overrides, require_mapping
-    from scripts.export.settings import ROOT, ExportSettings
+def _settings(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> ExportSettings:
+    from scripts.cli.overrides import check_overrides
+    from scripts.export.settings import ExportSettings
 
-    files = _literal(options.get("config_file", str(ROOT / "configs/inference.yaml")))
-    files = files if isinstance(files, list) else [files]
-    for file in files:
-        require_mapping(str(file))
-    overrides = {key: value for key, value in options.items() if key not in OWN}
+    files = files or [str(CONFIGS / "inference.yaml")]
     check_overrides(["", "run", "--config_file", str(files), *(f"--{key}={value}" for key, value in overrides.items())])
-    return ExportSettings(
-        files,
-        {key: _literal(value) for key, value in overrides.items()},
-        options.get("ckpt_file"),
-        options.get("meta_file"),
-    )
+    values = {key: _literal(value) for key, value in overrides.items()}
+    return ExportSettings(files, values, options.ckpt_file, options.meta_file)
+
+
+def _export(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
+    from scripts.export.formats import EXPORTERS
+
+    settings = _settings(options, files, overrides)
+    path = Path(options.filepath or settings.ckpt_file.with_suffix(f".{options.form}"))
+    EXPORTERS[options.form](settings, path)
+    print(f"Wrote {path}")
+    return 0
+
+
+def _parity(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
+    from scripts.export.parity import compare, table
+
+    settings = _settings(options, files, overrides)
+    if options.filepath:
+        exported = [Path(path) for path in _as_list(options.filepath)]
+    else:
+        exported = [path for e in ("ts", "onnx", "pt2") if (path := settings.ckpt_file.with_suffix(f".{e}")).is_file()]
+    if not exported:
+        raise UserError(f"There is no exported file beside {settings.ckpt_file}: run `{PROGRAM} export ts` first.")
+    rows = compare(settings, exported)
+    print(table(rows))
+    return 0 if all(row.passes for row in rows) else 1
+
+
+def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
+    from scripts.export.package import json_configs_of_dataset, zip_bundle
+
+    if not options.filepath:
+        raise UserError("Give the name of the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
+    path = Path(options.filepath)
+    models = options.ckpt_file.parent if options.ckpt_file else ROOT / "models"
+    options.ckpt_file = models / "model.pt"
+    # The dataset of the weights in models/, which inference.yaml describes without naming it.
+    files = files or [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/hippocampus.yaml")]
+    settings = _settings(options, files, overrides)
+    settings.network()  # refuses weights that do not fit the configuration
+    copies = {f"configs/{name}": text for name, text in json_configs_of_dataset(settings).items()}
+    names = zip_bundle(ROOT, path, models, copies)
+    print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def _as_list(text: str) -> list[str]:
+    value = _literal(text)
+    return value if isinstance(value, list) else [text]
 
 
 def _literal(text: str) -> Any:
-    """A value as Python Fire reads it for MONAI: a number, list, ..., else the text itself."""
+    """A value as MONAI's command line reads it: a number, list, ..., otherwise the text itself."""
     if text in ("true", "false"):
         return text == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _export(kind: str, options: dict[str, str]) -> int:
-    from scripts.export.formats import EXPORTERS
-
-    settings = _settings(options)
-    path = Path(options.get("filepath") or settings.ckpt_file.with_suffix(f".{kind}"))
-    EXPORTERS[kind](settings, path)
-    print(f"Wrote {path}")
-    return 0
-
-
-def _parity(kind: str, options: dict[str, str]) -> int:
-    from scripts.export.parity import compare, table
-
-    settings = _settings(options)
-    beside = [settings.ckpt_file.with_suffix(f".{ending}") for ending in ("ts", "onnx", "pt2")]
-    named = _literal(options["filepath"]) if "filepath" in options else [path for path in beside if path.is_file()]
-    files = [Path(path) for path in (named if isinstance(named, list) else [named])]
-    if not files:
-        raise UserError(
-            f"Nothing exported lies beside {settings.ckpt_file}: run `python -m scripts.cli.export ts` first."
-        )
-    rows = compare(settings, files)
-    print(table(rows))
-    return 0 if all(row.passes for row in rows) else 1
-
-
-def _json(kind: str, options: dict[str, str]) -> int:
-    from scripts.export.package import write_json_configs
-    from scripts.export.settings import ROOT
-
-    for path in write_json_configs(ROOT / "configs"):
-        print(f"Wrote {path}")
-    return 0
-
-
-def _zip(kind: str, options: dict[str, str]) -> int:
-    from scripts.export.package import json_configs_of_dataset, zip_bundle
-    from scripts.export.settings import ROOT
-
-    if "filepath" not in options:
-        raise UserError("Name the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
-    path = Path(options["filepath"])
-    models = Path(options["ckpt_file"]).parent if "ckpt_file" in options else ROOT / "models"
-    files = str([str(ROOT / "configs" / name) for name in ("inference.yaml", SHIPPED_DATASET)])
-    settings = _settings({"config_file": files, **options, "ckpt_file": str(models / "model.pt")})
-    settings.network()  # weights of another dataset would make a bundle that no reader can load
-    twins = {f"configs/{name}": text for name, text in json_configs_of_dataset(settings).items()}
-    names = zip_bundle(ROOT, path, models, twins)
-    print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
-    return 0
-
-
-ACTIONS: dict[str, Callable[[str, dict[str, str]], int]] = {
-    "ts": _export,
-    "onnx": _export,
-    "pt2": _export,
-    "parity": _parity,
-    "json": _json,
-    "zip": _zip,
-}
-
-if __name__ == "__main__":
-    sys.exit(main())

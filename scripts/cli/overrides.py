@@ -10,6 +10,7 @@ import pydoc
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         UserError: naming the option or key and the nearest known one.
     """
     options, alone = parse_words(argv[2:])
-    files = _config_files(options.get("config_file", ""))
+    arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
+    files = _config_files(options.get("config_file", arguments.get("config_file")))
+    for file in files:
+        _read_mapping(file)
     parser = ConfigParser()
     parser.read_config(files)
     tree = parser.get()
@@ -76,23 +80,22 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
 
-def require_mapping(file: str) -> None:
-    """Refuse what is no config file; for commands other than MONAI's `run`, which has read the files by itself.
-
-    Raises:
-        UserError: if it is not there, is no YAML or JSON, or holds no keys with values.
-    """
+def _read_mapping(file: str) -> dict[str, Any]:
+    """The content of a config file; `UserError` if it does not exist, is no YAML or JSON, or holds no keys."""
     if not Path(file).is_file():
-        raise UserError(f"{file} does not exist: correct --config_file.")
+        raise UserError(f"The config file {file} does not exist.")
     try:
         content = ConfigParser.load_config_file(file)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{file}{line} is no YAML ({error.problem}): correct it.") from error
+        raise UserError(f"{file}{line} is not valid YAML: {error.problem}.") from error
     except ValueError as error:
-        raise UserError(f"{file} cannot be read as YAML or JSON ({first_line(error)}): correct it.") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file} holds no keys with values: write `key: value` lines.")
+        raise UserError(f"{file} is not valid YAML or JSON: {first_line(error)}.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no keys: write `key: value` lines.")
+    return content
 
 
 def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
@@ -206,10 +209,11 @@ def _refuse(option: str, hint: str) -> None:
     raise UserError(f"Nothing in the config files is called '{option}', so --{option} would do nothing. {hint}")
 
 
-def _config_files(value: str) -> list[str]:
-    """One path, or a list of them as text, as on MONAI's command line."""
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = value
-    return [str(f) for f in parsed] if isinstance(parsed, list | tuple) else [str(parsed)]
+def _config_files(value: Any) -> list[str]:
+    """The config files as a list, from a path, a list of paths, or such a list as text on the command line."""
+    if value is None:
+        raise UserError("There is no config file: give --config_file.")
+    if isinstance(value, str):
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+    return [str(file) for file in value] if isinstance(value, list | tuple) else [str(value)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens before a workflow does anything: overrides are checked, seeds set, errors made readable."""
+"""The first entries of `initialize` and of each list that is run: check the command line, seed the generators."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 
 from monai.utils import set_determinism
 
-from scripts.cli.errors import describe_error
+from scripts.cli.errors import print_error
 from scripts.cli.overrides import check_overrides, is_command_line, parse_words
 from scripts.cli.rules import check_settings
-from scripts.errors import UserError, root_user_error
+from scripts.errors import UserError
 from scripts.files import require_folders
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
-    """First entry of every config's `initialize` list.
+    """First entry of the `initialize` list of every config.
 
     Args:
         seed: seeds all generators before anything is built, so that a network starts with the same weights.
-        argv: command line, by default this process's.
+        argv: the command line; `None` takes that of this process.
 
     Raises:
-        UserError: for an override or a key of a file that nothing knows, or a value that no run can work with.
+        UserError: for an unknown option, an unknown key in a config file, or a value out of range.
     """
     check_command_line(tuple(sys.argv if argv is None else argv))
     if seed is not None:
@@ -36,17 +35,17 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
 
 
 def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> None:
-    """First entry of every list that is run: whether it may begin.
+    """First entry of every list that is run.
 
-    The command line is checked here too: MONAI takes a word alone (`run training seed 3`) for what to run instead of
-    `initialize`, and `begin` then does not run.
+    It checks the command line too, because `begin` does not run when MONAI takes a word without dashes for the name of
+    the list to initialise with (`run training seed 3`).
 
     Args:
-        folders: that will be written to.
-        argv: command line, by default this process's.
+        folders: folders that will be written to.
+        argv: the command line; `None` takes that of this process.
 
     Raises:
-        UserError: as `begin` and `require_folders`.
+        UserError: as `begin`, and for a folder that cannot be written to.
     """
     check_command_line(tuple(sys.argv if argv is None else argv))
     require_folders(folders)
@@ -54,32 +53,16 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
 
 @lru_cache
 def check_command_line(argv: tuple[str, ...]) -> None:
-    """Make errors readable and refuse mistakes, if this process is MONAI's `run`; once a process.
+    """Check the options and config files of `python -m monai.bundle run`, once per process; ignore other commands.
+
+    From here on, an exception that ends the process is printed as one sentence.
 
     Raises:
-        UserError: as `check_overrides` and `check_settings`.
+        UserError: for an unknown option or key, or a value out of range.
     """
-    if is_command_line(argv):
-        install_error_report(wants_traceback(argv))
-        check_settings(check_overrides(argv))
-
-
-def wants_traceback(argv: Sequence[str]) -> bool:
-    """Whether the command line holds `--debug`, in any of the forms that it may have."""
-    return parse_words(argv[2:])[0].get("debug", "false").lower() != "false"
-
-
-def install_error_report(debug: bool) -> None:
-    """Print an error that ends the process as one sentence; `debug` keeps the traceback too, in front of it.
-
-    The sentence is that of a `UserError`, however deeply MONAI has wrapped it, else `error_sentence.describe_error`.
-    """
-
-    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if debug:
-            sys.__excepthook__(kind, error, trace)
-        print(
-            f"\nError: {root_user_error(error) or describe_error(error, parse_words(sys.argv[2:])[0])}", file=sys.stderr
-        )
-
-    sys.excepthook = report
+    if not is_command_line(argv):
+        return
+    options = parse_words(argv[2:])[0]
+    debug = options.get("debug", "false").lower() != "false"
+    sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)
+    check_settings(check_overrides(argv))

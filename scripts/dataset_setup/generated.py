@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.errors import UserError
 
-COMMAND = "scripts.cli.new_dataset"
+COMMAND = "new-dataset"
 MARK = re.compile(rf"# Written by {re.escape(COMMAND)}, digest ([0-9a-f]{{16}})\.")
 
 

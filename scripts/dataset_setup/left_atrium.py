@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m scripts.cli.convert_left_atrium` does."""
+"""What `python -m scripts convert-left-atrium` does."""
 
 from __future__ import annotations
 

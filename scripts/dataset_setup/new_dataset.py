@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m scripts.cli.new_dataset` does: find, measure, plan, show, write."""
+"""What `python -m scripts new-dataset` does: find, measure, plan, show, write."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ DEFAULT_TEST_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked for; `python -m scripts.cli.new_dataset --help` explains each."""
+    """What the command was asked for; `python -m scripts new-dataset --help` explains each."""
 
     folder: Path
     name: str

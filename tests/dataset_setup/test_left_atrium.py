@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.cli.convert_left_atrium import main
+from scripts.cli.commands import main
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.left_atrium import convert, crop_box
@@ -69,7 +69,7 @@ def loaded(folder: Path, part: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 def test_challenge_files_keep_voxels_and_place_and_255_becomes_1(tmp_path: Path, capsys) -> None:
     image, label = challenge_case(tmp_path / "raw/CASE_A", 0)
     challenge_case(tmp_path / "raw/CASE_B", 1)
-    assert main([str(tmp_path / "raw"), str(tmp_path / "out")]) == 0
+    assert main(["convert-left-atrium", str(tmp_path / "raw"), str(tmp_path / "out")]) == 0
     written, affine = loaded(tmp_path / "out", "images", "CASE_A")
     assert written.dtype == np.uint8 and np.array_equal(written, image)
     np.testing.assert_allclose(affine, AFFINE, atol=1e-6)
@@ -137,7 +137,7 @@ def test_a_cropped_volume_lies_where_it_lay(tmp_path: Path) -> None:
     image[155, 15, 1] = 7
     save(tmp_path / "raw/A/lgemri.nrrd", image, AFFINE)
     save(tmp_path / "raw/A/laendo.nrrd", label, AFFINE)
-    assert main([str(tmp_path / "raw"), str(tmp_path / "out"), "--crop"]) == 0
+    assert main(["convert-left-atrium", str(tmp_path / "raw"), str(tmp_path / "out"), "--crop"]) == 0
     written, affine = loaded(tmp_path / "out", "images", "A")
     assert written.shape == (200 - (150 - 66), 30, 3)
     place = affine @ [*np.argwhere(written == 7)[0], 1]
@@ -186,5 +186,5 @@ def test_missing_h5py_is_one_sentence_on_the_command_line(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/a.h5").write_bytes(b"")
-    assert main([str(tmp_path / "raw"), str(tmp_path / "out")]) == 2
+    assert main(["convert-left-atrium", str(tmp_path / "raw"), str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("Error: Reading a.h5 needs h5py: run pip install h5py.")

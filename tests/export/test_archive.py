@@ -15,7 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.cli.export import main
+from scripts.cli.commands import main
 from scripts.errors import UserError
 from scripts.export.package import zip_bundle
 from scripts.networks.vnet import VNet
@@ -105,7 +105,7 @@ def test_unpacked_elsewhere_it_segments_from_any_working_directory(bundle, tmp_p
 
 
 def unpacked(tmp_path: Path, *words: str) -> Path:
-    assert main(["zip", "--filepath", str(tmp_path / "B.zip"), *words]) == 0
+    assert main(["export", "zip", "--filepath", str(tmp_path / "B.zip"), *words]) == 0
     with zipfile.ZipFile(tmp_path / "B.zip") as archive:
         archive.extractall(tmp_path)
     return tmp_path / "B"
@@ -144,6 +144,8 @@ def test_the_zip_of_another_dataset_has_its_classes_in_every_json_and_nothing_of
 
 def test_weights_of_another_dataset_are_not_zipped(tmp_path, capsys) -> None:
     torch.save(VNet(1, 4, norm="instance").state_dict(), tmp_path / "model.pt")
-    assert main(["zip", "--filepath", str(tmp_path / "B.zip"), "--ckpt_file", str(tmp_path / "model.pt")]) == 2
+    assert (
+        main(["export", "zip", "--filepath", str(tmp_path / "B.zip"), "--ckpt_file", str(tmp_path / "model.pt")]) == 2
+    )
     assert "give the dataset's and the method's config files" in capsys.readouterr().err
     assert not (tmp_path / "B.zip").exists()

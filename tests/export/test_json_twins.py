@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_is_in_step(name) -> None:
     committed = (CONFIGS / f"{name}.json").read_text(encoding="utf-8")
-    assert committed == json_text(CONFIGS / f"{name}.yaml"), "run `python -m scripts.cli.export json`"
+    assert committed == json_text(CONFIGS / f"{name}.yaml"), "run `python -m scripts export json`"
 
 
 def test_a_twin_says_what_the_yaml_says(tmp_path) -> None:

@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(f"methods/{path.name}" for path in (CONFIGS / "methods").glob("*.yaml"))
 DATASETS = sorted(
     f"datasets/{path.name}" for path in (CONFIGS / "datasets").glob("*.yaml") if not is_generated(path)
-)  # what scripts.cli.new_dataset writes there is the user's own
+)  # what new-dataset writes there is the user's own
 OVERRIDABLE = [
     *("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "precision", "seed", "max_steps"),
     *("labelled_cases", "roi_size", "batch_labelled", "batch_unlabelled", "learning_rate", "val_interval", "resume"),

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.yaml"))
 DATASETS = sorted(
     path.stem for path in (CONFIGS / "datasets").glob("*.yaml") if not is_generated(path)
-)  # what scripts.cli.new_dataset writes there is the user's own
+)  # what new-dataset writes there is the user's own
 COMMANDS = {"new_dataset": new_dataset.main, "convert_left_atrium": convert_left_atrium.main}
 
 RUN = [(d, METHODS[(i + k) % len(METHODS)]) for i, d in enumerate(DATASETS) for k in (0, len(METHODS) // 2)]

@@ -12,7 +12,7 @@ import monai.bundle
 import pytest
 import torch
 
-from scripts.cli.export import main
+from scripts.cli.commands import main
 from scripts.networks.vnet import VNet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, shipped_weights, tmp_path, monkeypatch) -> None:
-    assert main(["zip", "--filepath", str(tmp_path / "ours.zip")]) == 0
+    assert main(["export", "zip", "--filepath", str(tmp_path / "ours.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         archive.extractall(tmp_path / "here")
     monai.bundle.push_to_hf_hub(

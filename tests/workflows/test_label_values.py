@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.cli.new_dataset import main as new_dataset
+from scripts.cli.commands import main
 from scripts.errors import root_user_error
 from scripts.networks.vnet import VNet
 
@@ -150,7 +150,7 @@ def test_what_new_dataset_finds_in_label_files_trains(make_workflow, tmp_path) -
     data = write_cases(tmp_path / "data", [0, 100, 200], ignored=255)
     config = tmp_path / "found.yaml"
     words = [str(tmp_path / "data"), "--name", "found", "--ignore_value", "255", "--config", str(config)]
-    assert new_dataset([*words, "--label_names", *data["label_names"]]) == 0
+    assert main(["new-dataset", *words, "--label_names", *data["label_names"]]) == 0
     text = config.read_text()
     assert "label_values: [0, 100, 200]" in text and "ignore_value: 255" in text
     sizes = {key: data[key] for key in ("roi_size", "spacing", "dataset_dir")}

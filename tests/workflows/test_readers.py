@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from monai.transforms import SaveImaged
 
-from scripts.cli.export import main
+from scripts.cli.commands import main
 from tests.conftest import TINY
 from tests.volume_files import affine, save, volume
 
@@ -91,7 +91,7 @@ def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_n
     shipped_weights, tmp_path, monkeypatch
 ) -> None:
     """MONAI Label on the unpacked zip: cases of its own, the hippocampus' classes, no datalist."""
-    assert main(["zip", "--filepath", str(tmp_path / "B.zip")]) == 0
+    assert main(["export", "zip", "--filepath", str(tmp_path / "B.zip")]) == 0
     with zipfile.ZipFile(tmp_path / "B.zip") as archive:
         archive.extractall(tmp_path)
     bundle, cases = tmp_path / "B", []

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of `python -m scripts`, each with its options.
+
+Libraries that take seconds to import are imported by the commands that need them, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scripts.cli.errors import print_error
+from scripts.cli.export import export
+from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, split_words
+from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_method, remember, run_in_monai, run_words, shown_path
+from scripts.errors import UserError
+
+DATASET_HELP = "dataset: the name given to new-dataset or of a file in configs/datasets, or a path; default the demo"
+PASSED_ON = """\
+Every other option replaces a key of the config files (--max_steps 500, --train::trainer::amp true) and is passed on to
+`python -m monai.bundle run`. The keys are explained at the top of {file}."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the words after `python -m scripts`; `None` takes those of this process.
+
+    Returns:
+        The exit code: 0; 2 for a mistake in arguments, config files or the data given; 1 for any other error; 130 after
+        Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        command = COMMANDS.get(words[0])
+        if command is None:
+            near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+            raise UserError(f"There is no command '{words[0]}': {hint}")
+        return command(words[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        print_error(error, _wants_traceback(words))
+        return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, UserError) else 1
+
+
+def overview() -> str:
+    """The text of `python -m scripts --help`."""
+    lines = [f"  {name:21}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return f"""\
+usage: {PROGRAM} COMMAND ...
+
+Semi-supervised 3D segmentation. The commands, in the order of use:
+
+{chr(10).join(lines)}
+
+`{PROGRAM} COMMAND --help` explains a command. With --debug an error shows its traceback."""
+
+
+def _wants_traceback(words: Sequence[str]) -> bool:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--debug":
+            return (value or following) != "false"
+    return False
+
+
+# ------------------------------------------------------------------ from a folder to a dataset
+
+
+def new_dataset(words: list[str]) -> int:
+    """Make a folder of images and labels ready to train."""
+    text = """\
+Finds which image and label belong together, measures them, chooses settings, and writes FOLDER/dataset.json and
+FOLDER/NAME.yaml.
+
+FOLDER may hold images and labels side by side (a.nii.gz, a_seg.nii.gz), in subfolders (images, labels), in a folder for
+each case (a/imaging.nii.gz, a/segmentation.nii.gz), in the layout of the Decathlon (imagesTr, labelsTr, imagesTs) or of
+nnU-Net (imagesTr/a_0000.nii.gz), or be listed in a dataset.json. Images are .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd
+files and folders of DICOM files. Cases without a label are used as unlabelled images.
+
+The test cases are those below imagesTs or test that have a label; otherwise a fifth of the labelled cases, those whose
+names have the lowest SHA-256 hash. docs/data.md explains how the settings are chosen."""
+    parser = Parser(new_dataset, "new-dataset", text)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--name", required=True, help="name of the dataset and of its YAML file")
+    files = parser.add_argument_group("files").add_argument
+    files("--labels", type=Path, metavar="FOLDER", help="folder of the labels, if its name does not tell")
+    files("--unlabelled", type=Path, metavar="FOLDER", help="another folder, of images without labels")
+    files("--channels", nargs="+", metavar="ENDING",
+          help="endings of image names that are channels of one image: t1 for a_t1.nii.gz")  # fmt: skip
+    files("--label_names", nargs="+", metavar="NAME",
+          help="names of the classes in the order of their label values, background first")  # fmt: skip
+    files("--ignore_value", type=int, metavar="VALUE", help="label value of voxels to ignore")
+    group = parser.add_argument_group("test cases")
+    number, split = group.add_mutually_exclusive_group().add_argument, group.add_argument
+    number(
+        "--test_fraction", type=float, metavar="F", help="fraction of the labelled cases, rounded down (default 0.2)"
+    )
+    number("--test_cases", type=int, metavar="N", help="number of labelled cases")
+    split("--patient_pattern", metavar="REGEX",
+          help="cases in whose names it finds the same text are of one patient and are kept together")  # fmt: skip
+    split("--use_test_images", action="store_true", help="use images below imagesTs that have no label as unlabelled")
+    output = parser.add_argument_group("output").add_argument
+    output("--output", type=Path, metavar="FOLDER",
+           help="write dataset.json and NAME.yaml there instead of into FOLDER, with absolute paths")  # fmt: skip
+    output("--config", type=Path, metavar="FILE", help="write the YAML there")
+    output("--copy_to", type=Path, metavar="FOLDER", help="copy images, labels and dataset.json there")
+    output("--force", action="store_true", help="overwrite files that exist")
+    output("--dry_run", action="store_true", help="show everything, write nothing")
+    options = vars(parser.parse_args(words))
+    del options["debug"]
+    for key in ("channels", "label_names"):
+        options[key] = tuple(options[key]) if options[key] else None
+    from scripts.dataset_setup.new_dataset import new_dataset as create
+    from scripts.dataset_setup.roles import Request
+
+    written = create(Request(**options))
+    if written and not options["dry_run"]:
+        remember(options["name"], written[-1] if isinstance(written, list) else written)
+    return 0
+
+
+def convert_left_atrium(words: list[str]) -> int:
+    """Convert the public left atrium volumes, for configs/datasets/left_atrium_full.yaml."""
+    text = """\
+FOLDER holds a folder for each case, with lgemri.nrrd and laendo.nrrd (2018 Atrial Segmentation Challenge, labels 0 and
+255) or with an .h5 file that holds `image` and `label` (mri_norm2.h5 of UA-MT; needs h5py). Writes OUTPUT/images and
+OUTPUT/labels, a .nii.gz file per case, labels 0 and 1, and OUTPUT/dataset.json.
+
+If FOLDER or its parent holds train.list and test.list (the 80 and 20 cases of UA-MT), these give split and order.
+Otherwise a fifth of the cases, chosen by the hash of their names, are test cases."""
+    parser = Parser(convert_left_atrium, "convert-left-atrium", text)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    crop = """\
+cut volumes around the label, as in published work (.h5 files come cut). This reads the label of test cases too, which a
+new scan does not have: use it only to compare with published numbers"""
+    parser.add_argument("--crop", action="store_true", help=crop)
+    options = parser.parse_args(words)
+    from scripts.dataset_setup.left_atrium import convert
+
+    convert(options.folder, options.output, options.crop)
+    return 0
+
+
+# ------------------------------------------------------------------ runs of a training configuration
+
+
+def check(words: list[str]) -> int:
+    """Look at every file of a dataset and report what would harm training."""
+    return _run_on_dataset(check, "check", "check_data", [], words)
+
+
+def train(words: list[str]) -> int:
+    """Train a network."""
+    return _run_on_dataset(train, "train", "training", [], words)
+
+
+def evaluate(words: list[str]) -> int:
+    """Evaluate a trained network on the test cases."""
+    return _run_on_dataset(evaluate, "evaluate", "evaluating", [CONFIGS / "evaluate.yaml"], words)
+
+
+def pseudo_label(words: list[str]) -> int:
+    """Label the unlabelled cases with a trained network, for correction."""
+    return _run_on_dataset(pseudo_label, "pseudo-label", "pseudo_label", [CONFIGS / "labelling.yaml"], words)
+
+
+def prioritise(words: list[str]) -> int:
+    """Rank the unlabelled cases by how useful their labels would be."""
+    return _run_on_dataset(prioritise, "prioritise", "prioritise_unlabelled", [CONFIGS / "labelling.yaml"], words)
+
+
+def _run_on_dataset(
+    command: Callable[[list[str]], int], name: str, run_id: str, more: Sequence[Path], words: Sequence[str]
+) -> int:
+    parser = Parser(command, name, PASSED_ON.format(file=f"configs/{more[0].name if more else 'train.yaml'}"))
+    parser.usage = f"{parser.prog} [NAME] [--method METHOD] [--KEY VALUE ...]"
+    parser.add_argument("dataset", nargs="?", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument("--method", metavar="METHOD", help="name of a file in configs/methods, or a path")
+    own, passed = split_words(words, ["--method"])
+    options = parser.parse_args(own)
+    files = [CONFIGS / "train.yaml"]
+    files += [find_dataset(options.dataset)] if options.dataset else []
+    files += [find_method(options.method)] if options.method else []
+    return _run(run_id, [*files, *more], options.debug, passed)
+
+
+def predict(words: list[str]) -> int:
+    """Segment images with a trained network."""
+    parser = Parser(predict, "predict", PASSED_ON.format(file="configs/inference.yaml"))
+    parser.usage = f"{parser.prog} INPUT [--output_dir FOLDER] [--dataset NAME] [--KEY VALUE ...]"
+    parser.add_argument(
+        "input", metavar="INPUT", help="image, folder of images or of DICOM files, or list (.txt, .json)"
+    )
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where NAME_seg.nii.gz is written (outputs/inference)")
+    parser.add_argument("--dataset", metavar="NAME", help=MODEL_HELP)
+    own, passed = split_words(words, ["--output_dir", "--dataset"])
+    options = parser.parse_args(own)
+    files = [CONFIGS / "inference.yaml"]
+    given = ["--dataset_dir", options.input]
+    given += ["--output_dir", options.output_dir] if options.output_dir else []
+    if options.dataset:
+        files.append(find_dataset(options.dataset))
+        if not has_option(passed, "--ckpt_dir"):
+            given += ["--ckpt_dir", shown_path(TRAINED)]
+    return _run(None, files, options.debug, [*given, *passed])
+
+
+def _run(run_id: str | None, files: Sequence[Path], debug: str, options: Sequence[str]) -> int:
+    if has_option(options, "--config_file"):
+        raise UserError(
+            "--config_file is made from the names of dataset and method. To list the files yourself, use "
+            "`python -m monai.bundle run`."
+        )
+    run_in_monai(run_words(run_id, files, [*options, *(["--debug", "true"] if debug == "true" else [])]))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "new-dataset": new_dataset,
+    "check": check,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "pseudo-label": pseudo_label,
+    "prioritise": prioritise,
+    "export": export,
+    "convert-left-atrium": convert_left_atrium,
+}

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name of a dataset and of a method to the `python -m monai.bundle run` line, and running it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scripts.errors import UserError
+from scripts.files import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+TRAINED = ROOT / "outputs/models"
+"""Where training writes its models by default."""
+
+YAML_ENDINGS = (".yaml", ".yml", ".json")
+
+
+def find_dataset(name: str) -> Path:
+    """The config file of a dataset.
+
+    Args:
+        name: path of the file or of a folder that holds it, or a name: of a file in the current folder,
+            `configs/datasets`, `data` or a folder in it, or of a dataset that `new-dataset` wrote anywhere else.
+
+    Raises:
+        UserError: if there is no such file; the nearest name is suggested.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = sorted(path.glob("*.yaml"))
+        if len(found) != 1:
+            raise UserError(f"{path} holds {len(found)} YAML files: give the path of the dataset's own.")
+        return found[0]
+    if path.suffix in YAML_ENDINGS or len(path.parts) > 1:
+        raise UserError(f"The dataset file {path} does not exist.")
+    known = dict(reversed(list(_dataset_files())))  # the first of several files with one name wins
+    return _named(name, known, "dataset", "run `python -m scripts new-dataset FOLDER --name NAME` first")
+
+
+def find_method(name: str) -> Path:
+    """The config file of a method: a path, or a name in `configs/methods`.
+
+    Raises:
+        UserError: if there is no such file; the nearest name is suggested.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {file.stem: file for file in sorted((CONFIGS / "methods").glob("*.yaml"))}
+    return _named(name, known, "method", f"the methods are {', '.join(known)}")
+
+
+def _named(name: str, known: dict[str, Path], kind: str, otherwise: str) -> Path:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    raise UserError(f"There is no {kind} called '{name}': {f'did you mean {near[0]}?' if near else f'{otherwise}.'}")
+
+
+def _dataset_files() -> Iterator[tuple[str, Path]]:
+    data = ROOT / "data"
+    for folder in (Path(), CONFIGS / "datasets", data, *sorted(path for path in data.glob("*") if path.is_dir())):
+        yield from ((file.stem, file) for file in sorted(folder.glob("*.yaml")))
+    yield from ((name, Path(file)) for name, file in remembered().items() if Path(file).is_file())
+
+
+def _memory() -> Path:
+    """File that holds the path of the YAML of each dataset, by name; the variable lets tests use another."""
+    return Path(os.environ.get("BUNDLE_DATASETS") or ROOT / "data/datasets.json")
+
+
+def remembered() -> dict[str, str]:
+    """The datasets that `new-dataset` wrote: name to path of the YAML file."""
+    try:
+        content = json.loads(_memory().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(file) for name, file in content.items()} if isinstance(content, dict) else {}
+
+
+def remember(name: str, file: Path) -> None:
+    """Note where the YAML of a dataset is; where the bundle's folder is read-only, its path must be given instead."""
+    try:
+        write_text(_memory(), json.dumps({**remembered(), name: str(file.absolute())}, indent=1) + "\n")
+    except (OSError, UserError):
+        return
+
+
+def run_words(run_id: str | None, files: Sequence[Path], options: Sequence[str] = ()) -> list[str]:
+    """What follows `python -m monai.bundle` to run config files from the current folder.
+
+    In the bundle's folder, paths of its files are relative. Elsewhere they are absolute and `--bundle_root` is added.
+
+    Args:
+        run_id: the list in the config files to run; `None` for `run`.
+        files: config files; later ones replace keys of earlier ones.
+        options: further words of the command line.
+    """
+    if Path.cwd() != ROOT and not any(word.partition("=")[0] == "--bundle_root" for word in options):
+        options = ["--bundle_root", str(ROOT), *options]
+    shown = [shown_path(file) for file in files]
+    listed = shown[0] if len(shown) == 1 else f"[{','.join(map(repr, shown))}]"
+    return ["run", *([run_id] if run_id else []), "--config_file", listed, *options]
+
+
+def shown_path(path: Path) -> str:
+    """A path relative to the bundle's folder if that is the current one and holds it; otherwise absolute."""
+    path = path.absolute()
+    return str(path.relative_to(ROOT) if Path.cwd() == ROOT and path.is_relative_to(ROOT) else path)
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """The command line of these words for a POSIX shell, with double quotes around lists of files."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word) for word in words
+    )
+
+
+def run_in_monai(words: Sequence[str]) -> None:
+    """Print `python -m monai.bundle WORDS` and do the same in this process.
+
+    Raises:
+        UserError: for a mistake in options or config files, before anything is run.
+        Exception: whatever ends the run.
+    """
+    print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
+    from scripts.cli.start import check_command_line
+
+    program = importlib.util.find_spec("monai.bundle.__main__").origin
+    before = sys.argv
+    sys.argv = [program, *words]
+    try:
+        check_command_line(tuple(sys.argv))
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before

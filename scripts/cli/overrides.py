@@ -55,8 +55,7 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     options, alone = parse_words(argv[2:])
     arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
     files = _config_files(options.get("config_file", arguments.get("config_file")))
-    for file in files:
-        _read_mapping(file)
+    contents = {file: _read_mapping(file) for file in files}
     parser = ConfigParser()
     parser.read_config(files)
     tree = parser.get()
@@ -76,21 +75,28 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         near = difflib.get_close_matches(run_id, sorted(tree), n=1)
         hint = f"did you mean {near[0]}?" if near else "say what to run, as in `run training`."
         raise UserError(f"Nothing in the config files is called '{run_id}', so there is nothing to run: {hint}")
-    _check_keys_of_files(files, referred)
+    _check_keys_of_files(contents, referred)
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
 
 def _read_mapping(file: str) -> dict[str, Any]:
-    """The content of a config file; `UserError` if it does not exist, is no YAML or JSON, or holds no keys."""
+    """The content of a config file.
+
+    Raises:
+        UserError: if it does not exist, is not valid YAML or JSON, holds no keys, or holds one twice
+            (MONAI only warns of that).
+    """
     if not Path(file).is_file():
         raise UserError(f"The config file {file} does not exist.")
     try:
-        content = ConfigParser.load_config_file(file)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Dd]uplicate")
+            content = ConfigParser.load_config_file(file)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{file}{line} is not valid YAML: {error.problem}.") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid YAML or JSON: {first_line(error)}.") from error
+    except (UserWarning, ValueError) as error:
+        raise UserError(f"{file} is not a valid config file: {first_line(error)}.") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     if not isinstance(content, dict):
@@ -98,30 +104,20 @@ def _read_mapping(file: str) -> dict[str, Any]:
     return content
 
 
-def _check_keys_of_files(files: Sequence[str], referred: set[str]) -> None:
+def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: set[str]) -> None:
     """A file behind the first replaces blocks: a key that nothing refers to, and that is in no other file, is misspelt.
 
     A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
     """
-    keys = {file: [_name(key) for key in _read_strictly(file)] for file in files}
+    keys = {file: [_name(key) for key in content] for file, content in contents.items()}
     own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
-    for file in files[1:]:
+    for file in list(keys)[1:]:
         used = (referred | own).union(*(names for other, names in keys.items() if other != file))
         for name in keys[file]:
             if name not in used and not name.startswith("_") and not _is_own(file):
                 near = difflib.get_close_matches(name, sorted(used), n=1)
                 hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
                 raise UserError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
-
-
-def _read_strictly(file: str) -> dict[str, Any]:
-    """The content of a config file; MONAI only warns of a key that stands there twice, and takes the last."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*[Dd]uplicate")
-            return ConfigParser.load_config_file(file)
-    except (UserWarning, ValueError) as error:
-        raise UserError(f"{file} has a key twice ({error}): remove one of them.") from error
 
 
 def _name(key: str) -> str:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m scripts`: which configuration a name stands for, what is run, and how a command ends."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.cli import commands, runs
+from scripts.cli.commands import COMMANDS, main
+from scripts.cli.runs import find_dataset, find_method, remember, run_words, shell_line
+from scripts.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> list[list[str]]:
+    """The words of the runs that would have been started, from an empty folder."""
+    words: list[list[str]] = []
+    monkeypatch.setattr(commands, "run_in_monai", words.append)
+    monkeypatch.chdir(tmp_path)
+    return words
+
+
+def config(*names: object) -> str:
+    files = [str(name if isinstance(name, Path) else ROOT / "configs" / str(name)) for name in names]
+    return files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
+
+
+# ------------------------------------------------------------------ help
+
+
+def test_help_lists_every_command_and_imports_no_library() -> None:
+    code = "import sys; from scripts.cli.commands import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    help_text, _, modules = done.stdout.rpartition("\n['")
+    assert all(f"  {command} " in help_text for command in COMMANDS)
+    assert not {"torch", "monai", "numpy"} & set(modules.split("', '"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"python -m scripts {command}" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ names of datasets and methods
+
+
+def test_a_dataset_is_found_by_path_folder_and_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "bundle")
+    places = [
+        tmp_path / "mine.yaml",
+        tmp_path / "bundle/data/in_data.yaml",
+        tmp_path / "bundle/data/scans/in_folder.yaml",
+        tmp_path / "elsewhere/noted.yaml",
+    ]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    remember("noted", places[3])
+    assert find_dataset("mine.yaml") == find_dataset("mine") == Path("mine.yaml")
+    assert find_dataset("elsewhere") == Path("elsewhere/noted.yaml")
+    assert [find_dataset(place.stem) for place in places[1:]] == places[1:]
+    assert find_dataset("hippocampus") == ROOT / "configs/datasets/hippocampus.yaml"
+
+
+def test_the_current_folder_comes_first(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hippocampus.yaml").touch()
+    assert find_dataset("hippocampus") == Path("hippocampus.yaml")
+
+
+@pytest.mark.parametrize("name", ["hipocampus", "none/hippocampus", "none.yaml", "hippocampus.yml", "empty"])
+def test_an_unknown_dataset_is_named(name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=name):
+        find_dataset(name)
+
+
+def test_an_unknown_name_comes_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"'hipocampus'.* hippocampus"):
+        find_dataset("hipocampus")
+    with pytest.raises(UserError, match=r"'snet'.* ssnet"):
+        find_method("snet")
+    with pytest.raises(UserError, match=r"'zzz'.*supervised"):
+        find_method("zzz")
+
+
+def test_remembering_fails_silently_in_a_read_only_bundle(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BUNDLE_DATASETS", str(tmp_path / "file/datasets.json"))
+    remember("mine", tmp_path / "mine.yaml")
+    assert runs.remembered() == {}
+
+
+# ------------------------------------------------------------------ the line that a command stands for
+
+
+@pytest.mark.parametrize(
+    ("words", "run_id", "files"),
+    [
+        (["train"], "training", ["train.yaml"]),
+        (["check"], "check_data", ["train.yaml"]),
+        (["train", "hippocampus"], "training", ["train.yaml", "datasets/hippocampus.yaml"]),
+        (["train", "--method", "ssnet"], "training", ["train.yaml", "methods/ssnet.yaml"]),
+        (
+            ["evaluate", "hippocampus", "--method", "ssnet"],
+            "evaluating",
+            ["train.yaml", "datasets/hippocampus.yaml", "methods/ssnet.yaml", "evaluate.yaml"],
+        ),
+        (["pseudo-label"], "pseudo_label", ["train.yaml", "labelling.yaml"]),
+        (["prioritise"], "prioritise_unlabelled", ["train.yaml", "labelling.yaml"]),
+    ],
+)
+def test_a_command_runs_its_config_files(words, run_id, files, started) -> None:
+    assert main(words) == 0
+    assert started == [["run", run_id, "--config_file", config(*files), "--bundle_root", str(ROOT)]]
+
+
+def test_other_options_are_passed_on_wherever_they_stand(started) -> None:
+    main(["train", "--max_steps", "500", "--method", "ssnet", "--train::trainer::amp=true", "--spacing", "[1, 1, 1]"])
+    assert started[0][6:] == ["--max_steps", "500", "--train::trainer::amp=true", "--spacing", "[1, 1, 1]"]
+    assert "ssnet" in started[0][3]
+    main(["train", "--bundle_root", "here", "--debug"])
+    assert started[1][4:] == ["--bundle_root", "here", "--debug", "true"]
+
+
+def test_predict_takes_the_model_of_training_once_a_dataset_is_named(started, tmp_path) -> None:
+    main(["predict", "scans", "--output_dir", "out", "--mirror_axes", "[0]"])
+    given = ["--dataset_dir", "scans", "--output_dir", "out"]
+    assert started[0] == [
+        *("run", "--config_file", config("inference.yaml"), "--bundle_root", str(ROOT)),
+        *(*given, "--mirror_axes", "[0]"),
+    ]
+    (tmp_path / "mine.yaml").touch()
+    main(["predict", "scans", "--dataset", "mine"])
+    assert started[1][2] == config("inference.yaml", tmp_path / "mine.yaml")
+    assert started[1][-2:] == ["--ckpt_dir", str(ROOT / "outputs/models")]
+    main(["predict", "scans", "--dataset", "mine", "--ckpt_dir", "other"])
+    assert started[2][-4:] == ["--dataset_dir", "scans", "--ckpt_dir", "other"]
+
+
+def test_paths_are_short_in_the_bundles_folder(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(ROOT)
+    files = [ROOT / "configs/train.yaml", tmp_path / "mine.yaml"]
+    assert run_words("training", files, ["--seed", "1"]) == [
+        *("run", "training", "--config_file", f"['configs/train.yaml','{tmp_path}/mine.yaml']", "--seed", "1")
+    ]
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "a$HOME", "a`id`", "a!b", "ü"])
+def test_the_printed_line_can_be_pasted(name, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = run_words("training", [ROOT / "configs/train.yaml", Path("/data", name)], ["--output_dir", name])
+    assert shlex.split(shell_line(words)) == words
+
+
+def test_the_printed_line_of_plain_paths_is_legible(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = run_words("training", [ROOT / "configs/train.yaml", ROOT / "configs/datasets/demo.yaml"])
+    assert shell_line(words) == "run training --config_file \"['configs/train.yaml','configs/datasets/demo.yaml']\""
+
+
+# ------------------------------------------------------------------ how a command ends
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["tarin"], "train"),
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--method", "snet"], "ssnet"),
+        (["train", "demo", "again"], "again"),
+        (["train", "--config_file", "a.yaml"], "--config_file"),
+        (["predict"], "INPUT"),
+        (["export", "tf"], "onnx"),
+        (["export", "ts", "--dataset", "nowhere.yaml"], "nowhere.yaml"),
+        (["new-dataset", "folder"], "--name"),
+        (["convert-left-atrium", "folder"], "OUTPUT"),
+    ],
+)
+def test_wrong_arguments_end_with_one_sentence_and_2(words, named, capsys, started) -> None:
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Error: ") and named in line
+    assert not started
+
+
+def test_a_run_of_the_front_door_is_a_run_of_monai(tmp_path, capsys) -> None:
+    """Also without `scripts` being importable from the current folder."""
+    file = tmp_path / "run.yaml"
+    file.write_text("text: unsaid\nrun: [\"$print('The text is', @text)\"]\n")
+    runs.run_in_monai(["run", "--config_file", str(file), "--text", "said"])
+    assert "The text is said" in capsys.readouterr().out
+
+
+def test_an_error_inside_a_run_ends_with_one_sentence_and_1(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("labelled_cases: $1 / 0\n")
+    words = ["check", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("python -m monai.bundle run check_data --config_file ")
+    assert captured.err.strip().splitlines()[-1].startswith("Error: ")
+    assert "division by zero" in captured.err and "Traceback" not in captured.err
+    assert main([*words, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys) -> None:
+    def interrupted(_words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "train", interrupted)
+    assert main(["train"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_folder_scripts_can_be_started_from_anywhere(tmp_path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, str(ROOT / "scripts"), "train", "hipocampus"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "hippocampus" in done.stderr

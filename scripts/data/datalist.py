@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases there are, and which of them carry labels."""
+"""Read a datalist: the cases of a dataset, and which of them are labelled."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
 
 
 def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tuple[list[str], list[str]]:
-    """Paths of all images and of all labels that a datalist names, whether or not its labels are used.
+    """Paths of all images and all labels in a datalist, including labels that are not used.
 
     Raises:
         UserError: for a missing folder or file, or a file that is no datalist.
@@ -195,10 +195,10 @@ def _case(entry: Any, root: Path, section: str) -> Case:
 
 
 def _inside(root: Path, path: str) -> str:
-    """An absolute path is the user's own word; a relative one must stay inside the data's folder."""
+    """Make a path absolute. A relative one must stay inside the data's folder."""
     full = root / path
     if not Path(path).is_absolute() and ".." in Path(path).parts:
-        raise UserError(f"The path {path} in the datalist leaves {root}. Write it absolute if that is meant.")
+        raise UserError(f"The path {path} in the datalist leaves {root}. If that is intended, write an absolute path.")
     return str(full)
 
 
@@ -207,11 +207,11 @@ def _without_label(case: Case) -> Case:
 
 
 def with_references(cases: list[Case], role: str) -> list[Case]:
-    """Cases for evaluation: the label's path under `reference`, so that no preprocessing of labels touches it.
+    """Cases for evaluation, with the label's path under `reference`, so that label transforms leave it alone.
 
     Args:
         cases: of `load_cases`.
-        role: what they are, for the message.
+        role: their role, for the message.
 
     Raises:
         UserError: for no case, or one without a label.

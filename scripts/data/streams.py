@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two streams of cases, labelled and unlabelled, with a fixed number of each in a batch.
+"""Batches of two streams, labelled and unlabelled, with a fixed number of cases of each.
 
-Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, batch_index), so a
-resumed run needs no sampler state and the number of loader workers changes nothing. Ranks load different places of one
+Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, batch_index). A resumed run
+therefore needs no sampler state, and the number of loader workers changes nothing. Each rank loads its own part of one
 large batch.
 """
 
@@ -27,7 +27,7 @@ from scripts.seeding import derive_seed, draw_index
 
 
 def heed_loader_alone(worker: int = 0) -> None:
-    """Let SIGTERM end this worker only if its own loader sends it; a `worker_init_fn` of PyTorch's `DataLoader`.
+    """Make a loader worker obey SIGTERM only from its own loader; a `worker_init_fn` of PyTorch's `DataLoader`.
 
     Schedulers and `torchrun` tell every process of a group to end. A worker that obeyed would fail the step that the
     main process is finishing before it saves. When the main process is gone, PyTorch's workers end by themselves.
@@ -56,7 +56,7 @@ LABELLED, UNLABELLED = "labelled", "unlabelled"
 
 
 class TwoStreamDataset(Dataset):
-    """Looks up keys in two datasets and seeds their random transforms with the key's seed.
+    """Look up cases of two datasets by their keys, and seed their random transforms with the key's seed.
 
     Args:
         labelled: MONAI dataset with a `transform`; its items hold `image` and `label`.
@@ -77,20 +77,20 @@ class TwoStreamDataset(Dataset):
 
 
 class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
-    """Endless batches of keys: first the labelled ones, then the unlabelled ones.
+    """Endless batches of keys: labelled cases first, then unlabelled ones.
 
     Each stream goes through all its cases in a new order on every pass. Iteration begins at `start`, the number of
     batches used by earlier parts of the run. Batches before `unlabelled_start` hold labelled cases only: steps in which
     no term uses unlabelled cases cost half as much without them.
 
-    Of several ranks each draws its own places of the batch that one process would draw with the sizes of all together:
-    a pass over the ranks' batches holds every case once, and so it goes on with another number of ranks.
+    With several ranks, each draws its share of the batch that one process with the summed batch sizes would draw, so a
+    pass over the batches of all ranks holds every case once, also after a resume with another number of ranks.
 
     Args:
         labelled_size: number of labelled cases, at least 1.
         unlabelled_size: number of unlabelled cases; 0 makes every batch labelled only.
-        batch_labelled: labelled cases a batch of this rank, at least 1.
-        batch_unlabelled: unlabelled cases a batch of this rank, at least 0.
+        batch_labelled: labelled cases per batch of this rank, at least 1.
+        batch_unlabelled: unlabelled cases per batch of this rank, at least 0.
         seed: the run's seed.
         unlabelled_start: first iteration, counted from 0, with unlabelled cases.
 
@@ -133,7 +133,7 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
         return (self.batch(iteration) for iteration in itertools.count(self.start))
 
     def batch(self, iteration: int) -> list[SampleKey]:
-        """The tickets of one iteration, counted from 0."""
+        """The keys of one iteration, counted from 0."""
         return [
             (
                 stream,
@@ -152,7 +152,7 @@ def _places_of_rank(per_rank: int) -> list[tuple[int, int]]:
 
 
 def _case_of(item: Mapping[str, Any]) -> str:
-    """A case's name; cases that a reader of bundles brings (MONAI Label) have none but their image's."""
+    """A case's name; cases from another program (MONAI Label) have only the name of their image."""
     return item["case"] if "case" in item else case_name(item["image"].meta["filename_or_obj"])
 
 
@@ -204,8 +204,8 @@ def two_stream_loader(
     Args:
         labelled: MONAI dataset of the labelled cases.
         unlabelled: MONAI dataset of the unlabelled cases, may be empty.
-        batch_labelled: labelled cases a batch of this rank.
-        batch_unlabelled: unlabelled cases a batch of this rank.
+        batch_labelled: labelled cases per batch of this rank.
+        batch_unlabelled: unlabelled cases per batch of this rank.
         seed: the run's seed.
         num_workers: loader processes; results do not depend on it.
         unlabelled_start: first iteration with unlabelled cases.
@@ -223,7 +223,7 @@ def two_stream_loader(
 
 
 class StreamPosition:
-    """Start the loader's streams where the run stands; attach it after what restores a run's state.
+    """Start the loader's streams at the current iteration; it reads it after a checkpoint was restored.
 
     Args:
         loader: what `two_stream_loader` made.
@@ -233,11 +233,11 @@ class StreamPosition:
         self.sampler = loader.batch_sampler
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start of each epoch: the engine makes a new iterator only after it, if at all."""
+        """Act at the start of each epoch: the engine makes a new iterator only after that event."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Set the first batch to the number of iterations done."""
+        """Set the first batch to the number of completed iterations."""
         self.sampler.start = engine.state.iteration
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms that MONAI does not have."""
+"""Transforms that MONAI lacks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from scripts.prototypes.voxels import NO_CLASS
 
 
 class LabelsToClassesd(MapTransform):
-    """Label volumes from the values of their files to class indices; values that nobody declared are refused.
+    """Turn the values of a label file into class indices, and refuse undeclared values.
 
-    Such a value would else become a wrong target in silence. Voxels to be ignored get the class `NO_CLASS` (-1), which
-    every loss term, the memory and the metrics leave out.
+    An undeclared value would otherwise be a wrong target without a warning. Ignored voxels get the class `NO_CLASS`
+    (-1), which all loss terms, the memory and the metrics leave out.
 
     Args:
         keys: label volumes, values as in their files.

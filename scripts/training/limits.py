@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before the first step: memory, headers, and whether the cache fits."""
+"""Checks before the first step: device memory, headers of files, and memory of the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scripts.images.read import read_header
 
 
 def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes of all layer outputs of one forward pass in float32, counted on tensors that hold no data.
+    """Bytes of all layer outputs of one forward pass in float32, counted on meta tensors.
 
     Args:
         network: image to logits.
@@ -52,20 +52,20 @@ def check_memory(
     divisor: int,
     device: str | torch.device,
 ) -> None:
-    """Compare what a training step needs with what the device has left, before data is loaded.
+    """Compare the memory that a training step needs with what the device has left, before data is loaded.
 
-    The need is a lower bound: every layer's output once, weights, gradients, two moments of Adam and the teacher.
+    The need is a lower bound: the outputs of all layers, weights, gradients, two moments of Adam, and the teacher.
 
     Args:
         network: what is trained.
         in_channels: image channels.
         roi_size: patch in voxels.
-        batch_size: patches a step, both streams together.
+        batch_size: patches per step, both streams together.
         divisor: sides are padded to multiples of it.
         device: where the run computes.
 
     Raises:
-        UserError: if a step cannot fit, with the numbers and what to lower; or if the network refuses such patches.
+        UserError: if a step does not fit, with the numbers and what to lower; or if the network refuses such patches.
     """
     shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -148,14 +148,14 @@ def check_headers_before_training(
 
 
 def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
-    """Each case must have as many image channels as the network takes.
+    """Check that every case has as many image channels as the network takes.
 
     Args:
         cases: to evaluate.
         in_channels: image channels.
 
     Raises:
-        UserError: naming the first file that is not so, or that cannot be read.
+        UserError: naming the first file with another number, or that cannot be read.
     """
     for case in cases:
         for finding in number_of_channels([read_header(path) for path in images_of(case)], in_channels):
@@ -165,7 +165,7 @@ def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
 def _check_cache(
     cases: Sequence[tuple[str, OpenCase]], channels: int, roi_size: Sequence[int], cache_rate: float
 ) -> None:
-    """Compare the memory of the prepared volumes with what is left, and say both."""
+    """Compare the memory of the resampled volumes with what is left, and log both."""
     training = sum(
         resampled_bytes(each.shape, channels, role == "labelled", roi_size)
         for role, each in cases
@@ -177,10 +177,10 @@ def _check_cache(
     if need > supply:
         fitting = max(0.0, math.floor(20 * (supply - validation) / training) / 20)
         raise UserError(
-            f"The prepared volumes of {len(cases)} cases take about {sizes}: give --cache_rate {fitting:g}, and the "
-            "other training cases are read anew at each visit."
+            f"The resampled volumes of {len(cases)} cases take about {sizes}: give --cache_rate {fitting:g}, so that "
+            "the other training cases are read again at each visit."
         )
-    logger.info(f"Headers of {len(cases)} cases are sound; prepared, their volumes take about {sizes}.")
+    logger.info(f"Headers of {len(cases)} cases are valid; their resampled volumes take about {sizes}.")
 
 
 def _gib(size: float) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second optimiser beside the trainer's own, for what a method trains at another rate."""
+"""A second optimiser for parameters that a method trains at another rate."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from torch.optim import Optimizer
 
 
 class ExtraOptimizer:
-    """Step another optimiser in every iteration, right after the trainer's.
+    """Step a second optimiser in every iteration, directly after the trainer's.
 
-    MONAI's `SupervisedTrainer` knows one optimiser; the method document gives learned selectors an Adam of their own.
+    MONAI's `SupervisedTrainer` has one optimiser; the method document trains the learned selectors with another one.
     Gradients are cleared to `None` before the forward pass, so a parameter that a step does not use, or whose gradient
-    `GradientGuard` removed, stays as it is. It is meant for a trainer that steps in every iteration
-    (`accumulation_steps` 1).
+    `GradientGuard` removed, does not change. The trainer must step in every iteration (`accumulation_steps` 1).
 
     Args:
-        optimizer: holds parameters that the trainer's optimiser does not hold, see `remaining_parameters`.
+        optimizer: its parameters must not be in the trainer's optimiser; see `remaining_parameters`.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
 
     def attach(self, engine: Engine) -> None:
-        """Clear gradients when an iteration starts, step when the trainer's optimiser has."""
+        """Clear gradients when an iteration starts, and step after the trainer's optimiser."""
         engine.add_event_handler(Events.ITERATION_STARTED, lambda _: self.optimizer.zero_grad(set_to_none=True))
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, lambda _: self.optimizer.step())
 
 
 def remaining_parameters(modules: Sequence[nn.Module], taken_by: Optimizer | None) -> list[nn.Parameter]:
-    """All parameters of modules, each once, but those that another optimiser holds.
+    """All parameters of some modules, each once, except those of another optimiser.
 
     Args:
         modules: e.g. network and loss function.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file, output_names
-from scripts.inference.outputs import CaseOutputs
+from scripts.inference.outputs import SegmentationWriter
 from scripts.inference.segmenter import Segmentation, Segmenter
 
 logger = logging.getLogger("inference")
@@ -32,13 +32,13 @@ class Failure:
     what: str
 
 
-def infer(images: Sequence[ImageFiles], segmenter: Segmenter, outputs: CaseOutputs) -> list[Path]:
+def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: SegmentationWriter) -> list[Path]:
     """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
 
     Args:
         images: of `scripts.images.find.find_images`.
-        segmenter: what segments one of them.
-        outputs: what writes its files.
+        segmenter: segments one of them.
+        writer: writes the files of a result.
 
     Returns:
         The label volumes' files, if no case failed.
@@ -50,14 +50,14 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, outputs: CaseOutpu
     rows: list[tuple[object, ...]] = []
 
     def one(image: ImageFiles, name: str) -> None:
-        result, path = outputs.write(segmenter, image, name)
-        written.append(path)
-        rows.extend(volume_rows(name, result, outputs))
-        write_text(Path(outputs.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
+        result = segmenter(image)
+        written.append(writer.write(result, name))
+        rows.extend(volume_rows(name, result, writer))
+        write_text(Path(writer.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
 
     failures = each_case(list(zip(images, output_names([first_file(i) for i in images]), strict=True)), one)
-    report_failures(failures, len(images), outputs.output_dir)
-    logger.info(f"{len(written)} label volumes written to {outputs.output_dir}.")
+    report_failures(failures, len(images), writer.output_dir)
+    logger.info(f"{len(written)} label volumes written to {writer.output_dir}.")
     return written
 
 
@@ -101,10 +101,10 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
     raise UserError(f"{len(failures)} of {cases} cases failed ({names}): {path} says why, the others are written.")
 
 
-def volume_rows(name: str, result: Segmentation, outputs: CaseOutputs) -> Iterator[tuple[object, ...]]:
+def volume_rows(name: str, result: Segmentation, writer: SegmentationWriter) -> Iterator[tuple[object, ...]]:
     """A row of `VOLUME_COLUMNS` for each structure, volume in millilitres, to a cubic millimetre."""
-    millilitres = abs(np.linalg.det(result.header.affine[:3, :3])) / 1000
-    voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(outputs.label_names))
-    named = zip(outputs.label_names, outputs.values, voxels.tolist(), strict=True)
+    millilitres = abs(np.linalg.det(result.affine[:3, :3])) / 1000
+    voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(writer.label_names))
+    named = zip(writer.label_names, writer.values, voxels.tolist(), strict=True)
     for structure, value, count in list(named)[1:]:
         yield name, structure, value, count, f"{count * millilitres:.3f}"

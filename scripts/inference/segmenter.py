@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image's file to a class for each of its voxels, in bounded memory."""
+"""From an image file to a class for each of its voxels, in memory that does not grow with the volume."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,59 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.utils import MetaKeys
 
-from scripts.errors import UserError
-from scripts.images.find import ImageFiles
-from scripts.images.read import VolumeHeader, read_header
+from scripts.errors import UserError, root_user_error
+from scripts.images.components import keep_largest
+from scripts.images.find import ImageFiles, first_file
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
+
+
+class MirroredNetwork:
+    """The mean prediction over an image and its mirror images along each subset of some axes.
+
+    MONAI's `TestTimeAugmentation` draws random transforms and holds every one of its whole volumes at once; mirror
+    images are few and exact, and a window of each is enough.
+
+    Args:
+        network: windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
+        axes: of D, H, W, each 0, 1 or 2; none gives the network's own prediction, three give 8 views.
+        device: where the network is; windows are brought there and results back.
+
+    Raises:
+        UserError: for axes that are not different ones of 0, 1, 2.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor], torch.Tensor],
+        axes: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        axes = list(axes) if isinstance(axes, Sequence) and not isinstance(axes, str) else [axes]
+        if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) for axis in axes):
+            raise UserError(f"mirror_axes must be different axes out of 0, 1 and 2, e.g. [0, 1], got {axes}.")
+        self.network, self.device = network, torch.device(device)
+        subsets = chain.from_iterable(combinations(axes, size) for size in range(len(axes) + 1))
+        self.views = [[axis + 2 for axis in subset] for subset in subsets]
+
+    @torch.no_grad()
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the mean probabilities, `(B, K, D, H, W)`, float32, on the device of `windows`.
+
+        The softmax of a weighted mean of log-probabilities is that of the same mean of logits, so windows stitch alike
+        with and without mirror images.
+        """
+        images = windows.to(self.device)
+        if len(self.views) == 1:
+            return self.network(images).float().log_softmax(dim=1).to(windows.device)
+        total = 0.0
+        for flipped in self.views:
+            logits = self.network(images.flip(flipped) if flipped else images)
+            total = total + logits.float().softmax(dim=1).flip(flipped)
+        # A probability of 0 would be a logarithm of minus infinity, which no other window could outweigh.
+        smallest = torch.finfo(torch.float32).tiny
+        return (total / len(self.views)).clamp(min=smallest).log().to(windows.device)
 
 
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -85,18 +134,20 @@ class ClassSums:
 
 @dataclass
 class Segmentation:
-    """What is known of an image, on the grid and in the axes `(X, Y, Z)` of its (first) file.
+    """The result for one image, on the grid and in the axes `(X, Y, Z)` of its (first) file.
 
     Attributes:
-        header: of that file.
+        image: the file or files that were segmented.
+        affine: `(4, 4)`, voxel index to mm (RAS), of that file.
         classes: class index of each voxel, uint8, or int16 for more than 256 classes.
-        sums: from which the case's confidence follows.
-        confidence: probability of the voxel's class, float32, if asked for.
+        sums: sums over voxels, from which the confidence of the case follows.
+        confidence: probability of each voxel's class, float32, if asked for.
         uncertainty: normalised entropy in [0, 1], float32, if asked for.
         probabilities: `(X, Y, Z, K)`, float32, if asked for; on disk, as long as this object lives.
     """
 
-    header: VolumeHeader
+    image: ImageFiles
+    affine: np.ndarray
     classes: np.ndarray
     sums: ClassSums
     confidence: np.ndarray | None = None
@@ -105,17 +156,46 @@ class Segmentation:
 
 
 class Segmenter:
-    """Prepare, run the network window by window, and bring the result to the grid of the file.
+    """Prepare an image, run the network window by window, and bring the result to the grid of the file.
 
-    The same as MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax one after the other, but no volume of all
-    classes exists at any time: windows are stitched a row at a time, and each row goes to the file's grid at once.
+    The result is that of MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax one after the other, but no
+    volume of all classes is ever in memory: windows are stitched row by row, and each row is resampled to the file's
+    grid at once.
+
+    Switches may also be the texts `true` and `false`, as MONAI's command line passes them.
 
     Args:
-        preprocessing: `{"image": files}` to `{"image": MetaTensor (C, D, H, W)}`, as in training.
+        preprocessing: `{"image": files}` to `{"image": MetaTensor (C, D, H, W)}`, as in training; it begins by
+            `LoadImaged`.
         inferer: its window, overlap and blending are used.
-        predictor: windows to logits.
+        predictor: windows `(B, C, *window)` to logits `(B, K, *window)`.
         in_channels: image channels.
-        num_classes: K.
+        label_names: names of the K classes, background first.
+        largest_component: `True` to keep only the largest connected part of each structure, or names of structures.
+        confidence: whether results hold that volume.
+        uncertainty: whether results hold that volume.
+        probabilities: whether results hold those volumes.
+        scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's.
+
+    Raises:
+        UserError: if `largest_component` names no structure of `label_names`.
+
+    Example:
+        >>> from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+        >>> import nibabel
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> scan = f"{folder.name}/scan.nii.gz"
+        >>> nibabel.save(nibabel.Nifti1Image(np.eye(6)[..., None].repeat(4, axis=2), np.eye(4)), scan)
+        >>> segmenter = Segmenter(
+        ...     preprocessing=Compose([LoadImaged("image"), EnsureChannelFirstd("image")]),
+        ...     inferer=SlidingWindowInferer((4, 4, 4)),
+        ...     predictor=lambda windows: torch.cat([0.5 - windows, windows - 0.5], dim=1),
+        ...     in_channels=1,
+        ...     label_names=["background", "bright"],
+        ... )
+        >>> result = segmenter(scan)
+        >>> result.classes.shape, int(result.classes.sum())
+        ((6, 6, 4), 24)
     """
 
     def __init__(
@@ -124,33 +204,32 @@ class Segmenter:
         inferer: SlidingWindowInferer,
         predictor: Callable[[torch.Tensor], torch.Tensor],
         in_channels: int,
-        num_classes: int,
+        label_names: Sequence[str],
+        largest_component: bool | str | Sequence[str] = False,
+        confidence: bool | str = False,
+        uncertainty: bool | str = False,
+        probabilities: bool | str = False,
+        scratch_dir: str | Path | None = None,
     ) -> None:
         self.preprocessing = with_block_spacing(preprocessing)
         self.inferer, self.predictor = inferer, predictor
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes = in_channels, len(label_names)
+        self.reduced = _classes_named(_switch(largest_component), label_names)
+        self.with_confidence, self.with_uncertainty = _switch(confidence), _switch(uncertainty)
+        self.with_probabilities, self.scratch_dir = _switch(probabilities), scratch_dir
 
-    def __call__(
-        self,
-        image: ImageFiles,
-        confidence: bool = False,
-        uncertainty: bool = False,
-        probabilities_in: str | Path | None = None,
-    ) -> Segmentation:
+    def __call__(self, image: ImageFiles) -> Segmentation:
         """Segment one image.
 
         Args:
             image: its file, or its files.
-            confidence: whether that volume is wanted.
-            uncertainty: likewise.
-            probabilities_in: folder for a temporary file of all classes' probabilities; `None` for none.
 
         Raises:
-            UserError: naming the file, if it cannot be read or has another number of channels.
+            UserError: naming the file, if it cannot be read, has another number of channels, or is not finite.
         """
-        header = self._header(image)
-        result = self._empty(header, confidence, uncertainty, probabilities_in)
-        for place, probabilities in self.probabilities(image, header):
+        prepared = self._prepared(image)
+        result = self._empty(image, prepared.meta)
+        for place, probabilities in self._probabilities(prepared, result):
             highest, classes = probabilities.max(dim=0)
             result.sums.add(probabilities, classes)
             result.classes[place] = classes.numpy()
@@ -160,48 +239,72 @@ class Segmenter:
                 result.uncertainty[place] = normalised_entropy(probabilities).numpy()
             if result.probabilities is not None:
                 result.probabilities[place] = probabilities.movedim(0, -1).numpy()
+        keep_largest(result.classes, self.reduced)
         return result
 
-    def probabilities(
-        self, image: ImageFiles, header: VolumeHeader
+    def _prepared(self, image: ImageFiles) -> MetaTensor:
+        path = first_file(image)
+        try:
+            prepared = self.preprocessing({"image": image})["image"]
+        except Exception as error:  # MONAI wraps errors of its transforms
+            mistake = root_user_error(error)
+            if mistake is None:
+                raise
+            raise mistake from error
+        if len(prepared) != self.in_channels:
+            raise UserError(
+                f"{path} has {len(prepared)} channel(s), but the network takes {self.in_channels}: give the channels "
+                "that it was trained with, in that order."
+            )
+        if not bool(torch.isfinite(prepared).all()):
+            raise UserError(f"{path} holds values that are not finite numbers: replace them or leave it out.")
+        return prepared
+
+    def _probabilities(
+        self, prepared: MetaTensor, result: Segmentation
     ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
         """Probabilities `(K, ...)` for one part of the file's grid after the other, with the part's place in it."""
-        prepared = self.preprocessing({"image": image})["image"]
-        if not bool(torch.isfinite(prepared).all()):
-            raise UserError(f"{header.path} holds values that are no finite numbers: replace them or leave it out.")
-        affine = prepared.affine.numpy() if isinstance(prepared, MetaTensor) else header.affine
-        prepared = torch.as_tensor(prepared).as_subclass(torch.Tensor)
         shape = prepared.shape[1:]
         axis = longest_axis(shape, self.inferer.roi_size)
-        to_file = BlockResampler(affine, shape, axis, header.affine, header.shape)
-        for start, logits in stitched_rows(prepared, self.inferer, self.predictor, axis):
+        to_file = BlockResampler(prepared.affine.numpy(), shape, axis, result.affine, result.classes.shape)
+        voxels = prepared.as_subclass(torch.Tensor)
+        for start, logits in stitched_rows(voxels, self.inferer, self.predictor, axis):
             yield from to_file.take(start, logits.softmax(dim=0))
 
-    def _header(self, image: ImageFiles) -> VolumeHeader:
-        headers = [read_header(file) for file in ([image] if isinstance(image, str) else image)]
-        channels = sum(header.channels for header in headers)
-        if channels != self.in_channels:
-            raise UserError(
-                f"{headers[0].path} has {channels} channel(s), but the network takes {self.in_channels}: give the "
-                "channels that it was trained with, in that order."
-            )
-        return headers[0]
-
-    def _empty(
-        self, header: VolumeHeader, confidence: bool, uncertainty: bool, probabilities_in: str | Path | None
-    ) -> Segmentation:
+    def _empty(self, image: ImageFiles, meta: Mapping[str, Any]) -> Segmentation:
+        """A result to fill. Arrays are in the order of axes in which files are written."""
+        shape = tuple(int(side) for side in meta[MetaKeys.SPATIAL_SHAPE])
         probabilities = None
-        if probabilities_in is not None:
-            Path(probabilities_in).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=probabilities_in) as file:  # the map keeps the nameless file alive
-                shape = (*header.shape, self.num_classes)
-                probabilities = np.memmap(file, np.float32, "w+", shape=shape, order="F")
+        if self.with_probabilities:
+            if self.scratch_dir is not None:
+                Path(self.scratch_dir).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.scratch_dir) as file:  # the map keeps the nameless file alive
+                probabilities = np.memmap(file, np.float32, "w+", shape=(*shape, self.num_classes), order="F")
         return Segmentation(
-            header,
-            # in the order in which files are written
-            np.zeros(header.shape, np.uint8 if self.num_classes <= 256 else np.int16, order="F"),
+            image,
+            np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=float),
+            np.zeros(shape, np.uint8 if self.num_classes <= 256 else np.int16, order="F"),
             ClassSums(self.num_classes),
-            np.zeros(header.shape, np.float32, order="F") if confidence else None,
-            np.zeros(header.shape, np.float32, order="F") if uncertainty else None,
+            np.zeros(shape, np.float32, order="F") if self.with_confidence else None,
+            np.zeros(shape, np.float32, order="F") if self.with_uncertainty else None,
             probabilities,
         )
+
+
+def _switch(value: Any) -> Any:
+    return value == "true" if value in ("true", "false") else value
+
+
+def _classes_named(wanted: bool | str | Sequence[str], label_names: Sequence[str]) -> list[int]:
+    """Class indices of structures: of all of them for `True`, of none for `False`."""
+    structures = list(label_names)[1:]
+    if isinstance(wanted, bool):
+        return list(range(1, len(structures) + 1)) if wanted else []
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [name for name in names if name not in structures]
+    if unknown:
+        raise UserError(
+            f"largest_component names {unknown[0]!r}, which is not a structure: choose from {', '.join(structures)}, "
+            "or true for all."
+        )
+    return sorted({structures.index(name) + 1 for name in names})

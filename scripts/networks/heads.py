@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small perceptrons for training only: projection and prediction heads, and the learned selector."""
+"""Small perceptrons used only in training: projection and prediction heads, and the learned selector."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from scripts.errors import UserError
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, batch norm, ReLU, linear on feature embeddings: `(N, in_features)` to `(N, out_features)`.
+    """Linear, batch norm, ReLU, linear on embeddings: `(N, in_features)` to `(N, out_features)`.
 
-    Both heads of SS-Net (Wu et al., MICCAI 2022) have this form: the projection head maps embeddings into the space of
-    the prototypes, the prediction head maps projections of the current features onto those in the memory.
+    Both heads of SS-Net (Wu et al., MICCAI 2022) have this form. The projection head maps features to the space of the
+    prototypes; the prediction head maps projections of the current features to the prototypes in the memory.
 
     Args:
-        in_features: width of a row.
+        in_features: width of an embedding.
         out_features: width of the hidden layer and of the result.
 
     Raises:
-        UserError: when called with embeddings of another width.
+        UserError: when called with embeddings of a different width.
     """
 
     def __init__(self, in_features: int, out_features: int = 32) -> None:
@@ -32,7 +32,6 @@ class ProjectionHead(nn.Sequential):
         )
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Rows of the new width."""
         if embeddings.shape[1] != self[0].in_features:
             raise UserError(
                 f"This projection or prediction head takes features of width {self[0].in_features}, but got "
@@ -44,8 +43,8 @@ class ProjectionHead(nn.Sequential):
 class Selector(nn.Sequential):
     """Linear, batch norm, LeakyReLU(0.2), linear, sigmoid: embeddings `(N, D)` to scores `(N,)` in (0, 1).
 
-    How much a row says about its class, in SemiSeg-Contrastive (Alonso et al., ICCV 2021, section 3.3) and SS-Net (Wu
-    et al., MICCAI 2022). In training mode the batch norm needs at least two embeddings.
+    A score says how informative an embedding is for its class: SemiSeg-Contrastive (Alonso et al., ICCV 2021, section
+    3.3) and SS-Net (Wu et al., MICCAI 2022). In training mode the batch norm needs at least two embeddings.
 
     Args:
         feature_dim: D.
@@ -60,5 +59,4 @@ class Selector(nn.Sequential):
         )
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Scores of embeddings."""
         return super().forward(embeddings.to(self[0].weight.dtype)).sigmoid()[:, 0]

@@ -14,10 +14,10 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within it, norms of `network` in training mode use the statistics of their batch and record nothing.
+    """Context in which norms of `network` in training mode use their batch's statistics and record nothing.
 
-    For inputs that are not of the training distribution, such as adversarial ones (Miyato et al., TPAMI 2018, section
-    4.3) or mixed images: the network is to be deployed with the statistics of real ones.
+    For inputs outside the training distribution, such as adversarial (Miyato et al., TPAMI 2018, section 4.3) or mixed
+    images: the deployed network needs the statistics of real images.
     """
     batch_norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     instance_norms = [m for m in network.modules() if isinstance(m, INSTANCE_NORMS) and m.track_running_stats]
@@ -25,7 +25,7 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     try:
         for norm in batch_norms:
             norm.track_running_stats = False
-        for norm in instance_norms:  # without tracking torch's instance norm records all the same
+        for norm in instance_norms:  # torch's instance norm records even without tracking
             norm.momentum = 0.0
         yield
     finally:

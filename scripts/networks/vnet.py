@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The V-Net of the semi-supervised segmentation literature, built from MONAI's layer factories."""
+"""The V-Net of the semi-supervised segmentation literature, built from MONAI's blocks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from monai.networks.layers.factories import Dropout
 from torch import nn
 
 STAGE_LAYERS = (1, 2, 3, 3, 3)
-"""3x3x3 convolutions in each stage, from full resolution to the bottleneck, in encoder and decoder alike."""
+"""3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
 
 
 def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None:
-    """Fill in what MONAI's norm factory leaves open: groups that divide every width, and learnable scales."""
+    """Complete a norm's name with arguments MONAI's factory needs: a group count that divides every width, affine."""
     if not isinstance(norm, str):
         return norm
     if norm.lower() == "group":
@@ -124,24 +124,31 @@ class VNetDecoder(nn.Module):
 class VNet(nn.Module):
     """V-Net with additive skips: `(B, in_channels, D, H, W)` to logits `(B, out_channels, D, H, W)`.
 
-    Milletari et al., "V-Net", 3DV 2016, in the form that UA-MT (MICCAI 2019), SS-Net (MICCAI 2022) and their
-    successors share: 16-32-64-128-256 filters, 1/2/3/3/3 convolutions a stage, strided 2x2x2 convolutions down,
-    transposed ones up, no residual connection inside a stage. The parameters stand in the same order as there, see
-    `scripts.networks.vnet`.
+    Milletari et al., "V-Net", 3DV 2016, in the form shared by UA-MT (MICCAI 2019), SS-Net (MICCAI 2022) and their
+    successors: 16-32-64-128-256 filters, 1/2/3/3/3 convolutions per stage, strided 2x2x2 convolutions down, transposed
+    convolutions up, no residual connection inside a stage. Parameters have the same order as in these published codes,
+    see `load_reference_backbone`.
 
-    The embedding that prototypes use is the output of `decoder.stage1` (`base_filters` channels at full resolution),
-    or of `decoder.dropout` where dropout is to be seen by it.
+    Prototype methods use the output of `decoder.stage1` as features (`base_filters` channels at full resolution), or
+    that of `decoder.dropout` to include dropout.
 
     Args:
         in_channels: image channels, at least 1.
         out_channels: classes, background included, at least 1.
-        base_filters: filters of the first stage; each further stage doubles them.
-        norm: `batch`, `group`, `instance`, `None`, or what MONAI's factory takes, e.g. `("group", {"num_groups": 4})`.
-        dropout_prob: probability in [0, 1) that a channel is dropped, after the bottleneck and before the output layer.
+        base_filters: filters of the first stage; each next stage doubles them.
+        norm: `batch`, `group`, `instance`, `None`, or any argument of MONAI's norm factory, e.g.
+            `("group", {"num_groups": 4})`.
+        dropout_prob: probability in [0, 1) of dropping a channel, after the bottleneck and before the output layer.
 
     Raises:
-        ValueError: at construction for a count below 1 or a probability outside [0, 1); in `forward` if the input has
-            not five axes or a side is no multiple of 16.
+        ValueError: at construction for a count below 1 or a probability outside [0, 1); in `forward` if the input does
+            not have five axes or a side is not a multiple of 16.
+
+    Example:
+        >>> import torch
+        >>> network = VNet(in_channels=1, out_channels=3, base_filters=4)
+        >>> network(torch.zeros(2, 1, 32, 32, 16)).shape
+        torch.Size([2, 3, 32, 32, 16])
     """
 
     def __init__(
@@ -173,8 +180,8 @@ class VNet(nn.Module):
         for side in x.shape[2:]:
             if side % 16 != 0:
                 raise ValueError(
-                    f"VNet halves each side four times, so each must be a multiple of 16; one is {side}. "
-                    "Pad the volume first (SlidingWindowInferer and FeatureInferer do)."
+                    f"VNet halves each side four times, so each side must be a multiple of 16, got {side}. "
+                    "Pad the volume first, as SlidingWindowInferer and FeatureInferer do."
                 )
         x1, x2, x3, x4, x5 = self.encoder(x)
         return self.decoder(x1, x2, x3, x4, x5)
@@ -184,19 +191,19 @@ BACKBONE_PREFIXES = ("encoder.", "decoder.")
 
 
 def load_reference_backbone(network: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Copy the encoder and decoder of a published state dict into `VNet`, entry by entry in order.
+    """Copy the encoder and decoder weights of a published state dict into `VNet`, entry by entry in order.
 
-    Both list the same layers in the same order under other names; heads and selectors in `state` are passed over.
+    Both list the same layers in the same order under different names. Heads and selectors in `state` are skipped.
 
     Args:
         network: a `VNet` with batch norm and the widths, channels and classes of `state`.
-        state: the published state dict, in its own order.
+        state: the published state dict, in its original order.
 
     Returns:
         `network`, loaded.
 
     Raises:
-        ValueError: if the number of entries or the shape or kind of one differs.
+        ValueError: if the number of entries differs, or the shape or kind of one entry.
     """
     theirs = [(key, value) for key, value in state.items() if key.startswith(BACKBONE_PREFIXES)]
     ours = network.state_dict()
@@ -204,9 +211,9 @@ def load_reference_backbone(network: nn.Module, state: Mapping[str, torch.Tensor
         raise ValueError(f"The state dict has {len(theirs)} encoder and decoder entries, the network {len(ours)}.")
     for (their_key, value), (our_key, own) in zip(theirs, ours.items(), strict=True):
         if value.shape != own.shape:
-            raise ValueError(f"{their_key} has shape {tuple(value.shape)}, but {our_key} needs {tuple(own.shape)}.")
+            raise ValueError(f"{their_key} has shape {tuple(value.shape)}, but {our_key} has {tuple(own.shape)}.")
         if their_key.rpartition(".")[2] != our_key.rpartition(".")[2]:
-            raise ValueError(f"{their_key} stands where {our_key} is expected: the state dict has another order.")
+            raise ValueError(f"The state dict has {their_key} where {our_key} is expected: its order is different.")
         ours[our_key] = value
     network.load_state_dict(ours)
     return network

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How closely the features of a class lie together, and how far apart those of different classes."""
+"""Compactness of the features within a class, and separation of the classes' means."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from scripts.prototypes.voxels import check_embeddings
 
 
 def compactness(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Mean cosine distance of features to the mean direction of their class, averaged over classes.
+    """Mean cosine distance of embeddings to the mean direction of their class, averaged over classes.
 
     For unit embeddings u of class c with mean m_c that is `mean_n (1 - u_n . m_c / |m_c|) = 1 - |m_c|`, the circular
-    variance (Mardia & Jupp, Directional Statistics, 2000): 0 for one common direction, 1 where directions cancel out.
-    The mean moves with the features, so the gradient pulls them together.
+    variance (Mardia & Jupp, Directional Statistics, 2000): 0 if all have one direction, 1 if the directions cancel out.
+    The mean depends on the embeddings, so the gradient pulls them together.
 
     Args:
         features: embeddings `(N, D)`, of any length.
-        labels: `(N,)`, int64 in [0, K), or `NO_CLASS` for embeddings that take no part.
+        labels: `(N,)`, int64 in [0, K), or `NO_CLASS` for embeddings to leave out.
         num_classes: K.
 
     Returns:
-        A scalar in [0, 1]; 0 with a zero gradient where no class has two embeddings.
+        A scalar in [0, 1]; 0 with a zero gradient if no class has two embeddings.
 
     Raises:
-        ValueError: for a label out of range or another number of labels than embeddings.
+        ValueError: for a label out of range, or unequal numbers of labels and embeddings.
     """
     means = _mean_directions(features, labels, num_classes, min_embeddings=2)
     if len(means) == 0:
@@ -41,23 +41,23 @@ def check_margin(margin: float) -> None:
 
 
 def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, margin: float = 1.0) -> torch.Tensor:
-    """How far the mean directions of two classes fall short of a cosine distance, averaged over pairs of classes.
+    """Shortfall of the cosine distance between two classes' means below a margin, averaged over pairs of classes.
 
     `mean_{c<d} max(0, margin - (1 - cos(m_c, m_d)))`, where m is the mean of a class's unit embeddings. The gradient
-    pushes the features of two classes apart until their means are `margin` away from each other: at 1 orthogonal, at 2
-    opposite, which more than two classes cannot all be.
+    pushes the embeddings of two classes apart until the distance of their means is `margin`: 1 is orthogonal, 2 is
+    opposite (which only two classes can be).
 
     Args:
         features: embeddings `(N, D)`, of any length.
-        labels: `(N,)`, int64 in [0, K), or `NO_CLASS` for embeddings that take no part.
+        labels: `(N,)`, int64 in [0, K), or `NO_CLASS` for embeddings to leave out.
         num_classes: K.
         margin: cosine distance in (0, 2].
 
     Returns:
-        A scalar in [0, margin]; 0 with a zero gradient where fewer than two classes have embeddings.
+        A scalar in [0, margin]; 0 with a zero gradient if fewer than two classes have embeddings.
 
     Raises:
-        ValueError: for a margin outside (0, 2], a label out of range or another number of labels than embeddings.
+        ValueError: for a margin outside (0, 2], a label out of range, or unequal numbers of labels and embeddings.
     """
     check_margin(margin)
     means = _mean_directions(features, labels, num_classes, min_embeddings=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between features and class prototypes."""
+"""The contrast between features and class prototypes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import NO_CLASS, check_embeddings, sample_per_class, voxel_embeddings
 
 MIN_EMBEDDINGS = 2
-"""Fewest features and fewest prototypes with which a class contributes, as in the published codes."""
+"""A class contributes if it has at least this many features and prototypes, as in the published codes."""
 
 
 def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -23,10 +23,7 @@ def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch
 
 
 def cosine_distance(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """`1 - cosine similarity` of every pair: embeddings `(N, D)` and `(M, D)` to `(N, M)`, values in [0, 2].
-
-    A zero row has no direction; its distance to everything is 1.
-    """
+    """`1 - cosine similarity` of every pair, `(N, D)` and `(M, D)` to `(N, M)`, in [0, 2]; 1 for a zero vector."""
     return 1.0 - cosine_similarity(features, prototypes)
 
 
@@ -36,7 +33,7 @@ def class_contrast(
     feature_weights: torch.Tensor | None = None,
     memory_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean weighted cosine distance of one class's features to its memory.
+    """Mean weighted cosine distance between one class's features and its prototypes.
 
     `mean_{n,m} w_n v_m (1 - cos(f_n, p_m))`, the class loss of the method document and of SS-Net (Wu et al., MICCAI
     2022).
@@ -58,11 +55,11 @@ def class_contrast(
 def class_info_nce(
     features: torch.Tensor, prototypes: torch.Tensor, others: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Cross-entropy of finding one class's memory among all classes' with features of that class.
+    """Cross-entropy of finding a class's prototypes among those of all classes, given features of the class.
 
     `mean_n [log sum_{all m} exp(cos(f_n, p_m) / t) - log sum_{own m} exp(cos(f_n, p_m) / t)]`: the supervised contrast
-    of Khosla et al. (NeurIPS 2020, eq. 3, its sum inside the logarithm), against prototypes. At least 0, and finite
-    for a small t too, as both sums stay logarithms.
+    of Khosla et al. (NeurIPS 2020, eq. 3, with the sum inside the logarithm), against prototypes. At least 0. Both sums
+    are computed as logarithms, so a small t gives a finite value too.
 
     Args:
         features: `(N, D)`, N at least 1.
@@ -78,48 +75,54 @@ def class_info_nce(
 
 
 def average_over_classes(losses: Sequence[torch.Tensor], num_classes: int, divisor: str) -> torch.Tensor:
-    """Average class losses over the classes that contributed, or over all of them.
+    """Average class losses over the classes that contributed, or over all classes.
 
     Args:
         losses: one scalar per class that contributed, at least one.
         num_classes: K.
-        divisor: `present` divides by `len(losses)`; `all` by K, so that skipped classes count as 0 (published codes).
+        divisor: `present` divides by `len(losses)`; `all` divides by K, so that skipped classes count as 0, as
+            in the published codes.
     """
     return torch.stack(list(losses)).sum() / (len(losses) if divisor == "present" else num_classes)
 
 
 class ContrastivePrototypeLoss(nn.Module):
-    """Mean over classes of the mean cosine distance between a class's features and its memory.
+    """Mean cosine distance between each class's features and its prototypes, averaged over classes.
 
     For each class c with prototypes p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
     with projection head g and prediction head q; the memory holds projections g(f). Values lie in [0, 2]. This is the
     class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021). With
-    selectors each distance is multiplied by the weights of its feature and of its memory row; values are then not
-    bounded by 2.
+    selectors each distance is multiplied by the weights of its feature and its prototype; values are then not bounded
+    by 2.
 
-    Gradients reach the features, both heads and the selectors, never the memory. A call changes nothing but the running
-    statistics of batch norms in heads and selectors in training mode and, where it samples, torch's generator; writing
-    the memory is the task of `MemoryBankUpdater`.
-
-    Nothing is hidden: where a feature that enters holds a NaN, so does the value, and `GradientGuard` undoes the step.
+    Gradients reach the features, both heads and the selectors, but not the memory, which `MemoryBankUpdater` writes. In
+    training mode a call updates the running statistics of batch norms in heads and selectors, and sampling advances
+    torch's generator; nothing else changes. A NaN in a feature that is used makes the value NaN; `GradientGuard` then
+    undoes the step.
 
     Args:
         memory: prototypes per class, width D.
-        projection_head: g, embeddings `(N, C)` to `(N, D)`; `None` where features come projected (then C = D).
+        projection_head: g, embeddings `(N, C)` to `(N, D)`; `None` for features that are projected already (C = D).
         prediction_head: q, embeddings `(N, D)` to `(N, D)`, or `None`.
-        selectors: learned weights, fed q(g(f)) and p; `None` weighs all alike.
-        samples_per_class: most voxels of a class that enter a call, drawn at random; `None` for all. Neighbouring
-            voxels say nearly the same, and the heads' cost grows with every row.
-        divisor: `present` averages over the classes that contributed, `all` divides by K as the published codes do.
-        temperature: `None` for the distance above, which pulls only. A number above 0 puts the cross-entropy of finding
-            the own class's memory among all classes' in its place (`scripts.prototypes.loss.class_info_nce`), which
-            also pushes; values are then at least 0 without a bound, and a class contributes only where another one has
-            memory. Not with selectors, which weigh distances.
-        embeddings_through_heads: `used`: only the voxels whose distances count; `all`: every voxel, as in the published
-            codes, so that the heads' batch norms see all classes and voxels that are not sampled. It costs accordingly.
+        selectors: learned weights, computed from q(g(f)) and p; `None` for equal weights.
+        samples_per_class: maximum number of voxels of a class per call, drawn at random, at least 2; `None` for all.
+            Neighbouring voxels carry nearly the same information, and the heads' cost grows with their number.
+        divisor: `present` averages over the classes that contributed; `all` divides by K, as the published codes do.
+        temperature: `None` for the distance above, which only pulls features towards their class. A number above 0
+            selects `class_info_nce` instead, which also pushes them away from other classes. Its values are at least 0
+            and unbounded, and a class contributes only if another class has prototypes. Not possible with selectors.
+        embeddings_through_heads: `used` sends only the sampled voxels through the heads; `all` sends every voxel, as in
+            the published codes, so that the heads' batch norms see all classes and all voxels. `all` costs more.
 
     Raises:
-        ValueError: for a wrong argument here; in `forward` for features and labels that do not belong together.
+        ValueError: at construction for an invalid argument; in `forward` if features and labels do not match.
+
+    Example:
+        >>> memory = PrototypeMemory(num_classes=2, feature_dim=2)
+        >>> memory.update({1: torch.tensor([[1.0, 0.0], [2.0, 0.0]])})
+        >>> features = torch.tensor([[0.0, 1.0], [1.0, 0.0]], requires_grad=True)  # orthogonal and parallel
+        >>> ContrastivePrototypeLoss(memory)(features, torch.tensor([1, 1])).item()
+        0.5
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class ContrastivePrototypeLoss(nn.Module):
         if embeddings_through_heads not in ("used", "all"):
             raise ValueError(f"embeddings_through_heads must be 'used' or 'all', got {embeddings_through_heads!r}.")
         if temperature is not None and (not temperature > 0.0 or selectors is not None):
-            raise ValueError(f"temperature must be above 0 and stand without selectors, got {temperature!r}.")
+            raise ValueError(f"temperature must be above 0 and needs selectors=None, got {temperature!r}.")
         self.temperature = temperature
         self.memory = memory
         self.projection_head = projection_head if projection_head is not None else nn.Identity()
@@ -157,12 +160,12 @@ class ContrastivePrototypeLoss(nn.Module):
         Args:
             features: maps `(B, C, D, H, W)` or embeddings `(N, C)`, before the heads; cast to the memory's type.
             labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
-                that take no part.
+                to leave out.
 
         Returns:
-            A scalar. Where no class has enough features and memory it is 0 and its gradient to the features is 0.
+            A scalar; 0 with a zero gradient if no class has enough features and prototypes.
         """
-        # Plain tensors: picking embeddings of a MetaTensor batch fails on its metadata.
+        # Plain tensors: indexing a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
         embeddings = voxel_embeddings(features).to(self.memory.features.dtype)
         check_embeddings(embeddings, flat, self.memory.num_classes)
@@ -170,7 +173,7 @@ class ContrastivePrototypeLoss(nn.Module):
         if self.embeddings_through_heads == "all":
             predictions = self._through_heads(embeddings)
         if len(chosen) < MIN_EMBEDDINGS:
-            return embeddings[:0].sum()  # 0 with a zero gradient, whatever the features hold
+            return embeddings[:0].sum()  # 0 with a zero gradient, even if the features hold a NaN
         flat = flat[chosen]
         predictions = (
             predictions[chosen] if self.embeddings_through_heads == "all" else self._through_heads(embeddings[chosen])
@@ -182,8 +185,8 @@ class ContrastivePrototypeLoss(nn.Module):
         predictions = self.prediction_head(self.projection_head(embeddings))
         if predictions.shape[1] != self.memory.feature_dim:
             raise ValueError(
-                f"ContrastivePrototypeLoss: behind the heads a feature has width {predictions.shape[1]}, a row of the "
-                f"memory {self.memory.feature_dim}; give them one width."
+                f"ContrastivePrototypeLoss: the heads give features of width {predictions.shape[1]}, but the memory's "
+                f"prototypes have width {self.memory.feature_dim}; make them equal."
             )
         return predictions
 
@@ -202,27 +205,27 @@ class ContrastivePrototypeLoss(nn.Module):
         )
 
     def missing_pairs(self, labels: torch.Tensor) -> str | None:
-        """Why no class contributes to a call with these labels, or `None` if one does."""
+        """Explain why no class contributes to a call with these labels; `None` if one does."""
         available, usable = self._usable_classes(labels.as_subclass(torch.Tensor).reshape(-1))
         if bool(usable.any()):
             return None
         stored = self.memory.summary()
         counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
-        alone = "" if self.temperature is None else ", beside another class with prototypes"
+        alone = "" if self.temperature is None else " while another class has prototypes"
         least = f"{MIN_EMBEDDINGS} features and {MIN_EMBEDDINGS} prototypes"
-        return f"no class has {least}{alone}; there are {counts}"
+        return f"no class has {least}{alone} (features and prototypes: {counts})"
 
     def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features of each class `(K,)`, and whether it has enough of them and enough memory."""
+        """Number of features per class, `(K,)`, and whether the class has enough features and prototypes."""
         available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
         stored = self.memory.counts.to(flat.device)
         usable = (available >= MIN_EMBEDDINGS) & (stored >= MIN_EMBEDDINGS)
         if self.temperature is not None:
-            usable &= (stored > 0).sum() > 1  # alone in memory, a class is found with certainty
+            usable &= (stored > 0).sum() > 1  # a single class in the memory is always found
         return available, usable
 
     def _usable(self, flat: torch.Tensor) -> torch.Tensor:
-        """Sampled voxels of the classes that can contribute."""
+        """Indices of sampled voxels of the classes that can contribute."""
         _, usable = self._usable_classes(flat)
         kept = torch.where(usable[flat.clamp(min=0)], flat, torch.full_like(flat, NO_CLASS))
         return sample_per_class(kept, self.memory.num_classes, self.samples_per_class)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The method document's own interface: memory, contrast and auxiliary losses behind four methods."""
+"""The interface of the method document: memory, contrast and auxiliary losses behind four methods."""
 
 from __future__ import annotations
 
@@ -25,31 +25,40 @@ PREDICTIONS = ("logits", "probabilities")
 
 
 class ContrastivePrototypeManager(nn.Module):
-    """Everything that a hand-written training loop needs, one call a step: `update_and_compute_loss`.
+    """Contrastive prototypes for a hand-written training loop: one call of `update_and_compute_loss` per step.
 
-    A thin face over `PrototypeMemory`, `ContrastivePrototypeLoss` and `ClassSelectors`; the bundle's own training uses
-    these directly. Features come projected: `(N, D)`, or maps `(B, D, ...)` on a grid that may be coarser than that of
-    labels and predictions. A module: `state_dict` holds memory and selectors, and a manager that was saved and restored
-    goes on as if it had never stopped.
+    A thin layer over `PrototypeMemory`, `ContrastivePrototypeLoss` and `ClassSelectors`, which the bundle's own
+    training uses directly. Features must be projected already: `(N, D)`, or maps `(B, D, ...)` on a grid that may be
+    coarser than that of labels and predictions. `state_dict` holds memory and selectors.
 
-    Where it reads more into the document than is written there: see `docs/manager.md`.
+    `docs/manager.md` lists where the document leaves a choice and what was chosen.
 
     Args:
         num_classes: K, background included.
         feature_dim: D.
-        elements_per_class: most prototypes a class.
-        use_learned_selector: whether features and prototypes are weighted by learned selectors.
-        predictions: what `update_and_compute_loss` is given, `logits` or `probabilities`.
-        confidence: least probability in [0, 1] for a pseudo-label to count.
-        selection: which features of a class enter the memory when there are more than it holds, as in
+        elements_per_class: maximum number of prototypes of a class.
+        use_learned_selector: whether learned selectors weight features and prototypes.
+        predictions: what `update_and_compute_loss` receives, `logits` or `probabilities`.
+        confidence: minimum probability in [0, 1] for a pseudo-label to be used.
+        selection: which features of a class enter the memory if there are more than fit, see
             `scripts.prototypes.selection.select_indices`; `None` for `lowest` with selectors, which is the document's
             sort (ascending, the first kept), and `random` without.
-        margin: cosine distance in (0, 2] that class means should have from each other.
+        margin: cosine distance in (0, 2] that class means should keep from each other.
         divisor: see `ContrastivePrototypeLoss`.
         memory_weighting: see `ClassSelectors`.
 
     Raises:
-        ValueError: for a wrong argument; in the methods for input that does not fit, see there.
+        ValueError: for an invalid argument, and in the methods for invalid input.
+
+    Example:
+        >>> manager = ContrastivePrototypeManager(num_classes=2, feature_dim=2)
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], requires_grad=True)
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> loss, parts = manager.update_and_compute_loss(features, torch.zeros(4, 2), labels)
+        >>> parts  # each feature equals the prototypes of its class, and the two classes are orthogonal
+        {'contrastive': 0.0, 'intra': 0.0, 'inter': 0.0, 'total': 0.0}
+        >>> manager.memory_summary()
+        {0: 2, 1: 2}
     """
 
     def __init__(
@@ -83,15 +92,15 @@ class ContrastivePrototypeManager(nn.Module):
 
     @property
     def memory(self) -> PrototypeMemory:
-        """The prototypes; `memory.prototypes(c)` are those of class c."""
+        """The memory; `memory.prototypes(c)` are the prototypes of class c."""
         return self.loss.memory
 
     def memory_summary(self) -> dict[int, int]:
-        """How many prototypes each class holds."""
+        """Number of prototypes of each class."""
         return self.memory.summary()
 
     def get_selectors(self) -> tuple[nn.ModuleList, nn.ModuleList] | tuple[None, None]:
-        """Feature selectors and memory selectors, one of each a class, or `(None, None)`.
+        """Feature selectors and memory selectors, one of each per class, or `(None, None)` without selectors.
 
         The second list is empty for `memory_weighting="none"`.
         """
@@ -102,10 +111,11 @@ class ContrastivePrototypeManager(nn.Module):
     def update_memory(
         self, features_dict: Mapping[int, torch.Tensor], probabilities: Mapping[int, torch.Tensor] | None = None
     ) -> None:
-        """New features of a class take the place of its old ones; a class that is not named keeps what it has.
+        """Replace each given class's prototypes by new features; other classes keep theirs.
 
         Args:
-            features_dict: class index to projected features `(N, D)`. Rows that hold a NaN or an infinity are left out.
+            features_dict: class index to projected features `(N, D)`. Features with a NaN or an infinity are left
+                out.
             probabilities: class index to the network's probabilities `(N,)`, for `selection="confidence"`.
 
         Raises:
@@ -123,14 +133,14 @@ class ContrastivePrototypeManager(nn.Module):
     def contrastive_class_to_class_learned_memory(
         self, features: torch.Tensor, class_labels: torch.Tensor
     ) -> torch.Tensor:
-        """`ContrastivePrototypeLoss` of projected features and their classes; writes nothing into the memory.
+        """`ContrastivePrototypeLoss` of projected features and their classes; does not write to the memory.
 
         Args:
             features: `(N, D)` or maps `(B, D, ...)`.
             class_labels: `(N,)` or `(B, ...)` on the features' grid, in [0, K) or -1 for no class.
 
         Returns:
-            A scalar; 0 with a zero gradient where no class has two features and two prototypes.
+            A scalar; 0 with a zero gradient if no class has two features and two prototypes.
         """
         return self.loss(features, class_labels.long())
 
@@ -144,35 +154,35 @@ class ContrastivePrototypeManager(nn.Module):
         intra_weight: float = 0.1,
         inter_weight: float = 0.1,
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Write this step's features into the memory, then compute the weighted sum of three losses with gradient.
+        """Write this step's features to the memory, then return the weighted sum of three losses.
 
-        Contrast with the memory; compactness within a class and separation of classes among the features themselves
-        (`scripts.prototypes.clusters`). A part whose weight is 0 is not computed.
+        The losses are the contrast with the memory and, among the features themselves, compactness within classes and
+        separation of classes (`scripts.prototypes.clusters`). A loss whose weight is 0 is not computed.
 
         Args:
             features: projected, `(N, D)` or maps `(B, D, ...)`.
-            predictions: `(N, K)` or maps `(B, K, ...)`, logits or probabilities as the constructor was told.
-            labels: classes `(N,)`, `(B, ...)` or `(B, 1, ...)`, in [0, K) or -1 for no class; `None` for pseudo-labels,
-                the most probable class where its probability reaches the confidence.
-            is_labeled: `False` leaves `labels` unread and takes pseudo-labels.
-            contrastive_weight: of the contrast.
-            intra_weight: of the compactness.
-            inter_weight: of the separation.
+            predictions: `(N, K)` or maps `(B, K, ...)`, logits or probabilities as set in the constructor.
+            labels: classes `(N,)`, `(B, ...)` or `(B, 1, ...)`, in [0, K) or -1 for no class; `None` for pseudo-labels:
+                the most probable class if its probability reaches the confidence.
+            is_labeled: `False` ignores `labels` and uses pseudo-labels.
+            contrastive_weight: weight of the contrast.
+            intra_weight: weight of the compactness.
+            inter_weight: weight of the separation.
 
         Returns:
-            The loss, a scalar, and its parts unweighted as numbers: `contrastive`, `intra`, `inter`, and the sum as
-            `total`. What has nothing to act on is 0, with a zero gradient.
+            The loss, a scalar, and as numbers its unweighted parts `contrastive`, `intra` and `inter` and their weighted
+            sum `total`. A part without suitable features is 0 with a zero gradient.
 
         Raises:
-            ValueError: for features that hold a NaN or an infinity, a width or number of classes that is not the
-                manager's, labels out of range, probabilities that are none, or parts of different sizes.
+            ValueError: for features with a NaN or an infinity, a wrong width or number of classes, labels out of range,
+                predictions that are not probabilities, or arguments of different sizes.
         """
         embeddings = voxel_embeddings(features.as_subclass(torch.Tensor)).to(self.memory.features.dtype)
         self._check_features(embeddings)
         shape = features.shape[2:]
         probabilities = self._probabilities(predictions.detach().as_subclass(torch.Tensor), shape)
         if len(probabilities) != len(embeddings):
-            raise ValueError(f"There are {len(embeddings)} features, but predictions for {len(probabilities)}.")
+            raise ValueError(f"Got {len(embeddings)} features, but predictions for {len(probabilities)}.")
         if is_labeled and labels is not None:
             classes = self._given_classes(labels.as_subclass(torch.Tensor), features.ndim, shape)
         else:
@@ -202,33 +212,33 @@ class ContrastivePrototypeManager(nn.Module):
     def _check_features(self, embeddings: torch.Tensor) -> None:
         if embeddings.shape[1] != self.memory.feature_dim:
             raise ValueError(
-                f"ContrastivePrototypeManager holds features of width {self.memory.feature_dim} (feature_dim), "
-                f"got {embeddings.shape[1]}: project them first."
+                f"ContrastivePrototypeManager needs features of width {self.memory.feature_dim} (feature_dim), got "
+                f"{embeddings.shape[1]}: project them first."
             )
         if not bool(embeddings.isfinite().all()):
             bad = int((~embeddings.isfinite().all(dim=1)).sum())
             raise ValueError(
-                f"{bad} of {len(embeddings)} features hold a NaN or an infinity: skip this step and check its images "
+                f"{bad} of {len(embeddings)} features have a NaN or an infinity: skip this step and check its images "
                 "and the learning rate."
             )
 
     def _probabilities(self, predictions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Rows `(N, K)` on the features' grid."""
+        """Probabilities `(N, K)` on the features' grid."""
         if predictions.ndim < 2 or predictions.shape[1] != self.memory.num_classes:
             raise ValueError(
-                f"predictions must have {self.memory.num_classes} classes on axis 1, got the shape "
+                f"predictions must have {self.memory.num_classes} classes on axis 1, got shape "
                 f"{tuple(predictions.shape)}."
             )
         if bool(predictions.isnan().any()):
-            raise ValueError("predictions hold a NaN: skip this step and look at its images and learning rate.")
+            raise ValueError("predictions have a NaN: skip this step and check its images and the learning rate.")
         if self.predictions == "logits":
             predictions = predictions.float().softmax(dim=1)
         elif predictions.numel() > 0 and not (
             predictions.min() >= 0 and (predictions.sum(dim=1) - 1).abs().max() < 0.05
         ):
             raise ValueError(
-                "The manager was told that predictions are probabilities, but they are negative or do not add up to 1 "
-                "over the classes: give their softmax, or construct it with predictions='logits'."
+                "predictions are not probabilities (negative, or not adding up to 1 over the classes): pass their "
+                "softmax, or construct the manager with predictions='logits'."
             )
         if predictions.ndim > 2:
             predictions = torch.stack([labels_on_grid(one, shape) for one in predictions.unbind(dim=1)], dim=1)

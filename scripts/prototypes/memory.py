@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class-wise memory bank: what each class has looked like in feature space."""
+"""Class-wise memory bank of prototypes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,38 @@ STRATEGIES = ("replace", "fifo")
 
 
 class PrototypeMemory(nn.Module):
-    """Up to `elements_per_class` feature embeddings for each class, held in buffers.
+    """Up to `elements_per_class` embeddings per class, the class's prototypes.
 
-    `update` is the only writer and reading changes nothing. Rows and counts are buffers, so they move with `.to()`, are
-    in every checkpoint, and a restored memory goes on as if it had never been saved.
+    Only `update` writes; reading changes nothing. Prototypes and counts are buffers, so they move with `.to()` and are
+    saved in checkpoints.
 
     Strategies:
-        `replace`: the new embeddings of a class take the place of all its old ones, even if they are fewer (the method
-        document and SS-Net, Wu et al., MICCAI 2022).
-        `fifo`: new embeddings go in front, the oldest fall out at the end (SemiSeg-Contrastive, Alonso et al., ICCV
-            2021).
+        `replace`: new embeddings of a class replace all its old ones, even if they are fewer (the method document and
+            SS-Net, Wu et al., MICCAI 2022).
+        `fifo`: first in, first out: new embeddings go to the front and the oldest are dropped (SemiSeg-Contrastive,
+            Alonso et al., ICCV 2021).
 
     Args:
         num_classes: K, background included.
-        feature_dim: D, width of a row.
-        elements_per_class: most embeddings a class holds.
+        feature_dim: D, width of an embedding.
+        elements_per_class: maximum number of prototypes of a class.
         strategy: `replace` or `fifo`.
-        first_insertion: most embeddings that the first insertion of a class may bring, at least `elements_per_class`
-            (`None`: equal to it). The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`;
-            to follow it, give the number of embeddings that a step offers.
+        first_insertion: maximum size of a class's first insertion, at least `elements_per_class` (`None`: equal to it).
+            The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`; to reproduce it, give
+            the number of embeddings that a step offers.
 
     Raises:
         ValueError: for a count below 1, an unknown strategy, or a `first_insertion` below `elements_per_class`.
+
+    Example:
+        >>> memory = PrototypeMemory(num_classes=3, feature_dim=2, elements_per_class=2, strategy="fifo")
+        >>> memory.update({1: torch.tensor([[1.0, 0.0]])})
+        >>> memory.update({1: torch.tensor([[0.0, 1.0], [0.0, 2.0]])})
+        >>> memory.prototypes(1)
+        tensor([[0., 1.],
+                [0., 2.]])
+        >>> memory.summary()
+        {0: 0, 1: 2, 2: 0}
     """
 
     features: torch.Tensor
@@ -74,20 +84,20 @@ class PrototypeMemory(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """D, width of a row."""
+        """D, width of an embedding."""
         return self.features.shape[2]
 
     def prototypes(self, class_id: int) -> torch.Tensor:
-        """The embeddings `(M, D)` of a class, newest first for `fifo`; M is 0 for a class that was never seen."""
+        """Return the prototypes `(M, D)` of a class, newest first for `fifo`; M is 0 for a class never seen."""
         return self.features[class_id, : int(self.counts[class_id])]
 
     @torch.no_grad()
     def update(self, embeddings_by_class: Mapping[int, torch.Tensor]) -> None:
-        """Write new embeddings. Classes that are not named, or come with no finite row, keep what they have.
+        """Write new embeddings; a class without new finite embeddings keeps its prototypes.
 
         Args:
-            embeddings_by_class: class index to `(N, D)`, best or newest row first; what does not fit is dropped.
-                So are embeddings that hold a NaN or an infinity: a bad step must not poison the bank.
+            embeddings_by_class: class index to `(N, D)`, best or newest first. Those that do not fit are dropped, and
+                so are embeddings with a NaN or an infinity, which would otherwise stay for many steps.
 
         Raises:
             ValueError: for a class outside [0, K) or embeddings that are not `(N, D)`.
@@ -107,7 +117,7 @@ class PrototypeMemory(nn.Module):
             self.counts[class_id] = len(embeddings)
 
     def check(self, embeddings_by_class: Mapping[int, torch.Tensor]) -> None:
-        """Refuse what `update` refuses, before anything is written: the bank stays as it was."""
+        """Raise the errors of `update` without writing anything."""
         for class_id, embeddings in embeddings_by_class.items():
             if not 0 <= class_id < self.num_classes:
                 raise ValueError(f"PrototypeMemory holds classes 0 to {self.num_classes - 1}, got class {class_id}.")
@@ -118,5 +128,5 @@ class PrototypeMemory(nn.Module):
                 )
 
     def summary(self) -> dict[int, int]:
-        """How many embeddings each class holds."""
+        """Number of prototypes of each class."""
         return dict(enumerate(self.counts.tolist()))

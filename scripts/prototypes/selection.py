@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many features of a class enter the memory in a step, and which ones."""
+"""Selection of the features that enter the memory: how many and which."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     """Indices of the embeddings to keep, at most `limit` of `count`.
 
     Args:
-        count: embeddings offered.
-        limit: embeddings wanted; when `count` is not larger, all are kept in their order.
-        selection: `random` (torch's generator); `confidence`, the highest scores, which are the network's
-            probabilities; `highest` or `lowest`, where the scores come from a learned selector. The published codes of
-            SS-Net and SemiSeg-Contrastive sort selector scores ascending and keep the first, so `lowest` is what they
-            do; `highest` is what their papers say.
-        scores: `(count,)`, needed for all but `random`.
+        count: number of embeddings offered.
+        limit: number of embeddings wanted; if `count` is not larger, all are kept in their order.
+        selection: `random` draws from torch's generator; `confidence` takes the highest of the network's probabilities;
+            `highest` and `lowest` rank the scores of a learned selector. The published codes of SS-Net and
+            SemiSeg-Contrastive sort selector scores in ascending order and keep the first (`lowest`); their papers say
+            `highest`.
+        scores: `(count,)`, needed for all selections except `random`.
 
     Returns:
-        int64 indices, on the scores' device; ranked ones best first.
+        int64 indices, best first if they are ranked.
 
     Raises:
         ValueError: for an unknown `selection`, or one that needs scores when there are none.
@@ -44,24 +44,24 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     if selection == "random":
         return torch.randperm(count)[:limit]
     if scores is None:
-        raise ValueError(f"selection={selection!r} ranks embeddings by scores, but no scores were given.")
+        raise ValueError(f"selection={selection!r} ranks embeddings by scores, but there are none.")
     return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
 
 
 def embeddings_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image") -> int:
-    """Rows of a class that one image offers to a first-in-first-out memory, so that all images fill it once.
+    """Number of embeddings of a class that one image offers to a `fifo` memory, so that all images fill it once.
 
-    `image`: `max(1, round(capacity / images))`. `class`: a third of the number of classes times as many. Both are rules
-    of SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even and cuts the second with `int`.
+    `image`: n = `round(capacity / images)`. `class`: `int(num_classes / 3 * n)`. The result is at least 1. Both rules
+    are from SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even.
 
     Args:
-        capacity: embeddings that the memory holds of a class, at least 1.
-        images: labelled images, at least 1.
-        num_classes: K, for `class`.
+        capacity: number of prototypes that the memory holds per class, at least 1.
+        images: number of labelled images, at least 1.
+        num_classes: K, used by `class`.
         sampling: `image` or `class`.
 
     Raises:
-        ValueError: for another `sampling`.
+        ValueError: for an unknown `sampling`.
     """
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
@@ -79,24 +79,24 @@ def choose_embeddings(
     probabilities: torch.Tensor | None = None,
     selectors: ClassSelectors | None = None,
 ) -> torch.Tensor:
-    """At most `limit` features of a class, best first where they are ranked, else in their order.
+    """Select at most `limit` features of a class, best first if they are ranked.
 
-    As in the published codes, selectors are evaluated only where there are more features than fit, and in the mode
-    they are in: a selector in training mode then moves its running statistics.
+    As in the published codes, selectors are evaluated only if there are more features than fit, and in their current
+    mode: a selector in training mode then updates its running statistics.
 
     Args:
-        class_id: the class of all of them.
-        features: `(N, D)`; selectors want them projected. Rows that hold a NaN or an infinity are left out first.
-        limit: most features wanted.
-        selection: see `scripts.prototypes.selection.select_indices`.
-        probabilities: `(N,)`, the network's for this class; needed for `confidence`.
+        class_id: the features' class.
+        features: `(N, D)`, projected if selectors rank them. Those with a NaN or an infinity are left out first.
+        limit: maximum number of features.
+        selection: see `select_indices`.
+        probabilities: `(N,)`, the network's probabilities of this class; needed for `confidence`.
         selectors: needed for `highest` and `lowest`.
 
     Returns:
         `(min(N, limit), D)` for N finite embeddings.
 
     Raises:
-        ValueError: if what `selection` needs is missing.
+        ValueError: for an unknown `selection`, or one whose probabilities or selectors are missing.
     """
     check_selection(selection, has_selectors=selectors is not None)
     finite = features.isfinite().all(dim=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One learned selector per class for features, one for memory embeddings."""
+"""Learned selectors: one per class for features, one per class for prototypes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ClassSelectors(nn.Module):
     """Weights of features and prototypes in the contrast, learned with the loss (SemiSeg-Contrastive, ICCV 2021).
 
     A weight is a score divided by the mean score of its class, so weights have mean 1 and the contrast keeps its scale.
-    Neither path sends a gradient to the features: selectors judge embeddings, they do not move them.
+    Selectors send no gradient to the features or prototypes that they score.
 
     Memory weightings:
-        `reference`: what the published codes of SemiSeg-Contrastive and SS-Net compute. They rescale along the wrong
-            axis, each score by itself: all weights are 1, memory selectors learn nothing, and only the running
-            statistics of their batch norms move.
-        `normalised`: what the papers describe, scores divided by their mean over the class's memory embeddings.
-        `none`: ones, without evaluating a selector; this class then has no memory selectors.
+        `reference`: as in the published codes of SemiSeg-Contrastive and SS-Net. They divide along the wrong axis, each
+            score by itself: all weights are 1, memory selectors learn nothing, and only the running statistics of their
+            batch norms change.
+        `normalised`: as in the papers: scores divided by their mean over the class's prototypes.
+        `none`: all weights are 1, without memory selectors.
 
     Args:
         num_classes: K, background included.
@@ -31,7 +31,7 @@ class ClassSelectors(nn.Module):
         memory_weighting: see above.
 
     Raises:
-        ValueError: for another `memory_weighting`.
+        ValueError: for an unknown `memory_weighting`.
     """
 
     def __init__(self, num_classes: int, feature_dim: int, memory_weighting: str = "normalised") -> None:
@@ -47,17 +47,17 @@ class ClassSelectors(nn.Module):
         )
 
     def feature_scores(self, class_id: int, features: torch.Tensor) -> torch.Tensor:
-        """Scores `(N,)` in (0, 1) of features `(N, D)`, as they are: not normalised."""
+        """Unnormalised scores `(N,)` in (0, 1) of features `(N, D)`."""
         return self.feature[class_id](features.detach())
 
     def feature_weights(self, class_id: int, features: torch.Tensor) -> torch.Tensor:
-        """Weights `(N,)` with mean 1."""
+        """Weights `(N,)` with mean 1 of features `(N, D)`."""
         scores = self.feature_scores(class_id, features)
         return scores / scores.mean()
 
-    def memory_weights(self, class_id: int, embeddings: torch.Tensor) -> torch.Tensor:
-        """Weights `(M,)` with mean 1 of memory embeddings `(M, D)`, which the selector sees at length 1."""
+    def memory_weights(self, class_id: int, prototypes: torch.Tensor) -> torch.Tensor:
+        """Weights `(M,)` with mean 1 of prototypes `(M, D)`; the selector receives them scaled to unit length."""
         if self.memory_weighting == "none":
-            return embeddings.new_ones(len(embeddings))
-        scores = self.memory[class_id](normalize(embeddings.detach(), dim=1))
+            return prototypes.new_ones(len(prototypes))
+        scores = self.memory[class_id](normalize(prototypes.detach(), dim=1))
         return scores / (scores if self.memory_weighting == "reference" else scores.mean())

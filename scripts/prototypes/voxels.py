@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From volumes to labelled embeddings: grids, confidence, and which voxels are used."""
+"""From volumes to labelled embeddings: grids, pseudo-labels and sampling of voxels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import interpolate
 
 NO_CLASS = -1
-"""Class of a voxel that takes no part: unsure pseudo-labels, and label voxels of a dataset's `ignore_value`."""
+"""Class of a voxel to leave out: an uncertain pseudo-label, or a label equal to the dataset's `ignore_value`."""
 
 
 def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Bring labels `(B, D, H, W)`, or another value per voxel, to another grid `shape` by nearest neighbour."""
+    """Resample labels `(B, D, H, W)`, or any value per voxel, to the grid `shape` by nearest neighbour."""
     if tuple(labels.shape[1:]) == tuple(shape):
         return labels
     return interpolate(labels[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0].to(labels.dtype)
@@ -24,7 +24,7 @@ def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor,
 
     Args:
         logits: `(B, K, D, H, W)`.
-        threshold: least probability in [0, 1]; 0 keeps every voxel.
+        threshold: minimum probability in [0, 1]; 0 keeps every voxel.
 
     Returns:
         Labels `(B, D, H, W)`, int64, and the probability of the most probable class, `(B, D, H, W)` in [1 / K, 1].
@@ -44,11 +44,7 @@ def voxel_embeddings(features: torch.Tensor) -> torch.Tensor:
 
 
 def check_labels(labels: torch.Tensor, num_classes: int) -> None:
-    """Refuse labels, of any shape, outside [0, K) that are not `NO_CLASS` either.
-
-    Raises:
-        ValueError: with the range that was found.
-    """
+    """Raise `ValueError` for a label that is neither in [0, K) nor `NO_CLASS`."""
     if labels.numel() > 0 and not (int(labels.min()) >= NO_CLASS and int(labels.max()) < num_classes):
         raise ValueError(
             f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, "
@@ -57,7 +53,7 @@ def check_labels(labels: torch.Tensor, num_classes: int) -> None:
 
 
 def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
-    """Refuse embeddings and labels that do not belong together.
+    """Check that embeddings and labels match.
 
     Args:
         embeddings: `(N, D)`.
@@ -69,7 +65,7 @@ def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes
             range.
     """
     if embeddings.ndim != 2:
-        raise ValueError(f"Embeddings must be (N, D), got the shape {tuple(embeddings.shape)}.")
+        raise ValueError(f"Embeddings must be (N, D), got shape {tuple(embeddings.shape)}.")
     if labels.ndim != 1 or len(embeddings) != len(labels):
         raise ValueError(
             f"Each embedding needs one label: there are {len(embeddings)} embeddings and {labels.numel()} labels. "
@@ -79,12 +75,12 @@ def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes
 
 
 def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:
-    """Indices of at most `limit` voxels of each class, drawn without replacement from torch's generator.
+    """Draw at most `limit` voxels of each class without replacement, from torch's generator.
 
     Args:
-        labels: flat class per voxel `(N,)`; `NO_CLASS` is never drawn.
+        labels: class of each voxel, `(N,)`; `NO_CLASS` is never drawn.
         num_classes: K.
-        limit: most voxels a class, `None` for all.
+        limit: maximum number of voxels of a class, `None` for all.
 
     Returns:
         Sorted indices into `labels`, int64.

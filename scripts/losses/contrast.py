@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features against the prototypes of their class, and against class means within the batch."""
+"""Contrast of features with the prototypes of their class, and with class means of the batch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, sample_per_
 logger = logging.getLogger("ContrastTerm")
 
 PATIENCE = 50
-"""A contrast that had no pair for so many steps in a row says so."""
+"""Number of consecutive steps without a pair after which a contrast logs a warning."""
 
 
 class ContrastTerm(LossTerm):
-    """What both contrasts share: the loss, and one warning where it stays without a pair.
+    """Base class of both contrasts: applies the loss and warns once if it never finds a pair.
 
-    With two classes and a memory that takes correctly predicted foreground only, a contrast can be silently zero for a
-    whole run: the warning says what is missing, once.
+    With two classes, and a memory that takes only correctly predicted foreground, a contrast can be zero for a whole
+    run. The warning says what is missing.
 
     Args:
-        loss: shared with the other contrast terms, so that all of them have the same heads and memory.
+        loss: shared by all contrast terms, so that they use the same heads and memory.
         weight: number or schedule.
     """
 
@@ -37,33 +37,33 @@ class ContrastTerm(LossTerm):
         self._steps_without_pair = 0
 
     def contrast(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of feature maps `(B, C, d, h, w)` and labels `(B, D, H, W)` on any grid."""
+        """Return the loss of feature maps `(B, F, d, h, w)` and labels `(B, D, H, W)` on any grid."""
         labels = labels_on_grid(labels, features.shape[2:])
         value = self.loss(features, labels)
         self._steps_without_pair = 0 if bool(value.detach() != 0) else self._steps_without_pair + 1
         if self._steps_without_pair == PATIENCE and (reason := self.loss.missing_pairs(labels)):
             logger.warning(
-                f"{type(self).__name__} has added nothing for {PATIENCE} steps: {reason}. Prototypes come from voxels "
-                "that are predicted correctly or confidently (MemoryBankUpdater: only_correct, include_background, "
-                "confidence), features from labels or from pseudo-labels above the term's confidence."
+                f"{type(self).__name__} was 0 for {PATIENCE} steps: {reason}. Check which voxels enter the memory "
+                "(only_correct, include_background and confidence of MemoryBankUpdater) and which are compared with it "
+                "(labelled ones, and pseudo-labels above the term's confidence)."
             )
         return value
 
 
 class LabelledContrastTerm(ContrastTerm):
-    """`ContrastivePrototypeLoss` on the labelled cases, each voxel by its label. Arguments: see `ContrastTerm`."""
+    """`ContrastivePrototypeLoss` on the labelled cases, using their labels. Arguments: see `ContrastTerm`."""
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
         return self.contrast(batch.labelled_features, batch.labels)
 
 
 class UnlabelledContrastTerm(ContrastTerm):
-    """`ContrastivePrototypeLoss` on the unlabelled cases, each voxel by its pseudo-label.
+    """`ContrastivePrototypeLoss` on the unlabelled cases, using their pseudo-labels.
 
     Args:
         loss: see `ContrastTerm`.
         weight: number or schedule.
-        confidence: least probability in [0, 1] for a pseudo-label to count; 0 uses every voxel.
+        confidence: minimum probability in [0, 1] of a pseudo-label; 0 uses every voxel.
     """
 
     def __init__(self, loss: ContrastivePrototypeLoss, weight: float | Schedule = 1.0, confidence: float = 0.9) -> None:
@@ -76,7 +76,7 @@ class UnlabelledContrastTerm(ContrastTerm):
 
 
 class _ClusterTerm(LossTerm):
-    """Chooses and projects the embeddings; subclasses say what is asked of them."""
+    """Selects and projects embeddings; subclasses compute the loss from them."""
 
     def __init__(
         self,
@@ -100,26 +100,26 @@ class _ClusterTerm(LossTerm):
         flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
         embeddings = voxel_embeddings(features)
         chosen = sample_per_class(flat, num_classes, self.samples_per_class)
-        if len(chosen) < 2:  # nothing to compare, and a batch norm in the head refuses a single row
+        if len(chosen) < 2:  # nothing to compare, and a batch norm in the head needs two embeddings
             return embeddings[:0].sum()
         return self.distance(self.projection_head(embeddings[chosen]), flat[chosen], num_classes)
 
     def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        """The term's value for embeddings `(N, D)` with labels `(N,)`."""
+        """Return the loss of embeddings `(N, D)` with labels `(N,)`."""
         raise NotImplementedError
 
 
 class CompactnessTerm(_ClusterTerm):
-    """How far features lie from the mean direction of their class: `scripts.prototypes.clusters.compactness`.
+    """Distance of features to the mean direction of their class: `scripts.prototypes.clusters.compactness`.
 
-    The intra-class loss of the method document. Features and means carry gradients, so features move together.
+    The intra-class loss of the method document. Gradients flow through features and means.
 
     Args:
         weight: number or schedule.
-        projection_head: embeddings `(N, C)` to `(N, D)`; `None` compares the embeddings themselves.
-        unlabelled: whether unlabelled voxels count too, by their pseudo-label.
-        confidence: least probability in [0, 1] of such a pseudo-label.
-        samples_per_class: most voxels of a class, drawn at random; `None` for all.
+        projection_head: embeddings `(N, C)` to `(N, D)`; `None` uses the features themselves.
+        unlabelled: whether unlabelled voxels are used too, with their pseudo-labels.
+        confidence: minimum probability in [0, 1] of a pseudo-label.
+        samples_per_class: maximum number of voxels of a class, drawn at random; `None` for all.
     """
 
     def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -127,9 +127,9 @@ class CompactnessTerm(_ClusterTerm):
 
 
 class SeparationTerm(_ClusterTerm):
-    """How far the mean directions of two classes fall short of a margin: `scripts.prototypes.clusters.separation`.
+    """Shortfall of the distance between class means below a margin: `scripts.prototypes.clusters.separation`.
 
-    The inter-class loss of the method document; its gradient pushes the features of both classes.
+    The inter-class loss of the method document. Gradients reach the features of both classes.
 
     Args:
         weight: number or schedule.
@@ -137,7 +137,7 @@ class SeparationTerm(_ClusterTerm):
         unlabelled: see `CompactnessTerm`.
         confidence: see `CompactnessTerm`.
         samples_per_class: see `CompactnessTerm`.
-        margin: cosine distance in (0, 2] that two classes should have: 1 orthogonal, 2 opposite.
+        margin: cosine distance in (0, 2] that two classes should keep: 1 is orthogonal, 2 opposite.
 
     Raises:
         ValueError: for a margin outside (0, 2].

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unlabelled features against a pool of reliable ones, by their covariance."""
+"""Alignment of the covariance of unlabelled features with that of a pool of reliable features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, s
 def covariance(embeddings: torch.Tensor) -> torch.Tensor:
     """Covariance `(D, D)` of embeddings `(N, D)`, N at least 2, with the divisor N - 1; float32 or wider."""
     width = embeddings.shape[1]
-    # torch.cov makes a scalar of a 1 by 1 matrix.
+    # torch.cov returns a scalar for a 1 by 1 matrix.
     return torch.cov(embeddings.T.to(torch.promote_types(embeddings.dtype, torch.float32))).reshape(width, width)
 
 
@@ -29,15 +29,15 @@ def correlation_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Ten
 
 
 def pool_distances(covariances: Sequence[torch.Tensor], pool: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Distance of each of P covariances `(d, d)` to each of Q others, flat `(P * Q,)`, row by row."""
+    """Distances between P covariances `(d, d)` and Q others, flattened row by row to `(P * Q,)`."""
     return torch.stack([correlation_distance(first, second) for first in covariances for second in pool])
 
 
 def cross_view_entropy(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """`-1/n sum_i s_i log softmax(f)_i` of two views' distances f and s, both `(n,)`: CORN's published code.
 
-    s is no distribution and carries a gradient, so this is smallest where the second view's distances to the
-    covariances of all classes vanish, and hardly moves the first view while distances are small. With n = 1 it is 0.
+    s is not a distribution and has a gradient: the value is smallest if the second view's distances to the covariances
+    of all classes vanish, and it hardly affects the first view while distances are small. With n = 1 it is 0.
     """
     return cross_entropy(first, second) / len(first)
 
@@ -48,37 +48,38 @@ FORMS = ("aligned", "reference")
 class CorrelationTerm(LossTerm):
     """Correlation alignment with a dynamic feature pool: CORN (Li et al., BIBM 2024, arXiv 2410.15916).
 
-    From the paper's abstract: second-order statistics bring labelled and unlabelled features together, a pool filtered
-    by confidence keeps wrong features out of it, and two models are held to the same similarities. From its code: the
-    pool holds projections of labelled voxels that both models name correctly; unlabelled voxels count where both models
-    name the same class; a class's covariance is compared with the pool's by `|| A - B ||_F^2 / (4 d^2)`.
+    The paper aligns second-order statistics of labelled and unlabelled features, keeps unreliable features out of a
+    pool by their confidence, and requires two models to agree on the similarities. In its code the pool holds
+    projections of labelled voxels that both models predict correctly; unlabelled voxels are used if both models predict
+    the same class; a class's covariance is compared with the pool's by d(A, B) = `|| A - B ||_F^2 / (4 d^2)`.
 
-    Here the two views are one network's: the unlabelled cases of the step, and a further pass on them before intensity
-    augmentation; in the code they are two decoders with heads of their own. The pool is a `PrototypeMemory` (`fifo`
-    keeps the newest) that `MemoryBankUpdater` writes and this term reads; the code keeps all voxels of the labelled
-    cases. Voxels are drawn at random among the agreeing and confident ones; the code takes the most and the least
-    confident agreeing ones.
+    Differences from the code: here the two views are passes of one network, on the unlabelled images of the step and on
+    the same images before intensity augmentation; there they are two decoders with their own heads. Here the pool is a
+    `PrototypeMemory` that `MemoryBankUpdater` writes (`fifo` keeps the newest); there it holds all voxels of the
+    labelled cases. Here voxels are drawn at random from those that agree and are confident; there the most and the
+    least confident ones that agree are used.
 
     Forms, with covariances A_c and B_c of the two views and P_c of the pool:
-        `aligned`: ours, after the abstract: `mean_c [ (d(A_c, P_c) + d(B_c, P_c)) / 2 + d(A_c, B_c) ]`, 0 where all
-            three are the same.
-        `reference`: the code: the distances of every class to every class's pool, of both views, in
-            `scripts.losses.correlation.cross_view_entropy`. It draws a class to the pools of other classes too.
+        `aligned`: ours, from the abstract: `mean_c [ (d(A_c, P_c) + d(B_c, P_c)) / 2 + d(A_c, B_c) ]`; 0 if all three
+            are equal.
+        `reference`: the code: `cross_view_entropy` of both views' distances from every class to every class's pool. It
+            also pulls a class towards the pools of other classes.
 
     Args:
-        pool: embeddings by class, of the width that the projection head gives.
-        projection_head: g, embeddings `(N, C)` to `(N, D)`, shared with the handler that fills the pool; `None` for
-            plain embeddings.
-        prediction_head: q, embeddings `(N, D)` to `(N, D)`, on top of g, or `None`. The pool holds g(f) as in the code.
+        pool: projected embeddings of each class.
+        projection_head: g, embeddings `(N, C)` to `(N, D)`, shared with the handler that fills the pool; `None` uses
+            the features themselves.
+        prediction_head: q, embeddings `(N, D)` to `(N, D)`, applied after g, or `None`. The pool holds g(f), as in the
+            code.
         weight: number or schedule.
-        confidence: least probability in [0, 1] that both views must give to their class; 0 asks for agreement alone,
-            as the code does.
-        samples_per_class: most unlabelled voxels of a class, drawn at random, at least 2; `None` for all.
-        form: see above.
+        confidence: minimum probability in [0, 1] that both views give to their class; 0 requires only that they agree,
+            as in the code.
+        samples_per_class: maximum number of unlabelled voxels of a class, drawn at random, at least 2; `None` for all.
+        form: `aligned` or `reference`.
 
     Raises:
-        ValueError: for an unknown form or `samples_per_class` below 2.
-        UserError: in `compute`, if the step has unlabelled cases but not their images before intensity augmentation.
+        ValueError: for an unknown form, or `samples_per_class` below 2.
+        UserError: in `forward`, if the batch has unlabelled cases but not their images before intensity augmentation.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class CorrelationTerm(LossTerm):
             return features[:0].sum()
         if batch.weak_images is None:
             raise UserError(
-                "CorrelationTerm needs unlabelled images before intensity augmentation: keep `train::weak_view` in the "
-                "configuration."
+                "CorrelationTerm needs the unlabelled images before intensity augmentation: keep `train::weak_view` in "
+                "the configuration."
             )
         weak_logits, weak_features = batch.forward_pass(batch.weak_images)
         classes = self._agreeing(batch.unlabelled_logits, weak_logits)
@@ -120,20 +121,20 @@ class CorrelationTerm(LossTerm):
         if not present:
             return features[:0].sum()
         flat = flat[chosen]
-        # One call of the heads for both views: their batch norms see twice the embeddings.
+        # Both views in one call of the heads, so that their batch norms see all embeddings together.
         views = torch.stack([voxel_embeddings(features)[chosen], voxel_embeddings(weak_features)[chosen]])
         views = self.prediction_head(self.projection_head(views.flatten(0, 1))).unflatten(0, views.shape[:2])
         first, second = ([covariance(view[flat == c]) for c in present] for view in views)
         return self._distance(first, second, present, stored)
 
     def _agreeing(self, logits: torch.Tensor, weak_logits: torch.Tensor) -> torch.Tensor:
-        """Classes `(U, D, H, W)` that both views name with confidence, `NO_CLASS` elsewhere."""
+        """Classes `(U, D, H, W)` that both views predict confidently, `NO_CLASS` elsewhere."""
         first, _ = pseudo_labels(logits.detach(), self.confidence)
         second, _ = pseudo_labels(weak_logits.detach(), self.confidence)
         return first.masked_fill(first != second, NO_CLASS)
 
     def _usable(self, flat: torch.Tensor, stored: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Sampled voxels of the classes that have two or more of them and embeddings in the pool, and these classes."""
+        """Indices of sampled voxels, and their classes: those with two or more voxels that the pool holds."""
         num_classes = self.pool.num_classes
         available = torch.bincount(flat[flat >= 0], minlength=num_classes).tolist()
         present = [c for c in stored if available[c] >= 2]

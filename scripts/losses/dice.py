@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice losses of the semi-supervised literature that MONAI's `DiceLoss` has no setting for."""
+"""Dice losses of the semi-supervised literature that MONAI's `DiceLoss` does not offer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 def linear_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: float = 1e-8) -> torch.Tensor:
     """`1 - (2 sum(p t) + s) / (sum p + sum t + s)` over all elements at once, cases and classes alike.
 
-    With soft targets it is not 0 for identical inputs, and lowest where both are certain.
+    With soft targets it is not 0 for identical inputs; it is lowest if both are certain.
 
     Args:
         prediction: values in [0, 1], any shape.
@@ -26,7 +26,7 @@ def linear_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: flo
 def squared_dice_loss(prediction: torch.Tensor, target: torch.Tensor, smooth: float = 1e-10) -> torch.Tensor:
     """Mean over classes of `1 - (2 sum(p t) + s) / (sum p^2 + sum t^2 + s)`, sums over cases and voxels.
 
-    The form of Milletari et al. (3DV 2016), background included, as SS-Net and BCP have it; 0 for identical inputs.
+    The form of Milletari et al. (3DV 2016), background included, as in SS-Net and BCP; 0 for identical inputs.
 
     Args:
         prediction: probabilities `(B, K, ...)`.

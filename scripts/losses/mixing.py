@@ -17,15 +17,15 @@ from scripts.prototypes.voxels import NO_CLASS
 
 
 def random_box(shape: Sequence[int], fraction: float, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A box that covers `fraction` of each side, anywhere in the volume, every place as likely.
+    """Draw a box with `fraction` of each side of the volume, at a uniformly random position.
 
-    Its sides are `fraction` of the volume's, cut to whole voxels, at least 1. Where it lies comes from torch's
-    generator.
+    Its sides are rounded down to whole voxels, at least 1. The position is drawn from torch's generator on the CPU, so
+    that all devices draw the same box.
 
     Args:
         shape: D, H, W.
         fraction: in (0, 1).
-        device: of the result; the draw is made on the CPU, so that a run on any device draws the same box.
+        device: device of the result.
 
     Returns:
         bool `(D, H, W)`, true inside the box.
@@ -42,26 +42,26 @@ def random_box(shape: Sequence[int], fraction: float, device: torch.device | str
 class CopyPasteTerm(LossTerm):
     """Bidirectional copy-paste: BCP (Bai et al., CVPR 2023), section 3.
 
-    Each labelled case is pasted into an unlabelled one and the reverse, through the same box; labels and the teacher's
-    pseudo-labels are pasted likewise. The network, in a further pass, has to name both parts of both mixtures:
+    Each labelled case is pasted into an unlabelled one and the reverse, through the same box. Labels and the teacher's
+    pseudo-labels are pasted in the same way, and the network segments both mixtures in a further pass:
 
     `sum over the two directions of [ S(labelled part) + unlabelled_weight * S(unlabelled part) ]`,
     `S(part) = (Dice + cross-entropy) / 2`
 
-    with Dice of each case over all classes, background included, and cross-entropy as the mean over the part's voxels.
-    Where there are more cases of one kind than of the other, those of the other are taken again in turn.
+    Dice is computed for each case over all classes, background included; cross-entropy is the mean over the part's
+    voxels. If there are fewer cases of one kind than of the other, they are used several times.
 
-    The authors' code differs in this: it pastes one half of the labelled cases one way and the other half the other way
-    (here each pair goes both ways, so that one case of each kind is enough); its box never reaches the last place along
-    an axis; it labels with its teacher in training mode; its running statistics come from mixtures alone (here from
-    whole cases alone: this pass leaves them as they are).
+    Differences from the authors' code: it pastes half of the labelled cases one way and the other half the other way
+    (here each pair is pasted both ways, so that one case of each kind is enough); its box never reaches the last
+    position along an axis; its teacher runs in training mode; its running statistics come from mixtures only (here from
+    whole cases only, since this pass does not change them).
 
     Args:
         weight: number or schedule.
         fraction: side of the box relative to the patch, in (0, 1); 2/3 in the paper.
         unlabelled_weight: weight of the pseudo-labelled part, alpha in the paper, at least 0.
-        largest_component: whether the pseudo-labels keep only the largest connected part of each foreground class in a
-            case, as the authors do; not for structures that come in several parts.
+        largest_component: whether pseudo-labels keep only the largest connected component of each foreground class, as
+            in the authors' code; not for structures that have several components.
 
     Raises:
         ValueError: for a fraction outside (0, 1) or a negative weight.
@@ -90,7 +90,7 @@ class CopyPasteTerm(LossTerm):
         pairs = torch.arange(max(batch.num_labelled, batch.num_unlabelled), device=batch.logits.device)
         labelled, unlabelled = pairs % batch.num_labelled, pairs % batch.num_unlabelled
         box = random_box(batch.logits.shape[2:], self.fraction, batch.logits.device)
-        # First the mixtures with the unlabelled case in the box, then those with the labelled one in it.
+        # First the mixtures with the unlabelled case inside the box, then those with the labelled case inside.
         images = _both_ways(batch.labelled_images[labelled], batch.unlabelled_images[unlabelled], box)
         targets = _both_ways(batch.labels[labelled], self._pseudo_labels(batch)[unlabelled], box)
         logits, _ = batch.forward_pass(images)
@@ -104,9 +104,9 @@ class CopyPasteTerm(LossTerm):
         return largest_components(labels) if self.largest_component else labels
 
     def _mixture_loss(self, logits: torch.Tensor, targets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-        """Both parts of mixtures `(P, K, D, H, W)` that are labelled where `labelled` `(D, H, W)` is true.
+        """Loss of both parts of mixtures `(P, K, D, H, W)`; `labelled` `(D, H, W)` is true in the labelled part.
 
-        Ignored voxels of the labelled part are in neither.
+        Ignored voxels of the labelled part are left out.
         """
         return self._part_loss(logits, targets, labelled) + self.unlabelled_weight * self._part_loss(
             logits, targets, ~labelled
@@ -117,11 +117,11 @@ class CopyPasteTerm(LossTerm):
         if not bool(counted.any()):
             return logits[:0].sum()
         ce = cross_entropy(logits, targets.masked_fill(~part, NO_CLASS), ignore_index=NO_CLASS)
-        # MONAI's `to_onehot_y` comes after its mask, which makes background of all that is masked out.
+        # MONAI's `to_onehot_y` is applied after its mask, which would turn masked voxels into background.
         target = one_hot(targets.clamp(min=0)[:, None], logits.shape[1])
         return (ce + self.dice(logits, target, counted[:, None].to(logits.dtype))) / 2
 
 
 def _both_ways(labelled: torch.Tensor, unlabelled: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """`(P, ...)` of each kind to `(2 P, ...)` mixtures."""
+    """Mix `(P, ...)` cases of each kind to `(2 P, ...)` mixtures."""
     return torch.cat([torch.where(box, unlabelled, labelled), torch.where(box, labelled, unlabelled)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How weights and decays change over a run."""
+"""Loss weights, learning rates and decays as functions of the step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sigmoid_rampup(step: float, length: float) -> float:
 
     Args:
         step: s, in any unit.
-        length: L in the same unit; 0 or less means that the ramp is over.
+        length: L, in the same unit; if it is 0 or less, the result is 1.
     """
     if length <= 0:
         return 1.0
@@ -28,7 +28,7 @@ def sigmoid_rampup(step: float, length: float) -> float:
 
 
 class RampUp:
-    """A weight that waits, climbs and stays, as fractions of the run, so that it scales with `max_steps`.
+    """A weight that ramps up; start and end are fractions of the run, so that it scales with `max_steps`.
 
     0 before `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
     (Laine & Aila, ICLR 2017).
@@ -36,9 +36,9 @@ class RampUp:
     Args:
         value: final weight.
         start: fraction of the run before which the weight is 0, in [0, 1].
-        end: fraction at which the weight is reached, in [start, 1].
-        stairs: the published codes climb in so many equal stairs (UA-MT, SS-Net: 40, of 150 iterations each, over the
-            first 0.4 of 15,000); 0 climbs in every step.
+        end: fraction of the run at which the weight reaches `value`, in [start, 1].
+        stairs: number of equal stairs of the ramp; 0 increases the weight in every step. UA-MT and SS-Net use 40 stairs
+            of 150 iterations, over the first 0.4 of 15,000 iterations.
 
     Raises:
         ValueError: if not 0 <= start <= end <= 1, or for a negative number of stairs.
@@ -52,21 +52,20 @@ class RampUp:
         self.value, self.start, self.end, self.stairs = value, start, end, stairs
 
     def at(self, step: int, max_steps: int) -> float:
-        """Weight at a step (from 1) of a run of `max_steps`."""
         if step < self.start * max_steps:
             return 0.0
         length = (self.end - self.start) * max_steps
         if self.stairs == 0 or length <= 0:
             return self.value * sigmoid_rampup(step - self.start * max_steps, length)
-        # Published codes count iterations from 0. The small number keeps a stair whose product is rounded down.
+        # Published codes count iterations from 0. The small number corrects products that are rounded down.
         climbed = (step - 1 - self.start * max_steps) / length * self.stairs
         return self.value * sigmoid_rampup(math.floor(climbed + 1e-6), self.stairs)
 
 
 def warmed_decay(decay: float, updates: int) -> float:
-    """Decay of an exponential moving average that starts fast: `min(decay, (1 + n) / (10 + n))`, n updates so far.
+    """Decay of an exponential moving average after n updates: `min(decay, (1 + n) / (10 + n))`.
 
-    Without the second part the average would carry the untrained weights for about 1 / (1 - decay) steps.
+    The low decay at the start keeps the untrained weights from dominating the first 1 / (1 - decay) steps.
     """
     return min(decay, (1.0 + updates) / (10.0 + updates))
 
@@ -75,22 +74,22 @@ def poly_rate(step: int, max_steps: int, power: float = 0.9, warmup: int = 0) ->
     """Factor on the learning rate: linear warm-up, then `(1 - step / max_steps) ** power`.
 
     Args:
-        step: steps done, from 0; past `max_steps` the factor is 0.
+        step: number of steps done; from `max_steps` on the factor is 0.
         max_steps: length of the run, at least 1.
         power: 0.9 in DeepLab (Chen et al., 2018) and nnU-Net (Isensee et al., 2021).
-        warmup: steps over which the factor climbs from 1 / warmup to its value.
+        warmup: number of steps over which the factor increases from 1 / warmup.
     """
     factor = (1.0 - min(step / max_steps, 1.0)) ** power
     return factor * min(1.0, (step + 1) / warmup) if warmup > 0 else factor
 
 
 def step_rate(step: int, max_steps: int, stages: int = 6, factor: float = 0.1) -> float:
-    """Factor on the learning rate that falls by `factor` after each of `stages` equal parts of a run.
+    """Factor on the learning rate, multiplied by `factor` after each of `stages` equal parts of the run.
 
-    SS-Net (Wu et al., MICCAI 2022) and UA-MT divide by 10 every 2,500 of 15,000 iterations: six stages.
+    SS-Net (Wu et al., MICCAI 2022) and UA-MT divide by 10 every 2,500 of 15,000 iterations (six stages).
 
     Args:
-        step: steps done, from 0.
+        step: number of steps done.
         max_steps: length of the run, at least 1.
         stages: at least 1.
         factor: in (0, 1].

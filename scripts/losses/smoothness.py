@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prediction should not change where the image changes a little."""
+"""Virtual adversarial training: the prediction should not change if the image changes slightly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scripts.losses.schedules import Schedule
 
 
 class AdversarialDirection(NamedTuple):
-    """What a power iteration found.
+    """Result of a power iteration.
 
     Attributes:
         direction: unit direction per case, `(B, C, D, H, W)`, without gradient.
-        distances: distance between clean and probed prediction at each iteration.
+        distances: distance between the clean and the probed prediction at each iteration.
         gradient_norm: 2-norm per case of the last gradient, `(B,)`.
     """
 
@@ -28,7 +28,7 @@ class AdversarialDirection(NamedTuple):
 
 
 def unit_directions(directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each case divided by its 2-norm plus 1e-8, and the norms `(B,)`."""
+    """Divide each case by its 2-norm plus 1e-8; return the result and the norms `(B,)`."""
     norm = directions.flatten(1).norm(dim=1)
     return directions / (norm.reshape(-1, *[1] * (directions.ndim - 1)) + 1e-8), norm
 
@@ -44,8 +44,8 @@ def adversarial_direction(
     """Power iteration of virtual adversarial training (Miyato et al., TPAMI 2018, section 3.3).
 
     Each iteration probes `images + probe * d` and replaces d by the normalised gradient of the linear Dice distance
-    between the probed and the clean prediction (SS-Net, Wu et al., MICCAI 2022, takes Dice for the divergence).
-    Gradients stored in parameters are neither read nor changed.
+    between the probed and the clean prediction (SS-Net, Wu et al., MICCAI 2022, uses Dice as the divergence).
+    Gradients stored in parameters are neither used nor changed.
 
     Args:
         predict: images to probabilities `(B, K, D, H, W)`.
@@ -71,32 +71,31 @@ CLEAN_PASSES = ("own", "step")
 
 
 def centred_noise(images: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [-0.5, 0.5), the shape of `images`, drawn on the CPU so that every device gets the same."""
+    """Draw uniform noise in [-0.5, 0.5) of the shape of `images`, on the CPU so that all devices get the same."""
     return (torch.rand(images.shape) - 0.5).to(images)
 
 
 class SmoothnessTerm(LossTerm):
-    """Distance between the prediction for an image and for the image moved in its adversarial direction.
+    """Distance between the prediction for an image and that for the image moved in its adversarial direction.
 
     `dice(softmax f(x + epsilon d), softmax f(x))` with the linear Dice distance and d from power iteration: virtual
     adversarial training (Miyato et al., TPAMI 2018) as SS-Net uses it (Wu et al., MICCAI 2022, equation 2). The clean
-    prediction and d are constants. Passes with moved images use the statistics of their batch and record none.
+    prediction and d are constants. Passes with moved images use the statistics of their batch and do not record them.
+    All cases are moved, labelled and unlabelled, as in SS-Net's code. Ignored voxels of labelled cases are left out.
 
-    Ignored voxels of labelled cases count in no distance.
-
-    As the linear Dice distance of soft predictions to themselves is not 0, the term also rewards certainty.
+    The linear Dice distance between identical soft predictions is not 0, so the term also rewards certainty.
 
     Args:
         weight: number or schedule.
         probe: xi, length of the probing step in intensity units, for images of unit variance.
-        epsilon: length of the final step (SS-Net's code: 10 on the left atrium, 6 for 2D).
+        epsilon: length of the final step, in the same units (SS-Net's code: 10 on the left atrium, 6 for 2D).
         iterations: power iterations, at least 1.
-        clean_pass: `own`, a pass of its own that records running statistics once more (the published code; with
-            dropout it sees another draw), or `step`, the prediction of the step, which costs nothing.
-        noise: draws the starting direction from the images.
+        clean_pass: `step` uses the step's prediction, at no cost; `own` predicts the images once more, which records
+            running statistics again and draws dropout anew (SS-Net's code).
+        noise: function that draws the starting direction, given the images.
 
     Raises:
-        ValueError: for an unknown `clean_pass`, or a number of iterations below 1.
+        ValueError: for an unknown `clean_pass` or fewer than 1 iterations.
     """
 
     def __init__(

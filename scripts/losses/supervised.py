@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled cases against their labels."""
+"""Losses of the labelled cases."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scripts.losses.schedules import Schedule
 class SupervisedTerm(LossTerm):
     """Dice plus cross-entropy on the labelled cases (MONAI's `DiceCELoss`).
 
-    Dice is taken over the whole batch, without background: a class that is missing from one small patch then does not
-    push its neighbours' gradients towards "nowhere".
+    Dice is computed over the whole batch and without background, so that a class absent from one small patch is not
+    pushed towards an empty prediction.
 
     Args:
         weight: number or schedule.
@@ -40,18 +40,17 @@ class SupervisedTerm(LossTerm):
 
 
 class LinearDiceTerm(LossTerm):
-    """Linear Dice on the labelled cases, without cross-entropy: what SS-Net (Wu et al., MICCAI 2022) trains with.
+    """Linear Dice on the labelled cases without cross-entropy, as SS-Net (Wu et al., MICCAI 2022) trains.
 
-    Probability of a class against the voxels that have it, over the whole batch at once
-    (`scripts.losses.dice.linear_dice_loss`).
+    `scripts.losses.dice.linear_dice_loss` of a class's probability, over the whole batch.
 
     Args:
         weight: number or schedule.
-        classes: `foreground`, the mean over all classes but the background, or `first`, class 1 alone whatever else
-            there is, as the published code has it. The same for two classes.
+        classes: `foreground` for the mean over all classes except background, or `first` for class 1 alone, as in the
+            published code. With two classes both are the same.
 
     Raises:
-        ValueError: for another `classes`.
+        ValueError: for an unknown `classes`.
     """
 
     def __init__(self, weight: float | Schedule = 1.0, classes: str = "foreground") -> None:

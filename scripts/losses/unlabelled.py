@@ -17,19 +17,19 @@ from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
 class PseudoLabelTerm(LossTerm):
     """Cross-entropy plus Dice of the unlabelled cases against the teacher's most probable classes.
 
-    The teacher sees the image before intensity augmentation, the network after it, so the term asks for the same answer
-    under another contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020; for volumes: mean teacher with hard
-    labels). Voxels below the confidence take no part in either half; where none is left the term is 0.
+    The teacher sees the image before intensity augmentation and the network sees it afterwards, so the network learns
+    to predict the same under different contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020). Voxels below the
+    confidence are left out of both parts; the loss is 0 if none remains.
 
     Args:
         weight: number or schedule.
-        confidence: least probability in [0, 1] for a voxel to count.
-        power: each voxel's cross-entropy is multiplied by the pseudo-label's probability to this power, at least 0; 0
-            weighs all alike (SemiSeg-Contrastive, Alonso et al., ICCV 2021: 6).
+        confidence: minimum probability in [0, 1] of a pseudo-label.
+        power: each voxel's cross-entropy is multiplied by its pseudo-label's probability to this power, at least 0; 0
+            gives equal weights (SemiSeg-Contrastive, Alonso et al., ICCV 2021: 6).
         dice_weight: weight of the Dice part, at least 0.
 
     Raises:
-        ValueError: for a negative power or weight of the Dice part.
+        ValueError: for a negative `power` or `dice_weight`.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class PseudoLabelTerm(LossTerm):
 
 
 class SoftPseudoLabelTerm(LossTerm):
-    """Cross-entropy plus Dice of the unlabelled cases against the teacher's probabilities, as they are.
+    """Cross-entropy plus Dice of the unlabelled cases against the teacher's probabilities.
 
-    Without a threshold and without a hard decision no class is left out because it is never the most probable one yet:
-    a thin structure of which the teacher is half sure pulls half as much, where hard labels would call it background.
+    Soft targets keep classes that are not yet the most probable one: a thin structure with a probability of one half
+    contributes half as much, whereas hard labels would make it background.
 
     Cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus squared Dice
     (`scripts.losses.dice.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
@@ -83,11 +83,11 @@ class SoftPseudoLabelTerm(LossTerm):
 
 
 class ConsistencyTerm(LossTerm):
-    """Mean squared difference of the network's and the teacher's class probabilities on the unlabelled cases.
+    """Mean squared difference between the network's and the teacher's probabilities on the unlabelled cases.
 
     `mean_{u,k,v} (softmax(s)_k - softmax(t)_k)^2`, in [0, 2 / K]: the consistency cost of mean teacher (Tarvainen &
     Valpola, NeurIPS 2017), as UA-MT (Yu et al., MICCAI 2019) uses it on volumes. The teacher sees the image before
-    intensity augmentation and gets no gradient.
+    intensity augmentation and receives no gradient.
 
     Args:
         weight: number or schedule.
@@ -101,14 +101,14 @@ class ConsistencyTerm(LossTerm):
 
 
 class EntropyTerm(LossTerm):
-    """Mean entropy of the network's class probabilities on the unlabelled cases, divided by its largest value.
+    """Entropy minimisation on the unlabelled cases (Grandvalet & Bengio, NeurIPS 2004).
 
-    `mean_{u,v} ( -sum_k p_k log p_k ) / log K`, in [0, 1]: 0 where every voxel is sure, 1 where all classes are as
-    likely. The conditional entropy of entropy minimisation (Grandvalet & Bengio, NeurIPS 2004), which adds it to
-    the supervised loss; the division, which is ours, makes one weight fit any number of classes.
+    `mean_{u,v} ( -sum_k p_k log p_k ) / log K`, in [0, 1]: 0 if every voxel is certain, 1 if all classes are equally
+    likely. The division by log K, which is ours, lets one weight fit any number of classes.
 
     Args:
-        weight: number or schedule. A term that is on before a class is learned makes the network sure of its absence.
+        weight: number or schedule. If it is on before a class is learned, the network becomes certain that the class is
+            absent.
     """
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:

@@ -170,8 +170,8 @@ class ContrastivePrototypeManager(nn.Module):
             inter_weight: weight of the separation.
 
         Returns:
-            The loss, a scalar, and as numbers its unweighted parts `contrastive`, `intra` and `inter` and their weighted
-            sum `total`. A part without suitable features is 0 with a zero gradient.
+            The loss, a scalar, and as numbers its unweighted parts `contrastive`, `intra` and `inter` and their
+            weighted sum `total`. A part without suitable features is 0 with a zero gradient.
 
         Raises:
             ValueError: for features with a NaN or an infinity, a wrong width or number of classes, labels out of range,

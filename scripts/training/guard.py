@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No step with a non-finite loss or gradient is ever applied."""
+"""Protection against steps with a non-finite loss or gradient."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ logger = logging.getLogger("GradientGuard")
 
 
 class GradientGuard:
-    """Clip gradients; turn a step with a non-finite loss or gradient into one that leaves no trace.
+    """Clip gradients, and undo a step whose loss or gradient is not finite.
 
-    Such a step's gradients are removed before the optimiser runs, and buffers (running statistics of batch norm, which
-    change in the forward pass) are put back to what they were before the step. `PrototypeMemory` drops non-finite rows.
-    A warning names the step, the terms or parameters that are not finite, and the cases.
+    To undo a step, gradients are removed before the optimiser runs, and buffers (running statistics of batch norm,
+    prototypes) are restored to their values before the step. A warning names the step, the loss terms or parameters
+    that are not finite, and the cases.
 
     Args:
         modules: everything the optimiser trains: the network and the loss function.
-        max_norm: gradients are scaled down to this 2-norm over all parameters (12 in nnU-Net, Isensee et al., 2021).
-        patience: after this many bad steps in a row the run ends with an error.
-        terms: the loss function, if the warning is to name those of its terms that are not finite.
+        max_norm: maximum 2-norm of the gradient over all parameters (12 in nnU-Net, Isensee et al., 2021).
+        patience: number of consecutive bad steps after which the run ends with an error.
+        terms: the loss function, to name its non-finite terms in the warning; `None` leaves them out.
 
     Attributes:
-        undone: whether the step at hand was undone, for handlers that act when it is over.
-        bad_steps: steps undone so far.
+        undone: whether the current step was undone, for handlers that act after it.
+        bad_steps: number of steps undone so far.
 
     Raises:
-        UserError: when `patience` is used up.
+        UserError: after `patience` bad steps in a row.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class GradientGuard:
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Remember buffers at the start of each iteration, judge it when gradients are there."""
+        """Save buffers at the start of each iteration, and check the step after the backward pass."""
         engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.judge)
 
     def remember(self, engine: Engine) -> None:
-        """Copy all buffers (small: statistics and prototypes, no weights)."""
+        """Copy all buffers: statistics and prototypes, which are small compared with the weights."""
         self._saved = [(buffer, buffer.clone()) for module in self.modules for buffer in module.buffers()]
 
     def judge(self, engine: Engine) -> None:
-        """Clip, or undo the step."""
-        # A dict, as modules may share parameters: one that came twice would be scaled twice.
+        """Clip the gradient, or undo the step."""
+        # A dict, because modules may share parameters and each must be scaled only once.
         parameters = {p: name for m in self.modules for name, p in m.named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         loss = float(engine.state.output[Keys.LOSS].detach())
@@ -89,23 +89,23 @@ class GradientGuard:
             )
 
     def _reason(self, loss: float, parameters: dict[nn.Parameter, str]) -> str:
-        """What is not finite: terms of the loss, else parameters' gradients; before anything is put back."""
+        """Describe what is not finite: loss terms, or else gradients of parameters."""
         if not math.isfinite(loss):
             terms = self.terms.last.items() if self.terms is not None else ()
             bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
             return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
         names = [name for p, name in parameters.items() if not bool(torch.isfinite(p.grad).all())]
-        if not names:  # each number is finite, but not the sum of their squares
-            return "the loss is finite, but the length of its gradient is not"
+        if not names:  # each number is finite, but the sum of their squares overflows
+            return "the loss is finite, but the norm of its gradient is not"
         return (
             f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "
             f"them {names[-1]}"
         )
 
     def state_dict(self) -> dict[str, int]:
-        """Bad steps so far, and how many of them just now in a row."""
+        """Return the numbers of bad steps in total and in a row."""
         return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore both counts."""
+        """Restore both numbers."""
         self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward pass of a training step: logits, embeddings from a named layer, and the teacher's view."""
+"""Forward passes of a training step: logits, features of a named layer, and the teacher's logits."""
 
 from __future__ import annotations
 
@@ -100,11 +100,13 @@ class FeatureInferer(Inferer):
         finally:
             handle.remove()
         if not caught or not isinstance(caught[-1], torch.Tensor) or caught[-1].ndim != inputs.ndim:
-            raise UserError(f"Layer '{self.layer}' gave no feature map (B, F, d, h, w); name another as feature_layer.")
+            raise UserError(
+                f"Layer '{self.layer}' has no feature map (B, F, d, h, w); set feature_layer to another one."
+            )
         return logits, all_gather_batch(_wide(self._cropped(caught[-1], inputs)), len(inputs))
 
     def _sharded_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """Logits of all inputs; a hook on the network sees this rank's part of them only."""
+        """Logits of all inputs; a hook on the network sees only this process's share of them."""
         part = shard_batch(inputs)
         with self._autocast(part), fork_rng_per_rank(self._passes, part.device):
             logits = network(self._padded(part))
@@ -135,16 +137,16 @@ class FeatureInferer(Inferer):
         missing = [-side % self.divisor for side in inputs.shape[2:]]
         if not any(missing):
             return inputs
-        # torch pads the last axis first; new voxels come after the old ones, so coarse features keep their places.
+        # torch pads the last axis first. Padding at the end keeps coarse features in place.
         return pad(inputs, [amount for m in reversed(missing) for amount in (0, m)])
 
     def _cropped(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Cut what stands for padding; a layer at 1/s of the resolution keeps ceil(side / s) cells."""
+        """Crop the padding; a layer at 1/s of the resolution keeps ceil(side / s) cells."""
         for axis in range(2, inputs.ndim):
             side = inputs.shape[axis]
             stride = (side + -side % self.divisor) // output.shape[axis]
             if stride < 1:
-                raise UserError(f"Layer '{self.layer}' is finer than the image; name another as feature_layer.")
+                raise UserError(f"Layer '{self.layer}' is finer than the image; set feature_layer to another one.")
             output = output.narrow(axis, 0, -(-side // stride))
         return output
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handler that fills the memory bank in every training iteration."""
+"""The handler that writes the memory bank in each training step."""
 
 from __future__ import annotations
 
@@ -21,34 +21,49 @@ ORIGINS = ("network", "teacher")
 
 
 class MemoryBankUpdater:
-    """Write projected features of the current batch into a `PrototypeMemory`, once per iteration.
+    """Write projected features of the current batch to a `PrototypeMemory`, once per step.
 
-    It acts when the forward pass is complete and the loss is not yet computed, as the method document and SS-Net do, on
-    MONAI's stock `SupervisedTrainer` with `FeatureInferer`.
+    It acts between the forward pass and the loss, as in the method document and SS-Net, on MONAI's stock
+    `SupervisedTrainer` with `FeatureInferer`.
 
-    Labelled voxels enter under their label, if the network predicts them correctly; unlabelled voxels under their
-    pseudo-label, if it is confident enough. Labelled embeddings come before unlabelled ones, so they are kept first.
+    Labelled voxels enter with their label if the network predicts them correctly; unlabelled voxels enter with their
+    pseudo-label if it is confident enough. Labelled voxels come first if there is not room for all.
 
     Args:
-        memory: what is written.
-        projection_head: applied to embeddings in evaluation mode and without gradient; `None` stores plain embeddings.
-        source: `labelled`, or `both` to let confident unlabelled voxels in where labelled ones leave room.
-        features_from: `network`, what this step computed anyway, or `teacher`, a further pass of the inferer's teacher
-            on the labelled images (SemiSeg-Contrastive), whose predictions then decide too.
-        confidence: least probability in [0, 1] of an unlabelled voxel.
-        labelled_confidence: least probability in [0, 1] of a labelled voxel's label (SemiSeg-Contrastive: 0.95).
-        only_correct: whether labelled voxels that are predicted wrongly stay out.
+        memory: the memory to write to.
+        projection_head: applied to embeddings in evaluation mode without gradient; `None` stores the features
+            themselves.
+        source: `labelled`, or `both` to fill the remaining room with confident unlabelled voxels.
+        features_from: `network` uses the step's own features; `teacher` runs the inferer's teacher on the labelled
+            images and uses its features and predictions (SemiSeg-Contrastive).
+        confidence: minimum probability in [0, 1] of an unlabelled voxel's pseudo-label.
+        labelled_confidence: minimum probability in [0, 1] of a labelled voxel's label (SemiSeg-Contrastive: 0.95).
+        only_correct: whether wrongly predicted labelled voxels are left out.
         include_background: whether class 0 has prototypes.
-        selection: which voxels are taken when there are more than wanted: `random`; `confidence`, by the network's
-            probability of the class; `highest` or `lowest`, by the class's selector (published codes: `lowest`).
-        selectors: for `highest` and `lowest`.
-        embeddings_per_step: most embeddings of a class that a step offers; `None` for as many as the memory holds.
+        selection: which voxels to take if there are more than wanted: `random`; `confidence`, by the probability of the
+            class; `highest` or `lowest`, by the score of the class's selector (published codes: `lowest`).
+        selectors: needed for `highest` and `lowest`.
+        embeddings_per_step: maximum number of embeddings of a class per step; `None` for the memory's size.
 
     Raises:
-        ValueError: for an unknown `source`, `features_from` or `selection`, a confidence outside [0, 1],
-            `embeddings_per_step` below 1, a `selection` that needs selectors when there are none, or the teacher's
-            features with `both`; when called, for labels out of range.
-        UserError: when called, for the teacher's features when the inferer has no teacher.
+        ValueError: at construction for an invalid argument; when called, for labels out of range.
+        UserError: when called, if `features_from` is `teacher` and the inferer has no teacher.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> memory = PrototypeMemory(num_classes=2, feature_dim=1)
+        >>> images = torch.tensor([-1.0, 1.0, 3.0]).reshape(1, 1, 1, 1, 3)
+        >>> batch = TrainingBatch(
+        ...     logits=torch.cat([-images, images], dim=1),  # predicts class 1 where the image is positive
+        ...     features=images,
+        ...     labels=torch.tensor([0, 1, 0]).reshape(1, 1, 1, 3),
+        ...     images=images,
+        ...     forward_pass=None,
+        ... )
+        >>> engine = SimpleNamespace(state=SimpleNamespace(output={"pred": batch}))  # stands for MONAI's trainer
+        >>> MemoryBankUpdater(memory, include_background=True)(engine)
+        >>> memory.prototypes(0), memory.prototypes(1)  # the third voxel is predicted wrongly
+        (tensor([[-1.]]), tensor([[1.]]))
     """
 
     def __init__(
@@ -106,18 +121,18 @@ class MemoryBankUpdater:
         self.memory.update(self._embeddings_by_class(parts))
 
     def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and features of the labelled cases, from where `features_from` says."""
+        """Logits and features of the labelled cases, of the network or of the teacher."""
         if self.features_from == "network":
             return batch.labelled_logits, batch.labelled_features
         if batch.teacher_pass is None:
             raise UserError(
-                "The memory is to hold the teacher's features (features_from), but there is no teacher: set "
-                "pseudo_label_teacher to '@teacher', or features_from to 'network'."
+                "MemoryBankUpdater has features_from='teacher', but there is no teacher: set pseudo_label_teacher to "
+                "'@teacher', or features_from to 'network'."
             )
         return batch.teacher_pass(batch.labelled_images)
 
     def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Ranked by the probability of the label, which for a wrong voxel is not the largest one.
+        # The score is the probability of the label, which is not the largest one for a wrongly predicted voxel.
         scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
         labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
         return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
@@ -125,7 +140,7 @@ class MemoryBankUpdater:
     def _embeddings_by_class(
         self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     ) -> dict[int, torch.Tensor]:
-        """Project and choose features of each class, labelled part first."""
+        """Project and select features of each class, from the first part (labelled) to the last."""
         chosen: dict[int, list[torch.Tensor]] = {}
         for features, classes, probabilities in parts:
             embeddings = voxel_embeddings(features)
@@ -138,7 +153,7 @@ class MemoryBankUpdater:
         return {c: torch.cat(embeddings) for c, embeddings in chosen.items()}
 
     def _choose(self, class_id: int, embeddings: torch.Tensor, room: int, probabilities: torch.Tensor) -> torch.Tensor:
-        if self.selection in BY_SELECTOR:  # it judges projections, so all candidates are projected
+        if self.selection in BY_SELECTOR:  # selectors score projections, so all candidates are projected
             return choose_embeddings(
                 class_id, self._project(embeddings), room, self.selection, selectors=self.selectors
             )

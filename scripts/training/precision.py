@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which number format a run computes in."""
+"""The number format of a run: fp32 or bf16."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from scripts.errors import UserError
 logger = logging.getLogger("precision")
 
 SAFE_BOTTLENECK_VOXELS = 48
-"""On CPUs, bf16 weight gradients of wide convolutions over tinier grids came out NaN (2x3x2; 4x4x3 was right)."""
+"""On CPUs, bf16 weight gradients of wide convolutions over smaller grids were NaN (2x3x2 failed, 4x4x3 worked)."""
 
 
 def autocast_dtype(
     precision: str, device: str | torch.device, roi_size: Sequence[int], divisor: int = 16
 ) -> torch.dtype | None:
-    """Resolve `auto`, `fp32` or `bf16` to the type for autocast, `None` for fp32.
+    """Resolve `auto`, `fp32` or `bf16` to autocast's type, or `None` for fp32.
 
-    `auto` takes bf16 where the hardware computes it and the coarsest grid is large enough to be safe, else fp32.
+    `auto` selects bf16 if the hardware supports it and the coarsest grid is large enough to be safe, else fp32.
 
     Args:
-        precision: the setting.
-        device: where the run computes.
+        precision: `auto`, `fp32` or `bf16`.
+        device: the run's device.
         roi_size: patch size in voxels.
-        divisor: ratio of the finest to the coarsest grid's side.
+        divisor: ratio of the finest grid's side to the coarsest grid's side.
 
     Raises:
-        UserError: for another setting, or bf16 on a device without it.
+        UserError: for an unknown `precision`, or bf16 on a device without it.
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise UserError(f"precision must be auto, fp32 or bf16, got '{precision}'.")
@@ -41,15 +41,15 @@ def autocast_dtype(
     able = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
     if not able:
         if precision == "bf16":
-            raise UserError(f"This {device.type} device does not compute in bf16: use --precision fp32 or auto.")
+            raise UserError(f"This {device.type} device does not support bf16: use --precision fp32 or auto.")
         return None
     coarsest = math.prod(math.ceil(side / divisor) for side in roi_size)
     if precision == "auto" and device.type == "cpu" and coarsest < SAFE_BOTTLENECK_VOXELS:
-        logger.info(f"fp32: the coarsest grid has only {coarsest} voxels, where bf16 on a CPU is not safe.")
+        logger.info(f"Using fp32: the coarsest grid has only {coarsest} voxels, for which bf16 on a CPU is not safe.")
         return None
     return torch.bfloat16
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; emulated, it would be slower than fp32."""
+    """Whether the CPU supports bf16 in hardware; emulated bf16 would be slower than fp32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -14,21 +14,21 @@ from scripts.training.guard import GradientGuard
 
 
 def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
-    """A copy of `network` whose weights average those of `network`; buffers (batch norm) are copied at each update.
+    """Make a copy of `network` whose weights are a moving average of those of `network`.
 
-    torch's `AveragedModel` with a warmed-up decay: the first update copies, the (n+1)-th averages with
-    `min(decay, (1 + n) / (10 + n))`. Its `module` is
-    the averaged network, with the keys of `network`.
+    torch's `AveragedModel` with a decay that warms up: the first update copies the weights, and update n + 1 averages
+    with `min(decay, (1 + n) / (10 + n))`. Buffers (batch norm) are copied at each update. The attribute `module` is the
+    averaged network, with the keys of `network`.
 
     Args:
         network: the student.
-        decay: share of the old average in [0, 1).
+        decay: share of the old average, in [0, 1).
 
     Raises:
         ValueError: for a decay outside [0, 1).
     """
     if not 0.0 <= decay < 1.0:
-        raise ValueError(f"The teacher's decay must be in [0, 1), got {decay}.")
+        raise ValueError(f"The teacher's decay (teacher_decay) must be in [0, 1), got {decay}.")
 
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
         kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
@@ -44,19 +44,19 @@ class TeacherUpdater:
     """Update the teacher after each optimiser step.
 
     Args:
-        teacher: what `ema_teacher` made.
+        teacher: the result of `ema_teacher`.
         network: the student.
-        guard: after a step that it has undone, the average stays where it is.
+        guard: after a step that it has undone, the teacher is not updated.
     """
 
     def __init__(self, teacher: AveragedModel, network: nn.Module, guard: GradientGuard | None = None) -> None:
         self.teacher, self.network, self.guard = teacher, network, guard
 
     def attach(self, engine: Engine) -> None:
-        """Act when the engine's model update is complete."""
+        """Act after each optimiser step of the engine."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Move the average one step."""
+        """Update the average, unless the step was undone."""
         if self.guard is None or not self.guard.undone:
             self.teacher.update_parameters(self.network)

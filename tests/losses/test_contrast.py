@@ -132,7 +132,7 @@ def test_a_contrast_without_a_pair_for_50_steps_says_so_once_with_what_is_missin
     term, step = LabelledContrastTerm(ContrastivePrototypeLoss(memory)), step_of([EAST] * 4, [EAST] * 4, (1, 1, 1, 2))
     assert warnings_of(term, [step] * 49, caplog) == []
     (message,) = warnings_of(term, [step] * 200, caplog)
-    assert "LabelledContrastTerm has added nothing for 50 steps" in message
+    assert "LabelledContrastTerm" in message and "50 steps" in message
     assert "0 and 0 in class 0, 3 and 0 in class 1, 1 and 1 in class 2" in message
     assert "include_background" in message
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from datetime import timedelta
+from types import FrameType
 
 import torch
 from ignite.engine import Engine, Events
@@ -75,6 +78,22 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
         ) from error
     if not is_rank0():
         logging.disable(logging.INFO)
+    signal.signal(signal.SIGTERM, _end_with_message)
+
+
+def _end_with_message(number: int, frame: FrameType | None) -> None:
+    """End this process on SIGTERM, by which `torchrun` ends the others of its node when one has died.
+
+    The signal arrives while the failed exchange is still being reported, so without this handler the process would
+    often end without a message.
+    """
+    print(
+        f"\nError: Process {os.environ['RANK']} received SIGTERM, because another process of this run has ended or the "
+        "job was cancelled. Fix what the other one reported and start again with --resume true.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(128 + number)
 
 
 def leave_ranks() -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from scripts.distributed.group import (
 )
 from scripts.errors import UserError, root_user_error
 from scripts.training.guard import GradientGuard
-from tests.rank_processes import run_ranks
+from tests.rank_processes import run_ranks, start_ranks
 
 
 @pytest.fixture
@@ -59,6 +61,23 @@ def wait_for_the_other(hanging_rank: int) -> str:
 def test_a_rank_that_hangs_for_longer_than_the_patience_ends_the_others_with_a_user_error(tmp_path) -> None:
     waiting, _ = run_ranks(2, tmp_path / "ranks", wait_for_the_other, 1, join=False)
     assert "--resume true" in waiting
+
+
+def join_and_sleep(folder: Path) -> None:
+    join_ranks("cpu")
+    (folder / f"joined_{rank()}").touch()
+    time.sleep(60)
+
+
+def test_sigterm_ends_a_rank_with_a_message(tmp_path, capfd) -> None:
+    processes = start_ranks(2, tmp_path, join_and_sleep, tmp_path, join=False)
+    while len(list(tmp_path.glob("joined_*"))) < 2:
+        time.sleep(0.01)
+    for process in processes:
+        process.terminate()
+        process.join(10)
+        assert process.exitcode == 128 + signal.SIGTERM
+    assert capfd.readouterr().err.count("Error:") == 2
 
 
 @pytest.mark.usefixtures("outside_torchrun")

@@ -37,7 +37,6 @@ TINY = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-differences", metavar="FILE", help="write the largest differences from recorded numbers")
-    parser.addoption("--every-pair", action="store_true", help="train every method on every dataset's stand-in")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

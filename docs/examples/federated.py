@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Federated averaging with MONAI's `MonaiAlgo`: sites train on their own cases, weights alone travel.
+"""Federated averaging with MONAI's `MonaiAlgo`: sites train on their own cases and exchange only weights.
 
     python -m docs.examples.federated --dataset_dir data/demo --rounds 3 --steps 40
 
-Each site is this bundle's `configs/train.yaml` as a federated client; the loop here stands in for the server. What
-travels is the state dict of `network_def`: prototype memories, heads and teachers stay where they are.
+Each site runs this bundle's `configs/train.yaml` as a federated client, and a loop takes the server's part. Sites
+exchange the state dict of `network_def`; prototype memories, heads and teachers stay at their site.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def site_datalists(dataset_dir: Path, folder: Path, sites: int) -> list[Path]:
-    """One datalist a site: training cases dealt out in turn, the same validation cases for all; paths are absolute."""
+    """Write one datalist per site: training cases dealt out in turn, the same validation cases; paths are absolute."""
     cases = load_cases(DatasetSpec(dataset_dir.resolve(), "dataset.json"))
     paths = []
     for site in range(sites):
@@ -64,7 +64,7 @@ def make_site(number: int, datalist: Path, folder: Path, settings: Mapping[str, 
 
 
 def average(states: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Mean of each entry over the sites; counters (BatchNorm's) stay whole numbers."""
+    """Mean of each entry over the sites; integer entries (the counters of batch norm) stay integers."""
     mean = {}
     for key in states[0]:
         stacked = torch.stack([torch.as_tensor(state[key]) for state in states])
@@ -73,10 +73,10 @@ def average(states: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def run(sites: Sequence[MonaiAlgo], rounds: int) -> list[float]:
-    """Train, average and validate in turn.
+    """Train, average and validate in each round.
 
     Returns:
-        Mean Dice of the averaged weights on the validation cases, before the first round and after each.
+        Mean Dice of the averaged weights on the validation cases, before the first round and after each round.
     """
     shared = {key: value.cpu() for key, value in sites[0].trainer.network.state_dict().items()}
     dice = [validate(sites[0], shared)]
@@ -96,17 +96,17 @@ def validate(site: MonaiAlgo, weights: Mapping[str, torch.Tensor]) -> float:
 
 
 def demo_settings(rounds: int, steps: int) -> dict[str, Any]:
-    """Overrides of `configs/train.yaml` for sites that train so many steps in each of so many rounds."""
+    """Overrides of `configs/train.yaml` for sites that train `steps` steps in each of `rounds` rounds."""
     return {"max_steps": rounds * steps, "train::epoch_length": steps, "save_interval": steps, "device": "cpu"}
 
 
 def parse_options(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Options of a federation on the demo, whoever averages."""
+    """Parse the options of a federation on the demo."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, default=ROOT / "data/demo")
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help="of each site in each round")
+    parser.add_argument("--steps", type=int, default=40, help="steps of each site in each round")
     return parser.parse_args(argv)
 
 

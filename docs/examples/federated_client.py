@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a site of NVFlare runs: MONAI's `MonaiAlgo` on this bundle, between `receive` and `send` of the Client API.
+"""The script of an NVFlare site: MONAI's `MonaiAlgo` on this bundle, between `receive` and `send` of the Client API.
 
-`docs.examples.federated_nvflare` hands it to the simulator; by itself it does nothing.
+`docs.examples.federated_nvflare` passes it to the simulator; it does not run on its own.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from docs.examples.federated import make_site, validate
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A short digest of tensors' values."""
+    """The first 8 hex digits of the SHA-256 of all values."""
     content = b"".join(tensors[key].detach().cpu().numpy().tobytes() for key in sorted(tensors))
     return hashlib.sha256(content).hexdigest()[:8]
 
 
 def main() -> None:
-    """Receive averaged weights, validate them, train a round on the site's own cases, send the weights."""
+    """In each round: receive averaged weights, validate them, train on the site's own cases, send the new weights."""
     import nvflare.client as flare
     from nvflare.app_common.abstract.fl_model import FLModel
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, required=True, help="holds site_N.json and settings.json; written to")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="with site_N.json and settings.json; takes the reports"
+    )
     folder = parser.parse_args().folder
     flare.init()
     number = int(flare.get_site_name().split("-")[-1]) - 1

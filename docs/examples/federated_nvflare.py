@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVFlare's simulator with its `FedAvgRecipe`: two sites, each this bundle as a `MonaiAlgo` behind the Client API.
+"""Federated averaging in NVFlare's simulator (`FedAvgRecipe`): each site runs this bundle as a `MonaiAlgo`.
 
     python -m docs.examples.federated_nvflare --dataset_dir data/demo --rounds 3 --steps 40
 
-It needs an environment that has nvflare beside what requirements.txt names. The sites' data, memories and states are
-those of `docs.examples.federated`; what is averaged here by NVFlare, a loop averages there.
+It needs an environment with nvflare and the packages of requirements.txt. Sites and settings are those of
+`docs.examples.federated`, where a loop averages the weights instead of NVFlare.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CLIENT = Path(__file__).with_name("federated_client.py")
 
 
 def simulate(folder: Path, sites: int, rounds: int) -> Path:
-    """Run the recipe; `folder` holds `site_N.json` and `settings.json` for the clients.
+    """Run the recipe; the clients find `site_N.json` and `settings.json` in `folder`.
 
     Returns:
-        The file of the weights that the server averaged last.
+        The file with the weights of the last round.
     """
     from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
     from nvflare.recipe.sim_env import SimEnv
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_options(__doc__, argv)
     ensure_demo_dataset(options.dataset_dir)
     settings = demo_settings(options.rounds, options.steps)
-    os.environ["PYTHONPATH"] = str(ROOT)  # of the clients' processes
+    os.environ["PYTHONPATH"] = str(ROOT)  # inherited by the clients' processes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lists = site_datalists(options.dataset_dir, folder, options.sites)
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"at the end: mean validation Dice of the averaged weights {validate(judge, weights):.4f}")
         keys = {key for report in reports for row in report for key in row["sent"]}
         same = keys == set(judge.trainer.network.state_dict())
-        print(f"{len(keys)} tensors travelled, exactly those of network_def: {same}")
-        print(f"memories at the end, a digest a site: {', '.join(report[-1]['memory'] for report in reports)}")
+        print(f"{len(keys)} tensors were sent, exactly those of network_def: {same}")
+        print(f"digest of each site's memory at the end: {', '.join(report[-1]['memory'] for report in reports)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run MONAI Deploy's `MonaiBundleInferenceOperator` on a bundle (in an environment that has monai-deploy-app-sdk).
+"""Run MONAI Deploy's `MonaiBundleInferenceOperator` on a bundle, in an environment with monai-deploy-app-sdk.
 
     python -m docs.examples.read_with_deploy --bundle BUNDLE --image IMAGE --expected IMAGE_seg.nii.gz
 
-Once on `models/model.ts`, once on the folder, and once on a renamed copy of `model.ts`, which the SDK refuses.
+It runs on `models/model.ts`, on the bundle's folder, and on a renamed copy of `model.ts`, which the SDK refuses.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import monai
 import nibabel as nib
 import numpy as np
 
-# The SDK lies in a folder `monai` of its own, which may be another one than the library's.
+# The SDK is installed in a folder `monai` that may differ from the library's.
 monai.__path__ = pkgutil.extend_path(monai.__path__, "monai")
 
 
 def segment(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    """The operator's `compute` on one image in memory; labels `(X, Y, Z)`, as the image's voxels are.
+    """Labels `(X, Y, Z)` of one image, from the operator's `compute`.
 
-    The image comes as the SDK's own DICOM operators hand it over: voxels `(Z, Y, X)` and their names of metadata. With
-    other names (`original_affine`) the SDK takes the array as it is, and would exchange two axes.
+    The operator receives the image as the SDK's own DICOM operators pass it on: voxels `(Z, Y, X)` and their metadata
+    keys. With other keys (`original_affine`), the SDK takes the array as it is and exchanges two axes.
     """
     from monai.deploy.core import AppContext, Application, Image, IOType
     from monai.deploy.operators.monai_bundle_inference_operator import IOMapping, MonaiBundleInferenceOperator
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if options.expected:
         equal = (of_script == np.asarray(nib.load(options.expected).dataobj)).mean()
-        print(f"as `monai.bundle run` has them: {equal:.3%}")
+        print(f"equal to those of `monai.bundle run`: {equal:.3%}")
     print(f"folder: {of_folder.shape}, equal labels {(of_script == of_folder).mean():.2%}")
     with tempfile.TemporaryDirectory() as folder:
         renamed = Path(shutil.copy(script, Path(folder) / "renamed.ts"))

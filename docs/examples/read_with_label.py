@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Infer and train with MONAI Label's own tasks on an unpacked bundle (in an environment that has monailabel).
+"""Infer and train with MONAI Label's own tasks on an unpacked bundle, in an environment with monailabel.
 
     python -m docs.examples.read_with_label --bundle BUNDLE --image IMAGE --train IMAGE LABEL --train IMAGE LABEL
 
-The tasks are what MONAI Label's bundle app builds; no server is started. docs/readers.md names the packages.
+The tasks are those that MONAI Label's bundle app builds; no server is started. docs/readers.md names the packages.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 
 
-def mend_libraries() -> None:
-    """Two things that stand between MONAI Label 0.8.5 and MONAI 1.6.1, of any bundle.
+def patch_libraries() -> None:
+    """Work around two incompatibilities of MONAI Label 0.8.5 and MONAI 1.6.1, which affect every bundle.
 
-    MONAI's `Spacingd` updates every entry whose name begins with `image_`, of which MONAI Label's `image_path` is a
-    text; and MONAI Label imports two functions of torchvision, which has no build for every CPU torch.
+    MONAI's `Spacingd` updates every entry whose name begins with `image_`, although MONAI Label's `image_path` is a
+    text; and MONAI Label imports two functions of torchvision, which is not available for every CPU build of torch.
     """
     spatial.is_supported_format = lambda *_: False
     try:
@@ -35,13 +35,13 @@ def mend_libraries() -> None:
 
 
 class Cases:
-    """The one method of MONAI Label's datastore that its training task calls."""
+    """A datastore with the one method that MONAI Label's training task calls."""
 
     def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.pairs = pairs
 
     def datalist(self) -> list[dict[str, str]]:
-        """Labelled cases."""
+        """Labelled cases, as MONAI Label lists them."""
         return [{"image": image, "label": label} for image, label in self.pairs]
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", required=True)
     parser.add_argument("--train", nargs=2, action="append", default=[], metavar=("IMAGE", "LABEL"))
     options = parser.parse_args(argv)
-    mend_libraries()
+    patch_libraries()
     from monailabel.tasks.infer.bundle import BundleInferTask
     from monailabel.tasks.train.bundle import BundleTrainTask
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         before = weights.stat().st_mtime
         request = {"model": "segmentation", "device": "cpu", "max_epochs": 1, "multi_gpu": False, "tracking": "None"}
         BundleTrainTask(str(options.bundle.resolve()), {})(request, Cases(options.train))
-        print(f"trained for an epoch; new model.pt: {weights.stat().st_mtime > before}")
+        print(f"trained for one epoch; new model.pt: {weights.stat().st_mtime > before}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Federated sites share the network's weights and nothing else."""
+"""Federated sites exchange the weights of the network and nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_cases_are_dealt_out_without_overlap(tiny_demo, tmp_path) -> None:
     assert lists[0]["validation"] == lists[1]["validation"] != []
 
 
-def test_the_average_is_the_mean_and_counters_stay_whole() -> None:
+def test_the_average_is_the_mean_and_counters_stay_integers() -> None:
     mean = average([{"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(3)}, {"w": torch.tensor([3.0, 0.0]), "n": 6}])
     assert torch.equal(mean["w"], torch.tensor([2.0, 2.0]))
     assert mean["n"].dtype == torch.int64 and mean["n"] == 4
@@ -36,7 +36,7 @@ def sites(tiny_demo: Path, tmp_path: Path) -> list:
     return [make_site(number, path, tmp_path, settings) for number, path in enumerate(lists)]
 
 
-def test_weights_travel_and_memories_stay(sites, tmp_path) -> None:
+def test_sites_exchange_weights_and_keep_their_memories(sites, tmp_path) -> None:
     assert len(run(sites, rounds=2)) == 3
     memories = [site.train_workflow.parser.get_parsed_content("memory").state_dict() for site in sites]
     assert any(not torch.equal(memories[0][key], memories[1][key]) for key in memories[0])
@@ -46,10 +46,10 @@ def test_weights_travel_and_memories_stay(sites, tmp_path) -> None:
     assert all((tmp_path / f"site_{number}/models/model.pt").is_file() for number in (0, 1))
 
 
-def test_the_client_of_nvflare_sends_the_networks_weights_alone_and_changes_its_own_memory(
+def test_the_nvflare_client_sends_only_the_weights_of_the_network_and_changes_its_own_memory(
     tiny_demo, tmp_path, monkeypatch
 ) -> None:
-    """The calls of NVFlare's Client API, answered here: NVFlare is in an environment of its own (docs/readers.md)."""
+    """A stand-in for NVFlare's Client API, because NVFlare needs its own environment (docs/readers.md)."""
     (datalist,) = site_datalists(tiny_demo, tmp_path, 1)
     settings = {**TINY, "max_steps": 4, "train::epoch_length": 2, "labelled_cases": 2}
     (tmp_path / "settings.json").write_text(json.dumps(settings))

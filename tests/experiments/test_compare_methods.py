@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison that was stopped goes on, and runs nothing twice."""
+"""An interrupted comparison continues, and runs nothing twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.experiments import compare_methods
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that would have run; evaluating leaves a summary."""
+    """Commands that would have run; instead of them, a summary is written."""
     called: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> None:
@@ -47,7 +47,7 @@ def test_every_method_and_seed_is_trained_and_evaluated_once(commands, tmp_path)
     assert len(commands) == 16
 
 
-def test_method_files_stand_behind_the_dataset_and_evaluation_last(commands, tmp_path) -> None:
+def test_config_files_come_in_the_order_dataset_method_evaluation(commands, tmp_path) -> None:
     compare_methods.main(["--methods", "prototype", "--seeds", "3", "--results", str(tmp_path / "a.csv")])
     files = [command[command.index("--config_file") + 1] for command in commands]
     assert files[0] == "['configs/train.yaml', 'configs/datasets/demo.yaml', 'configs/methods/prototype.yaml']"
@@ -55,7 +55,7 @@ def test_method_files_stand_behind_the_dataset_and_evaluation_last(commands, tmp
     assert all(command[command.index("--seed") + 1] == "3" for command in commands)
 
 
-def test_a_folder_of_this_machine_is_not_written_into_results(commands, tmp_path) -> None:
+def test_results_show_no_folder_of_this_machine(commands, tmp_path) -> None:
     results = tmp_path / "a.csv"
     compare_methods.main(
         ["--methods", "default", "--seeds", "0", "--results", str(results), "--", "--dataset_dir", "/some/where/scans"]

@@ -22,15 +22,14 @@ DATASETS = sorted(
 )  # what new-dataset writes there is the user's own
 COMMANDS = {"new_dataset": new_dataset.main, "convert_left_atrium": convert_left_atrium.main}
 
-RUN = [(d, METHODS[(i + k) % len(METHODS)]) for i, d in enumerate(DATASETS) for k in (0, len(METHODS) // 2)]
-"""Pairs that train: two methods for each dataset, each method several times. All pairs take minutes: `--every-pair`."""
+QUICK = {(d, METHODS[(i + k) % len(METHODS)]) for i, d in enumerate(DATASETS) for k in (0, len(METHODS) // 2)}
+"""Pairs that every test run trains: two methods for each dataset, each method several times."""
 
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if {"dataset", "method"} <= set(metafunc.fixturenames):
-        every = [(dataset, method) for dataset in DATASETS for method in METHODS]
-        pairs = every if metafunc.config.getoption("--every-pair") else RUN
-        metafunc.parametrize(("dataset", "method"), pairs)
+PAIRS = [
+    pytest.param(dataset, method, marks=[] if (dataset, method) in QUICK else pytest.mark.slow)
+    for dataset in DATASETS
+    for method in METHODS
+]
 
 
 def load(dataset: str) -> dict:
@@ -80,6 +79,7 @@ def overrides(dataset: str, folder: Path) -> dict:
     }
 
 
+@pytest.mark.parametrize(("dataset", "method"), PAIRS)
 def test_a_dataset_trains(dataset, method, download, make_workflow, tmp_path) -> None:
     make_workflow(
         "train.yaml", f"datasets/{dataset}.yaml", f"methods/{method}.yaml", **overrides(dataset, download(dataset))
@@ -91,8 +91,8 @@ def test_a_dataset_trains(dataset, method, download, make_workflow, tmp_path) ->
 
 
 def test_every_dataset_and_every_method_is_among_those_that_train() -> None:
-    assert {dataset for dataset, _ in RUN} == set(DATASETS)
-    assert {method for _, method in RUN} == set(METHODS)
+    assert {dataset for dataset, _ in QUICK} == set(DATASETS)
+    assert {method for _, method in QUICK} == set(METHODS)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes of configs/multi_gpu_train.yaml against one with twice the batch; one of them killed, and resumed."""
+"""Two processes of configs/multi_gpu_train.yaml compared with one that has twice the batch; killed and resumed runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 
 from scripts.errors import root_user_error
 from scripts.training.checkpoint import newest_checkpoint
+from tests.conftest import ROOT
 from tests.rank_processes import run_ranks, start_ranks
 from tests.recorded_runs import method_settings, train_and_record
 
@@ -23,20 +24,20 @@ STEPS = 2
 SMALLER = {
     "base_filters": 2,
     "labelled_cases": 3,
-    "validation_cases": 1,  # and one of the demo's own: one for each rank
+    "validation_cases": 1,  # with the demo's own validation case, one for each rank
     "validate::inferer::overlap": 0.0,
 }
 
 
 def arguments(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> tuple:
-    """Of `train_and_record`, in float64, for ranks of batch 1 or one process of batch 2."""
+    """Arguments of `train_and_record` in float64, for two ranks of batch 1 or one process of batch 2."""
     files, overrides = method_settings(method, demo, folder, STEPS, batch=2 // ranks)
     files = ["train.yaml", *(["multi_gpu_train.yaml"] if ranks > 1 else []), *files[1:]]
     return files, {**overrides, **SMALLER, **more}, True, str(folder / "record_{rank}.pt")
 
 
 def record(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> list[dict]:
-    """What each rank recorded of a run."""
+    """The records of a run, one per rank."""
     folder.mkdir(exist_ok=True)
     given = arguments(method, ranks, demo, folder, **more)
     if ranks > 1:
@@ -47,16 +48,21 @@ def record(method: str, ranks: int, demo: Path, folder: Path, **more: Any) -> li
 
 
 def assert_same_up_to_rounding(first: dict, second: dict) -> None:
-    """Vectors by their length: AdamW divides by tiny gradients, which makes single entries large in proportion."""
+    """Vectors are compared by norm: AdamW divides by tiny gradients, so single entries can differ more."""
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-9)
     assert torch.equal(first["counts"], second["counts"])
     for name in ("gradient", "weights", "memory"):
         assert float((first[name] - second[name]).norm()) <= 1e-7 * float(second[name].norm()), name
 
 
-@pytest.mark.parametrize("method", ["train", "ssnet", "copy_paste", "semiseg_contrastive"])
+QUICK = ("train", "ssnet", "copy_paste", "semiseg_contrastive")
+"""Together they have all parts: prototypes, teacher, adversarial passes, selectors, mixed cases, teacher features."""
+
+OTHERS = sorted({path.stem for path in (ROOT / "configs/methods").glob("*.yaml")} - set(QUICK))
+
+
+@pytest.mark.parametrize("method", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, tiny_demo, tmp_path) -> None:
-    """Prototypes and teacher, adversarial passes and selectors, mixed cases, the teacher's own features."""
     (one,) = record(method, 1, tiny_demo, tmp_path / "one")
     first, second = record(method, 2, tiny_demo, tmp_path / "two")
     for step in range(1, STEPS + 1):
@@ -68,7 +74,7 @@ def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, ti
 
 
 def train_until_killed(*given: Any) -> str:
-    """The sentence that a user would read, if the run ends with an error."""
+    """The message that a user would read if the run ends with an error."""
     try:
         train_and_record(*given)
     except Exception as error:
@@ -80,7 +86,7 @@ def files_in(folder: Path) -> Sequence[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_killed_rank_stops_the_other_and_one_or_two_ranks_go_on_as_if_never_stopped(tiny_demo, tmp_path) -> None:
+def test_a_killed_rank_stops_the_other_and_the_run_resumes_exactly_on_one_or_two_ranks(tiny_demo, tmp_path) -> None:
     longer = {"max_steps": 4, "val_interval": 4, "save_interval": 2}
     folder = tmp_path / "killed"
     given = arguments("train", 2, tiny_demo, folder, **longer)
@@ -90,22 +96,22 @@ def test_a_killed_rank_stops_the_other_and_one_or_two_ranks_go_on_as_if_never_st
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGKILL)
     processes[0].join(60)
-    assert processes[0].exitcode is not None, "the other rank goes on waiting"
-    sentence, error = torch.load(tmp_path / "ranks/0.pt")
+    assert processes[0].exitcode is not None, "the other rank still waits"
+    message, error = torch.load(tmp_path / "ranks/0.pt")
     assert error is None
-    assert "--resume true" in sentence
+    assert "--resume true" in message
 
     (whole,) = record("train", 1, tiny_demo, tmp_path / "whole", **longer)
     shutil.copytree(folder, tmp_path / "again")
     (alone,) = record("train", 1, tiny_demo, folder, **longer, resume=True)
     both = record("train", 2, tiny_demo, tmp_path / "again", **longer, resume=True)
     for resumed in (alone, *both):
-        assert 1 not in resumed["steps"], "it began anew"
+        assert 1 not in resumed["steps"], "it started from the beginning"
         assert_same_up_to_rounding(resumed["steps"][4], whole["steps"][4])
 
 
-def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_state_saved(tiny_demo, tmp_path) -> None:
-    """torchrun kills those that are left as soon as one has ended: none may end before the first rank has written."""
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_with_a_checkpoint(tiny_demo, tmp_path) -> None:
+    """torchrun kills the other ranks as soon as one has ended, so none may end before the first rank has written."""
     folder = tmp_path / "told"
     given = arguments("train", 2, tiny_demo, folder, max_steps=200, val_interval=200, save_interval=2)
     processes = start_ranks(2, tmp_path / "ranks", train_and_record, *given, join=False)
@@ -124,9 +130,12 @@ def test_one_rank_that_is_told_to_end_ends_all_after_the_same_step_with_its_stat
     assert 2 <= content["run"]["step"] < 200
 
 
-def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:
-    """The second rank has a folder of its own, as on a node without a shared disk: nothing is written to it, and on a
-    resume it goes on from what the first one read. With batch norm, whose statistics only this exchange keeps equal."""
+def test_only_the_first_rank_writes_and_reads_files(tiny_demo, tmp_path) -> None:
+    """The second rank has a folder of its own, as on a node without a shared disk.
+
+    Nothing is written there, and a resume broadcasts what the first rank read. Batch norm is used because only this
+    exchange keeps its statistics equal.
+    """
     folders = [str(tmp_path / "first"), str(tmp_path / "second")]
     run_ranks(2, tmp_path / "a", train_in_own_folder, tiny_demo, folders, {"max_steps": 2}, join=False)
     written = [name.split("/")[-1] for name in files_in(tmp_path / "first")]
@@ -140,7 +149,7 @@ def test_the_first_rank_alone_writes_and_reads(tiny_demo, tmp_path) -> None:
 
 
 def train_in_own_folder(demo: Path, folders: Sequence[str], more: dict[str, Any]) -> dict[int, dict]:
-    """What this rank recorded of its steps, with outputs in its folder."""
+    """The steps that this rank recorded, with outputs in a folder of its own."""
     own = Path(folders[int(os.environ["RANK"])])
     target = own.with_name(f"{own.name}.pt")
     files, overrides, _, _ = arguments("train", 2, demo, own, **{"network_def::norm": "batch"}, **more)
@@ -148,10 +157,10 @@ def train_in_own_folder(demo: Path, folders: Sequence[str], more: dict[str, Any]
     return torch.load(f"{target}{os.environ['RANK']}")["steps"]
 
 
-def test_an_unfinished_run_is_refused_by_every_rank_in_the_same_sentence(tiny_demo, tmp_path) -> None:
+def test_every_rank_refuses_an_unfinished_run_with_the_same_message(tiny_demo, tmp_path) -> None:
     (tmp_path / "run/models").mkdir(parents=True)
     torch.save({"run": {"step": 2, "finished": False}}, tmp_path / "run/models/checkpoint_00000002.pt")
     given = arguments("train", 2, tiny_demo, tmp_path / "run")
     first, second = run_ranks(2, tmp_path / "ranks", train_until_killed, *given, join=False)
     assert first == second
-    assert "Add --resume true" in first
+    assert "--resume true" in first

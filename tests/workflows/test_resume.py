@@ -10,7 +10,7 @@ from scripts.files import save_atomically
 from tests.recorded_runs import differences
 
 
-def test_a_finished_run_goes_on_when_max_steps_is_raised(make_workflow, tmp_path) -> None:
+def test_a_finished_run_continues_when_max_steps_is_raised(make_workflow, tmp_path) -> None:
     make_workflow("train.yaml", max_steps=2).run()
     longer = make_workflow("train.yaml", max_steps=4, resume=True)
     longer.run()
@@ -33,8 +33,8 @@ def test_a_worse_model_does_not_overwrite_the_best_after_a_resume(make_workflow,
 
 
 @pytest.mark.parametrize("method", ["prototype_selectors", "semiseg_contrastive", "corn"])
-def test_memory_selectors_pool_and_their_optimiser_go_on_as_if_never_stopped(method, make_workflow, tmp_path) -> None:
-    """The last state is lost, so the second run repeats the last two steps from the state before."""
+def test_memory_selectors_pool_and_their_optimiser_resume_exactly(method, make_workflow, tmp_path) -> None:
+    """The last checkpoint is deleted, so the second run repeats the last two steps from the one before."""
     sure = {
         "prototype_selectors": {"terms::contrast_unlabelled::confidence": 0.0},
         "semiseg_contrastive": {"method_handlers::0::labelled_confidence": 0.0},
@@ -56,7 +56,7 @@ def test_memory_selectors_pool_and_their_optimiser_go_on_as_if_never_stopped(met
     assert ("extra_optimizer" in first) == (method == "prototype_selectors")
 
 
-def test_selectors_are_trained_by_their_own_optimiser_alone(make_workflow) -> None:
+def test_only_their_own_optimiser_trains_the_selectors(make_workflow) -> None:
     workflow = make_workflow("train.yaml", "methods/prototype_selectors.yaml", learning_rate=0.02)
     workflow.run()
     network, loss, main, extra, selectors = (

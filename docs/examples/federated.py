@@ -44,6 +44,7 @@ def make_site(number: int, datalist: Path, folder: Path, settings: Mapping[str, 
     home = folder / f"site_{number}"
     options = {
         "bundle_root": str(ROOT),
+        "dataset_name": datalist.stem,  # under its default name, the demo would be generated in dataset_dir
         "dataset_dir": str(datalist.parent),
         "datalist": str(datalist),
         "output_dir": str(home / "out"),

@@ -36,9 +36,9 @@ RESULTS = {
 """Files that each command leaves when it succeeds."""
 
 SETTINGS = {
-    "dataset_name": "mine", "datalist": "dataset.json", "labelled_cases": 4, "label_names": NAMES, "spacing": [1.5, 2.0, 2.5],
-    "roi_size": [32, 16, 16], "batch_labelled": 1, "batch_unlabelled": 1, "base_filters": 4, "max_steps": 1,
-    "unlabelled_start": 0.0, "precision": "fp32", "device": "cpu",
+    "dataset_name": "mine", "datalist": "dataset.json", "labelled_cases": 4, "label_names": NAMES,
+    "spacing": [1.5, 2.0, 2.5], "roi_size": [32, 16, 16], "batch_labelled": 1, "batch_unlabelled": 1,
+    "base_filters": 4, "max_steps": 1, "unlabelled_start": 0.0, "precision": "fp32", "device": "cpu",
 }  # fmt: skip
 
 

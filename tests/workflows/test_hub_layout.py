@@ -57,7 +57,7 @@ def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, shipped_weigh
     with zipfile.ZipFile(tmp_path / "ours.zip") as archive:
         archive.extractall(tmp_path / "here")
     monai.bundle.push_to_hf_hub(
-        repo="someone/ours", name="ours", bundle_dir=str(tmp_path / "here"), version="0.3.0", tag_as_latest_version=True
+        repo="someone/ours", name="ours", bundle_dir=str(tmp_path / "here"), version="0.4.0", tag_as_latest_version=True
     )
     repository = hub.folder / "someone/ours"
     for name in ("configs/metadata.json", "configs/inference.json", "models/model.pt", "LICENSE", "README.md"):

@@ -47,7 +47,7 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
         [
             *(sys.executable, "-m", "monai.bundle", "run", "training"),
             *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone)),
-            *("--roi_size", "[32,32,16]", "--base_filters", "4"),
+            *("--dataset_dir", str(tiny_demo), "--roi_size", "[32,32,16]", "--base_filters", "4"),
             *("--device", "cpu", "--max_steps", "5", "--val_interval", "3"),
             *("--output_dir", str(tmp_path / "X"), "--ckpt_dir", str(tmp_path / "Y")),
         ],

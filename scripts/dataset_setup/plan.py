@@ -16,8 +16,8 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from scripts.data.sizes import resampled_bytes, resampled_shape
-from scripts.dataset_setup.description import Description
 from scripts.dataset_setup.fingerprint import Fingerprint, Grid, Intensity, LabelValues
+from scripts.dataset_setup.layouts import Description
 from scripts.errors import UserError
 from scripts.training.limits import activation_bytes
 

@@ -15,9 +15,7 @@ from pathlib import Path
 from scripts.data.datalist import load_cases
 from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
 from scripts.data.spec import DatasetSpec
-from scripts.dataset_setup.description import Description, describe, read_json
-from scripts.dataset_setup.generated import is_generated
-from scripts.dataset_setup.layouts import FoundCase, pair
+from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
 from scripts.errors import UserError
 from scripts.images.find import walk_images
 from scripts.images.header import ENDINGS
@@ -140,7 +138,7 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
             raise UserError(f"The folder {path} does not exist." if not path.exists() else f"{path} is no folder.")
     description, listed = Description(), None
     file = folder / "dataset.json"
-    if file.is_file() and not is_generated(file):
+    if file.is_file() and not read_generated(file):
         content = read_json(file)
         description = describe(content)
         listed = _listed_cases(folder, content)

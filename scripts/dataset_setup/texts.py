@@ -1,24 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts of `dataset.json` and of a dataset's YAML, and the copies that were asked for."""
+"""What new_dataset writes: the table on the screen, `dataset.json`, and the dataset's YAML."""
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from scripts.data.cases import images_of
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
-from scripts.dataset_setup.layouts import FoundCase
+from scripts.dataset_setup.fingerprint import Fingerprint, LabelValues
+from scripts.dataset_setup.layouts import COMMAND, FoundCase
 from scripts.dataset_setup.plan import Plan
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
-from scripts.images.header import case_name, ending_of
+from scripts.images.header import case_name
+
+# ------------------------------------------------------------------ the table
+
+
+def table_of(folder: Path, source: str, fingerprint: Fingerprint, roles: Roles, plan: Plan) -> str:
+    """Lines to print.
+
+    Args:
+        folder: the folder that was searched.
+        source: what told images from labels.
+        fingerprint: what was measured.
+        roles: which case does what.
+        plan: the settings.
+    """
+    spacings = np.array([grid.spacing for grid in fingerprint.grids])
+    sizes = np.array([grid.shape for grid in fingerprint.grids])
+    pairs = len(roles.with_label)
+    rows = [
+        ("cases", f"{len(spacings)}: {pairs} with label, {len(spacings) - pairs} without"),
+        ("channels", str(plan.in_channels)),
+        ("spacing, mm", _spread(spacings, "{:.3g}")),
+        ("size, voxels", _spread(sizes, "{:.0f}")),
+        ("intensity", _intensity(fingerprint)),
+        ("modality", f"{plan.modality[0]}: {plan.modality[1]}"),
+    ]
+    lines = [f"{folder} (by {source})", *(f"  {key:<14}{text}" for key, text in rows), ""]
+    lines += [f"  {'value':>7}  {'in cases':>8}  {'voxels':>12}  class", *_class_rows(fingerprint.labels, plan), ""]
+    lines.append(
+        f"  {len(roles.labelled)} labelled and {len(roles.unlabelled)} unlabelled cases for training, "
+        f"{len(roles.validation)} for validation, {len(roles.test)} for testing."
+    )
+    lines.append(
+        f"  Spacing {_by(plan.spacing)} mm, patch {_by(plan.roi_size)} voxels, {plan.batch_labelled} labelled and "
+        f"{plan.batch_unlabelled} unlabelled patches per step."
+    )
+    return "\n".join(lines + [f"  Note: {note}" for note in roles.notes])
+
+
+def _spread(rows: np.ndarray, form: str) -> str:
+    def joined(row: np.ndarray) -> str:
+        return " x ".join(form.format(value) for value in row)
+
+    return f"{joined(np.median(rows, axis=0))} (median; {joined(rows.min(axis=0))} to {joined(rows.max(axis=0))})"
+
+
+def _intensity(fingerprint: Fingerprint) -> str:
+    channels = [f"{channel.low:.4g} to {channel.high:.4g}" for channel in fingerprint.intensities]
+    return f"{'; '.join(channels)} in the foreground of {fingerprint.sampled} cases (0.5th to 99.5th percentile)"
+
+
+def _class_rows(labels: LabelValues, plan: Plan) -> list[str]:
+    classes = [*zip(plan.label_values, plan.label_names, strict=True)]
+    if plan.ignore_value is not None:
+        classes.append((plan.ignore_value, "(ignored)"))
+    return [f"  {value:>7}  {labels.cases[value]:>8}  {labels.voxels[value]:>12}  {name}" for value, name in classes]
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+# ------------------------------------------------------------------ dataset.json
 
 
 def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
@@ -46,10 +109,11 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
     return {key: [entry(case) for case in cases] for key, cases in {**lists, "test": roles.test}.items() if cases}
 
 
-def same_splits(home: Path, lists: dict[str, list[Any]]) -> bool:
-    """Whether the `dataset.json` of a folder, whoever wrote it, gives every case the same role."""
+def same_splits(path: Path, lists: Mapping[str, list[Any]]) -> bool:
+    """Whether a datalist, whoever wrote it, gives every case the same role."""
+    home = path.parent
     try:
-        there = load_cases(DatasetSpec(home, "dataset.json"))
+        there = load_cases(DatasetSpec(home, path.name))
     except UserError:
         return False
     wanted = {
@@ -64,80 +128,39 @@ def same_splits(home: Path, lists: dict[str, list[Any]]) -> bool:
 def _as_set(home: Path, cases: Sequence[dict[str, Any]]) -> set[tuple[str, ...]]:
     files = set()
     for case in cases:
-        images = case["image"] if isinstance(case["image"], list) else [case["image"]]
-        files.add(tuple(os.path.normpath(home / path) for path in [*images, case.get("label") or ""]))
+        files.add(tuple(os.path.normpath(home / path) for path in [*images_of(case), case.get("label") or ""]))
     return files
 
 
-def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Callable) -> Roles:
-    """Copy the files of all cases below `target`, where they keep their paths below the root they were found in.
+def json_of(name: str, plan: Plan, lists: Mapping[str, list[Any]]) -> str:
+    """The text of a `dataset.json`."""
+    labels = {str(value): label for value, label in zip(plan.label_values, plan.label_names, strict=True)}
+    content = {"name": name, "labels": labels, **lists, "written_by": COMMAND}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+# ------------------------------------------------------------------ the YAML
+
+
+def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: str, file: Path) -> str:
+    """The text of a dataset's YAML, each value with its reason.
 
     Args:
-        roles: cases with absolute paths.
-        roots: folders that were searched.
-        target: outside of them.
-        progress: wraps what is looped over in a progress bar with a title.
-
-    Returns:
-        The same roles with paths of the copies.
-
-    Raises:
-        UserError: if another file is there already, or a file cannot be copied.
+        plan: the settings.
+        roles: which case does what.
+        name: of the dataset.
+        dataset_dir: folder of the datalist.
+        datalist: its name.
+        file: where the YAML will be, for the command in its first lines.
     """
-
-    def copied(case: FoundCase) -> FoundCase:
-        try:
-            images = tuple(_copy(Path(path), roots, target) for path in case.images)
-            return replace(case, images=images, label=case.label and _copy(Path(case.label), roots, target))
-        except OSError as error:  # of shutil's too, which lists all files of a folder
-            raise UserError(f"Case {case.name} cannot be copied to {target}: {error.strerror or error}.") from error
-
-    bar = iter(progress(roles.all, "copying"))
-    lists = {
-        role: [copied(next(bar)) for _ in getattr(roles, role)]
-        for role in ("labelled", "unlabelled", "validation", "test")
-    }
-    next(bar, None)  # lets the bar end
-    return Roles(**lists, notes=roles.notes)
-
-
-def copy_target(path: Path, roots: Sequence[Path], target: Path) -> Path:
-    """Where a file's copy goes; what was found in a further root lies in a folder with that root's name."""
-    for number, root in enumerate(roots):
-        if path.is_relative_to(root):
-            return (target if number == 0 else target / root.name) / path.relative_to(root)
-    return target / path.name
-
-
-def _copy(path: Path, roots: Sequence[Path], target: Path) -> str:
-    goal = copy_target(path, roots, target)
-    goal.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        shutil.copytree(path, goal, dirs_exist_ok=True)
-        return str(goal)
-    files = [path]
-    if ending_of(path) in (".mhd", ".nhdr"):  # headers that name a file of voxels beside them
-        files += [f for f in sorted(path.parent.glob(f"{path.stem}.*")) if f != path]
-    for file in files:
-        copy = goal.with_name(file.name)
-        if copy.exists() and not filecmp.cmp(file, copy):
-            raise UserError(f"{copy} exists and differs from {file}: name an empty folder by --copy_to.")
-        if not copy.exists():
-            shutil.copy2(file, copy)
-    return str(goal)
-
-
-def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: str, config: str) -> str:
-    """The text of `configs/datasets/<name>.yaml`, each value with its reason beside it."""
-    cases = len(roles.labelled)
     entries = [
         ("dataset_name", _flow(name), ""),
-        ("dataset_dir", _flow(str(dataset_dir)), "paths in the datalist start here"),
-        ("datalist", _flow(datalist), "which case trains, is used without label, or tests"),
-        ("labelled_cases", "null", f"all {cases} training cases that have a label; N: the first N"),
-        ("validation_cases", "0", "N holds out the last N labelled cases, to choose a checkpoint by"),
-        ("in_channels", str(plan.in_channels), "as every case has"),
-        ("label_names", _flow(plan.label_names), "of the classes 0, 1, 2, ...; rename them freely"),
+        ("dataset_dir", _flow(str(dataset_dir)), "folder that paths in the datalist start from"),
+        ("datalist", _flow(datalist), "lists the training, unlabelled, validation and test cases"),
+        ("labelled_cases", "null", f"number of training cases whose labels are used; null: all {len(roles.labelled)}"),
+        ("validation_cases", "0", "number of labelled cases, the last ones, held out to choose a checkpoint"),
+        ("in_channels", str(plan.in_channels), "channels of every image"),
+        ("label_names", _flow(plan.label_names), "name of each class, background first; rename them freely"),
         *_label_entries(plan),
         ("spacing", _flow(plan.spacing), "mm; the median of all volumes, to which each is resampled"),
     ]
@@ -145,19 +168,21 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
     lines += _intensity_lines(plan)
     size = " x ".join(map(str, plan.size))
     entries = [
-        ("roi_size", _flow(plan.roi_size), f"voxels; within a median volume, {size}, and what this machine can train"),
-        ("flip_axes", "[]", "axes (0: left-right) along which anatomy may be mirrored; a file cannot say which"),
-        ("batch_labelled", str(plan.batch_labelled), "labelled patches a step; one alone is slow on a CPU"),
+        ("roi_size", _flow(plan.roi_size), f"patch, voxels; a median volume has {size}; limited by this machine"),
+        ("flip_axes", "[]", "axes (0: left-right) along which anatomy may be mirrored; files cannot tell which"),
+        ("batch_labelled", str(plan.batch_labelled), "labelled patches per step"),
         ("batch_unlabelled", str(plan.batch_unlabelled), _unlabelled_reason(plan)),
-        ("max_steps", "1000", "optimiser steps; raise it while curves still rise"),
+        ("max_steps", "1000", "optimiser steps; raise it while the curves still rise"),
     ]
     lines += [_line(*entry) for entry in entries]
     if plan.cache_rate < 1:
-        reason = "fraction of the prepared volumes that memory has room for; the others are read at each visit"
+        reason = "fraction of the training cases that fit into memory; the others are read at each visit"
         lines.append(_line("cache_rate", str(plan.cache_rate), reason))
     head = f"""\
+# Written by python -m scripts {COMMAND}. Edit it freely.
 #
-#   python -m monai.bundle run training --config_file "['configs/train.yaml','{config}']"
+#   python -m scripts train {name}
+#   python -m monai.bundle run training --config_file "['configs/train.yaml','{file}']"
 
 """
     return head + "\n".join(lines) + "\n"
@@ -168,9 +193,7 @@ def _label_entries(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.label_values != list(range(len(plan.label_values))):
         entries.append(("label_values", _flow(plan.label_values), "value of each class in the label files"))
     if plan.ignore_value is not None:
-        entries.append(
-            ("ignore_value", str(plan.ignore_value), "voxels of this value in label files count for nothing")
-        )
+        entries.append(("ignore_value", str(plan.ignore_value), "voxels of this value in label files are ignored"))
     return entries
 
 
@@ -193,7 +216,7 @@ def _intensity_lines(plan: Plan) -> list[str]:
 
 
 def _unlabelled_reason(plan: Plan) -> str:
-    return "unlabelled patches a step" if plan.batch_unlabelled else "there are no unlabelled cases"
+    return "unlabelled patches per step" if plan.batch_unlabelled else "there are no unlabelled cases"
 
 
 def _line(key: str, value: str, reason: str) -> str:
@@ -201,5 +224,5 @@ def _line(key: str, value: str, reason: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A text, number or list in the part of YAML that is JSON: any letter, dot or blank is safe in it."""
+    """A text, number or list as JSON, which is YAML too and takes any character."""
     return json.dumps(value, ensure_ascii=False)

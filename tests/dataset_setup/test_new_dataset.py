@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import itk
@@ -17,6 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.cli.commands import main
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
+from scripts.dataset_setup.layouts import read_generated
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
@@ -158,7 +160,8 @@ def test_without_unlabelled_cases_no_unlabelled_patches_are_drawn(tmp_path: Path
 
 
 def test_findings_are_shown_before_anything_is_written(tmp_path: Path) -> None:
-    folder, config = make_folder(tmp_path / "data"), tmp_path / "x.yaml"
+    folder = make_folder(tmp_path / "data")
+    config = folder / "x.yaml"
     there: list[tuple[bool, bool]] = []
     shown: list[str] = []
 
@@ -166,8 +169,7 @@ def test_findings_are_shown_before_anything_is_written(tmp_path: Path) -> None:
         shown.append(text)
         there.append(((folder / "dataset.json").exists(), config.exists()))
 
-    written = new_dataset(Request(folder, "x", config=config), MACHINE, show)
-    assert written == [folder / "dataset.json", config]
+    assert new_dataset(Request(folder, "x"), MACHINE, show) == config
     assert "8: 5 with label" in shown[0] and there == [(False, False), (True, True)]
 
 
@@ -217,7 +219,7 @@ def test_decathlon_test_images_are_left_out_unless_asked_for(tmp_path: Path, run
     assert (len(cases.labelled), len(cases.unlabelled), len(cases.test)) == (4, 0, 1)
     assert settings["datalist"] == "dataset_mine.json"
     assert (folder / "dataset.json").read_bytes() == before
-    _, cases, _ = run(folder, use_test_images=True)
+    _, cases, _ = run(folder, use_test_images=True, force=True)
     assert [case["case"] for case in cases.unlabelled] == ["h_9"]
 
 
@@ -294,7 +296,7 @@ def test_test_cases_can_be_counted_or_left_out(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "data")
     _, cases, _ = run(folder, test_cases=2)
     assert (len(cases.labelled), len(cases.test)) == (3, 2)
-    _, cases, text = run(folder, test_fraction=0)
+    _, cases, text = run(folder, test_fraction=0, force=True)
     assert (len(cases.labelled), len(cases.test)) == (5, 0)
     assert "nothing to evaluate" in text and "Evaluate:" not in text
 
@@ -315,28 +317,40 @@ def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
 # ------------------------------------------------------------------ what is never overwritten
 
 
-def test_a_second_run_writes_the_same_bytes(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    files = (folder / "dataset.json", tmp_path / "configs" / "mine.yaml")
-    run(folder)
-    first = [file.read_bytes() for file in files]
-    run(folder)
-    assert [file.read_bytes() for file in files] == first
-
-
-@pytest.mark.parametrize("edited", ["dataset.json", "mine.yaml"])
-def test_an_edited_file_is_kept_unless_forced(tmp_path: Path, run, edited: str) -> None:
+@pytest.mark.parametrize("there", ["mine.yaml", "dataset.json"])
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path, run, there: str) -> None:
     folder = make_folder(tmp_path / "data")
     run(folder)
-    paths = {"dataset.json": folder / "dataset.json", "mine.yaml": tmp_path / "configs" / "mine.yaml"}
-    path = paths[edited]
-    written = path.read_text()
-    path.write_text(written.replace("structure 1", "liver"))
-    kept = {name: file.read_bytes() for name, file in paths.items()}
-    assert "was edited" in refusal(run, folder)
-    assert {name: file.read_bytes() for name, file in paths.items()} == kept
+    files = {"dataset.json": folder / "dataset.json", "mine.yaml": tmp_path / "configs" / "mine.yaml"}
+    first = {name: file.read_bytes() for name, file in files.items()}
+    for name in {*files} - {there}:
+        files[name].unlink()
+    files[there].write_bytes(first[there].replace(b"c0", b"c1"))  # in dataset.json another split
+    kept = files[there].read_bytes()
+    with pytest.raises(UserError, match=rf"{there}.*--force"):
+        run(folder)
+    assert files[there].read_bytes() == kept
+    assert not any(files[name].exists() for name in {*files} - {there})
     run(folder, force=True)
-    assert path.read_text() == written
+    assert {name: file.read_bytes() for name, file in files.items()} == first
+
+
+def test_a_datalist_with_the_same_split_is_kept(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    run(folder)
+    file = folder / "dataset.json"
+    file.write_text(file.read_text().replace("structure 1", "liver"))
+    edited = file.read_bytes()
+    (tmp_path / "configs" / "mine.yaml").unlink()
+    settings, cases, text = run(folder)
+    assert settings["datalist"] == "dataset.json" and len(cases.labelled) == 4
+    assert file.read_bytes() == edited and f"Wrote {file}" not in text
+
+
+def test_an_empty_or_foreign_file_is_not_taken_for_ours(tmp_path: Path) -> None:
+    for text in ('{"training": []}', "", "[1]", '{"written_by": "someone"}'):
+        (tmp_path / "dataset.json").write_text(text)
+        assert read_generated(tmp_path / "dataset.json") == {}
 
 
 def test_another_name_leaves_the_first_ones_split_alone(tmp_path: Path, run) -> None:
@@ -385,8 +399,9 @@ def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
     assert copied.read_bytes() == (folder / "images" / copied.name).read_bytes()
     assert not (folder / "dataset.json").exists()
     copied.write_bytes(b"another file")
-    assert "differs from" in refusal(run, folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy")
-    assert "outside of it" in refusal(run, folder, copy_to=folder / "copy")
+    message = refusal(run, folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy", force=True)
+    assert str(copied) in message and "--copy_to" in message
+    assert "--copy_to" in refusal(run, folder, copy_to=folder / "copy")
     (tmp_path / "file").write_text("")
     assert "cannot be copied" in refusal(run, folder, copy_to=tmp_path / "file", name="again")
 
@@ -450,8 +465,15 @@ def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> 
     )
     printed = capsys.readouterr().out
     assert f"Wrote {folder / 'dataset.json'}" in printed and f"Wrote {config}" in printed
-    assert f"run training --config_file \"['configs/train.yaml','{config}']\"" in printed
+    assert all(f"python -m scripts {command} x\n" in printed for command in ("check", "train", "evaluate"))
     assert yaml.safe_load(config.read_text())["label_names"] == ["nothing", "all else"]
+
+
+def test_readme_shows_the_commands_that_are_printed(tmp_path: Path, run) -> None:
+    _, _, text = run(make_folder(tmp_path / "data"))
+    printed = re.findall(r"^\w+: +(python -m scripts .+)$", text, re.MULTILINE)
+    assert len(printed) == 3
+    assert set(printed) <= set((ROOT / "README.md").read_text().splitlines())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from scripts.data.labels import Tally
-from scripts.dataset_setup.description import Description
 from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
+from scripts.dataset_setup.layouts import Description
 from scripts.dataset_setup.plan import (
     Machine,
     cache_rate,

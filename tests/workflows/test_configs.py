@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from scripts.dataset_setup.generated import is_generated
-
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 METHODS = sorted(f"methods/{path.name}" for path in (CONFIGS / "methods").glob("*.yaml"))
-DATASETS = sorted(
-    f"datasets/{path.name}" for path in (CONFIGS / "datasets").glob("*.yaml") if not is_generated(path)
-)  # what new-dataset writes there is the user's own
+DATASETS = sorted(f"datasets/{path.name}" for path in (CONFIGS / "datasets").glob("*.yaml"))
 OVERRIDABLE = [
     *("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "precision", "seed", "max_steps"),
     *("labelled_cases", "roi_size", "batch_labelled", "batch_unlabelled", "learning_rate", "val_interval", "resume"),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`inference.json` of `model.ts`: the inference configuration with values in place, of monai and torch alone."""
+"""The `inference.json` inside `model.ts`: the inference configuration by classes of monai and torch only."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -15,40 +15,51 @@ from scripts.export.settings import ROOT, ExportSettings
 from scripts.images.monai import label_dtype
 
 TEMPLATE = ROOT / "configs/self_contained.yaml"
+SHARED = ("preprocessing", "dataset", "dataloader", "inferer", "postprocessing")
 ALLOWED = ("monai.", "torch.")
 
 
 def self_contained(settings: ExportSettings) -> dict[str, Any]:
-    """`configs/self_contained.yaml` with the values of a configuration.
+    """`configs/self_contained.yaml` with the blocks `SHARED` of an inference configuration.
 
     Raises:
-        UserError: if the configuration uses a class that is neither of monai nor of torch.
+        UserError: if these use a class that is not part of monai or torch.
     """
     template = ConfigParser.load_config_file(str(TEMPLATE))
-    written = settings.plain("written_values")
-    own = {"class_indices": list(range(len(written))), "written_dtype": label_dtype(written).name}
-
-    def filled(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: filled(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [filled(value) for value in node]
-        if isinstance(node, str) and node.startswith("@") and node[1:] not in template:
-            return own[node[1:]] if node[1:] in own else settings.plain(node[1:])
-        return node
-
-    config = filled(template)
+    config = template | {key: settings.parser[key] for key in SHARED}
+    config = {key: _without_our_reader(_filled(node, key, set(config), settings)) for key, node in config.items()}
     foreign = sorted(set(foreign_names(config)))
     if foreign:
         raise UserError(
-            f"model.ts can carry classes of monai and torch alone, but the configuration uses {', '.join(foreign)}: "
+            f"model.ts can only carry classes of monai and torch, but the configuration uses {', '.join(foreign)}: "
             "replace it, or deploy the bundle's folder instead of model.ts."
         )
     return config
 
 
+def _filled(node: Any, place: str, keys: Set[str], settings: ExportSettings) -> Any:
+    """The node at `place` of a configuration with the value of each reference to a key outside `keys`."""
+    if isinstance(node, Mapping):
+        return {name: _filled(value, f"{place}::{name}", keys, settings) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_filled(value, f"{place}::{index}", keys, settings) for index, value in enumerate(node)]
+    if not isinstance(node, str) or set(re.findall(r"@(\w+)", node)) <= keys:
+        return node
+    if node == "@written_dtype":
+        return label_dtype(settings.plain("written_values")).name
+    return settings.plain(node[1:] if node.startswith("@") else place)
+
+
+def _without_our_reader(node: Any) -> Any:
+    """Without the reader of images that only this bundle has: MONAI then chooses one by the file's ending."""
+    if isinstance(node, Mapping):
+        ours = str(node.get("reader", "")).startswith("scripts.")
+        return {key: _without_our_reader(value) for key, value in node.items() if not (ours and key == "reader")}
+    return [_without_our_reader(value) for value in node] if isinstance(node, list) else node
+
+
 def foreign_names(node: Any) -> Iterator[str]:
-    """Classes and modules in a configuration that come neither from monai nor from torch."""
+    """Classes and modules in a configuration that are not part of monai or torch."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if isinstance(target, str):

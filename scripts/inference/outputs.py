@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import FolderLayoutBase
 
 from scripts.data.labels import declared_values
 from scripts.files import write_text
-from scripts.images.find import ImageFiles, first_file, output_names
+from scripts.images.find import first_file
 from scripts.images.header import case_name
 from scripts.images.monai import label_dtype
 from scripts.images.write import output_ending, write_volume
@@ -92,47 +90,3 @@ def sidecar_of(path: str | Path) -> Path:
     """The JSON file beside a label volume: `a_seg.nii.gz` to `a_seg.json`."""
     path = Path(path)
     return path.with_name(f"{case_name(path)}.json")
-
-
-class OutputNames(FolderLayoutBase):
-    """For MONAI's `SaveImaged(folder_layout=...)`: where the output for each of `images` goes.
-
-    Args:
-        images: of `find_images`; one of several files is known by its first. Or what returns them when the first output
-            is named: a reader of bundles that builds the transforms and drops those that save has no folder of images.
-        output_dir: made when the first output is written.
-        postfix: behind the name.
-        extension: of the written file.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[ImageFiles] | Callable[[], Sequence[ImageFiles]],
-        output_dir: str | Path,
-        postfix: str = "_seg",
-        extension: str = ".nii.gz",
-    ) -> None:
-        self.images, self.output_dir = images, Path(output_dir)
-        self.ending = postfix + extension
-
-    @cached_property
-    def paths(self) -> dict[str, Path]:
-        """The output's path for each input."""
-        images = self.images() if callable(self.images) else self.images
-        files = [first_file(image) for image in images]
-        names = zip(files, output_names(files), strict=True)
-        return {file: self.output_dir / f"{name}{self.ending}" for file, name in names}
-
-    def filename(self, subject: str, idx: int | None = None) -> str:
-        """Path of the output.
-
-        Args:
-            subject: the input's path, `filename_or_obj` of its meta data.
-            idx: number of a patch, which whole volumes do not have.
-
-        Raises:
-            KeyError: for a path that is not among `images`.
-        """
-        path = self.paths[subject]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return str(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded numbers of the reference implementation: where they are, how ours are compared, what differed most."""
+"""Loading the recorded numbers of the reference implementations, and comparing ours with them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ LARGEST: dict[str, dict[str, float]] = {}
 
 
 def found(pattern):
-    """The files that match, as parameters of a test."""
-    return [pytest.param(path, id=path.stem) for path in sorted(GOLDEN_DIR.glob(pattern))]
+    """The files that match, at least one, as parameters of a test."""
+    paths = sorted(GOLDEN_DIR.glob(pattern))
+    assert paths, f"tests/golden has no file {pattern}"
+    return [pytest.param(path, id=path.stem) for path in paths]
 
 
 class Golden(dict):
-    """A file's arrays as tensors, scalars as numbers."""
+    """A file's arrays as tensors and its scalars as numbers."""
 
     def __init__(self, path):
         with np.load(path) as arrays:
@@ -32,16 +34,16 @@ class Golden(dict):
         self.name = path.stem
 
     def part(self, prefix):
-        """Entries below a prefix, without it."""
+        """Entries whose key starts with a prefix, with the prefix removed."""
         return {key.removeprefix(prefix): value for key, value in self.items() if key.startswith(prefix)}
 
     def check(self, actual, key, atol, rtol=0.0, quantity=None):
-        """Ours is the recorded value within the tolerance; keep the difference under `quantity`."""
+        """Assert that our value is the recorded one within the tolerance; record the difference under `quantity`."""
         compare(self.name, quantity or key, actual, self[key], atol, rtol)
 
 
 def compare(name, quantity, actual, expected, atol, rtol=0.0):
-    """Assert closeness and remember the largest difference."""
+    """Assert closeness and record the largest difference."""
     actual = torch.as_tensor(actual).detach().double()
     expected = torch.as_tensor(expected).double()
     if actual.shape == expected.shape and actual.numel() > 0:
@@ -65,7 +67,7 @@ def load_selector(selector: nn.Sequential, entries) -> nn.Sequential:
 
 
 def largest_differences():
-    """A Markdown table: a row per file, its quantities with the largest difference of each."""
+    """A Markdown table of the largest difference of each quantity, one row per file."""
     lines = ["| file | largest absolute difference |", "|---|---|"]
     for name in sorted(LARGEST):
         parts = ", ".join(f"{quantity} {value:.1e}" for quantity, value in LARGEST[name].items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference's network with its parameters by rule, in our names."""
+"""The reference's network, its parameters computed by a rule and translated to our names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRIME = 2147483647
 
 
 def value_by_rule(index, key, shape):
-    """Parameter `index` of the state dict as the golden README sets it."""
+    """Parameter `index` of the state dict, by the rule in tests/golden/README.md."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     k = np.arange(math.prod(shape), dtype=np.int64)
@@ -30,7 +30,7 @@ def value_by_rule(index, key, shape):
 
 
 def reference_state(golden):
-    """The reference's state dict, by rule, for the widths of a golden file; its list is chosen by its header."""
+    """The reference's state dict for the widths of a golden file, by the rule in tests/golden/README.md."""
     header = ", ".join(f"{name}={int(golden[name])}" for name in ("in_channels", "num_classes", "num_filters"))
     for path in sorted(GOLDEN_DIR.glob("vnet_state_dict_*.txt")):
         first, *lines = path.read_text().splitlines()
@@ -56,13 +56,13 @@ def network_for(golden):
 
 
 def our_names(golden):
-    """The reference's name of each backbone entry to ours."""
+    """Map the reference's name of each backbone entry to ours."""
     theirs = (key for key in reference_state(golden) if key.startswith(BACKBONE_PREFIXES))
     return dict(zip(theirs, vnet_of(golden).state_dict(), strict=True))
 
 
 def load_by_rule(module, state, name):
-    """Fill a head or selector with the reference's entries below a name."""
+    """Load the reference's entries below a name into a head or selector."""
     module.load_state_dict(
         {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrast with learned selectors against the recorded numbers of SS-Net, where they are at hand."""
+"""The contrast with learned selectors against the recorded numbers of SS-Net."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_recorded_gradients_to_every_selector_parameter_are_reproduced(ran):
                 key = f"grad.{kind}_selector_c{c}.{PLACES[layer]}.{rest}"
                 if key not in golden:
                     assert parameter.grad is None, key
-                elif kind == "memory":  # w / w: the reference has rounding noise where we must have no more
+                elif kind == "memory":  # w / w: only rounding noise in the reference and in ours
                     assert parameter.grad.abs().max() < 1e-6, key
                 else:
                     golden.check(parameter.grad, key, atol=1e-7, rtol=1e-3, quantity="selector gradient")
@@ -92,7 +92,7 @@ def test_recorded_classes_distances_and_weights_are_reproduced(path):
 
 @pytest.mark.parametrize("path", FILES)
 def test_normalised_memory_weights_are_what_the_paper_describes(path):
-    """Not the reference: its authors' formula, which their code misses, as the file has it for comparison."""
+    """Compared with the formula of the authors' paper, which their code does not compute; the file records it too."""
     golden = Golden(path)
     value = loss_of(golden, "normalised")(golden["features"], golden["labels"])
     golden.check(value, "derived.loss_memory_axis_rescaled", atol=1e-6, quantity="normalised loss")

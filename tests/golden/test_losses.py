@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice losses, schedules and the total against the recorded numbers of SS-Net, where they are at hand."""
+"""Dice losses, schedules and the total against the recorded numbers of SS-Net."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Recorded(LossTerm):
 
 @pytest.mark.parametrize("path", found("schedule_and_total_loss*.npz"))
 def test_recorded_total_is_reproduced_by_weighted_terms(path):
-    """Cross-entropy is no part of it."""
+    """Cross-entropy is not a part of the total."""
     golden = Golden(path)
     weights = {
         "dice": 1.0,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory updates against the recorded numbers of SS-Net and SemiSeg-Contrastive, where they are at hand."""
+"""Memory updates against the recorded numbers of SS-Net and SemiSeg-Contrastive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def selectors_of(golden):
 
 
 def memory_of(golden):
-    """First in, first out where the file has a capacity of its own, else replacement."""
+    """First in, first out if the file records a capacity, else replacement."""
     offered, dim = golden["elements_per_class"], golden["features_u0"].shape[1]
     if "memory_per_class" not in golden:
         return PrototypeMemory(golden["num_classes"], dim, offered)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics against the recorded numbers of the reference implementation (MedPy 0.5.2), where they are at hand."""
+"""Metrics against the recorded numbers of the reference implementation (MedPy 0.5.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 
 
 def pairs():
-    """Every (file, index) with a prediction and a target, whatever their number."""
+    """Every (file, index) with a prediction and a target."""
     for path in sorted(GOLDEN_DIR.glob("surface_metrics*.npz")):
         with np.load(path) as arrays:
             indices = sorted(int(m[1]) for m in (re.fullmatch(r"pred_(\d+)", key) for key in arrays) if m)

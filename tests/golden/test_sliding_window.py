@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's sliding window against the recorded inference of the semi-supervised codes, where it is at hand."""
+"""MONAI's sliding window against the recorded inference of the semi-supervised codes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_recorded_scores_and_labels_are_reproduced_by_uniform_windows(path):
 
 @pytest.mark.parametrize(("side", "first"), [(2, 1), (3, 1), (4, 0), (5, 0)])
 def test_a_short_axis_is_padded_by_the_smaller_half_in_front(side, first):
-    """The recorded files cannot tell: the reference pads floor(missing / 2) in front, the rest behind."""
+    """Not in the recorded files: the reference pads floor(missing / 2) in front and the rest behind."""
 
     def place(image):
         return torch.arange(5.0).reshape(1, 1, 5, 1, 1).expand_as(image).clone()

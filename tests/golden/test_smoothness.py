@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual adversarial smoothness against the recorded numbers of SS-Net, where they are at hand."""
+"""Virtual adversarial smoothness against the recorded numbers of SS-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.golden.golden_files import Golden, compare, found
 from tests.golden.golden_network import network_for, our_names
 
 FILES = found("vat_*.npz")
-# By mode_train, as the golden README has them.
+# By mode_train, as in tests/golden/README.md.
 LOSS, CLEAN, DIRECTION, DECODER_NORM, ENCODER_NORM = (
     (2e-6, 1e-4),
     (1e-5, 2e-4),
@@ -42,7 +42,7 @@ def ran(request):
     marker = next(network.parameters())
     marker.grad = torch.zeros_like(marker)
     value = term(step)
-    assert marker.grad.eq(0).all()  # nothing of the search for the direction is left behind
+    assert marker.grad.eq(0).all()  # the search for the direction leaves no gradient behind
     marker.grad = None
     value.backward()
     return golden, network, value, step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole training iterations of SS-Net from our pieces, against the recorded ones where they are at hand."""
+"""Whole training iterations of SS-Net, built from our parts, against the recorded ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.golden.golden_network import load_by_rule, network_for, our_names, re
 
 ITERATIONS = 15000
 LOSS, ADVERSARIAL, SELECTED, MEMORY, WEIGHTS = (5e-5, 5e-4), (1e-4, 5e-4), (5, 50), (5e-4, 3e-2), (3e-7, 1e-6)
-"""Tolerances at the first and the second iteration, as the golden README has them."""
+"""Tolerances at the first and the second iteration, as in tests/golden/README.md."""
 
 
 class Step:
-    """The reference's network, heads, selectors, memory, loss and optimiser, from our pieces."""
+    """The reference's network, heads, selectors, memory, loss and optimiser, built from our parts."""
 
     def __init__(self, golden):
         self.golden = golden
@@ -93,7 +93,7 @@ class Step:
         return total, batch.labelled_logits.detach(), batch.labels
 
     def entry(self, key):
-        """Our tensor for the reference's name of an entry of its state dict, and whether it is a parameter of ours."""
+        """Our tensor for an entry of the reference's state dict."""
         if key in self.names:
             return self.named(self.network, self.names[key])
         module, _, rest = key.partition(".")
@@ -113,7 +113,7 @@ class Step:
 
 
 def close_rows(ours, recorded, atol):
-    """Every recorded row has one of ours within the tolerance: neighbours in the ranking may swap."""
+    """Whether each recorded row has one of ours within the tolerance; neighbours in the ranking may swap."""
     return torch.cdist(recorded, ours, p=float("inf")).min(dim=1).values.max() <= atol
 
 

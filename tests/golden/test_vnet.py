@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""V-Net and heads against the recorded numbers of the reference implementation (SS-Net), where they are at hand."""
+"""V-Net and heads against the recorded numbers of the reference implementation (SS-Net)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_recorded_parameter_counts_are_reproduced(path):
     ):
         network = VNet(channels, classes, filters)
         assert count(network) == expected
-        # The reference's projection head takes 16 channels, whatever the network has.
+        # The reference's projection head always takes 16 channels.
         heads = [ProjectionHead(16, 32), ProjectionHead(32, 32), ClassSelectors(classes, 32, "reference")]
         assert count(network, *heads) == with_heads
 

@@ -14,7 +14,7 @@ from tests.losses.batches import make_batch
 
 
 class Fixed(LossTerm):
-    """A term with a value of its own that counts how often it is asked and keeps what it was given."""
+    """A term of fixed value that counts its calls and keeps its batch."""
 
     def __init__(self, value, weight=1.0):
         super().__init__(weight)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which voxels the contrast and cluster terms take, and under which class."""
+"""Which voxels the contrast and cluster losses use, and with which class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.losses.batches import make_batch
 
 
 def loss():
-    """Class 1 looks east, class 2 north, class 0 has no memory."""
+    """Prototypes of class 1 point east, those of class 2 north; class 0 has none."""
     memory = PrototypeMemory(3, 2, 2)
     memory.update({1: torch.tensor([[1.0, 0.0]] * 2), 2: torch.tensor([[0.0, 1.0]] * 2)})
     return ContrastivePrototypeLoss(memory)
@@ -69,7 +69,7 @@ def test_labels_of_the_labelled_cases_have_no_influence_on_the_unlabelled_term()
     assert len(values) == 1
 
 
-def test_teacher_decides_where_there_is_one():
+def test_pseudo_labels_come_from_the_teacher_if_there_is_one():
     step = step_of([EAST] * 4, [EAST] * 4, guesses=(2, 2, 2, 2), teacher=confident([1, 1, 1, 1]))
     assert UnlabelledContrastTerm(loss())(step).item() == pytest.approx(0.0, abs=1e-6)
     without = step_of([EAST] * 4, [EAST] * 4, guesses=(2, 2, 2, 2))
@@ -126,7 +126,7 @@ def warnings_of(term, steps, caplog):
 
 
 def test_a_contrast_without_a_pair_for_50_steps_says_so_once_with_what_is_missing(caplog):
-    """Two kinds of voxels, but class 2 has one prototype and class 1 none: what happens with two classes."""
+    """Class 2 has one prototype and class 1 none, so no class has a pair."""
     memory = PrototypeMemory(3, 2, 2)
     memory.update({2: torch.tensor([[0.0, 1.0]])})
     term, step = LabelledContrastTerm(ContrastivePrototypeLoss(memory)), step_of([EAST] * 4, [EAST] * 4, (1, 1, 1, 2))
@@ -137,13 +137,13 @@ def test_a_contrast_without_a_pair_for_50_steps_says_so_once_with_what_is_missin
     assert "include_background" in message
 
 
-def test_a_step_with_a_pair_starts_the_count_anew(caplog):
+def test_a_step_with_a_pair_resets_the_count(caplog):
     empty, full = step_of([EAST] * 4, [WEST] * 4, probability=0.4), step_of([EAST] * 4, [WEST] * 4)
     assert warnings_of(UnlabelledContrastTerm(loss()), [*[empty] * 30, full, *[empty] * 49], caplog) == []
     assert len(warnings_of(UnlabelledContrastTerm(loss()), [full, *[empty] * 50], caplog)) == 1
 
 
-def test_features_that_have_arrived_are_no_missing_pair(caplog):
+def test_a_loss_of_zero_with_pairs_is_not_reported(caplog):
     step = step_of([EAST, EAST, NORTH, NORTH], [EAST] * 4)
     assert LabelledContrastTerm(loss())(step).item() == 0
     assert warnings_of(LabelledContrastTerm(loss()), [step] * 60, caplog) == []
@@ -185,7 +185,7 @@ def test_separation_pushes_classes_apart():
     assert up[:2].gt(0).all() and up[2:].lt(0).all()
 
 
-def test_unlabelled_voxels_join_their_pseudo_label_where_that_is_asked_for():
+def test_unlabelled_voxels_are_used_with_their_pseudo_label_on_request():
     step = clusters_of([EAST, EAST, NORTH, NORTH], [NORTH, NORTH, NORTH, NORTH])
     assert CompactnessTerm()(step).item() == pytest.approx(0.0, abs=1e-6)
     value = CompactnessTerm(unlabelled=True)(step)  # class 1: two east, two north
@@ -202,14 +202,14 @@ def test_unlabelled_voxels_below_the_confidence_stay_out():
 
 
 class OneDirection(nn.Module):
-    """A head that sends every row the same way."""
+    """A head that gives every embedding the same direction."""
 
     def forward(self, rows):
         return rows.abs() @ torch.ones(2, 2)
 
 
 @pytest.mark.parametrize(("term", "plain", "projected"), [(CompactnessTerm, APART, 0.0), (SeparationTerm, 0.0, 1.0)])
-def test_projected_rows_are_compared_where_there_is_a_head(term, plain, projected):
+def test_head_projects_embeddings_before_they_are_compared(term, plain, projected):
     step = clusters_of([EAST, NORTH, EAST, NORTH] if term is CompactnessTerm else [EAST, EAST, NORTH, NORTH])
     assert term()(step).item() == pytest.approx(plain, abs=1e-6)
     assert term(projection_head=OneDirection())(step).item() == pytest.approx(projected, abs=1e-6)
@@ -223,7 +223,7 @@ def test_gradient_reaches_the_head(term):
     assert head[0].weight.grad.ne(0).any()
 
 
-def test_at_most_so_many_voxels_of_a_class_enter():
+def test_samples_per_class_limits_the_voxels_of_a_class():
     rows = []
 
     class Count(nn.Module):
@@ -246,7 +246,7 @@ def test_a_step_without_labelled_cases_gives_zero_with_zero_gradient(term):
     assert value.item() == 0 and features.grad.eq(0).all()
 
 
-def test_one_class_alone_has_nothing_to_be_apart_from():
+def test_separation_of_a_single_class_is_zero():
     step = clusters_of([EAST, NORTH, WEST, EAST], labels=(1, 1, 1, 1))
     value = SeparationTerm()(step)
     value.backward()
@@ -254,12 +254,12 @@ def test_one_class_alone_has_nothing_to_be_apart_from():
 
 
 def test_cluster_terms_bring_labels_to_coarser_features():
-    """Four voxels a row, two cells: each takes the label of its second voxel, 1."""
+    """Four voxels along an axis, two cells: each takes the label of its second voxel, 1."""
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 1, 2).requires_grad_()
     step = make_batch(torch.zeros(1, 3, 1, 1, 4), features, torch.tensor([2, 1, 0, 1]).reshape(1, 1, 1, 4))
     assert CompactnessTerm()(step).item() == pytest.approx(APART, abs=1e-6)
 
 
-def test_margin_that_is_no_distance_is_refused():
+def test_margin_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"margin.*2\.5"):
         SeparationTerm(margin=2.5)

@@ -30,7 +30,7 @@ def test_covariance_is_about_the_mean_with_divisor_n_minus_one():
     torch.testing.assert_close(three, torch.tensor([[3.0, -1.5], [-1.5, 3.0]]))
 
 
-def test_covariance_of_bfloat16_rows_is_computed_in_float32():
+def test_covariance_of_bfloat16_embeddings_is_computed_in_float32():
     rows = torch.tensor([[100.0, 1.0], [101.0, 2.0]], dtype=torch.bfloat16)
     assert covariance(rows).dtype == torch.float32 and covariance(rows)[0, 1] == 0.5
     assert covariance(rows.double()).dtype == torch.float64
@@ -62,7 +62,7 @@ def test_cross_view_entropy_lowers_the_second_views_distances():
 
 
 POOL = {0: [[-1.0], [1.0]], 1: [[5.0], [9.0]]}
-"""Variances 2 and 8; class 2 has no rows."""
+"""Variances 2 and 8; class 2 has no prototypes."""
 
 
 def pool_of(rows=POOL, dim=1):
@@ -72,7 +72,7 @@ def pool_of(rows=POOL, dim=1):
 
 
 def maps(values):
-    """One row a voxel to maps `(1, C, 1, 1, N)`."""
+    """One embedding per voxel to maps `(1, C, 1, 1, N)`."""
     return torch.tensor(values, dtype=torch.float32).T.reshape(1, len(values[0]), 1, 1, -1)
 
 
@@ -112,7 +112,7 @@ def test_two_views_are_compared_with_their_classes_pool_and_with_each_other():
     assert len(step.seen) == 1 and step.seen[0] is step.weak
 
 
-def test_equal_covariances_are_at_rest_whatever_the_means():
+def test_equal_covariances_have_no_loss_for_any_means():
     step = Step([[3], [5], [0], [4]], [[-7], [-5], [40], [36]], classes=[0, 0, 1, 1])
     assert CorrelationTerm(pool_of())(step.data).item() == pytest.approx(0.0, abs=1e-6)
 
@@ -158,7 +158,7 @@ class Halve(nn.Module):
         return rows / 2
 
 
-def test_rows_pass_through_both_heads_and_the_pool_does_not():
+def test_embeddings_pass_through_both_heads_and_the_pool_does_not():
     step = Step([[12], [20]], [[12], [20]], classes=[0, 0])  # variance 32, 8 after one head, 2 after both
     plain, one, two = (
         CorrelationTerm(pool_of(), *heads)(step.data).item()
@@ -167,7 +167,7 @@ def test_rows_pass_through_both_heads_and_the_pool_does_not():
     assert (plain, one, two) == pytest.approx((30**2 / 4, 6**2 / 4, 0))
 
 
-def test_heads_with_batch_norm_see_rows_of_both_views():
+def test_heads_with_batch_norm_see_embeddings_of_both_views():
     torch.manual_seed(0)
     head = ProjectionHead(1, 1)
     step = Step([[3], [5]], [[4], [9]], classes=[0, 0])
@@ -175,7 +175,7 @@ def test_heads_with_batch_norm_see_rows_of_both_views():
     assert head[0].weight.grad is not None and head[1].num_batches_tracked == 1
 
 
-def test_at_most_so_many_voxels_of_a_class_enter():
+def test_samples_per_class_limits_the_voxels_of_a_class():
     rows = []
 
     class Count(nn.Module):
@@ -192,10 +192,10 @@ def test_at_most_so_many_voxels_of_a_class_enter():
 @pytest.mark.parametrize(
     ("classes", "pool", "passes"),
     [
-        ([2, 2, 2], POOL, 1),  # a class without rows in the pool
+        ([2, 2, 2], POOL, 1),  # a class without prototypes
         ([0, 1, 2], POOL, 1),  # no class with two voxels
         ([0, 0, 0], {}, 0),
-        ([0, 0, 0], {0: [[1.0]]}, 0),  # one row has no covariance
+        ([0, 0, 0], {0: [[1.0]]}, 0),  # one prototype has no covariance
     ],
 )
 @pytest.mark.parametrize("form", ["aligned", "reference"])
@@ -207,7 +207,7 @@ def test_where_a_pair_is_missing_it_is_zero_with_zero_gradient(classes, pool, pa
     assert len(step.seen) == passes
 
 
-def test_a_class_that_misses_its_pair_leaves_the_others_alone():
+def test_a_class_without_a_pair_does_not_change_the_others():
     full = Step([[3], [9], [4], [4]], [[3], [9], [4], [4]], classes=[0, 0, 2, 2])
     alone = Step([[3], [9]], [[3], [9]], classes=[0, 0])
     for form in ("aligned", "reference"):
@@ -216,7 +216,7 @@ def test_a_class_that_misses_its_pair_leaves_the_others_alone():
 
 
 def test_pool_and_heads_are_in_the_state_of_the_term():
-    """A restored term goes on with the same value."""
+    """A restored term has the same value."""
     torch.manual_seed(0)
     step = Step([[3], [5], [0], [2]], [[4], [4], [0], [6]], classes=[0, 0, 1, 1])
     term = CorrelationTerm(pool_of(), ProjectionHead(1, 1), ProjectionHead(1, 1)).eval()
@@ -234,7 +234,7 @@ def test_no_unlabelled_case_makes_no_pass():
     assert value.item() == 0 and features.grad.eq(0).all()
 
 
-def test_missing_weak_view_is_said_in_a_sentence():
+def test_missing_weak_view_is_refused_with_its_key():
     step = Step([[3], [9]], [[3], [9]], classes=[0, 0])
     data = make_batch(step.data.logits, step.data.features, step.data.labels, forward_pass=step.data.forward_pass)
     with pytest.raises(UserError, match="train::weak_view"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in an ignored voxel of a labelled case changes no term, whatever it is."""
+"""The content of an ignored voxel of a labelled case does not change any loss."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TERMS = {
 
 
 class VoxelNetwork(nn.Module):
-    """Looks at one voxel at a time, so that nothing else can carry a voxel's value anywhere."""
+    """Its output at a voxel depends on that voxel only."""
 
     def __init__(self):
         super().__init__()

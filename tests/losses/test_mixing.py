@@ -53,7 +53,7 @@ UNDECIDED = (math.log(2) + 2 / 3) / 2
 
 
 class Network:
-    """A forward pass that remembers its images and reads the classes' logits off them."""
+    """A forward pass that records its images and computes logits from them."""
 
     def __init__(self, read):
         self.read, self.images = read, None
@@ -65,7 +65,7 @@ class Network:
 
 
 def sure(images):
-    """The class that the image holds at each voxel, without doubt."""
+    """Certain logits of the class that the image holds at each voxel."""
     return 50.0 * one_hot(images[:, 0].long(), 2).movedim(-1, 1).float()
 
 
@@ -91,7 +91,7 @@ def ones(cases, value=1, shape=(3, 6, 9)):
 
 
 def test_each_case_is_pasted_into_the_other_and_labels_go_with_the_images():
-    """A network that is right about both parts has no loss, wherever the box lies."""
+    """A network that is right about both parts has no loss, for any position of the box."""
     torch.manual_seed(0)
     network = Network(sure)
     labels, pseudo = torch.randint(2, (1, 3, 6, 9)), torch.randint(2, (1, 3, 6, 9))
@@ -109,7 +109,7 @@ def test_first_mixture_holds_the_unlabelled_case_in_a_box_of_that_fraction(fract
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
-def test_loss_of_a_network_that_never_decides(alpha):
+def test_loss_of_an_undecided_network(alpha):
     term = CopyPasteTerm(unlabelled_weight=alpha)
     value = term(step_of(ones(2), ones(2, 0), Network(undecided)))
     assert value.item() == pytest.approx(2 * (1 + alpha) * UNDECIDED, abs=1e-4)
@@ -124,7 +124,7 @@ def test_unlabelled_weight_is_that_of_the_unlabelled_part_both_ways():
 
 
 @pytest.mark.parametrize(("labelled", "unlabelled"), [(1, 3), (3, 1), (3, 2), (2, 3)])
-def test_the_rarer_kind_is_taken_again_in_turn(labelled, unlabelled):
+def test_the_rarer_kind_of_case_is_used_several_times(labelled, unlabelled):
     network = Network(undecided)
     values = torch.arange(labelled + unlabelled, dtype=torch.float32).reshape(-1, 1, 1, 1, 1).expand(-1, 1, 3, 6, 9)
     CopyPasteTerm()(step_of(ones(labelled), ones(unlabelled, 0), network, images=values))
@@ -135,7 +135,7 @@ def test_the_rarer_kind_is_taken_again_in_turn(labelled, unlabelled):
         assert set(mixture.unique().tolist()) == expected
 
 
-def test_only_the_largest_part_of_a_pseudo_label_counts_where_that_is_asked_for():
+def test_largest_component_of_a_pseudo_label_is_kept_on_request():
     """The far voxel is a second part: the network that sees it there is right only without the option."""
     pseudo = torch.zeros(1, 3, 6, 9, dtype=torch.int64)
     pseudo[0, :2, :, :5] = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms on features at the edge: all alike, opposite, all zero, large, or without a partner; in fp32 and bf16."""
+"""Losses of extreme features: all equal, opposite, zero, large, or without a pair; in fp32 and bf16."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from scripts.training.inferer import FeatureInferer
 
 
 class OneVoxel(nn.Module):
-    """Class 1 grows with the first voxel and with nothing else."""
+    """The logit of class 1 depends on the first voxel only."""
 
     def __init__(self, slope=1.0):
         super().__init__()

@@ -92,7 +92,7 @@ def test_gradient_reaches_the_unlabelled_logits_but_not_the_teacher():
     assert step.logits.grad[0].eq(0).all() and step.logits.grad[1].abs().sum() > 0
 
 
-def test_without_a_teacher_the_network_is_its_own():
+def test_without_a_teacher_the_network_labels_for_itself():
     student = [[0.4, 0.6], [0.8, 0.2], [0.45, 0.55], [0.3, 0.7]]  # classes 1, 0, 1, 1
     cross_entropy = -(math.log(0.6) + math.log(0.8) + math.log(0.55) + math.log(0.7)) / 4
     dice = 1 - 2 * (0.6 + 0.55 + 0.7) / ((0.6 + 0.2 + 0.55 + 0.7) + 3)
@@ -109,7 +109,7 @@ def test_labelled_cases_have_no_influence():
 
 
 def test_a_power_weighs_the_cross_entropy_of_a_voxel_by_its_pseudo_labels_probability():
-    """Over the voxels that count: 0.9^2 twice; the weight leaves the mean's divisor alone, as in the published code."""
+    """Two voxels count, with weight 0.9^2; the mean divides by their number, as in the published code."""
     cross_entropy = 0.81 * -(math.log(0.6) + math.log(0.8)) / 2
     dice = 1 - 2 * 0.6 / ((0.6 + 0.2) + 1)
     value = PseudoLabelTerm(confidence=0.8, power=2.0)(step_of())
@@ -147,7 +147,7 @@ def test_soft_targets_count_by_their_probability_everywhere():
 
 
 def test_soft_targets_do_not_unlearn_a_class_that_is_never_the_most_probable_one():
-    """A student and a teacher that are both a third sure of the class agree; a hard label would push to background."""
+    """If student and teacher give a class one third, they agree; a hard label would push towards background."""
     probabilities = [[0.66, 0.34]] * 4
     for term, pushed in ((SoftPseudoLabelTerm(), False), (PseudoLabelTerm(), True)):
         step = step_of(student=probabilities, teacher=probabilities)
@@ -164,7 +164,7 @@ def consistency_batch(student, teacher):
     )
 
 
-def test_it_is_the_mean_squared_difference_of_probabilities():
+def test_consistency_is_the_mean_squared_difference_of_probabilities():
     step = consistency_batch(student=[[0.4, 0.6], [0.8, 0.2]], teacher=[[0.1, 0.9], [0.9, 0.1]])
     value = ConsistencyTerm()(step)
     assert value.item() == pytest.approx((0.3**2 + 0.3**2 + 0.1**2 + 0.1**2) / 4, abs=1e-6)
@@ -185,14 +185,14 @@ def test_opposite_certainties_reach_the_upper_bound():
 
 
 def entropy_batch(*probabilities, labelled=1):
-    """Labelled cases on the fence, then one unlabelled case `(1, K, 1, 1, N)` with these probabilities."""
+    """Undecided labelled cases, then one unlabelled case `(1, K, 1, 1, N)` with these probabilities."""
     unlabelled = torch.tensor(probabilities).log().T.reshape(1, len(probabilities[0]), 1, 1, -1)
     logits = torch.cat([torch.zeros_like(unlabelled)] * labelled + [unlabelled]).requires_grad_()
     labels = torch.zeros(labelled, *logits.shape[2:], dtype=torch.int64)
     return make_batch(logits, torch.zeros(len(logits), 3, *logits.shape[2:]), labels)
 
 
-def test_it_is_the_mean_entropy_over_log_k_of_the_unlabelled_voxels_alone():
+def test_entropy_is_the_mean_over_unlabelled_voxels_divided_by_log_k():
     step = entropy_batch([0.5, 0.25, 0.25], [0.75, 0.125, 0.125])
     first = 0.5 * math.log(2) + 0.5 * math.log(4)
     second = 0.75 * math.log(4 / 3) + 0.25 * math.log(8)
@@ -203,11 +203,11 @@ def test_it_is_the_mean_entropy_over_log_k_of_the_unlabelled_voxels_alone():
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_indecision_is_one_for_any_number_of_classes(classes):
+def test_entropy_of_equal_probabilities_is_one_for_any_number_of_classes(classes):
     assert EntropyTerm()(entropy_batch([1 / classes] * classes)).item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_certainty_is_zero_and_its_gradient_finite():
+def test_entropy_of_a_certain_voxel_is_zero_and_its_gradient_finite():
     logits = torch.tensor([1e4, -1e4, 0.0]).reshape(1, 3, 1, 1, 1).requires_grad_()
     value = EntropyTerm()(make_batch(logits, torch.zeros(1, 1, 1, 1, 1), torch.zeros(0, 1, 1, 1).long()))
     value.backward()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The head on rows; its numbers against the published code: tests/test_golden_vnet.py."""
+"""The projection head; tests/golden/test_vnet.py compares its numbers with the published code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_widths_follow_the_arguments():
     assert ProjectionHead(5)(torch.randn(4, 5)).shape == (4, 32)
 
 
-def test_rows_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode():
+def test_embeddings_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode():
     head, rows = ProjectionHead(3, 4), torch.randn(6, 3)
     head.eval()
     torch.testing.assert_close(head(rows)[2:3], head(rows[2:3]))
@@ -26,7 +26,7 @@ def test_rows_do_not_see_each_other_in_evaluation_mode_and_do_in_training_mode()
     assert not torch.allclose(head(rows)[:2], head(rows[:2]))
 
 
-def test_it_is_linear_norm_relu_linear():
+def test_head_is_linear_norm_relu_linear():
     head, rows = ProjectionHead(3, 4).eval(), torch.randn(6, 3)
     first, norm, _, last = head
     norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
@@ -36,6 +36,6 @@ def test_it_is_linear_norm_relu_linear():
     torch.testing.assert_close(head(rows), hidden @ last.weight.T + last.bias)
 
 
-def test_rows_of_another_width_are_refused_with_the_key_to_set():
+def test_embeddings_of_another_width_are_refused_with_the_key_to_set():
     with pytest.raises(UserError, match=r"5.* 4: feature_channels"):
         ProjectionHead(5)(torch.randn(3, 4))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extra passes leave no trace in running statistics and give what an ordinary pass gives."""
+"""Extra passes do not change running statistics and give the result of an ordinary pass."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""V-Net: counts, shapes, refusals, and that every argument does something. Its numbers: tests/test_golden_vnet.py."""
+"""V-Net: sizes, arguments, errors, export, published weights. tests/golden/test_vnet.py compares its numbers."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_dropout_acts_at_the_bottleneck_and_before_the_output_and_drops_whole_ch
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_output_depends_on_each_dropout_alone(part):
-    """Catches a dropout whose result is thrown away."""
+    """Fails if a dropout's result is not used."""
     network, x = VNet(base_filters=4, norm=None, dropout_prob=0.5).eval(), image()
     with torch.no_grad():
         still = network(x)
@@ -142,7 +142,7 @@ def test_dropout_comes_after_the_layer_that_prototypes_use():
 
 
 @pytest.mark.parametrize("shape", [(17, 32, 16), (16, 40, 16), (16, 32, 8)])
-def test_side_that_is_no_multiple_of_sixteen_is_refused_by_its_length(shape):
+def test_side_that_is_not_a_multiple_of_sixteen_is_refused(shape):
     bad = next(side for side in shape if side % 16)
     with pytest.raises(ValueError, match=rf"16.*\b{bad}\b"):
         VNet(base_filters=1)(image(shape=shape))
@@ -166,7 +166,7 @@ def test_dropout_outside_its_range_is_refused(prob):
 
 
 def test_axes_are_treated_alike_but_not_swapped():
-    """With weights turned along with the image, the output turns; without, it does not (so no axis is ignored)."""
+    """If weights and image are rotated, the output is rotated; if only the image is, it is not."""
     network = VNet(base_filters=2).eval()
     turned = copy.deepcopy(network)
     order = (0, 1, 4, 2, 3)
@@ -194,7 +194,7 @@ def test_script_gives_the_same_output_and_the_same_refusal():
 
 
 def test_export_with_dynamic_batch_and_sides_gives_the_same_output():
-    """Sides from 32: torch.export treats a bottleneck of one voxel (side 16) as another program."""
+    """Sides from 32, because torch.export specialises a bottleneck of one voxel (side 16)."""
     network = VNet(base_filters=2).eval()
     sides = {axis: 16 * torch.export.Dim(name, min=2, max=32) for axis, name in ((2, "d"), (3, "h"), (4, "w"))}
     dynamic = {0: torch.export.Dim("batch", min=1, max=8), **sides}
@@ -209,7 +209,7 @@ WIDTHS = {"in_channels": 1, "out_channels": 2, "base_filters": 2}
 
 
 def published_state(network, fill=None):
-    """The network's entries under other names of the published form, with what the published file holds besides."""
+    """The network's entries under names like the published ones, with further entries of the published file."""
     state = {"projection_head.0.weight": torch.zeros(32, 16)}
     for i, (key, value) in enumerate(network.state_dict().items()):
         part, kind = key.split(".")[0], key.rpartition(".")[2]
@@ -217,7 +217,7 @@ def published_state(network, fill=None):
     return state | {"contrastive_class_selector_0.0.weight": torch.zeros(32, 32)}
 
 
-def test_entries_are_taken_in_order_and_heads_passed_over():
+def test_reference_entries_are_copied_in_order_without_heads():
     network = VNet(**WIDTHS)
     assert load_reference_backbone(network, published_state(network, fill=3)) is network
     for i, value in enumerate(network.state_dict().values()):
@@ -258,6 +258,6 @@ def test_other_widths_are_refused_naming_the_entry_and_both_shapes_and_nothing_i
         assert torch.equal(value, before[key])
 
 
-def test_state_of_something_else_is_refused():
+def test_unrelated_state_dict_is_refused():
     with pytest.raises(ValueError, match=r" 0 .*entries"):
         load_reference_backbone(VNet(**WIDTHS), {"layer.weight": torch.zeros(2)})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pulling together and pushing apart, on directions that can be drawn."""
+"""Compactness and separation of a few directions in the plane."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cosine(a, b):
 def test_compactness_is_0_for_one_direction_and_1_where_directions_cancel_out():
     assert compactness(features(EAST, [7.0, 0.0]), labels(1, 1), 2).item() == pytest.approx(0, abs=1e-6)
     assert compactness(features(EAST, WEST), labels(1, 1), 2).item() == pytest.approx(1, abs=1e-6)
-    # east and north: the mean of the unit rows is (1/2, 1/2)
+    # east and north: the mean of the unit embeddings is (1/2, 1/2)
     assert compactness(features(EAST, NORTH), labels(1, 1), 2).item() == pytest.approx(1 - math.sqrt(0.5), abs=1e-6)
 
 
@@ -44,7 +44,7 @@ def test_compactness_is_the_mean_cosine_distance_to_the_mean_direction_class_by_
     assert compactness(rows, classes, 3).item() == pytest.approx(sum(by_class) / 2, abs=1e-6)
 
 
-def test_a_class_with_one_row_does_not_make_the_others_look_compact():
+def test_a_class_with_one_embedding_does_not_make_the_others_look_compact():
     value = compactness(features(EAST, WEST, NORTH), labels(1, 1, 2), 3)
     assert value.item() == pytest.approx(1, abs=1e-6)
 
@@ -85,7 +85,7 @@ def test_length_of_a_feature_does_not_matter():
 
 
 @pytest.mark.parametrize("function", [compactness, separation])
-def test_rows_of_no_class_take_no_part(function):
+def test_embeddings_of_no_class_take_no_part(function):
     rows = features(EAST, NORTH, WEST, [math.nan, 0.0])
     value = function(rows, labels(0, 0, NO_CLASS, NO_CLASS), 2)
     torch.testing.assert_close(value, function(rows[:2], labels(0, 0), 2))
@@ -97,7 +97,7 @@ def test_rows_of_no_class_take_no_part(function):
     ("function", "classes"),
     [
         *((function, (NO_CLASS, NO_CLASS)) for function in (compactness, separation)),
-        (compactness, (0, 1)),  # no class has two rows
+        (compactness, (0, 1)),  # no class has two embeddings
         (separation, (1, 1)),  # no second class
     ],
 )
@@ -110,14 +110,14 @@ def test_where_nothing_contributes_the_value_and_the_gradient_are_0(function, cl
 
 
 @pytest.mark.parametrize("function", [compactness, separation])
-def test_zero_and_cancelling_rows_have_a_finite_gradient(function):
+def test_zero_and_cancelling_embeddings_have_a_finite_gradient(function):
     rows = features([0.0, 0.0], [0.0, 0.0], EAST, WEST)
     function(rows, labels(0, 0, 1, 1), 2).backward()
     assert rows.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("function", [compactness, separation])
-def test_rows_and_labels_that_do_not_belong_together_are_refused(function):
+def test_embeddings_and_labels_that_do_not_belong_together_are_refused(function):
     with pytest.raises(ValueError, match=r"\[0, 2\).* 0 to 2"):
         function(features(EAST, NORTH), labels(0, 2), 2)
     with pytest.raises(ValueError, match="2 embeddings and 3 labels"):

@@ -23,7 +23,7 @@ def test_distance_depends_on_the_angle_alone():
     torch.testing.assert_close(cosine_distance(features, prototypes), expected, atol=1e-6, rtol=0)
 
 
-def test_zero_row_is_at_distance_one_and_has_a_finite_gradient():
+def test_zero_embedding_is_at_distance_one_and_has_a_finite_gradient():
     features = torch.zeros(1, 3, requires_grad=True)
     distance = cosine_distance(features, torch.eye(3))
     assert distance.tolist() == [[1.0, 1.0, 1.0]]
@@ -161,7 +161,7 @@ def test_no_usable_class_gives_zero_whatever_the_features_hold():
     assert value.item() == 0 and features.grad.eq(0).all()
 
 
-def test_no_rows_at_all_give_zero():
+def test_no_embeddings_at_all_give_zero():
     loss = ContrastivePrototypeLoss(memory_of({1: EAST}))
     assert loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)).item() == 0
 
@@ -197,7 +197,7 @@ def test_memory_may_be_written_between_forward_and_backward():
 
 
 class Scale(nn.Module):
-    """A head that is easy to follow: it adds a constant."""
+    """A head that adds a constant."""
 
     def __init__(self, *shift):
         super().__init__()
@@ -223,7 +223,7 @@ def test_second_call_in_evaluation_mode_gives_the_same_and_changes_nothing():
 
 
 class Recorder(nn.Module):
-    """A head that notes what it is given."""
+    """A head that records its input."""
 
     def __init__(self):
         super().__init__()
@@ -235,9 +235,9 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(3, {0: 3, 1: 3, 2: 2}), (None, {0: 20, 1: 10, 2: 2})])
-def test_samples_per_class_limits_the_rows_of_each_class(limit, expected):
+def test_samples_per_class_limits_the_embeddings_of_each_class(limit, expected):
     labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 2 + [NO_CLASS] * 6)
-    features = torch.stack([labels.float(), torch.arange(38.0)], dim=1)  # each row tells its class and its place
+    features = torch.stack([labels.float(), torch.arange(38.0)], dim=1)  # each embedding holds its class and its index
     head = Recorder()
     ContrastivePrototypeLoss(memory_of({0: EAST, 1: EAST, 2: NORTH}), head, samples_per_class=limit)(features, labels)
     places = head.seen[:, 1].long()
@@ -246,7 +246,7 @@ def test_samples_per_class_limits_the_rows_of_each_class(limit, expected):
     assert (labels[places] != NO_CLASS).all()
 
 
-def test_sampled_rows_follow_the_global_generator():
+def test_sampled_embeddings_follow_the_global_generator():
     labels, features = torch.ones(50, dtype=torch.int64), torch.randn(50, 2)
     loss = ContrastivePrototypeLoss(memory_of({1: EAST}), samples_per_class=5)
     torch.manual_seed(7)
@@ -262,7 +262,7 @@ def test_label_out_of_range_is_refused(label):
         loss_of([[1.0, 0.0]] * 2, [label, label], {1: EAST})
 
 
-def test_labels_that_do_not_match_the_rows_are_refused_with_both_counts():
+def test_labels_that_do_not_match_the_embeddings_are_refused_with_both_counts():
     loss = ContrastivePrototypeLoss(memory_of({1: EAST}))
     with pytest.raises(ValueError, match="24 embeddings and 3 labels"):
         loss(torch.zeros(1, 2, 2, 3, 4), torch.zeros(1, 1, 1, 3, dtype=torch.int64))
@@ -274,7 +274,7 @@ def test_features_of_another_width_than_the_memory_are_refused_with_both():
 
 
 def test_a_nan_in_a_feature_that_enters_is_not_hidden():
-    """`GradientGuard` sees it and undoes the step; a number in its place would be a guess."""
+    """`GradientGuard` then undoes the step."""
     assert loss_of([[1.0, float("nan")], [1.0, 0.0]], [1, 1], {1: EAST}).isnan()
 
 
@@ -301,7 +301,7 @@ def test_wrong_argument_is_refused(options, message):
 
 @pytest.mark.parametrize(("through", "rows"), [("used", 2), ("all", 4)])
 def test_heads_see_the_voxels_that_count_or_all_of_them(through, rows):
-    """Class 0 has no memory and voxel 3 no class: no distance is taken of them, but a batch norm may see them."""
+    """Class 0 has no prototypes and voxel 3 no class: they have no distance, but a batch norm may see them."""
     seen = []
 
     class Head(nn.Module):

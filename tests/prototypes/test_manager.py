@@ -22,7 +22,7 @@ def manager_of(**options):
 
 
 def sure(classes, probability=0.98, num_classes=3):
-    """Probabilities `(N, K)` in which each row's class has that probability."""
+    """Probabilities `(N, K)` that give each class that probability."""
     rows = torch.full((len(classes), num_classes), (1 - probability) / (num_classes - 1))
     rows[range(len(classes)), classes] = probability
     return rows
@@ -45,7 +45,7 @@ def test_new_features_of_a_class_take_the_place_of_the_old():
     assert not manager.memory.prototypes(2).requires_grad
 
 
-def test_the_most_probable_features_enter_where_that_is_asked_for():
+def test_the_most_probable_features_enter_on_request():
     probabilities = sure([1] * 4)
     probabilities[:, 1] = torch.tensor([0.5, 0.9, 0.4, 0.8])
     probabilities[:, 0] = 0.98 - probabilities[:, 1]
@@ -172,13 +172,13 @@ def test_without_selectors_there_are_none_and_the_loss_has_no_parameters():
 
 
 def maps_of(rows, shape):
-    """Rows `(N, C)` as maps `(B, C, ...)`."""
+    """Embeddings `(N, C)` as maps `(B, C, ...)`."""
     return rows.reshape(*shape, -1).movedim(-1, 1)
 
 
 @pytest.mark.parametrize("channel", [False, True])
 @pytest.mark.parametrize("shape", [(2, 2, 1, 3), (2, 2, 3)])
-def test_maps_and_rows_give_the_same(shape, channel):
+def test_maps_and_embeddings_give_the_same(shape, channel):
     torch.manual_seed(0)
     rows, labels = torch.randn(12, 2), torch.randint(3, (12,))
     flat, mapped = manager_of(elements_per_class=12), manager_of(elements_per_class=12)
@@ -213,7 +213,7 @@ def test_unlabelled_features_enter_under_a_confident_pseudo_label(arguments):
     assert lower.memory_summary() == {0: 1, 1: 1, 2: 1}
 
 
-def test_logits_and_probabilities_are_told_apart_by_what_was_said():
+def test_predictions_are_read_as_the_constructor_says():
     """Logits (1, 0, 0) are a probability of 0.58; as probabilities they would be certainty."""
     predictions = torch.tensor([[0.0, 1.0, 0.0]] * 2)
     for said, expected in (("logits", 0), ("probabilities", 2)):
@@ -239,7 +239,7 @@ def test_voxels_of_no_class_take_no_part():
     [(features(EAST, NORTH), None), (features(EAST), torch.tensor([1])), (torch.zeros(0, 2, requires_grad=True), None)],
     ids=["all below the confidence", "one feature", "no feature"],
 )
-def test_where_nothing_can_act_loss_and_gradient_are_0(rows, labels, learned):
+def test_without_suitable_features_loss_and_gradient_are_0(rows, labels, learned):
     manager = manager_of(use_learned_selector=learned)
     loss, parts = manager.update_and_compute_loss(rows, torch.zeros(len(rows), 3), labels)
     rows.grad = None
@@ -282,7 +282,7 @@ def test_wrong_input_is_refused_and_leaves_everything_as_it_was(changes, message
 
 
 @pytest.mark.parametrize("predictions", [[[2.0, -1.0, 0.0]], [[0.9, 0.9, 0.9]], [[0.0, 0.0, 0.0]]])
-def test_probabilities_that_are_none_are_refused(predictions):
+def test_predictions_that_are_not_probabilities_are_refused(predictions):
     with pytest.raises(ValueError, match="predictions='logits'"):
         manager_of(predictions="probabilities").update_and_compute_loss(
             features(EAST), torch.tensor(predictions), torch.tensor([1])
@@ -290,7 +290,7 @@ def test_probabilities_that_are_none_are_refused(predictions):
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_update_memory_refuses_foreign_classes_and_widths_and_leaves_out_rows_that_are_not_finite(learned):
+def test_update_memory_refuses_foreign_classes_and_widths_and_leaves_out_embeddings_that_are_not_finite(learned):
     manager = manager_of(use_learned_selector=learned)
     with pytest.raises(ValueError, match="class 3"):
         manager.update_memory({3: torch.zeros(9, 2)})

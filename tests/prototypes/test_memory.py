@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory bank on rows of two numbers."""
+"""The memory bank with embeddings of two numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.prototypes.memory import PrototypeMemory
 
 
 def rows(*firsts):
-    """One row `(x, -x)` for each number."""
+    """One embedding `(x, -x)` for each number."""
     return torch.tensor([[x, -x] for x in firsts], dtype=torch.float32).reshape(-1, 2)
 
 
@@ -44,7 +44,7 @@ def test_absent_class_keeps_its_prototypes(strategy):
     assert firsts(memory, 0) == []
 
 
-def test_replace_replaces_even_by_fewer_rows():
+def test_replace_replaces_even_by_fewer_embeddings():
     memory = memory_of()
     memory.update({1: rows(1, 2, 3)})
     memory.update({1: rows(9)})
@@ -52,7 +52,7 @@ def test_replace_replaces_even_by_fewer_rows():
     assert memory.features[1, 1:].eq(0).all()  # nothing stale in a checkpoint
 
 
-def test_replace_keeps_the_first_rows_of_too_many():
+def test_replace_keeps_the_first_embeddings_of_too_many():
     memory = memory_of()
     memory.update({1: rows(1, 2, 3, 4, 5, 6)})
     assert firsts(memory, 1) == [1, 2, 3, 4]
@@ -74,8 +74,8 @@ def test_fifo_holds_exactly_the_newest_when_a_step_brings_more_than_it_holds():
     assert firsts(memory, 1) == [11, 12, 13, 14]
 
 
-def test_first_insertion_may_be_larger_where_that_is_asked_for():
-    """As the published queue does it: cut only when there is something to push out, class by class."""
+def test_first_insertion_may_be_larger_on_request():
+    """As in the published queue, a class is cut only when it holds something already."""
     memory = memory_of("fifo", first_insertion=6)
     memory.update({1: rows(1, 2, 3, 4, 5, 6, 7)})
     assert firsts(memory, 1) == [1, 2, 3, 4, 5, 6]
@@ -98,7 +98,7 @@ def test_fifo_cuts_the_first_insertion_too():
 
 
 @pytest.mark.parametrize("strategy", ["replace", "fifo"])
-def test_rows_with_nan_or_infinity_are_dropped(strategy):
+def test_embeddings_with_nan_or_infinity_are_dropped(strategy):
     memory = memory_of(strategy)
     bad = rows(1, 2, 3, 4)
     bad[0, 1], bad[2, 0], bad[3, 1] = float("nan"), float("inf"), -float("inf")
@@ -108,7 +108,7 @@ def test_rows_with_nan_or_infinity_are_dropped(strategy):
     assert firsts(memory, 1) == [2]
 
 
-def test_bad_rows_do_not_take_the_place_of_good_ones():
+def test_bad_embeddings_do_not_take_the_place_of_good_ones():
     memory = memory_of()
     offered = torch.cat([rows(float("nan")), rows(1, 2, 3, 4)])
     memory.update({1: offered})
@@ -128,7 +128,7 @@ def test_class_outside_is_refused(class_id):
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(4, 3), torch.zeros(2), torch.zeros(1, 2, 2)])
-def test_rows_of_another_width_are_refused(bad):
+def test_embeddings_of_another_width_are_refused(bad):
     with pytest.raises(ValueError, match=r"\(N, 2\).*class 1"):
         memory_of().update({1: bad})
 
@@ -172,7 +172,7 @@ def test_update_leaves_no_gradient_path():
     assert list(memory.parameters()) == []
 
 
-def test_memory_owns_its_rows():
+def test_memory_owns_its_embeddings():
     memory, offered = memory_of(), rows(1, 2)
     memory.update({1: offered})
     offered.zero_()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for any features: drawn by hypothesis, a few dozen examples each."""
+"""Properties that hold for any features, drawn by hypothesis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def classes(seed, count, lowest=NO_CLASS):
 
 
 def loss_of(seed, selectors=None, scale=1.0, **options):
-    """Memory of `SIZE` rows a class, double precision."""
+    """Memory of `SIZE` prototypes per class in double precision."""
     memory = PrototypeMemory(CLASSES, WIDTH, SIZE).double()
     memory.update({c: rows(seed + 10 + c, SIZE, scale) for c in range(CLASSES)})
     return ContrastivePrototypeLoss(memory, selectors=selectors, samples_per_class=None, **options)

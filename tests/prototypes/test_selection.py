@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows are kept, on three to five rows."""
+"""Which of a few embeddings are kept."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_ties_keep_their_order(selection):
 
 @pytest.mark.parametrize("selection", ["random", "confidence", "highest", "lowest"])
 @pytest.mark.parametrize("limit", [4, 9])
-def test_rows_that_all_fit_keep_their_order(selection, limit):
+def test_embeddings_that_all_fit_keep_their_order(selection, limit):
     assert select_indices(4, limit, selection, SCORES).tolist() == [0, 1, 2, 3]
 
 
-def test_random_rows_are_distinct_and_any_row_may_come():
+def test_random_embeddings_are_distinct_and_any_embedding_may_come():
     torch.manual_seed(0)
     drawn = [select_indices(4, 2, "random").tolist() for _ in range(100)]
     assert all(len(set(rows)) == 2 for rows in drawn)
@@ -46,7 +46,7 @@ def test_random_needs_no_scores_and_repeats_with_the_generator():
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_unknown_selection_is_refused_even_if_all_rows_fit(count):
+def test_unknown_selection_is_refused_even_if_all_embeddings_fit(count):
     with pytest.raises(ValueError, match=r"selection.*'best'"):
         select_indices(count, 4, "best", SCORES)
 
@@ -63,14 +63,14 @@ def test_ranking_without_scores_is_refused(selection):
         (9, 3, 2, "image", 3),
         (5, 2, 2, "image", 2),  # 2.5: half goes to the even number below ...
         (7, 2, 2, "image", 4),  # ... and 3.5 to the one above
-        (1, 9, 2, "image", 1),  # never none
+        (1, 9, 2, "image", 1),  # at least 1
         (9, 3, 5, "class", 5),  # 5 / 3 * 3
         (8, 2, 4, "class", 5),  # 4 / 3 * 4 = 5.33
         (4, 2, 4, "class", 2),  # 4 / 3 * 2 = 2.67
         (4, 4, 2, "class", 1),  # 0.67, never none
     ],
 )
-def test_rows_that_an_image_offers_to_a_queue(capacity, images, classes, sampling, expected):
+def test_embeddings_per_image(capacity, images, classes, sampling, expected):
     assert embeddings_per_image(capacity, images, classes, sampling) == expected
 
 

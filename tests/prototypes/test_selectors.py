@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned weights, on rows small enough to follow."""
+"""Learned weights, on a few small embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.prototypes.selectors import ClassSelectors
 
 
 def first_number(selector):
-    """Make a selector's score the sigmoid of a row's first number (in evaluation mode, for numbers above 0)."""
+    """Make a selector's score the sigmoid of an embedding's first number (in evaluation mode, for numbers above 0)."""
     with torch.no_grad():
         selector[0].weight.copy_(torch.eye(2))
         selector[0].bias.zero_()
@@ -35,12 +35,12 @@ def selectors():
 ROWS = torch.tensor([[3.0, 4.0], [1.0, 0.0], [2.0, 0.0]])
 
 
-def test_feature_weights_are_scores_of_the_rows_as_they_are_over_their_mean(selectors):
+def test_feature_weights_are_scores_of_the_embeddings_as_they_are_over_their_mean(selectors):
     scores = torch.tensor([3.0, 1.0, 2.0]).sigmoid()
     torch.testing.assert_close(selectors.feature_weights(1, ROWS), scores / scores.mean())
 
 
-def test_memory_weights_are_scores_of_normalised_rows_over_their_mean(selectors):
+def test_memory_weights_are_scores_of_normalised_embeddings_over_their_mean(selectors):
     scores = torch.tensor([0.6, 1.0, 1.0]).sigmoid()
     torch.testing.assert_close(selectors.memory_weights(1, ROWS), scores / scores.mean())
 
@@ -81,7 +81,7 @@ def test_loss_multiplies_each_distance_by_both_weights(selectors):
 
 
 def test_selectors_judge_features_without_moving_them(selectors):
-    """All features lie in the prototypes' direction: only through the weights could a gradient reach them."""
+    """All features have the prototypes' direction, so a gradient could reach them only through the weights."""
     memory = PrototypeMemory(2, 2, 4)
     memory.update({1: torch.tensor([[1.0, 0.0], [2.0, 0.0]])})
     features = torch.tensor([[2.0, 0.0], [3.0, 0.0]], requires_grad=True)
@@ -116,7 +116,7 @@ def test_selectors_restored_from_a_state_go_on_as_if_never_stopped():
     assert torch.equal(selectors.feature[0][1].running_var, restored.feature[0][1].running_var)
 
 
-def test_rows_that_are_not_finite_are_left_out_before_anything_is_ranked(selectors):
+def test_embeddings_that_are_not_finite_are_left_out_before_anything_is_ranked(selectors):
     rows = torch.cat([ROWS[:1], torch.tensor([[float("nan"), 0.0], [0.0, float("inf")]]), ROWS[1:]])
     assert torch.equal(choose_embeddings(0, rows, 2, "lowest", selectors=selectors), ROWS[[1, 2]])
     probabilities = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.3])
@@ -124,5 +124,5 @@ def test_rows_that_are_not_finite_are_left_out_before_anything_is_ranked(selecto
     assert torch.equal(choose_embeddings(0, rows, 3, "lowest", selectors=selectors), ROWS)
 
 
-def test_no_row_at_all_gives_no_row(selectors):
+def test_no_embedding_gives_no_embedding(selectors):
     assert choose_embeddings(0, ROWS[:0], 2, "highest", selectors=selectors).shape == (0, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Voxels, rows, grids and confidence on volumes small enough to see through."""
+"""Embeddings, grids, pseudo-labels and sampling on tiny volumes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_softmax_of_half_precision_logits_is_taken_in_single_precision():
     assert confidence.item() == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6)
 
 
-def test_row_of_a_voxel_stands_where_its_flattened_label_stands():
+def test_embeddings_have_the_order_of_flattened_labels():
     features, labels = torch.randn(2, 5, 2, 3, 4), torch.arange(2 * 2 * 3 * 4).reshape(2, 2, 3, 4)
     rows = voxel_embeddings(features)
     for b in range(2):

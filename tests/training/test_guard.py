@@ -21,7 +21,7 @@ from scripts.training.teacher import TeacherUpdater, ema_teacher
 
 
 class ToyLoss(nn.Module):
-    """Squared error and a memory that takes a row in each step; `spoil(step)` may make a loss of another."""
+    """Squared error and a memory that takes an embedding in each step; `spoil(step)` may make a loss of another."""
 
     def __init__(self, spoil=None):
         super().__init__()
@@ -138,9 +138,9 @@ def test_a_run_with_a_bad_step_ends_like_one_without_it(zeros):
     assert bad.loss.scale.item() == good.loss.scale.item()
 
 
-def test_rows_that_a_bad_step_wrote_into_the_memory_are_taken_out():
+def test_embeddings_that_a_bad_step_wrote_into_the_memory_are_taken_out():
     run = Training(images(3)).run()
-    # Step n writes a row of n; 3 is missing, the newest is in front.
+    # Step n writes an embedding of n; 3 is missing, the newest is in front.
     assert run.loss.memory.prototypes(0)[:, 0].tolist() == [5, 4, 2, 1]
 
 
@@ -205,7 +205,7 @@ class Total(nn.Module):
 
 
 def step_of(max_norm, modules=lambda network, loss: [network, loss]):
-    """Minus the step that plain gradient descent of rate 1 makes: the gradient that it was given."""
+    """The gradient that the optimiser receives: minus the step of gradient descent with rate 1."""
     network, loss = Slope(), Total()
     guard = GradientGuard(modules(network, loss), max_norm=max_norm)
     trainer = SupervisedTrainer(
@@ -253,7 +253,7 @@ def test_the_norm_is_taken_over_network_and_loss_together():
 
 
 def test_counts_of_bad_steps_survive_a_restart():
-    """Else a run that is killed and resumed would have its patience back each time."""
+    """Otherwise a run that is killed and resumed would start counting again."""
     run = Training(images(4, 5)).run()
     restored = GradientGuard([run.network], patience=3)
     restored.load_state_dict(copy.deepcopy(run.guard.state_dict()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tap returns, and that it leaves no trace."""
+"""What the inferer returns, and that it leaves no hook behind."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_under_autocast_the_network_computes_in_bfloat16_and_the_result_is_float
 
 
 class Teacher(nn.Module):
-    """Notes what it is given, and how."""
+    """Records its input, its mode and whether gradients are on."""
 
     def __init__(self):
         super().__init__()
@@ -186,13 +186,13 @@ def test_a_pass_of_the_teacher_gives_its_logits_and_features_in_evaluation_mode_
 
 
 @pytest.mark.parametrize("weak", [None, torch.empty(0, 1, 4, 6, 8)])
-def test_without_weak_images_the_teacher_is_not_asked(network, weak):
+def test_without_weak_images_the_teacher_does_not_run(network, weak):
     teacher = Teacher()
     output = inferer("fine", divisor=2, teacher=teacher)(image(4, 6, 8), network, weak)
     assert output.teacher_logits is None and output.weak_images is None and teacher.seen == []
 
 
-def test_without_a_teacher_weak_images_are_passed_over(network):
+def test_without_a_teacher_there_are_no_teacher_logits(network):
     output = inferer("fine", divisor=2)(image(4, 6, 8), network, image(4, 6, 8))
     assert output.teacher_logits is None and output.teacher_pass is None
     assert network.calls == 1
@@ -264,7 +264,7 @@ def test_terms_get_the_images_and_a_pass_of_their_own_like_the_steps(network):
     x, weak = image(4, 6, 8), image(4, 6, 8, batch=1)
     output = inferer("fine", divisor=4)(x, network, weak=weak)
     assert torch.equal(output.images, x) and torch.equal(output.weak_images, weak)
-    logits, features = output.forward_pass(x)  # padded and cropped as the step's own: 6 is no multiple of 4
+    logits, features = output.forward_pass(x)  # padded and cropped as the step's own: 6 is not a multiple of 4
     assert torch.equal(logits, output.logits) and torch.equal(features, output.features)
     features.sum().backward()
     assert network.fine.weight.grad.abs().sum() > 0

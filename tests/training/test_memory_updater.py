@@ -63,7 +63,7 @@ def test_only_voxels_that_are_predicted_correctly_enter():
     assert stored(batch) == {1: [0], 2: [2]}
 
 
-def test_wrongly_predicted_voxels_enter_under_their_label_where_that_is_asked_for():
+def test_wrongly_predicted_voxels_enter_on_request():
     batch = batch_of(labels=[1, 1, 2, 2, 0], predicted=[1, 2, 2, 1, 0])
     assert stored(batch, only_correct=False) == {1: [0, 1], 2: [2, 3]}
 
@@ -74,7 +74,7 @@ def test_ignored_voxels_never_enter():
     assert stored(batch, include_background=True, only_correct=False, selection="confidence") == {1: [0], 2: [2]}
 
 
-def test_background_stays_out_by_default_and_enters_where_that_is_asked_for():
+def test_background_enters_only_on_request():
     batch = batch_of(labels=[0, 1, 0, 0], predicted=[0, 1, 0, 1], unlabelled=[0, 0, 0, 0])
     assert stored(batch) == {1: [1]}
     assert stored(batch, include_background=True) == {0: [0, 2], 1: [1]}
@@ -98,7 +98,7 @@ def test_unlabelled_voxels_take_only_the_room_that_labelled_ones_leave():
     assert memory[1][:2] == [0, 1] and memory[1][2] in (3, 4)
 
 
-def test_teacher_names_the_class_of_unlabelled_voxels_where_there_is_one():
+def test_teacher_labels_the_unlabelled_voxels_if_there_is_one():
     batch = batch_of([1, 1], [1, 1], unlabelled=[1, 1])
     batch = replace(batch, teacher_logits=logits_of([2, 2], [0.99, 0.5]))
     assert stored(batch, source="both") == {1: [0, 1], 2: [2]}
@@ -110,13 +110,13 @@ def test_confidence_ranks_by_probability_when_there_are_more_than_fit():
 
 
 def test_ranking_is_by_the_probability_of_the_label_and_not_of_the_wrong_answer():
-    """A voxel that is surely something else is no good example of its class."""
+    """A voxel that is certainly predicted as another class is a poor example of its own."""
     batch = batch_of([1, 1, 1], [1, 2, 1], probability=[0.6, 0.98, 0.7])
     assert stored(batch, room=2, selection="confidence", only_correct=False) == {1: [2, 0]}
 
 
 class FarFromTwo(nn.Module):
-    """Stands for class selectors: a feature's score grows with its first number's distance from 2."""
+    """Replaces class selectors: a feature's score grows with its first number's distance from 2."""
 
     def __init__(self):
         super().__init__()
@@ -128,14 +128,14 @@ class FarFromTwo(nn.Module):
 
 
 @pytest.mark.parametrize(("selection", "expected"), [("lowest", [2, 1, 3]), ("highest", [5, 0, 4])])
-def test_a_class_selector_ranks_what_is_too_much_and_is_not_asked_otherwise(selection, expected):
+def test_a_class_selector_ranks_voxels_only_if_there_are_too_many(selection, expected):
     selectors = FarFromTwo()
     batch = batch_of([1] * 6 + [2] * 3, [1] * 6 + [2] * 3)
     assert stored(batch, room=3, selection=selection, selectors=selectors) == {1: expected, 2: [6, 7, 8]}
     assert selectors.calls == [(1, 6)]
 
 
-def test_a_selector_judges_projected_rows():
+def test_a_selector_judges_projected_embeddings():
     class Mirror(nn.Module):
         def forward(self, rows):
             return rows * torch.tensor([-1.0, 1.0])
@@ -145,7 +145,7 @@ def test_a_selector_judges_projected_rows():
     assert found == {1: [-3]}
 
 
-def test_a_step_may_offer_fewer_or_more_rows_than_the_memory_holds():
+def test_a_step_may_offer_fewer_or_more_embeddings_than_the_memory_holds():
     batch = batch_of([1, 1, 1, 1], [1, 1, 1, 1])
     assert len(stored(batch, room=8, embeddings_per_step=2)[1]) == 2
     assert len(stored(batch, room=2, embeddings_per_step=8)[1]) == 2
@@ -161,7 +161,7 @@ def test_random_voxels_follow_the_global_generator():
 
 
 def test_labels_and_ranking_are_brought_to_coarser_features():
-    """Four voxels a row, two cells: each cell takes the label and the probability of its second voxel."""
+    """Four voxels along an axis, two cells: each cell takes the label and the probability of its second voxel."""
     batch = batch_of([2, 1, 2, 1], [2, 1, 2, 1], probability=[0.99, 0.6, 0.5, 0.8])
     batch = replace(batch, features=torch.tensor([[10.0, 20.0], [1.0, 1.0]]).reshape(1, 2, 1, 1, 2))
     assert stored(batch) == {1: [10.0, 20.0]}
@@ -317,7 +317,7 @@ def test_labelled_voxels_below_their_confidence_stay_out():
     assert stored(batch, labelled_confidence=0.95, only_correct=False) == {1: [1]}
 
 
-def test_the_teachers_features_and_predictions_fill_the_memory_where_that_is_asked_for():
+def test_the_teachers_features_and_predictions_fill_the_memory_on_request():
     """The teacher is wrong on the second voxel, the network on the third; the teacher's features are ten larger."""
     batch = batch_of([1, 1, 1], [1, 1, 2], unlabelled=[1, 1, 1])
     asked = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which number format a run computes in."""
+"""The number format of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_bf16_is_refused_where_it_is_not_computed(able):
 def test_auto_avoids_bf16_over_a_tiny_bottleneck_on_a_cpu(monkeypatch, roi_size, divisor, safe):
     monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
     assert autocast_dtype("auto", "cpu", roi_size, divisor) == (torch.bfloat16 if safe else None)
-    assert autocast_dtype("bf16", "cpu", roi_size, divisor) is torch.bfloat16  # the user's own word
+    assert autocast_dtype("bf16", "cpu", roi_size, divisor) is torch.bfloat16  # an explicit setting wins
 
 
 def test_a_gpu_with_bf16_needs_no_large_bottleneck(monkeypatch):
@@ -61,7 +61,7 @@ def test_a_gpu_with_bf16_needs_no_large_bottleneck(monkeypatch):
 
 
 def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch):
-    # What torch answers on a V100 or T4: True, unless emulation is ruled out.
+    # As on a V100 or T4: True only if emulation counts.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert autocast_dtype("auto", "cuda:0", (64, 64, 48)) is None
     with pytest.raises(UserError, match=r"cuda.*bf16"):

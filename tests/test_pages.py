@@ -33,6 +33,7 @@ FOREIGN_OPTIONS = {
     *("nnodes", "nproc_per_node", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "standalone", "max_restarts"),  # torchrun
     *("nodes", "gpus-per-node", "logdir", "no-deps", "backend-store-uri", "help"),
     *("repo", "name", "bundle_dir"),  # push_to_hf_hub
+    "max_stpes",  # docs/errors.md: a misspelt option
 }
 OLD_NAMES = [
     *("scripts.engine", "scripts.terms", "scripts.functional", "scripts.workflows", "scripts.benchmarks"),

@@ -87,7 +87,7 @@ def _parity(options: argparse.Namespace, files: list[str], overrides: dict[str, 
 
 
 def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
-    from scripts.export.package import json_configs_of_dataset, zip_bundle
+    from scripts.export.package import json_configs, zip_bundle
 
     if not options.filepath:
         raise UserError("Give the name of the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
@@ -98,7 +98,7 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     files = files or [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/hippocampus.yaml")]
     settings = _settings(options, files, overrides)
     settings.network()  # refuses weights that do not fit the configuration
-    copies = {f"configs/{name}": text for name, text in json_configs_of_dataset(settings).items()}
+    copies = {f"configs/{name}": text for name, text in json_configs(settings).items()}
     names = zip_bundle(ROOT, path, models, copies)
     print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as one zip file, with its metadata and JSON configs."""
+"""The bundle as one zip file, with metadata and JSON configs of its model's dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 
 from scripts.errors import UserError
 from scripts.export.settings import ROOT, ExportSettings
-from scripts.files import atomic_write, write_text
+from scripts.files import atomic_write
 
 
 def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:
@@ -62,49 +62,30 @@ def _words_of(settings: ExportSettings, description: str) -> dict[str, str]:
     }
 
 
-TWINS = ("train", "evaluate", "inference")
+def json_configs(settings: ExportSettings) -> dict[str, str]:
+    """The JSON configs of a zip: `train`, `evaluate`, `inference` and `metadata`, by file name.
 
+    Programs that read bundles take one file of each kind, and some only JSON, so the values of the dataset, whose file
+    follows `inference.yaml` in the settings, must be in each. They bring their own images:
 
-def json_text(yaml_file: Path) -> str:
-    """The content of a YAML configuration as JSON text; comments stay behind."""
-    return _text(ConfigParser.load_config_file(str(yaml_file)))
-
-
-def write_json_configs(configs: Path) -> list[Path]:
-    """Write `train.json`, `evaluate.json` and `inference.json` beside their YAML files.
-
-    Args:
-        configs: the folder.
-
-    Returns:
-        The files written.
-    """
-    written = []
-    for name in TWINS:
-        write_text(configs / f"{name}.json", json_text(configs / f"{name}.yaml"))
-        written.append(configs / f"{name}.json")
-    return written
-
-
-def json_configs_of_dataset(settings: ExportSettings) -> dict[str, str]:
-    """`train.json`, `inference.json` and `metadata.json` of the dataset whose file stands behind `inference.yaml`.
-
-    Readers of bundles take one file of each kind, so the dataset's values must be in it. `train.json` is for readers
-    that bring their cases: where the dataset's own datalist is not there, it has no cases of its own. `inference.json`
-    keeps the folder of images of `inference.yaml`, as the dataset's is that of the training.
+    - in `train.json` a missing datalist means no cases, and models go to `models/`, where such programs look for them;
+    - `inference.json` keeps the image folder of `inference.yaml`, as the dataset's is that of the training.
 
     Args:
         settings: configuration and weights.
-
-    Returns:
-        Name to content.
     """
     train = _merged(["train.yaml", *settings.config_files[1:]], settings.overrides)
     train["cases"] = {**train["cases"], "_target_": "scripts.data.datalist.load_cases_if_listed"}
     inference = _merged(["inference.yaml", *settings.config_files[1:]], settings.overrides)
-    inference["dataset_dir"] = ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml"))["dataset_dir"]
-    contents = {"train": train, "inference": inference, "metadata": bundle_metadata(settings)}
-    return {f"{name}.json": _text(content) for name, content in contents.items()}
+    original = ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml"))
+    inference["dataset_dir"], train["ckpt_dir"] = original["dataset_dir"], original["ckpt_dir"]
+    contents = {
+        "train": train,
+        "evaluate": ConfigParser.load_config_file(str(ROOT / "configs/evaluate.yaml")),
+        "inference": inference,
+        "metadata": bundle_metadata(settings),
+    }
+    return {f"{name}.json": json.dumps(it, ensure_ascii=False, indent=4) + "\n" for name, it in contents.items()}
 
 
 def _merged(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +95,6 @@ def _merged(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any
         if key.replace("#", "::").split("::")[0] in parser.get():
             parser[key] = value
     return {key: value for key, value in parser.get().items() if key != parser.meta_key}
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, indent=4) + "\n"
 
 
 FOLDERS = ("configs", "scripts", "docs", "models")
@@ -138,16 +115,14 @@ LEFT_OUT = ("scripts/experiments", "docs/examples")
 REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "LICENSE", "models/model.pt")
 
 
-def zip_bundle(
-    root: Path, path: Path, models: Path | None = None, instead: Mapping[str, str] | None = None
-) -> list[str]:
-    """Write `path` with one folder in it, called as the file is, that holds the bundle.
+def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mapping[str, str] | None = None) -> list[str]:
+    """Write a zip file with one folder in it, named like the file, that holds the bundle.
 
     Args:
         root: the bundle's folder.
         path: the zip file.
         models: folder of the weights, by default `root/models`.
-        instead: name in the bundle to the text that stands there instead of the file's.
+        texts: further files, name in the bundle to content; each replaces a file of that name.
 
     Returns:
         The names in it, relative to the bundle.
@@ -155,7 +130,7 @@ def zip_bundle(
     Raises:
         UserError: if a part of every bundle is not there.
     """
-    models, instead = models or root / "models", instead or {}
+    models, texts = models or root / "models", texts or {}
     content = {name: root / name for name in FILES if (root / name).is_file()}
     for folder in FOLDERS:
         home = models if folder == "models" else root / folder
@@ -168,12 +143,13 @@ def zip_bundle(
         hint = "train first, or name the weights by --ckpt_file" if missing == ["models/model.pt"] else "restore it"
         raise UserError(f"The bundle in {root} has no {missing[0]}: {hint}.")
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, file in sorted(content.items()):
-            if name in instead:
-                archive.writestr(f"{path.stem}/{name}", instead[name])
+        names = sorted({*content, *texts})
+        for name in names:
+            if name in texts:
+                archive.writestr(f"{path.stem}/{name}", texts[name])
             else:
-                archive.write(file, f"{path.stem}/{name}")
-    return sorted(content)
+                archive.write(content[name], f"{path.stem}/{name}")
+    return names
 
 
 def _belongs(folder: str, inside: Path) -> bool:

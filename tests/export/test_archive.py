@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import pytest
 import torch
@@ -112,7 +113,7 @@ def unpacked(tmp_path: Path, *words: str) -> Path:
 
 
 def test_the_zip_is_one_bundle_of_the_shipped_models_dataset(shipped_weights, tmp_path) -> None:
-    """In the clone train.json is the demo's: MONAI Label would train another network than inference.json has."""
+    """Otherwise MONAI Label would train another network than inference.json has."""
     configs = unpacked(tmp_path) / "configs"
     train, inference, metadata = (
         ConfigParser.load_config_file(configs / f"{n}.json") for n in ("train", "inference", "metadata")
@@ -129,6 +130,7 @@ def test_the_zip_of_another_dataset_has_its_classes_in_every_json_and_nothing_of
     files = [str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")]
     words = ["--config_file", str(files), "--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", "2"]
     configs = unpacked(tmp_path, *words) / "configs"
+    assert (configs / "evaluate.json").is_file()
     for name in ("train", "inference"):
         config = ConfigParser.load_config_file(configs / f"{name}.json")
         assert config["label_names"] == names and config["base_filters"] == 2
@@ -149,3 +151,30 @@ def test_weights_of_another_dataset_are_not_zipped(tmp_path, capsys) -> None:
     )
     assert "give the dataset's and the method's config files" in capsys.readouterr().err
     assert not (tmp_path / "B.zip").exists()
+
+
+def test_monai_loads_the_network_of_the_unpacked_zip_by_the_bundles_name(
+    shipped_weights, tmp_path, monkeypatch
+) -> None:
+    unpacked(tmp_path)
+    network = VNet(1, 3, base_filters=8, norm="instance")
+    network.load_state_dict(torch.load(shipped_weights, weights_only=True))
+    monkeypatch.syspath_prepend(str(ROOT))
+    loaded = monai.bundle.load(
+        name="B", bundle_dir=str(tmp_path), source="github", workflow_type="inference", device="cpu"
+    )
+    image = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(image), network.eval()(image))
+
+
+def test_each_json_says_what_its_yaml_says(shipped_weights, tmp_path) -> None:
+    configs = unpacked(tmp_path) / "configs"
+    evaluate = ConfigParser.load_config_file(ROOT / "configs/evaluate.yaml")
+    assert ConfigParser.load_config_file(configs / "evaluate.json") == evaluate
+    dataset = ConfigParser.load_config_file(ROOT / "configs/datasets/hippocampus.yaml")
+    for name, changed in (("train", {"cases", "ckpt_dir"}), ("inference", {"dataset_dir"})):
+        expected = ConfigParser.load_config_file(ROOT / f"configs/{name}.yaml") | dataset
+        written = ConfigParser.load_config_file(configs / f"{name}.json")
+        assert written.keys() == expected.keys()
+        assert {key for key in expected if written[key] != expected[key]} == changed

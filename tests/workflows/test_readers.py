@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from monai.bundle import run as run_bundle
 from monai.transforms import SaveImaged
 
 from scripts.cli.commands import main
+from scripts.networks.vnet import VNet
 from tests.conftest import TINY
 from tests.volume_files import affine, save, volume
 
@@ -24,10 +24,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A copy without data, as it is unpacked somewhere."""
-    for name in ("configs", "scripts"):
-        shutil.copytree(ROOT / name, tmp_path / "bundle" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "bundle"
+    """The unpacked zip, without data."""
+    return unpacked(tmp_path)
+
+
+def unpacked(folder: Path, *words: str) -> Path:
+    assert main(["export", "zip", "--filepath", str(folder / "B.zip"), *words]) == 0
+    with zipfile.ZipFile(folder / "B.zip") as archive:
+        archive.extractall(folder)
+    return folder / "B"
+
+
+@pytest.fixture
+def demo_bundle(tmp_path: Path) -> Path:
+    """The unpacked zip of a small model of the demo."""
+    torch.save(VNet(1, 4, base_filters=TINY["base_filters"], norm="instance").state_dict(), tmp_path / "model.pt")
+    files = str([str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")])
+    weights = ("--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", str(TINY["base_filters"]))
+    return unpacked(tmp_path, "--config_file", files, *weights)
 
 
 @pytest.mark.parametrize("ending", ["json", "yaml"])
@@ -68,8 +82,9 @@ def label_request(bundle: Path, cases: list[dict[str, str]], handlers: list, **m
     )
 
 
-def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) -> None:
+def test_training_as_monai_label_calls_it_twice(demo_bundle, tiny_demo, monkeypatch) -> None:
     """Cases without names, no unlabelled ones, one epoch, then another from the model that came of it."""
+    bundle = demo_bundle
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
     demo = {"dataset_dir": str(tiny_demo)}
@@ -88,13 +103,10 @@ def test_training_as_monai_label_calls_it_twice(bundle, tiny_demo, monkeypatch) 
 
 
 def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_not(
-    shipped_weights, tmp_path, monkeypatch
+    bundle, shipped_weights, tmp_path, monkeypatch
 ) -> None:
     """MONAI Label on the unpacked zip: cases of its own, the hippocampus' classes, no datalist."""
-    assert main(["export", "zip", "--filepath", str(tmp_path / "B.zip")]) == 0
-    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
-        archive.extractall(tmp_path)
-    bundle, cases = tmp_path / "B", []
+    cases = []
     for number in range(3):
         image = volume((34, 40, 30))
         case = {"image": tmp_path / f"{number}.nii.gz", "label": tmp_path / f"{number}_label.nii.gz"}

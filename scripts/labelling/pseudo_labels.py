@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `run pseudo_label` does: label volumes of unlabelled cases, for a person to correct."""
+"""Label volumes of unlabelled cases, for a person to correct."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ logger = logging.getLogger("pseudo_label")
 def pseudo_label(
     cases: CaseLists, segmenter: Segmenter, writer: SegmentationWriter, corrected_labels: str | Path
 ) -> list[Path]:
-    """Segment every unlabelled case and write `confidence.csv`, the least sure case first.
+    """Segment every unlabelled case and write `confidence.csv`, the least confident case first.
 
-    A file of its output folder that is moved into `corrected_labels`, corrected or not, makes its case a labelled one
-    of the next training run (`scripts.data.corrected_labels`).
+    A label volume that is moved into `corrected_labels`, corrected or not, makes its case a labelled one in the next
+    training run (`scripts.data.corrected_labels`).
 
     Args:
         cases: of the datalist.
-        segmenter: what segments a case.
+        segmenter: segments a case.
         writer: writes its files, with an empty postfix.
-        corrected_labels: folder that training looks into, told to the annotator.
+        corrected_labels: folder that training reads, named in the log.
 
     Returns:
         The label volumes' files, if no case failed.
 
     Raises:
-        UserError: for no unlabelled case; at the end, naming the cases that failed.
+        UserError: without unlabelled cases; at the end, naming the cases that failed.
     """
-    require_unlabelled(cases)
+    images = unlabelled_images(cases)
     written: list[Path] = []
     rows: list[tuple[object, ...]] = []
     of_structures = [f"confidence {name}" for name in list(writer.label_names)[1:]]
@@ -53,23 +53,22 @@ def pseudo_label(
         rows.sort(key=lambda row: (float(str(row[1])), row[0]))
         write_text(Path(writer.output_dir) / "confidence.csv", csv_text(columns, rows))
 
-    names = names_of(cases, cases.unlabelled)
-    failures = each_case(
-        [(case["image"], name) for case, name in zip(cases.unlabelled, names, strict=True)], one, "pseudo_label"
-    )
-    report_failures(failures, len(names), writer.output_dir)
+    failures = each_case(images, one, "pseudo_label")
+    report_failures(failures, len(images), writer.output_dir)
     logger.info(
-        f"{len(written)} label volumes in {writer.output_dir}, the least sure first in confidence.csv: correct one, "
-        f"move it to {corrected_labels}, and it trains as a labelled case."
+        f"{len(written)} label volumes in {writer.output_dir}, the least confident first in confidence.csv: correct "
+        f"one and move it to {corrected_labels}, and its case becomes a labelled one."
     )
     return written
 
 
-def require_unlabelled(cases: CaseLists) -> None:
-    """Stop if there is nothing to do.
+def unlabelled_images(cases: CaseLists) -> list[tuple[ImageFiles, str]]:
+    """Image and name of every unlabelled case.
 
     Raises:
-        UserError: for lists without an unlabelled case.
+        UserError: if there is none.
     """
     if not cases.unlabelled:
         raise UserError("The datalist has no unlabelled case: list some in `unlabeled`, or lower --labelled_cases.")
+    names = names_of(cases, cases.unlabelled)
+    return [(case["image"], name) for case, name in zip(cases.unlabelled, names, strict=True)]

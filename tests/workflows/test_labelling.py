@@ -63,15 +63,18 @@ def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, 
     again.run()
 
 
-def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tmp_path) -> None:
+@pytest.mark.parametrize("command", ["prioritise_unlabelled", "rank_unlabelled"])
+def test_unlabelled_cases_are_prioritised_by_three_criteria(command, label, train, dataset, tmp_path) -> None:
     train(max_steps=3)
-    label("prioritise_unlabelled")
+    label(command)
     table = rows(tmp_path / "out/prioritise_unlabelled.csv")
-    assert [row["rank"] for row in table] == [str(n + 1) for n in range(len(table))]
+    assert [row["priority"] for row in table] == [str(n + 1) for n in range(len(table))]
     assert sorted(row["case"] for row in table) == [f"demo_training_00{n}" for n in range(2, 6)]
-    means = [sum(int(row[f"rank_{n}"]) for n in ("uncertainty", "prototype_distance", "diversity")) for row in table]
+    means = [
+        sum(int(row[f"priority_{n}"]) for n in ("uncertainty", "prototype_distance", "diversity")) for row in table
+    ]
     assert means == sorted(means)
-    assert sorted(int(row["rank_diversity"]) for row in table) == [1, 2, 3, 4]
+    assert sorted(int(row["priority_diversity"]) for row in table) == [1, 2, 3, 4]
     assert all(0 <= float(row["uncertainty"]) <= 1 for row in table)
 
 
@@ -85,7 +88,7 @@ def test_unlabelled_cases_are_ranked_by_three_criteria(label, train, dataset, tm
         ((), {"labelled_cases": 6}, "no unlabelled case"),
     ],
 )
-def test_ranking_tells_what_it_lacks_in_one_sentence(files, overrides, told, label, train) -> None:
+def test_a_missing_requirement_of_priorities_is_a_user_error(files, overrides, told, label, train) -> None:
     train(*files, max_steps=1)
     with pytest.raises(Exception) as caught:
         label("prioritise_unlabelled", *files, **overrides)

@@ -58,6 +58,7 @@ def assert_same_up_to_rounding(first: dict, second: dict) -> None:
 QUICK = ("train", "ssnet", "copy_paste", "semiseg_contrastive")
 """Together they have all parts: prototypes, teacher, adversarial passes, selectors, mixed cases, teacher features."""
 
+WITHOUT_MEMORY = ("copy_paste", "mean_teacher", "supervised")
 OTHERS = sorted({path.stem for path in (ROOT / "configs/methods").glob("*.yaml")} - set(QUICK))
 
 
@@ -70,7 +71,8 @@ def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, ti
         for name in ("memory", "counts", "weights", "gradient"):
             assert torch.equal(first["steps"][step][name], second["steps"][step][name]), name
     assert first["dice"] == second["dice"] == pytest.approx(one["dice"], abs=1e-6)
-    assert method == "copy_paste" or one["steps"][STEPS]["counts"].sum() > 0, "the memory took part"
+    if method not in WITHOUT_MEMORY:
+        assert one["steps"][STEPS]["counts"].sum() > 0, "the memory must take part"
 
 
 def train_until_killed(*given: Any) -> str:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation report: one row per case and class, and a summary."""
+"""The report of an evaluation: a handler of MONAI's evaluator that writes `metrics.csv` and `summary.json`."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
@@ -12,232 +10,18 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from statistics import fmean, pstdev
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
-from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys
 from torch import distributed
 
-from scripts.evaluation.metrics import CONVENTION, METRICS, structure_metrics
-from scripts.files import write_text
+from scripts.evaluation.metrics import METRICS
+from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, summarise
+from scripts.files import csv_text, write_text
 
-COLUMNS = ("case", "class", "label", *METRICS, "status")
-BACKGROUND = 0
 ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".tif")
-
-
-def case_rows(
-    case_name: str,
-    prediction: NdarrayOrTensor,
-    reference: NdarrayOrTensor,
-    spacing_mm: Sequence[float] | None,
-    label_names: Mapping[int, str],
-) -> list[dict[str, Any]]:
-    """The metrics of one case, one row per foreground class.
-
-    Args:
-        case_name: what the column `case` says.
-        prediction: label volume `(D, H, W)`, whole numbers of any type.
-        reference: label volume of the same shape.
-        spacing_mm: size of a voxel along D, H, W in mm; `None` where it is unknown.
-        label_names: name of each label value; 0 is background and gets no row. Voxels of a value that has no name
-            belong to no class.
-
-    Returns:
-        Dicts with the keys `COLUMNS`: `class` is the name, `label` the value in the volumes, the rest is described at
-        `structure_metrics`. In the order of the label values.
-
-    Raises:
-        ValueError: when a volume is not three-dimensional or not of whole numbers, the shapes differ, `spacing_mm` is
-            not three positive numbers, or `label_names` has no foreground or one name twice.
-    """
-    volumes = _label_volume("prediction", prediction), _label_volume("reference", reference)
-    rows = []
-    for label, name in foreground(label_names).items():
-        metrics = structure_metrics(volumes[0] == label, volumes[1] == label, spacing_mm)
-        rows.append({"case": case_name, "class": name, "label": label, **metrics})
-    return rows
-
-
-def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str]) -> dict[str, Any]:
-    """Means over cases and foreground classes, ready for JSON.
-
-    A mean is taken over the cases of each class first and over the classes then, so that a class weighs the same
-    however many cases show it. Rows of status `absent` take no part.
-
-    Args:
-        rows: of `case_rows`, of any number of cases.
-        label_names: as for `case_rows`.
-
-    Returns:
-        `mean_<metric>` for each of `METRICS`, `num_cases` (distinct names), `missed`, `false_positives`, `per_class`
-        (by name: the same means, `std_dice` (population), `num_cases` counted, `missed`, `false_positives`) and
-        `convention`. `None` where there was nothing to count, never NaN.
-
-    Raises:
-        ValueError: when a row is of a label that `label_names` does not name, or `label_names` is wrong as for
-            `case_rows`.
-    """
-    classes = foreground(label_names)
-    unknown = sorted({row["label"] for row in rows} - set(classes))
-    if unknown:
-        raise ValueError(f"label_names must name every label of rows, {sorted(classes)} does not have {unknown}.")
-    per_class = {name: _class_summary([r for r in rows if r["label"] == label]) for label, name in classes.items()}
-    means = {f"mean_{m}": _mean([c[f"mean_{m}"] for c in per_class.values()]) for m in METRICS}
-    return {
-        **means,
-        "num_cases": len({row["case"] for row in rows}),
-        "missed": sum(c["missed"] for c in per_class.values()),
-        "false_positives": sum(c["false_positives"] for c in per_class.values()),
-        "per_class": per_class,
-        "convention": CONVENTION,
-    }
-
-
-def format_summary(summary: Mapping[str, Any]) -> str:
-    """A summary of `summarise` as an aligned plain-text table: a line a class, then the mean over classes."""
-    head = ["class", "cases", "dice", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm", "missed", "false+"]
-    lines = [head]
-    for name, c in summary["per_class"].items():
-        lines.append([name, *_cells(c, c["std_dice"])])
-    lines.append(["mean", *_cells(summary, None)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    text.insert(-1, "-" * len(text[0]))
-    return "\n".join([*text, summary["convention"]])
-
-
-def case_names(paths: Sequence[str]) -> list[str]:
-    """Short distinct names of cases, from the paths of their files, in the same order.
-
-    A name is the file's name without image endings. Where several paths would have the same name, each of them gets
-    its parent folder in front, then that folder's parent, until they differ. A path that comes twice gets `#2`.
-    """
-    depths = [1] * len(paths)
-    while True:
-        names = [_name(path, depth) for path, depth in zip(paths, depths, strict=True)]
-        # A path with no folders left cannot grow, which also ends the loop for paths that are the same.
-        grown = [
-            depth + 1 if len({p for p, n in zip(paths, names, strict=True) if n == name}) > 1 else depth
-            for name, depth in zip(names, depths, strict=True)
-        ]
-        grown = [min(g, max(1, len(PurePath(p).parts))) for g, p in zip(grown, paths, strict=True)]
-        if grown == depths:
-            return _numbered(names)
-        depths = grown
-
-
-def foreground(label_names: Mapping[int, str]) -> dict[int, str]:
-    """`label_names` without background, in the order of the label values.
-
-    Raises:
-        ValueError: when no foreground is left, a label value is not a whole number, or a name stands twice.
-    """
-    if not all(isinstance(label, int) and not isinstance(label, bool) for label in label_names):
-        raise ValueError(f"label_names must have whole numbers as keys, got {list(label_names)}.")
-    classes = {label: label_names[label] for label in sorted(label_names) if label != BACKGROUND}
-    if not classes:
-        raise ValueError(f"label_names must name at least one label other than 0, got {dict(label_names)}.")
-    if len(set(classes.values())) < len(classes):
-        raise ValueError(f"label_names must give each label a name of its own, got {dict(label_names)}.")
-    return classes
-
-
-def _label_volume(name: str, array: NdarrayOrTensor) -> torch.Tensor:
-    volume = convert_to_tensor(array, device="cpu", track_meta=False)
-    if volume.ndim != 3:
-        raise ValueError(f"{name} must be a label volume of shape (D, H, W), got shape {tuple(volume.shape)}.")
-    if volume.is_floating_point() and not (volume == volume.round()).all():
-        # Probabilities compared with label values would score 0 without a word.
-        other = volume[volume != volume.round()][0].item()
-        raise ValueError(f"{name} must be a label volume of whole numbers, got a voxel of value {other}.")
-    return volume
-
-
-def _class_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    counted = [row for row in rows if row["status"] != "absent"]
-    dice = [row["dice"] for row in counted]
-    statuses = Counter(row["status"] for row in counted)
-    return {
-        **{f"mean_{m}": _mean([row[m] for row in counted]) for m in METRICS},
-        "std_dice": pstdev(dice) if dice else None,
-        "num_cases": len(counted),
-        "missed": statuses["missed"],
-        "false_positives": statuses["false_positive"],
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    # NaN here is a distance in mm of a case whose spacing is unknown.
-    known = [v for v in values if v is not None and not math.isnan(v)]
-    return fmean(known) if known else None
-
-
-def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
-    dice, jaccard, *distances = (entry[f"mean_{m}"] for m in METRICS)
-    return [
-        str(entry["num_cases"]),
-        *("-" if v is None else f"{v:.4f}" for v in (dice, std_dice, jaccard)),
-        *("-" if v is None else f"{v:.2f}" for v in distances),
-        str(entry["missed"]),
-        str(entry["false_positives"]),
-    ]
-
-
-def _name(path: str, depth: int) -> str:
-    *folders, file = PurePath(path).parts[-depth:] or (path,)
-    while file.lower().endswith(ENDINGS) and PurePath(file).stem != file:
-        file = PurePath(file).stem
-    return "/".join([*(f.strip("/") for f in folders), file])
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return numbered
-
-
-def write_report(
-    rows: Sequence[Mapping[str, Any]],
-    label_names: Mapping[int, str],
-    output_dir: str | os.PathLike,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write `metrics.csv` (one line a row, NaN as an empty cell) and `summary.json` into `output_dir`.
-
-    Each file is written beside its place and then moved there, so that a reader never sees half of one.
-
-    Args:
-        rows: of `scripts.evaluation.report.case_rows`.
-        label_names: name of each label value; 0 is background.
-        output_dir: made where it does not exist; files of these names are replaced.
-        extra: what else the summary should say (checkpoint, split), JSON-safe, under keys of its own.
-
-    Returns:
-        The summary as written: `summarise` and `extra`.
-
-    Raises:
-        ValueError: when `extra` has a key of the summary or holds NaN or infinity, and as `summarise`.
-    """
-    summary = summarise(rows, label_names)
-    taken = sorted(set(summary) & set(extra or {}))
-    if taken:
-        raise ValueError(f"extra must have keys that the summary does not have, got {', '.join(taken)}.")
-    summary.update(extra or {})
-    # Both texts before either file: a value that JSON refuses then leaves an earlier report as it was.
-    texts = {"metrics.csv": _csv_text(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_text(Path(output_dir) / name, text)
-    return summary
 
 
 class SegmentationReport:
@@ -245,17 +29,17 @@ class SegmentationReport:
 
     It reads `engine.state.output` after each iteration: a decollated list of dicts in which `pred` and `label` are
     label volumes `(1, D, H, W)` on the grid of the reference file (so postprocessing must have inverted resampling
-    and taken the argmax). Spacing is that of the label MetaTensor; the case is named after the image's file, else
-    the label's. When the run ends it writes the report, logs the table and sets `engine.state.summary`. With several
-    processes the first writes the cases of all, a file that several of them saw once.
+    and taken the argmax). Spacing is that of the label MetaTensor; the case is named after the image's file, or else
+    the label's. At the end it writes the report, logs the table and sets `engine.state.summary`. Of several processes
+    the first writes the cases of all; a case that several of them had counts once.
 
     Args:
         label_names: name of each label value; 0 is background and gets no row.
         output_dir: folder of `metrics.csv` and `summary.json`.
-        extra: what else `summary.json` should say.
+        extra: further entries of `summary.json`.
 
     Raises:
-        ValueError: when `label_names` has no foreground or one name twice; in a run, when a volume is not as above.
+        ValueError: if `label_names` has no foreground or one name twice; in a run, when a volume is not as above.
     """
 
     def __init__(
@@ -269,7 +53,7 @@ class SegmentationReport:
         self._cases: list[tuple[str, list[dict[str, Any]]]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
+        """Register the handler with an evaluator."""
         engine.add_event_handler(Events.STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._finish)
@@ -302,12 +86,111 @@ class SegmentationReport:
         self.logger.info("%s: %d cases\n%s", self.output_dir, len(cases), format_summary(engine.state.summary))
 
 
+def write_report(
+    rows: Sequence[Mapping[str, Any]],
+    label_names: Mapping[int, str],
+    output_dir: str | os.PathLike,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `metrics.csv` (one line per row, NaN as an empty cell) and `summary.json` into `output_dir`.
+
+    Args:
+        rows: of `scripts.evaluation.statistics.case_rows`.
+        label_names: name of each label value; 0 is background.
+        output_dir: created if needed; files of these names are replaced.
+        extra: further entries of the summary (checkpoint, split), JSON-safe.
+
+    Returns:
+        The summary as written: `summarise` and `extra`.
+
+    Raises:
+        ValueError: if `extra` has a key of the summary or holds NaN or infinity, and as `summarise`.
+    """
+    summary = summarise(rows, label_names)
+    taken = sorted(set(summary) & set(extra or {}))
+    if taken:
+        raise ValueError(f"extra must have keys that the summary does not have, got {', '.join(taken)}.")
+    summary.update(extra or {})
+    # Both texts are made before either file is written, so that an error leaves an earlier report as it was.
+    texts = {"metrics.csv": _csv_text(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(Path(output_dir) / name, text)
+    return summary
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """A summary of `summarise` as an aligned plain-text table: one line per class, then the mean over classes."""
+    head = ["class", "cases", "dice", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm", "missed", "false+"]
+    lines = [head]
+    for name, c in summary["per_class"].items():
+        lines.append([name, *_cells(c, c["std_dice"])])
+    lines.append(["mean", *_cells(summary, None)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text.insert(-1, "-" * len(text[0]))
+    return "\n".join([*text, summary["convention"]])
+
+
+def case_names(paths: Sequence[str]) -> list[str]:
+    """Short distinct names of cases, from the paths of their files, in the same order.
+
+    A name is the file's name without the image's ending. If several paths would have the same name, each of them gets
+    its parent folder in front, then that folder's parent, until they differ. The second of two equal paths gets `#2`.
+    """
+    depths = [1] * len(paths)
+    while True:
+        names = [_name(path, depth) for path, depth in zip(paths, depths, strict=True)]
+        # A path without further folders cannot grow, which also ends the loop for equal paths.
+        grown = [
+            depth + 1 if len({p for p, n in zip(paths, names, strict=True) if n == name}) > 1 else depth
+            for name, depth in zip(names, depths, strict=True)
+        ]
+        grown = [min(g, max(1, len(PurePath(p).parts))) for g, p in zip(grown, paths, strict=True)]
+        if grown == depths:
+            return _numbered(names)
+        depths = grown
+
+
+def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
+    dice, jaccard, *distances = (entry[f"mean_{m}"] for m in METRICS)
+    return [
+        str(entry["num_cases"]),
+        *("-" if v is None else f"{v:.4f}" for v in (dice, std_dice, jaccard)),
+        *("-" if v is None else f"{v:.2f}" for v in distances),
+        str(entry["missed"]),
+        str(entry["false_positives"]),
+    ]
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`COLUMNS` of rows; NaN is an empty cell."""
+    cells = [[row[column] for column in COLUMNS] for row in rows]
+    return csv_text(COLUMNS, [["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in cells])
+
+
+def _name(path: str, depth: int) -> str:
+    *folders, file = PurePath(path).parts[-depth:] or (path,)
+    while file.lower().endswith(ENDINGS) and PurePath(file).stem != file:
+        file = PurePath(file).stem
+    return "/".join([*(f.strip("/") for f in folders), file])
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return numbered
+
+
 def _of_all_processes(cases: list[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return cases
     gathered: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(gathered, cases)
-    # A distributed sampler repeats cases until every process has as many; those must not weigh twice.
+    # A distributed sampler repeats cases so that all processes have the same number; each must count once.
     return list({path: (path, rows) for part in gathered for path, rows in part}.values())
 
 
@@ -316,7 +199,7 @@ def _file_of(item: Any) -> str | None:
 
 
 def _number_of(count: int) -> str:
-    # Every process counts its own cases, and equal names of two processes would be taken for one case.
+    # Every process counts its own cases; equal names of two processes would be taken for the same case.
     return f"case_{count}_of_rank_{distributed.get_rank()}" if distributed.is_initialized() else f"case_{count}"
 
 
@@ -324,12 +207,3 @@ def _volume(name: str, tensor: Any) -> Any:
     if tensor.ndim != 4 or tensor.shape[0] != 1:
         raise ValueError(f"{name} must be a label volume of shape (1, D, H, W), got shape {tuple(tensor.shape)}.")
     return tensor[0]
-
-
-def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    return text.getvalue()

@@ -1,138 +1,225 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and summary of a report against numbers worked out by hand."""
+"""The report of MONAI's own evaluator, on volumes whose metrics are known."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
+import logging
 import math
+import os
 
-import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.transforms import AsDiscreted
 
-from scripts.evaluation.report import COLUMNS, case_names, case_rows, format_summary, summarise
+from scripts.errors import UserError
+from scripts.evaluation import report as metric_report
+from scripts.evaluation.report import SegmentationReport, case_names, format_summary, write_report
+from scripts.evaluation.statistics import COLUMNS, summarise
 
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
+SPACING = (0.5, 1.0, 3.0)
 
 
-def row(case, label, status="found", dice=1.0, **others):
-    values = {"dice": dice, "jaccard": dice, "hd95_voxel": 1.0, "asd_voxel": 1.0, "hd95_mm": 1.0, "asd_mm": 1.0}
-    if status == "absent":
-        values = dict.fromkeys(values, math.nan)
-    return {"case": case, "class": NAMES[label], "label": label, **values, "status": status, **others}
+class Onehot(torch.nn.Module):
+    """Network whose most probable class is the value of the image."""
+
+    def forward(self, image):
+        return torch.cat([image == k for k in range(3)], dim=1).float()
 
 
-def test_one_row_for_each_foreground_class_in_order_of_label():
-    prediction, reference = np.zeros((2, 3, 4), dtype=np.uint8), np.zeros((2, 3, 4), dtype=np.uint8)
-    prediction[0, 0, 0], reference[0, 0, 2] = 1, 1
-    reference[1, 1, 1] = 5
-    rows = case_rows("a", prediction, reference, (1.0, 1.0, 3.0), {5: "tumour", 1: "liver", 0: "background"})
-    assert [tuple(r) for r in rows] == [COLUMNS, COLUMNS]
+def volume(voxels, path, shape=(4, 5, 6), spacing=SPACING):
+    data = torch.zeros(1, *shape)
+    for voxel, value in voxels.items():
+        data[(0, *voxel)] = value
+    affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    return MetaTensor(data, affine=affine, meta={"filename_or_obj": path} if path else None)
+
+
+def item(path, predicted, true, **others):
+    """What a loader gives for one case: the stub network will predict `predicted`."""
+    return {"image": volume(predicted, path, **others), "label": volume(true, None, **others)}
+
+
+def evaluate(items, handler, batch_size=1, **options):
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(items, batch_size=batch_size, num_workers=0),
+        network=Onehot(),
+        postprocessing=AsDiscreted(keys="pred", argmax=True),
+        val_handlers=[handler],
+        **options,
+    )
+    evaluator.run()
+    return evaluator
+
+
+def read_csv(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+TWO_CASES = [
+    item("/d/p1/one.nii.gz", {(0, 0, 0): 1, (1, 1, 1): 2}, {(2, 0, 0): 1, (1, 1, 1): 2}),
+    item("/d/p1/two.nii.gz", {(0, 0, 0): 1}, {(0, 0, 2): 1}),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_two_cases_give_four_rows_and_a_summary(tmp_path, batch_size):
+    evaluator = evaluate(TWO_CASES, SegmentationReport(NAMES, tmp_path), batch_size)
+    rows = read_csv(tmp_path)
+    assert list(rows[0]) == list(COLUMNS)
     assert [(r["case"], r["class"], r["label"], r["status"]) for r in rows] == [
-        ("a", "liver", 1, "found"),
-        ("a", "tumour", 5, "missed"),
+        ("one", "liver", "1", "found"),
+        ("one", "spleen", "2", "found"),
+        ("two", "liver", "1", "found"),
+        ("two", "spleen", "2", "absent"),
     ]
-    assert (rows[0]["dice"], rows[0]["hd95_voxel"], rows[0]["hd95_mm"]) == pytest.approx((0, 2, 6))
-    assert rows[1]["hd95_mm"] == pytest.approx(math.sqrt(2**2 + 3**2 + 12**2))
+    # Two voxels apart along D (0.5 mm each) in the first case, along W (3 mm each) in the second.
+    assert [float(r["hd95_voxel"]) for r in rows[:3]] == pytest.approx([2, 0, 2])
+    assert [float(r["hd95_mm"]) for r in rows[:3]] == pytest.approx([1, 0, 6])
+    assert [rows[3][c] for c in COLUMNS[3:-1]] == [""] * 6
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == evaluator.state.summary
+    assert summary["mean_dice"] == pytest.approx((0 + 1) / 2)
+    assert summary["mean_hd95_mm"] == pytest.approx(((1 + 6) / 2 + 0) / 2)
+    assert summary["num_cases"] == 2
 
 
-def test_other_labels_are_not_part_of_a_class():
-    reference = np.array([[[1, 2, 2, 0]]])
-    prediction = np.array([[[1, 1, 2, 2]]])
-    liver, spleen = case_rows("a", prediction, reference, None, NAMES)
-    assert (liver["dice"], liver["jaccard"]) == pytest.approx((2 / 3, 1 / 2))
-    assert (spleen["dice"], spleen["jaccard"]) == pytest.approx((1 / 2, 1 / 3))
+def test_spacing_is_the_length_of_the_affine_columns_of_each_case(tmp_path):
+    turned = item("/d/a.nii", {(0, 0, 0): 1}, {(0, 1, 0): 1})
+    # A rotated grid: the second axis runs along (0, 3, 4), so one step is 5 mm.
+    affine = torch.tensor([[-2.0, 0, 0, 7], [0, 3, -4, 7], [0, 4, 3, 7], [0, 0, 0, 1]], dtype=torch.float64)
+    turned["label"].affine = affine
+    plain = item("/d/b.nii", {(0, 0, 0): 1}, {(0, 1, 0): 1})
+    evaluate([turned, plain], SegmentationReport({1: "liver"}, tmp_path))
+    assert [float(r["hd95_mm"]) for r in read_csv(tmp_path)] == pytest.approx([5, 1])
 
 
-def test_whole_numbers_may_come_as_floats_but_probabilities_may_not():
-    labels = torch.tensor([[[0.0, 1.0, 2.0]]])
-    assert [r["dice"] for r in case_rows("a", labels, labels, None, NAMES)] == [1, 1]
-    with pytest.raises(ValueError, match=r"prediction must be a label volume of whole numbers, got .* value 0.5"):
-        case_rows("a", labels / 2, labels, None, NAMES)
-    with pytest.raises(ValueError, match=r"reference must be a label volume of shape .* got shape \(1, 1, 1, 3\)"):
-        case_rows("a", labels, labels[None], None, NAMES)
+def test_missed_structure_counts_as_the_diagonal_of_its_volume(tmp_path):
+    missed = item("/d/a.nii", {}, {(0, 0, 0): 1}, shape=(3, 4, 12), spacing=(1, 1, 1))
+    summary = evaluate([missed], SegmentationReport({1: "liver"}, tmp_path)).state.summary
+    assert (summary["missed"], summary["mean_dice"]) == (1, 0)
+    assert summary["mean_hd95_mm"] == pytest.approx(13)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ({0: "background"}, "at least one label other than 0"),
-        ({}, "at least one label other than 0"),
-        ({1: "liver", 2: "liver"}, "a name of its own"),
-        ({"1": "liver"}, "whole numbers as keys"),
-    ],
-)
-def test_label_names_that_name_no_class_of_their_own_are_refused(names, message):
-    with pytest.raises(ValueError, match=f"label_names must .*{message}.* got"):
-        summarise([], names)
+def test_cases_of_the_same_file_name_get_their_folder(tmp_path):
+    cases = [item(f"/d/{p}/mri.h5", {(0, 0, 0): 1}, {(0, 0, 0): 1}) for p in ("p1", "p2")]
+    summary = evaluate(cases, SegmentationReport({1: "liver"}, tmp_path)).state.summary
+    assert [r["case"] for r in read_csv(tmp_path)] == ["p1/mri", "p2/mri"]
+    assert summary["num_cases"] == 2
 
 
-def test_mean_is_over_cases_within_a_class_and_over_classes_then():
-    rows = [row("a", 1, dice=0.9), row("b", 1, dice=0.7), row("c", 1, dice=0.8)]
-    rows += [row("a", 2, dice=0.2), row("b", 2, "absent"), row("c", 2, "absent")]
-    summary = summarise(rows, NAMES)
-    assert summary["per_class"]["liver"]["mean_dice"] == pytest.approx(0.8)
-    assert summary["per_class"]["spleen"]["mean_dice"] == pytest.approx(0.2)
-    assert summary["mean_dice"] == pytest.approx(0.5)  # the mean over the four counted rows would be 0.65
-    assert summary["num_cases"] == 3
-    assert [summary["per_class"][n]["num_cases"] for n in ("liver", "spleen")] == [3, 1]
+def test_case_without_an_image_file_is_named_by_its_label_or_its_number(tmp_path):
+    cases = [item(None, {(0, 0, 0): 1}, {(0, 0, 0): 1}) for _ in range(2)]
+    evaluate(cases, SegmentationReport({1: "liver"}, tmp_path))
+    assert [r["case"] for r in read_csv(tmp_path)] == ["case_1", "case_2"]
+    cases[0]["label"].meta["filename_or_obj"] = "/d/truth.nii.gz"
+    evaluate(cases[:1], SegmentationReport({1: "liver"}, tmp_path))
+    assert [r["case"] for r in read_csv(tmp_path)] == ["truth"]
 
 
-def test_each_metric_has_its_own_mean():
-    a = row("a", 1, dice=0.5, jaccard=0.1, hd95_voxel=2.0, asd_voxel=4.0, hd95_mm=6.0, asd_mm=8.0)
-    b = row("b", 1, dice=0.7, jaccard=0.3, hd95_voxel=3.0, asd_voxel=6.0, hd95_mm=9.0, asd_mm=12.0)
-    summary = summarise([a, b], {1: "liver"})
-    expected = {"dice": 0.6, "jaccard": 0.2, "hd95_voxel": 2.5, "asd_voxel": 5.0, "hd95_mm": 7.5, "asd_mm": 10.0}
-    for name, value in expected.items():
-        assert summary[f"mean_{name}"] == pytest.approx(value)
-        assert summary["per_class"]["liver"][f"mean_{name}"] == pytest.approx(value)
+def test_second_run_starts_with_no_rows(tmp_path):
+    evaluator = evaluate(TWO_CASES, SegmentationReport(NAMES, tmp_path))
+    evaluator.run()
+    assert len(read_csv(tmp_path)) == 4
 
 
-def test_standard_deviation_is_that_of_the_population():
-    summary = summarise([row("a", 1, dice=0.6), row("b", 1, dice=0.8)], {1: "liver"})
-    assert summary["per_class"]["liver"]["std_dice"] == pytest.approx(0.1)
+def test_table_is_logged_once_under_the_name_of_the_handler(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="SegmentationReport"):
+        evaluate(TWO_CASES, SegmentationReport(NAMES, tmp_path))
+    messages = [r.getMessage() for r in caplog.records if r.name == "SegmentationReport"]
+    assert len(messages) == 1
+    assert "liver" in messages[0] and "spleen" in messages[0] and "2 cases" in messages[0]
 
 
-def test_misses_and_false_positives_are_counted_and_weigh_in_the_mean():
-    rows = [row("a", 1, "missed", dice=0.0), row("b", 1), row("a", 2, "false_positive", dice=0.0), row("b", 2)]
-    rows += [row("c", 2, "false_positive", dice=0.0), row("c", 1, "absent")]
-    summary = summarise(rows, NAMES)
-    assert (summary["missed"], summary["false_positives"]) == (1, 2)
-    assert summary["per_class"]["liver"]["mean_dice"] == pytest.approx(1 / 2)
-    assert summary["per_class"]["spleen"]["mean_dice"] == pytest.approx(1 / 3)
-    liver, spleen = summary["per_class"]["liver"], summary["per_class"]["spleen"]
-    assert (liver["missed"], liver["false_positives"]) == (1, 0)
-    assert (spleen["missed"], spleen["false_positives"]) == (0, 2)
+def test_extra_stands_beside_the_summary(tmp_path):
+    report = SegmentationReport(NAMES, tmp_path / "new" / "folder", extra={"checkpoint": "model.pt"})
+    summary = evaluate(TWO_CASES, report).state.summary
+    assert summary["checkpoint"] == "model.pt"
+    assert json.loads((tmp_path / "new" / "folder" / "summary.json").read_text()) == summary
 
 
-def test_class_that_no_case_shows_is_null_and_lowers_no_mean():
-    summary = summarise([row("a", 1, dice=0.9), row("a", 2, "absent")], NAMES)
-    assert summary["mean_dice"] == pytest.approx(0.9)
-    assert summary["per_class"]["spleen"]["mean_dice"] is None
-    assert summary["per_class"]["spleen"]["std_dice"] is None
-    assert summary["per_class"]["spleen"]["num_cases"] == 0
-    json.dumps(summary, allow_nan=False)
+def test_probabilities_and_batches_that_were_not_taken_apart_are_refused(tmp_path):
+    report = SegmentationReport(NAMES, tmp_path)
+    with pytest.raises(ValueError, match=r"engine.state.output must be a decollated list .* got dict"):
+        evaluate(TWO_CASES, report, decollate=False)
+    evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(TWO_CASES), Onehot(), val_handlers=[report])
+    with pytest.raises(ValueError, match=r"pred must be a label volume of shape \(1, D, H, W\), got .*\(3, 4, 5, 6\)"):
+        evaluator.run()
 
 
-def test_distance_in_mm_is_null_where_no_spacing_was_known():
-    summary = summarise([row("a", 1, hd95_mm=math.nan, asd_mm=math.nan)], {1: "liver"})
-    assert summary["mean_hd95_mm"] is None and summary["mean_hd95_voxel"] == 1
-    json.dumps(summary, allow_nan=False)
+def test_label_without_spacing_is_refused(tmp_path):
+    case = {"image": TWO_CASES[0]["image"], "label": TWO_CASES[0]["label"].as_tensor()}
+    with pytest.raises(ValueError, match=r"label must be a MetaTensor, .* got Tensor"):
+        evaluate([case], SegmentationReport(NAMES, tmp_path))
 
 
-def test_no_rows_give_a_summary_of_nulls():
-    summary = summarise([], NAMES)
-    assert summary["num_cases"] == 0 and summary["mean_dice"] is None
-    json.dumps(summary, allow_nan=False)
+def test_wrong_label_names_are_refused_before_a_run(tmp_path):
+    with pytest.raises(ValueError, match=r"label_names must name at least one label other than 0"):
+        SegmentationReport({0: "background"}, tmp_path)
 
 
-def test_row_of_an_unnamed_label_is_refused():
-    with pytest.raises(ValueError, match=r"label_names must name every label of rows, \[1\] does not have \[2\]"):
-        summarise([row("a", 2)], {1: "liver"})
+def test_cases_of_several_processes_are_joined_and_repeats_dropped(monkeypatch):
+    def row(dice):
+        return [{"label": 1, "dice": dice}]
+
+    def gather(gathered, mine):
+        gathered[:] = [mine, [("/d/b.nii", row(0.2)), ("/d/a.nii", row(0.1))]]
+
+    monkeypatch.setattr(metric_report.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(metric_report.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(metric_report.distributed, "all_gather_object", gather)
+    joined = metric_report._of_all_processes([("/d/a.nii", row(0.1))])
+    assert joined == [("/d/a.nii", row(0.1)), ("/d/b.nii", row(0.2))]
+
+
+def found_row(**others):
+    values = dict.fromkeys(("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm"), 0.5)
+    return {"case": "a", "class": "liver", "label": 1, **values, "status": "found", **others}
+
+
+def test_csv_keeps_commas_in_names_and_every_digit(tmp_path):
+    write_report([found_row(case="a, b", dice=1 / 3, hd95_mm=math.nan)], {1: "liver"}, tmp_path)
+    (row,) = read_csv(tmp_path)
+    assert row["case"] == "a, b" and float(row["dice"]) == 1 / 3 and row["hd95_mm"] == ""
+
+
+def test_refused_extra_leaves_the_earlier_report_untouched(tmp_path):
+    write_report([found_row()], {1: "liver"}, tmp_path)
+    before = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"extra must have keys that the summary does not have, got mean_dice"):
+        write_report([], {1: "liver"}, tmp_path, extra={"mean_dice": 1})
+    with pytest.raises(ValueError):
+        write_report([], {1: "liver"}, tmp_path, extra={"loss": math.nan})
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == before
+
+
+def test_failed_write_leaves_the_earlier_report_and_no_temporary_file(tmp_path, monkeypatch):
+    write_report([found_row()], {1: "liver"}, tmp_path)
+    before = {p.name: p.read_text() for p in tmp_path.iterdir()}
+
+    def full_disk(source, target):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(UserError, match=r"metrics\.csv"):
+        write_report([found_row(dice=0.9)], {1: "liver"}, tmp_path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == before
+
+
+def row(label, status, dice):
+    values = dict.fromkeys(("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm"), dice)
+    return {"case": "a", "class": NAMES[label], "label": label, **values, "status": status}
 
 
 def test_table_is_aligned_and_shows_nulls_as_dashes():
-    table = format_summary(summarise([row("a", 1, dice=0.8765), row("a", 2, "absent")], NAMES)).splitlines()
+    table = format_summary(summarise([row(1, "found", 0.8765), row(2, "absent", math.nan)], NAMES)).splitlines()
     head, liver, spleen, rule, mean, convention = table
     assert len({len(line) for line in (head, liver, spleen, rule, mean)}) == 1
     assert liver.split()[:3] == ["liver", "1", "0.8765"]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and summary of a report against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.evaluation.statistics import COLUMNS, case_rows, summarise
+
+NAMES = {0: "background", 1: "liver", 2: "spleen"}
+
+
+def row(case, label, status="found", dice=1.0, **others):
+    values = {"dice": dice, "jaccard": dice, "hd95_voxel": 1.0, "asd_voxel": 1.0, "hd95_mm": 1.0, "asd_mm": 1.0}
+    if status == "absent":
+        values = dict.fromkeys(values, math.nan)
+    return {"case": case, "class": NAMES[label], "label": label, **values, "status": status, **others}
+
+
+def test_one_row_for_each_foreground_class_in_order_of_label():
+    prediction, reference = np.zeros((2, 3, 4), dtype=np.uint8), np.zeros((2, 3, 4), dtype=np.uint8)
+    prediction[0, 0, 0], reference[0, 0, 2] = 1, 1
+    reference[1, 1, 1] = 5
+    rows = case_rows("a", prediction, reference, (1.0, 1.0, 3.0), {5: "tumour", 1: "liver", 0: "background"})
+    assert [tuple(r) for r in rows] == [COLUMNS, COLUMNS]
+    assert [(r["case"], r["class"], r["label"], r["status"]) for r in rows] == [
+        ("a", "liver", 1, "found"),
+        ("a", "tumour", 5, "missed"),
+    ]
+    assert (rows[0]["dice"], rows[0]["hd95_voxel"], rows[0]["hd95_mm"]) == pytest.approx((0, 2, 6))
+    assert rows[1]["hd95_mm"] == pytest.approx(math.sqrt(2**2 + 3**2 + 12**2))
+
+
+def test_other_labels_are_not_part_of_a_class():
+    reference = np.array([[[1, 2, 2, 0]]])
+    prediction = np.array([[[1, 1, 2, 2]]])
+    liver, spleen = case_rows("a", prediction, reference, None, NAMES)
+    assert (liver["dice"], liver["jaccard"]) == pytest.approx((2 / 3, 1 / 2))
+    assert (spleen["dice"], spleen["jaccard"]) == pytest.approx((1 / 2, 1 / 3))
+
+
+def test_whole_numbers_may_come_as_floats_but_probabilities_may_not():
+    labels = torch.tensor([[[0.0, 1.0, 2.0]]])
+    assert [r["dice"] for r in case_rows("a", labels, labels, None, NAMES)] == [1, 1]
+    with pytest.raises(ValueError, match=r"prediction must be a label volume of whole numbers, got .* value 0.5"):
+        case_rows("a", labels / 2, labels, None, NAMES)
+    with pytest.raises(ValueError, match=r"reference must be a label volume of shape .* got shape \(1, 1, 1, 3\)"):
+        case_rows("a", labels, labels[None], None, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({0: "background"}, "at least one label other than 0"),
+        ({}, "at least one label other than 0"),
+        ({1: "liver", 2: "liver"}, "a name of its own"),
+        ({"1": "liver"}, "whole numbers as keys"),
+    ],
+)
+def test_label_names_that_name_no_class_of_their_own_are_refused(names, message):
+    with pytest.raises(ValueError, match=f"label_names must .*{message}.* got"):
+        summarise([], names)
+
+
+def test_mean_is_over_cases_within_a_class_and_over_classes_then():
+    rows = [row("a", 1, dice=0.9), row("b", 1, dice=0.7), row("c", 1, dice=0.8)]
+    rows += [row("a", 2, dice=0.2), row("b", 2, "absent"), row("c", 2, "absent")]
+    summary = summarise(rows, NAMES)
+    assert summary["per_class"]["liver"]["mean_dice"] == pytest.approx(0.8)
+    assert summary["per_class"]["spleen"]["mean_dice"] == pytest.approx(0.2)
+    assert summary["mean_dice"] == pytest.approx(0.5)  # the mean over the four counted rows would be 0.65
+    assert summary["num_cases"] == 3
+    assert [summary["per_class"][n]["num_cases"] for n in ("liver", "spleen")] == [3, 1]
+
+
+def test_each_metric_has_its_own_mean():
+    a = row("a", 1, dice=0.5, jaccard=0.1, hd95_voxel=2.0, asd_voxel=4.0, hd95_mm=6.0, asd_mm=8.0)
+    b = row("b", 1, dice=0.7, jaccard=0.3, hd95_voxel=3.0, asd_voxel=6.0, hd95_mm=9.0, asd_mm=12.0)
+    summary = summarise([a, b], {1: "liver"})
+    expected = {"dice": 0.6, "jaccard": 0.2, "hd95_voxel": 2.5, "asd_voxel": 5.0, "hd95_mm": 7.5, "asd_mm": 10.0}
+    for name, value in expected.items():
+        assert summary[f"mean_{name}"] == pytest.approx(value)
+        assert summary["per_class"]["liver"][f"mean_{name}"] == pytest.approx(value)
+
+
+def test_standard_deviation_is_that_of_the_population():
+    summary = summarise([row("a", 1, dice=0.6), row("b", 1, dice=0.8)], {1: "liver"})
+    assert summary["per_class"]["liver"]["std_dice"] == pytest.approx(0.1)
+
+
+def test_misses_and_false_positives_are_counted_and_weigh_in_the_mean():
+    rows = [row("a", 1, "missed", dice=0.0), row("b", 1), row("a", 2, "false_positive", dice=0.0), row("b", 2)]
+    rows += [row("c", 2, "false_positive", dice=0.0), row("c", 1, "absent")]
+    summary = summarise(rows, NAMES)
+    assert (summary["missed"], summary["false_positives"]) == (1, 2)
+    assert summary["per_class"]["liver"]["mean_dice"] == pytest.approx(1 / 2)
+    assert summary["per_class"]["spleen"]["mean_dice"] == pytest.approx(1 / 3)
+    liver, spleen = summary["per_class"]["liver"], summary["per_class"]["spleen"]
+    assert (liver["missed"], liver["false_positives"]) == (1, 0)
+    assert (spleen["missed"], spleen["false_positives"]) == (0, 2)
+
+
+def test_class_that_no_case_shows_is_null_and_lowers_no_mean():
+    summary = summarise([row("a", 1, dice=0.9), row("a", 2, "absent")], NAMES)
+    assert summary["mean_dice"] == pytest.approx(0.9)
+    assert summary["per_class"]["spleen"]["mean_dice"] is None
+    assert summary["per_class"]["spleen"]["std_dice"] is None
+    assert summary["per_class"]["spleen"]["num_cases"] == 0
+    json.dumps(summary, allow_nan=False)
+
+
+def test_distance_in_mm_is_null_where_no_spacing_was_known():
+    summary = summarise([row("a", 1, hd95_mm=math.nan, asd_mm=math.nan)], {1: "liver"})
+    assert summary["mean_hd95_mm"] is None and summary["mean_hd95_voxel"] == 1
+    json.dumps(summary, allow_nan=False)
+
+
+def test_no_rows_give_a_summary_of_nulls():
+    summary = summarise([], NAMES)
+    assert summary["num_cases"] == 0 and summary["mean_dice"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_row_of_an_unnamed_label_is_refused():
+    with pytest.raises(ValueError, match=r"label_names must name every label of rows, \[1\] does not have \[2\]"):
+        summarise([row("a", 2)], {1: "liver"})

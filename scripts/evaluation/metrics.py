@@ -172,8 +172,8 @@ class StructureDice(CumulativeIterationMetric):
     """Mean Dice over cases of each foreground class, then over classes, for MONAI's `IgniteMetricHandler`.
 
     As in `scripts.evaluation.statistics.summarise`, a structure that is predicted but not in the reference scores 0,
-    and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or counts the second as 1, so that a
-    checkpoint chosen by it may be one that invents structures.
+    and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or counts the second as 1, so
+    that a checkpoint chosen by it may be one that invents structures.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

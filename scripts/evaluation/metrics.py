@@ -185,5 +185,5 @@ class StructureDice(CumulativeIterationMetric):
         return torch.tensor(dice, device=y_pred.device)
 
     def aggregate(self) -> torch.Tensor:
-        """The mean, a scalar; 0 where there was nothing to count."""
+        """The mean, a scalar; 0 if nothing was counted."""
         return self.get_buffer().nanmean(dim=0).nanmean().nan_to_num()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of predictions beside references."""
+"""Pictures of predictions and references."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class OverlayPictures:
     Reads the decollated batch and output; `pred` and `label` as label volumes `(1, D, H, W)` or one-hot `(K, D, H, W)`.
 
     Args:
-        output_dir: folder of the pictures, made where it does not exist.
+        output_dir: folder of the pictures, created if needed.
         summary_writer: TensorBoard's, or `None`.
-        limit: so many cases.
+        limit: number of cases.
         image_key: entry of the batch with the image `(C, D, H, W)` on the grid of `label`; its first channel is drawn.
         step: called for the training step that pictures belong to; `None` for pictures of a finished model.
     """

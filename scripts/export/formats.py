@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function a format: TorchScript, ONNX, and the program of `torch.export`."""
+"""One function per format: TorchScript, ONNX, and the program of `torch.export`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _folder_beside(path: Path, room: int) -> Iterator[Path]:
     """A folder on the same disk, gone at the end: a file is written there under its own name, then moved.
 
     Raises:
-        UserError: if the disk has not so many bytes left; torch's writers of programs would end the process.
+        UserError: if the disk has less space than `room`; torch's writers of programs would end the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -122,7 +122,7 @@ def _folder_beside(path: Path, room: int) -> Iterator[Path]:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Take so many bytes of the disk, and give them back."""
+    """Allocate `size` bytes on the disk and free them again."""
     if hasattr(os, "posix_fallocate"):
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained network from each kind of file that holds one."""
+"""Trained networks from files: weights, TorchScript, torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def _reason(error: Exception) -> str:
 class OnnxNetwork:
     """Windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)` through ONNX Runtime.
 
-    A file whose first axis has a fixed size (exported without dynamic axes) is fed so many windows at a time; missing
-    ones are filled up with zeros, and what comes of those is dropped.
+    A file with a fixed batch size (exported without dynamic axes) gets batches of that size: the last one is padded
+    with zeros, and their results are dropped.
 
     Args:
         path: the `.onnx` file, with one input and the logits as first output.
-        device: of a GPU, if the installed ONNX Runtime has its provider; else it computes on the CPU.
+        device: a GPU is used if the installed ONNX Runtime has its provider, otherwise the CPU.
 
     Raises:
-        UserError: without ONNX Runtime, or for a file that it cannot read.
+        UserError: if ONNX Runtime is not installed, or cannot read the file.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
@@ -166,7 +166,7 @@ def load_model(
         ".onnx": lambda: OnnxNetwork(path, device),
     }
     if path.suffix not in loaders:
-        raise UserError(f"{path} is no model file: checkpoint must end in {', '.join(MODEL_ENDINGS)}.")
+        raise UserError(f"{path} is not a model file: checkpoint must end in {', '.join(MODEL_ENDINGS)}.")
     try:
         with warnings.catch_warnings():
             # TorchScript is deprecated and still what MONAI exports.
@@ -179,10 +179,10 @@ def load_model(
 
 
 def check_model(network: Network, path: str | Path, in_channels: int, num_classes: int, window: Sequence[int]) -> None:
-    """Run one empty window: better one sentence now than a failure for every case.
+    """Run the network on one empty window, so that a wrong model fails once and not for every case.
 
     Args:
-        network: on the CPU or taking what is there.
+        network: takes windows on the CPU.
         path: its file, for the message.
         in_channels: image channels.
         num_classes: K.

@@ -24,7 +24,7 @@ def longest_axis(shape: Sequence[int], window: Sequence[int]) -> int:
 def stitched_rows(
     image: torch.Tensor, inferer: SlidingWindowInferer, predictor: Callable[[torch.Tensor], torch.Tensor], axis: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """What `inferer` gives for the whole volume, in blocks from one end of `axis` to the other.
+    """The result of `inferer` for the whole volume, in blocks from one end of `axis` to the other.
 
     All windows that begin at one place of `axis` are a row. MONAI's inferer stitches each row; where rows overlap,
     their results are averaged with the weights of their windows, as MONAI would within one volume. In memory are the
@@ -61,7 +61,7 @@ def stitched_rows(
 
 
 def _laid_over(left: torch.Tensor, row: torch.Tensor, axis: int) -> torch.Tensor:
-    """`row` with what is left of the rows before added to its beginning."""
+    """`row` with the unfinished part of the rows before it added to its beginning."""
     row = row.clone()
     row.narrow(axis, 0, left.shape[axis]).add_(left)
     return row
@@ -140,7 +140,7 @@ class BlockResampler:
         self.kept_from = 0
 
     def take(self, start: int, block: torch.Tensor) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Accept the next block and yield what can be said of the target.
+        """Accept the next block and yield the parts of the target that it completes.
 
         Args:
             start: where the block begins along `axis`; the end of the one before.

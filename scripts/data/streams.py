@@ -63,7 +63,7 @@ class TwoStreamDataset(Dataset):
         unlabelled: the same for the unlabelled cases; may be empty.
     """
 
-    def __init__(self, labelled: Dataset, unlabelled: Dataset) -> None:
+    def __init__(self, labelled: Any, unlabelled: Any) -> None:
         self.datasets = {LABELLED: labelled, UNLABELLED: unlabelled}
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -190,15 +190,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
-def two_stream_loader(
-    labelled: Dataset,
-    unlabelled: Dataset,
-    batch_labelled: int,
-    batch_unlabelled: int,
-    seed: int,
-    num_workers: int = 0,
-    unlabelled_start: int = 0,
-) -> DataLoader:
+class TwoStreamLoader(DataLoader):
     """A loader of endless two-stream batches.
 
     Args:
@@ -209,28 +201,42 @@ def two_stream_loader(
         seed: the run's seed.
         num_workers: loader processes; results do not depend on it.
         unlabelled_start: first iteration with unlabelled cases.
+
+    Attributes:
+        batches: its batch sampler.
     """
-    sampler = TwoStreamBatchSampler(
-        len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_start
-    )
-    return DataLoader(
-        TwoStreamDataset(labelled, unlabelled),
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=num_workers,
-        worker_init_fn=heed_loader_alone,
-    )
+
+    def __init__(
+        self,
+        labelled: Any,
+        unlabelled: Any,
+        batch_labelled: int,
+        batch_unlabelled: int,
+        seed: int,
+        num_workers: int = 0,
+        unlabelled_start: int = 0,
+    ) -> None:
+        self.batches = TwoStreamBatchSampler(
+            len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_start
+        )
+        super().__init__(
+            TwoStreamDataset(labelled, unlabelled),
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            worker_init_fn=heed_loader_alone,
+        )
 
 
 class StreamPosition:
     """Start the loader's streams at the current iteration; it reads it after a checkpoint was restored.
 
     Args:
-        loader: what `two_stream_loader` made.
+        loader: of the run.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.sampler = loader.batch_sampler
+    def __init__(self, loader: TwoStreamLoader) -> None:
+        self.sampler = loader.batches
 
     def attach(self, engine: Engine) -> None:
         """Act at the start of each epoch: the engine makes a new iterator only after that event."""

@@ -13,11 +13,10 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, Validatio
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from scripts.data.cases import CaseLists
 from scripts.data.spec import DatasetSpec
-from scripts.data.streams import StreamPosition
+from scripts.data.streams import StreamPosition, TwoStreamLoader
 from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.distributed.group import RankSynchroniser
 from scripts.evaluation.overlay import OverlayPictures
@@ -44,7 +43,7 @@ class TrainingHandlers:
     - gradients are synchronised between ranks before the guard judges them, so that all ranks judge alike;
     - the guard judges before the teacher moves, which does not follow a step that was undone;
     - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
-      as ignite calls only that one; the stop at `max_steps` comes last.
+      because it raises them again, and ignite then calls no further listener; the stop at `max_steps` comes last.
 
     Args:
         network: what is trained.
@@ -53,7 +52,7 @@ class TrainingHandlers:
         optimizer: of the trainer.
         extra_optimizer: an optimiser of the method's own, or `None`.
         lr_scheduler: stepped after each iteration.
-        loader: made by `scripts.data.streams.two_stream_loader`.
+        loader: of both streams.
         guard: undoes steps that are not finite.
         method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first.
         validator: evaluator of the validation cases, or `None` without such cases.
@@ -80,7 +79,7 @@ class TrainingHandlers:
         optimizer: Optimizer,
         extra_optimizer: Optimizer | None,
         lr_scheduler: LRScheduler,
-        loader: DataLoader,
+        loader: TwoStreamLoader,
         guard: GradientGuard,
         method_handlers: Sequence[Any],
         validator: SupervisedEvaluator | None,
@@ -97,7 +96,7 @@ class TrainingHandlers:
         preprocessing_record: Mapping[str, Any],
         summary_writer: SummaryWriter | None,
     ) -> None:
-        batches = loader.batch_sampler
+        batches = loader.batches
         checkpoint = TrainingCheckpoint(
             {
                 "network": network,

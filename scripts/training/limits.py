@@ -166,12 +166,14 @@ def _check_cache(
     cases: Sequence[tuple[str, OpenCase]], channels: int, roi_size: Sequence[int], cache_rate: float
 ) -> None:
     """Compare the memory of the resampled volumes with what is left, and log both."""
-    training = sum(
-        resampled_bytes(each.shape, channels, role == "labelled", roi_size)
-        for role, each in cases
-        if role != "validation"
-    )
-    validation = sum(resampled_bytes(each.shape, channels, True) for role, each in cases if role == "validation")
+    training = validation = 0
+    for role, each in cases:
+        if each.shape is None:  # a header that cannot be read has already ended the run
+            continue
+        if role == "validation":
+            validation += resampled_bytes(each.shape, channels, True)
+        else:
+            training += resampled_bytes(each.shape, channels, role == "labelled", roi_size)
     need, supply = cache_rate * training + validation, psutil.virtual_memory().available
     sizes = f"{_gib(need)} of memory, and {_gib(supply)} are left"
     if need > supply:

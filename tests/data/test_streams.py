@@ -15,9 +15,9 @@ from scripts.data.streams import (
     StreamPosition,
     TwoStreamBatchSampler,
     TwoStreamDataset,
+    TwoStreamLoader,
     collate,
     prepare_two_stream_batch,
-    two_stream_loader,
 )
 from scripts.errors import UserError
 
@@ -172,7 +172,7 @@ def equal(a, b):
 
 
 def test_the_number_of_workers_changes_no_bit():
-    batches = {n: first(iter(two_stream_loader(*datasets(), 2, 3, seed=4, num_workers=n)), 5) for n in (0, 1, 2)}
+    batches = {n: first(iter(TwoStreamLoader(*datasets(), 2, 3, seed=4, num_workers=n)), 5) for n in (0, 1, 2)}
     for n in (1, 2):
         assert all(equal(a, b) for a, b in zip(batches[0], batches[n], strict=True))
     assert not equal(batches[0][0], batches[0][1])
@@ -180,7 +180,7 @@ def test_the_number_of_workers_changes_no_bit():
 
 def test_workers_that_fetch_ahead_do_not_shift_a_later_start():
     # A killed run's workers have drawn more batches than it has used; what counts is the start alone.
-    loader = two_stream_loader(*datasets(), 1, 1, seed=4, num_workers=2)
+    loader = TwoStreamLoader(*datasets(), 1, 1, seed=4, num_workers=2)
     whole = first(iter(loader), 5)
     loader.batch_sampler.start = 3
     again = first(iter(loader), 2)
@@ -188,13 +188,13 @@ def test_workers_that_fetch_ahead_do_not_shift_a_later_start():
 
 
 def test_an_empty_unlabelled_set_gives_labelled_batches():
-    batch = next(iter(two_stream_loader(*datasets(unlabelled=0), 2, 2, seed=0)))
+    batch = next(iter(TwoStreamLoader(*datasets(unlabelled=0), 2, 2, seed=0)))
     assert batch["image"].shape == batch["label"].shape == (2, 1, *CROP)
     assert "weak" not in batch
 
 
 def test_image_label_and_name_of_a_batch_belong_together():
-    for batch in first(iter(two_stream_loader(*datasets(), 2, 3, seed=0)), 6):
+    for batch in first(iter(TwoStreamLoader(*datasets(), 2, 3, seed=0)), 6):
         assert batch["image"].shape == (5, 1, *CROP)
         assert batch["label"].shape == (2, 1, *CROP)
         assert batch["weak"].shape == (3, 1, *CROP)
@@ -256,9 +256,9 @@ def test_prepare_says_none_where_there_is_no_weak_view():
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("done", [0, 2, 3, 4])
 def test_an_engine_that_starts_late_sees_the_batches_of_its_iterations(done, workers):
-    expected = [batch["case"] for batch in first(iter(two_stream_loader(*datasets(), 1, 2, seed=3)), 9)]
+    expected = [batch["case"] for batch in first(iter(TwoStreamLoader(*datasets(), 1, 2, seed=3)), 9)]
     seen = []
-    loader = two_stream_loader(*datasets(), 1, 2, seed=3, num_workers=workers)
+    loader = TwoStreamLoader(*datasets(), 1, 2, seed=3, num_workers=workers)
     engine = Engine(lambda _, batch: seen.append(batch["case"]))
 
     @engine.on(Events.STARTED)

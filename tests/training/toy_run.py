@@ -14,7 +14,7 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, CopyItemsd, RandGaussianNoised
 from torch import nn
 
-from scripts.data.streams import StreamPosition, prepare_two_stream_batch, two_stream_loader
+from scripts.data.streams import StreamPosition, TwoStreamLoader, prepare_two_stream_batch
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
@@ -72,7 +72,7 @@ class Run:
         noise = RandGaussianNoised("image", prob=0.7, std=0.3)
         labelled = [{"image": x, "label": (x > 0).to(torch.uint8), "case": "l"} for x in image[:2]]
         unlabelled = [{"image": x, "case": "u"} for x in image[2:]]
-        loader = two_stream_loader(
+        loader = TwoStreamLoader(
             CacheDataset(labelled, Compose([noise]), progress=False),
             CacheDataset(unlabelled, Compose([CopyItemsd("image", names="weak"), noise]), progress=False),
             1,

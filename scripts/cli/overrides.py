@@ -9,10 +9,10 @@ import inspect
 import pydoc
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from fire.parser import DefaultParseValue
@@ -193,7 +193,7 @@ def _arguments_of(target: str) -> set[str] | None:
     located = ConfigComponent({"_target_": target}, "", ComponentLocator()).resolve_module_name()
     found = pydoc.locate(located) if isinstance(located, str) else located
     try:
-        parameters = inspect.signature(found).parameters.values()
+        parameters = inspect.signature(cast(Callable[..., Any], found)).parameters.values()
     except (TypeError, ValueError):
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):

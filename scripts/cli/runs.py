@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from scripts.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
+DATA = ROOT / "data"
 TRAINED = ROOT / "outputs/models"
 """Where training writes its models by default."""
 
@@ -69,15 +69,14 @@ def _named(name: str, known: dict[str, Path], kind: str, otherwise: str) -> Path
 
 
 def _dataset_files() -> Iterator[tuple[str, Path]]:
-    data = ROOT / "data"
-    for folder in (Path(), CONFIGS / "datasets", data, *sorted(path for path in data.glob("*") if path.is_dir())):
+    for folder in (Path(), CONFIGS / "datasets", DATA, *sorted(path for path in DATA.glob("*") if path.is_dir())):
         yield from ((file.stem, file) for file in sorted(folder.glob("*.yaml")))
     yield from ((name, Path(file)) for name, file in remembered().items() if Path(file).is_file())
 
 
 def _memory() -> Path:
     """File that holds the path of the YAML of each dataset, by name; the variable lets tests use another."""
-    return Path(os.environ.get("BUNDLE_DATASETS") or ROOT / "data/datasets.json")
+    return Path(os.environ.get("BUNDLE_DATASETS") or DATA / "datasets.json")
 
 
 def remembered() -> dict[str, str]:
@@ -135,9 +134,11 @@ def run_in_monai(words: Sequence[str]) -> None:
         Exception: whatever ends the run.
     """
     print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
+    import monai.bundle
+
     from scripts.cli.start import check_command_line
 
-    program = importlib.util.find_spec("monai.bundle.__main__").origin
+    program = str(Path(monai.bundle.__file__).with_name("__main__.py"))
     before = sys.argv
     sys.argv = [program, *words]
     try:

@@ -60,7 +60,8 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     if not by_name:
         return lists, []
     findings = []
-    labelled, unlabelled = [], []
+    labelled: list[Case] = []
+    unlabelled: list[Case] = []
     for case, name in zip(lists.unlabelled, names_of(lists, lists.unlabelled), strict=True):
         found = by_name.pop(name, [])
         (labelled if found else unlabelled).append({**case, "label": str(found[0])} if found else case)

@@ -127,7 +127,7 @@ def _smooth_field(rng: Generator, size: Sequence[int], knots: Sequence[int]) -> 
     return ndimage.zoom(rng.standard_normal(knots, dtype=np.float32), np.divide(size, knots), order=3, mode="nearest")
 
 
-def _rotate(points: np.ndarray, degrees: Sequence[float]) -> np.ndarray:
+def _rotate(points: np.ndarray, degrees: ArrayLike) -> np.ndarray:
     return np.tensordot(Rotation.from_euler("zyx", degrees, degrees=True).as_matrix().astype(np.float32), points, 1)
 
 
@@ -144,16 +144,20 @@ def _patient_coordinates(rng: Generator, size: Sequence[int], step: np.ndarray) 
     return points
 
 
-def _organ(rng: Generator, points: np.ndarray, centre: ArrayLike, radii: ArrayLike, shift: ArrayLike = 4) -> np.ndarray:
+def _organ(
+    rng: Generator, points: np.ndarray, centre: ArrayLike, radii: ArrayLike, shift: float | Sequence[float] = 4
+) -> np.ndarray:
     """Approximate signed distance in mm, negative inside, to an ellipsoid of varying place, size and orientation."""
-    centre = np.asarray(centre) + shift * rng.uniform(-1, 1, 3)
+    centre = np.asarray(centre) + np.asarray(shift) * rng.uniform(-1, 1, 3)
     radii = np.asarray(radii) * rng.uniform(0.82, 1.2) * rng.uniform(0.85, 1.15, 3)
     offset = _rotate(points - centre.astype(np.float32)[:, None], rng.uniform(-22, 22, 3))
     offset /= radii.astype(np.float32)[:, None]
     return (np.sqrt(np.square(offset).sum(0)) - 1) * np.float32(radii.min())
 
 
-def _tube(rng: Generator, points: np.ndarray, at: Sequence[float], radii: Sequence[float], fork: float) -> np.ndarray:
+def _tube(
+    rng: Generator, points: np.ndarray, at: Sequence[float], radii: Sequence[float] | np.ndarray, fork: float
+) -> np.ndarray:
     """Signed distance to a winding tube along z; below a random level its two legs part with the slope `fork`."""
     x, y, z = points
     turn, sway = 2 * np.pi * z / rng.uniform(55, 90), rng.uniform(1.0, 3.0)

@@ -98,7 +98,7 @@ def save_weights(state: Mapping[str, torch.Tensor], path: str | Path, record: Ma
     modules = OrderedDict(getattr(state, "_metadata", {}))
     if record is not None:
         modules[""] = {**modules.get("", {}), ENTRY: dict(record)}
-    marked._metadata = modules
+    setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
 
 

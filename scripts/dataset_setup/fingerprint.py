@@ -177,6 +177,7 @@ def _sample(case: _Files, label: np.ndarray, ignore_value: int | None) -> list[t
         label: `(1, X, Y, Z)`, in the order of the label's file.
         ignore_value: value that is no foreground.
     """
+    assert case.label is not None
     mask = _in_ras(case.label.header, label)[0].round()  # within rounding of whole numbers, as `tally` takes them
     mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
     channels = (channel for image in case.images for channel in _in_ras(image.header, image.voxels()))

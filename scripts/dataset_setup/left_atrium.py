@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
+from nibabel.affines import from_matvec
 
 from scripts.data.sizes import progress_bar
 from scripts.dataset_setup.roles import choose_tests, number_of_tests
@@ -158,7 +158,7 @@ def _write_case(source: Source, output: Path, crop: bool) -> None:
             raise UserError(f"The label of {source.path} is empty, so that --crop has nothing to cut around.")
         box = crop_box(label)
         image, label = image[box], label[box]
-        affine = affine @ nibabel.affines.from_matvec(np.eye(3), [side.start for side in box])
+        affine = affine @ from_matvec(np.eye(3), [side.start for side in box])
     for part, array in (("images", image), ("labels", label)):
         write_volume(output / part / f"{source.name}.nii.gz", array, affine)
 

@@ -93,8 +93,9 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
     """
 
     def written(path: str) -> str:
-        inside = relative_to is not None and Path(path).is_relative_to(relative_to)
-        return Path(path).relative_to(relative_to).as_posix() if inside else path
+        if relative_to is None or not Path(path).is_relative_to(relative_to):
+            return path
+        return Path(path).relative_to(relative_to).as_posix()
 
     def entry(case: FoundCase) -> dict[str, Any]:
         images = [written(image) for image in case.images]

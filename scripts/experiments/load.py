@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -32,6 +33,7 @@ import psutil
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
+from nibabel.openers import Opener
 
 from scripts.data.demo import ensure_demo_dataset
 from scripts.networks.vnet import VNet
@@ -98,7 +100,7 @@ def write_volumes(folder: Path, volumes: int, labelled: int, shape: Sequence[int
 
 def _write(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.openers.Opener.default_compresslevel = 1  # half of the time would go into compressing noise
+    Opener.default_compresslevel = 1  # half of the time would go into compressing noise
     nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
 
 
@@ -297,13 +299,17 @@ def patch_cost(options: argparse.Namespace, folder: Path) -> None:
     print("batch  training s  s/patch  inference s  s/patch")
     for size in options.batches:
         batch = torch.randn(size, 1, *options.roi_size)
-        training = median_seconds(lambda batch=batch: network(batch).mean().backward(), options.repeats)
+        training = median_seconds(partial(_train_once, network, batch), options.repeats)
         with torch.no_grad():
-            inference = median_seconds(lambda batch=batch: network(batch), options.repeats)
+            inference = median_seconds(partial(network, batch), options.repeats)
         print(
             f"{size:5d}  {training:10.3f}  {training / size:7.3f}  {inference:11.3f}  {inference / size:7.3f}",
             flush=True,
         )
+
+
+def _train_once(network: VNet, batch: torch.Tensor) -> None:
+    network(batch).mean().backward()
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:

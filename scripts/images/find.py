@@ -89,12 +89,13 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
     listed = listed_images(path)
     if listed is not None:
         return listed
-    root = Path(path).expanduser()
+    root = Path(str(path)).expanduser()
     if not exists(root):
         raise UserError(f"{path} does not exist: give a folder of images or one image by --dataset_dir.")
     if split_series(root)[1] is not None or not root.is_dir():
         return [str(root)]
-    return sorted(str(image) for image in walk_images(root) if image == root or fnmatch(image.name, pattern))
+    found = (str(image) for image in walk_images(root) if image == root or fnmatch(image.name, pattern))
+    return list[ImageFiles](sorted(found))
 
 
 def walk_images(folder: Path) -> Iterator[Path]:

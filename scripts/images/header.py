@@ -84,7 +84,8 @@ class VolumeHeader:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Size of a voxel along the three axes, mm."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
 
     @property
     def axcodes(self) -> str:
@@ -105,9 +106,9 @@ class VolumeHeader:
     def in_ras(self) -> VolumeHeader:
         """The header of the same volume with its axes in the order and direction of RAS, as training turns them."""
         orientation = nibabel.io_orientation(self.affine)
-        shape = tuple(self.shape[axis] for axis in np.argsort(orientation[:, 0]))
+        x, y, z = (self.shape[axis] for axis in np.argsort(orientation[:, 0]))
         affine = self.affine @ nibabel.orientations.inv_ornt_aff(orientation, self.shape)
-        return replace(self, shape=shape, affine=affine)
+        return replace(self, shape=(x, y, z), affine=affine)
 
 
 def corner_distance(one: VolumeHeader, other: VolumeHeader) -> float:

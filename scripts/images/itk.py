@@ -173,6 +173,6 @@ def _as_itk_wants_it(path: str) -> Iterator[str]:
             yield file
         return
     with TemporaryDirectory() as folder:
-        file = Path(folder, "header.nhdr")
-        file.write_bytes(repaired)
-        yield str(file)
+        header = Path(folder, "header.nhdr")
+        header.write_bytes(repaired)
+        yield str(header)

@@ -61,7 +61,7 @@ class MirroredNetwork:
         images = windows.to(self.device)
         if len(self.views) == 1:
             return self.network(images).float().log_softmax(dim=1).to(windows.device)
-        total = 0.0
+        total = torch.zeros((), device=images.device)
         for flipped in self.views:
             logits = self.network(images.flip(flipped) if flipped else images)
             total = total + logits.float().softmax(dim=1).flip(flipped)

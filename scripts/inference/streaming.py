@@ -46,7 +46,8 @@ def stitched_rows(
     starts = _row_starts(side, window, ensure_tuple_rep(inferer.overlap, 3)[axis])
     across = [window if a == axis else image.shape[a + 1] for a in range(3)]
     row_weights = _summed_weights(across, inferer)
-    total = weights = None
+    total: torch.Tensor | None = None
+    weights = row_weights
     for start, following in zip(starts, [*starts[1:], side], strict=True):
         row = inferer(image.narrow(axis + 1, start, window)[None], predictor)[0] * row_weights
         if total is None:
@@ -197,7 +198,7 @@ class BlockSpatialResample(SpatialResample):
 
     def __call__(
         self,
-        img: torch.Tensor,
+        img: Any,
         dst_affine: torch.Tensor | None = None,
         spatial_size: Sequence[int] | None = None,
         mode: str | int | None = None,
@@ -226,7 +227,7 @@ class BlockSpatialResample(SpatialResample):
         return MetaTensor(result, meta={**img.meta, "affine": torch.as_tensor(affine)})
 
 
-def with_block_spacing(preprocessing: Callable) -> Callable:
+def with_block_spacing(preprocessing: Any) -> Any:
     """A copy of a chain of transforms whose `Spacingd` work in blocks; anything else comes back as it is."""
     if not isinstance(preprocessing, Compose):
         return preprocessing

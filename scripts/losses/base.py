@@ -179,6 +179,7 @@ class WeightedLoss(nn.Module):
         total = batch.logits.new_zeros(())
         values: dict[str, torch.Tensor] = {}
         for name, term in self.terms.items():
+            assert isinstance(term, LossTerm)
             weight = term.weight_at(self.step, self.max_steps)
             if weight != 0.0:
                 values[name] = term(batch)

@@ -59,4 +59,4 @@ class Selector(nn.Sequential):
         )
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return super().forward(embeddings.to(self[0].weight.dtype)).sigmoid()[:, 0]
+        return super().forward(embeddings.to(next(self.parameters()).dtype)).sigmoid()[:, 0]

@@ -21,15 +21,15 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """
     batch_norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     instance_norms = [m for m in network.modules() if isinstance(m, INSTANCE_NORMS) and m.track_running_stats]
-    momenta = [norm.momentum for norm in instance_norms]
+    momenta = [recording.momentum for recording in instance_norms]
     try:
         for norm in batch_norms:
             norm.track_running_stats = False
-        for norm in instance_norms:  # torch's instance norm records even without tracking
-            norm.momentum = 0.0
+        for recording in instance_norms:  # torch's instance norm records even without tracking
+            recording.momentum = 0.0
         yield
     finally:
         for norm in batch_norms:
             norm.track_running_stats = True
-        for norm, momentum in zip(instance_norms, momenta, strict=True):
-            norm.momentum = momentum
+        for recording, momentum in zip(instance_norms, momenta, strict=True):
+            recording.momentum = momentum

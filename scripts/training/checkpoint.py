@@ -155,7 +155,7 @@ class TrainingCheckpoint:
 
     def _restore(self, engine: Engine) -> None:
         content, path = broadcast_from_rank0(self._read)
-        if content is None:
+        if content is None or path is None:
             logger.info(f"No checkpoint in {self.ckpt_dir}: starting from the beginning.")
             return
         self._check_settings(content["run"], path)

@@ -65,7 +65,7 @@ class GradientGuard:
         """Clip the gradient, or undo the step."""
         # A dict, because modules may share parameters and each must be scaled only once.
         parameters = {p: name for m in self.modules for name, p in m.named_parameters() if p.grad is not None}
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         loss = float(engine.state.output[Keys.LOSS].detach())
         self.undone = not (math.isfinite(loss) and bool(torch.isfinite(norm)))
         if not self.undone:
@@ -94,7 +94,9 @@ class GradientGuard:
             terms = self.terms.last.items() if self.terms is not None else ()
             bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
             return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
-        names = [name for p, name in parameters.items() if not bool(torch.isfinite(p.grad).all())]
+        names = [
+            name for p, name in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
         if not names:  # each number is finite, but the sum of their squares overflows
             return "the loss is finite, but the norm of its gradient is not"
         return (

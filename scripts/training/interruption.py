@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -42,7 +43,7 @@ class StopOnSignal:
         self.checkpoint = checkpoint
         self.received = 0
         self._process = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Listen while `engine` runs, and look after each iteration whether a signal came."""

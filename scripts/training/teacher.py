@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents
@@ -30,7 +32,7 @@ def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"The teacher's decay (teacher_decay) must be in [0, 1), got {decay}.")
 
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], updates: torch.Tensor) -> None:
+    def average(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
         kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
         for mean, new in zip(averaged, current, strict=True):
             mean.copy_(torch.lerp(new, mean, kept))

@@ -57,7 +57,7 @@ def test_each_command_explains_itself(command, capsys) -> None:
 
 def test_a_dataset_is_found_by_path_folder_and_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "ROOT", tmp_path / "bundle")
+    monkeypatch.setattr(runs, "DATA", tmp_path / "bundle/data")
     places = [
         tmp_path / "mine.yaml",
         tmp_path / "bundle/data/in_data.yaml",

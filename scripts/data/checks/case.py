@@ -167,7 +167,7 @@ def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
         turned = nibabel.apply_orientation(channel, orientation)
         digest.update(repr(turned.shape).encode())
         for plane in turned:  # one at a time: a copy of the whole volume would double the memory
-            digest.update(np.ascontiguousarray(plane, dtype=np.float32) + np.float32(0))  # -0 becomes 0
+            digest.update((np.ascontiguousarray(plane, dtype=np.float32) + np.float32(0)).data)  # -0 becomes 0
     return digest.digest()
 
 

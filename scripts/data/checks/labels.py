@@ -63,9 +63,10 @@ def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Find
         )
         findings.append(Finding(Kind.MASK_OR_IGNORE, sentence, path))
     if undeclared:
+        values_of_yaml = sorted(value for value in allowed if value is not None)
         sentence = (
             f"The label {path} has the value {_format(undeclared)}, but the dataset's YAML declares "
-            f"{_format(sorted(allowed), len(allowed))}: declare it in label_names and label_values, or "
+            f"{_format(values_of_yaml, len(values_of_yaml))}: declare it in label_names and label_values, or "
             "correct the file."
         )
         findings.append(Finding(Kind.UNDECLARED, sentence, path))

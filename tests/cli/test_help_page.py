@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/command_line.md shows the help as it is; docs/errors.md shows mistakes with exit code and names."""
+"""The help in docs/command_line.md is the real one; so are exit code and named files and keys in docs/errors.md."""
 
 from __future__ import annotations
 

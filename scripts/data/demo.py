@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo dataset: synthetic abdominal phantoms in a Medical Segmentation Decathlon folder, made on the spot.
+"""The demo dataset: synthetic abdominal phantoms, generated, in the layout of the Medical Segmentation Decathlon.
 
-Every case, whatever its split, is drawn from one distribution: tissues painted in patient coordinates (mm, RAS: x to
+The cases of every split are drawn from one distribution: tissues painted in patient coordinates (mm, RAS: x to
 the patient's right, y to the front, z to the head) that are warped from case to case.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +22,6 @@ from scipy.spatial.transform import Rotation
 
 from scripts.errors import UserError
 
-GENERATOR = "abdominal-phantom-demo"
-GENERATOR_VERSION = 1  # raise it with every change that alters a voxel or dataset.json, so that old folders are remade
 LABELS = {"0": "background", "1": "large organ", "2": "small organ", "3": "vessel"}
 SPLITS = ("training", "validation", "test")
 BASE_SHAPE, BASE_SPACING = (64, 56, 40), (1.5, 1.5, 2.0)
@@ -38,8 +33,6 @@ MAX_LOOPS = 9
 _LABEL_OF_TISSUE = np.zeros(BOWEL + MAX_LOOPS, np.uint8)
 _LABEL_OF_TISSUE[[LARGE, CORTEX, MEDULLA, VESSEL]] = 1, 2, 2, 3
 
-_MEMBER = re.compile(r"dataset\.json|(images|labels)(/demo_(training|validation|test)_\d{3,}\.nii\.gz)?")
-
 
 def ensure_demo_dataset(
     directory: str | Path,
@@ -50,12 +43,13 @@ def ensure_demo_dataset(
     num_test: int = 8,
     shape: Sequence[int] = BASE_SHAPE,
 ) -> Path:
-    """Makes the demo dataset unless `directory` already holds it whole, from this generator and these arguments.
+    """Make the demo dataset unless `directory` holds a `dataset.json`; that dataset is returned as it is.
 
-    It is written to a hidden sibling folder and renamed, under a lock, so several processes may call this at once.
+    The volumes are written to a hidden folder beside `directory`, which is then renamed, so that an interruption leaves
+    no part of a dataset, and several processes may call this at once.
 
     Args:
-        directory: where `dataset.json`, `images/` and `labels/` go; absent, empty, or an earlier demo dataset.
+        directory: folder for `dataset.json`, `images/` and `labels/`; it may be empty or not exist.
         seed: non-negative; the same seed gives the same voxels.
         num_training: number of cases, at least 1. A case does not depend on how many there are.
         num_validation: number of cases, at least 0.
@@ -66,26 +60,34 @@ def ensure_demo_dataset(
         The absolute path of the dataset folder.
 
     Raises:
-        UserError: `directory` is a file, or holds anything but a demo dataset (and is left as it was).
+        UserError: `directory` is a file, or a folder with files but without `dataset.json`.
         ValueError: a count, the seed or `shape` is out of range.
     """
     target = Path(directory).expanduser().resolve()
     if num_training < 1 or min(num_validation, num_test) < 0:
         raise ValueError("the demo dataset needs at least one training case, and no count may be negative")
-    recipe = {"generator": GENERATOR, "version": GENERATOR_VERSION, "seed": seed, "shape": list(shape)}
-    recipe["counts"] = [num_training, num_validation, num_test]
-    if not _is_current(target, recipe):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent):
-            if not _is_current(target, recipe):  # another process may have made it while this one waited
-                _make_dataset(target, recipe)
+    if (target / "dataset.json").is_file():
+        return target
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file: name a folder for the demo dataset.")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{target} has files but no dataset.json: name another folder for the demo dataset.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        new = Path(scratch, "new")
+        _write_dataset(new, seed, (num_training, num_validation, num_test), shape)
+        try:
+            new.rename(target)
+        except OSError:
+            if not (target / "dataset.json").is_file():  # otherwise another process was faster
+                raise
     return target
 
 
 def make_demo_case(
     seed: int, split: str, index: int, shape: Sequence[int] = BASE_SHAPE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Makes one case of the demo dataset.
+    """Make one case of the demo dataset.
 
     Args:
         seed: non-negative seed of the dataset.
@@ -230,73 +232,19 @@ def _render(rng: Generator, tissue: np.ndarray, spacing: np.ndarray) -> np.ndarr
     return np.clip(np.rint(image * rng.uniform(500, 1500)), 0, 32767).astype(np.int16)
 
 
-def _make_dataset(target: Path, recipe: dict[str, Any]) -> None:
-    """Writes the dataset beside `target` and renames it, moving an old demo dataset out of the way first."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        new = Path(scratch, "new")
-        _write_dataset(new, recipe)
-        if _is_current(target, recipe):  # looked at again, as making the cases took a while; refuses what is foreign
-            return
-        try:
-            if target.exists():
-                target.rename(Path(scratch, "old"))
-            new.rename(target)
-        except OSError:
-            if not _is_current(target, recipe):  # without a lock, another process may have been first: that is fine
-                raise
-
-
-def _write_dataset(folder: Path, recipe: dict[str, Any]) -> None:
+def _write_dataset(folder: Path, seed: int, counts: Sequence[int], shape: Sequence[int]) -> None:
     head: dict[str, Any] = {"name": "Abdominal phantom demo", "licence": "Apache-2.0", "tensorImageSize": "3D"}
     head["description"] = "Synthetic abdominal phantoms with three classes. Not patient data, of no clinical use."
     head["modality"], head["labels"] = {"0": "synthetic MR-like"}, LABELS
-    for split, count in zip(SPLITS, recipe["counts"], strict=True):
+    for split, count in zip(SPLITS, counts, strict=True):
         names = [f"demo_{split}_{index:03d}.nii.gz" for index in range(count)]
         head[f"num{split.capitalize()}"] = count
         head[split] = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
         for index, paths in enumerate(head[split]):
-            image, label, affine = make_demo_case(recipe["seed"], split, index, recipe["shape"])
+            image, label, affine = make_demo_case(seed, split, index, shape)
             for path, array in ((paths["image"], image), (paths["label"], label)):
                 volume = nib.Nifti1Image(array, affine)
                 volume.header.set_xyzt_units("mm")
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 nib.save(volume, folder / path)
-    sizes = {f"{path.parent.name}/{path.name}": path.stat().st_size for path in sorted(folder.rglob("*.nii.gz"))}
-    head["demo"] = {**recipe, "bytes": sizes}
     (folder / "dataset.json").write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_current(target: Path, recipe: dict[str, Any]) -> bool:
-    """True: nothing to do. False: absent, empty, or a demo dataset to make anew. Anything else is refused."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file; name a folder for the demo dataset.")
-    demo: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no dataset.json, or somebody else's
-        record = json.loads((target / "dataset.json").read_text(encoding="utf-8"))["demo"]
-        demo = record if record["generator"] == GENERATOR else {}
-    with contextlib.suppress(OSError, KeyError, TypeError):  # a file is missing, or a field is another version's
-        whole = {name: (target / name).stat().st_size for name in demo["bytes"]} == demo["bytes"]
-        if whole and all(demo[key] == value for key, value in recipe.items()):
-            return True
-    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*"))
-    foreign = [name for name in found if not (demo and _MEMBER.fullmatch(name))]
-    if foreign:
-        raise UserError(
-            f"{target} holds something other than the demo dataset ({foreign[0]}), so it is left as it is; "
-            "name another folder for the demo dataset, or remove this one yourself."
-        )
-    return False
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds an advisory lock on `folder` itself, which leaves no lock file behind and ends with the process."""
-    with contextlib.ExitStack() as stack:
-        # Windows and some network file systems lock no folders: the renames of `_make_dataset` must do there.
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield

@@ -50,7 +50,7 @@ NEED = VOXELS * (4 * 5 + 2 * 4 + 5)  # 4 labelled, 2 unlabelled, 1 validation ca
 def test_a_sound_folder_passes_and_the_memory_is_said(cases, caplog) -> None:
     with caplog.at_level("INFO", logger="check"):
         check(cases)
-    assert "Headers of 7 cases are sound; prepared, their volumes take about 0.0 GiB of memory" in caplog.text
+    assert "Headers of 7 cases" in caplog.text and "0.0 GiB" in caplog.text
 
 
 def test_the_first_mistake_is_told_with_the_number_of_others(folder, cases) -> None:
@@ -95,7 +95,7 @@ def test_the_cache_fits_to_the_byte(cases, memory, spare, fits) -> None:
     if fits:
         check(cases)
     else:
-        with pytest.raises(UserError, match=r"prepared volumes of 7 cases .* --cache_rate 0\.95, and"):
+        with pytest.raises(UserError, match=r"7 cases .* --cache_rate 0\.95, "):
             check(cases)
 
 

@@ -63,7 +63,7 @@ class ClassEmbeddings:
     @property
     def known(self) -> list[int]:
         """Classes that have prototypes."""
-        return [c for c, rows in self.memory.summary().items() if rows > 0]
+        return [c for c, count in self.memory.summary().items() if count > 0]
 
     def reset(self) -> None:
         """Start a new case."""
@@ -77,19 +77,20 @@ class ClassEmbeddings:
         images = windows.to(self.device).as_subclass(torch.Tensor)
         logits, features = self.inferer.logits_and_features(images, self.network)
         classes = labels_on_grid(logits.argmax(dim=1), features.shape[2:]).reshape(-1)
-        rows = voxel_embeddings(features)
+        embeddings = voxel_embeddings(features)
         for c in self.known:
             where = (classes == c).nonzero()[:, 0]
             where = where[:: max(1, -(-len(where) // self.voxels_per_call))]
             if len(where) > 0:
-                self._add(c, normalize(self.projection_head(rows[where]), dim=1))
+                self._add(c, normalize(self.projection_head(embeddings[where]), dim=1))
         return logits.to(windows.device)
 
-    def _add(self, class_id: int, rows: torch.Tensor) -> None:
-        nearest = 1 - (rows @ normalize(self.memory.prototypes(class_id), dim=1).T).max(dim=1).values
-        self.sums[class_id] += rows.sum(dim=0).cpu()
+    def _add(self, class_id: int, embeddings: torch.Tensor) -> None:
+        similarity = embeddings @ normalize(self.memory.prototypes(class_id), dim=1).T
+        nearest = 1 - similarity.max(dim=1).values
+        self.sums[class_id] += embeddings.sum(dim=0).cpu()
         self.distances[class_id] += nearest.sum().cpu()
-        self.counts[class_id] += len(rows)
+        self.counts[class_id] += len(embeddings)
 
     def prototype_distance(self) -> float | None:
         """Mean over the classes of the mean cosine distance to the nearest prototype, in [0, 2]; `None` if no class

@@ -60,7 +60,7 @@ def test_every_config_of_the_bundle_keeps_the_rules(file) -> None:
 
 
 def test_null_of_a_command_line_is_told_how_to_write_it() -> None:
-    with pytest.raises(UserError, match="--labelled_cases None says null"):
+    with pytest.raises(UserError, match="--labelled_cases None"):
         check_settings({"labelled_cases": "null"})
 
 

@@ -147,21 +147,21 @@ def test_extra_stands_beside_the_summary(tmp_path):
 
 def test_probabilities_and_batches_that_were_not_taken_apart_are_refused(tmp_path):
     report = SegmentationReport(NAMES, tmp_path)
-    with pytest.raises(ValueError, match=r"engine.state.output must be a decollated list .* got dict"):
+    with pytest.raises(ValueError, match=r"engine\.state\.output.*dict"):
         evaluate(TWO_CASES, report, decollate=False)
     evaluator = SupervisedEvaluator(torch.device("cpu"), DataLoader(TWO_CASES), Onehot(), val_handlers=[report])
-    with pytest.raises(ValueError, match=r"pred must be a label volume of shape \(1, D, H, W\), got .*\(3, 4, 5, 6\)"):
+    with pytest.raises(ValueError, match=r"pred.*\(3, 4, 5, 6\)"):
         evaluator.run()
 
 
 def test_label_without_spacing_is_refused(tmp_path):
     case = {"image": TWO_CASES[0]["image"], "label": TWO_CASES[0]["label"].as_tensor()}
-    with pytest.raises(ValueError, match=r"label must be a MetaTensor, .* got Tensor"):
+    with pytest.raises(ValueError, match=r"label.* Tensor"):
         evaluate([case], SegmentationReport(NAMES, tmp_path))
 
 
 def test_wrong_label_names_are_refused_before_a_run(tmp_path):
-    with pytest.raises(ValueError, match=r"label_names must name at least one label other than 0"):
+    with pytest.raises(ValueError, match="label_names"):
         SegmentationReport({0: "background"}, tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_csv_keeps_commas_in_names_and_every_digit(tmp_path):
 def test_refused_extra_leaves_the_earlier_report_untouched(tmp_path):
     write_report([found_row()], {1: "liver"}, tmp_path)
     before = {p.name: p.read_text() for p in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"extra must have keys that the summary does not have, got mean_dice"):
+    with pytest.raises(ValueError, match=r"extra.*mean_dice"):
         write_report([], {1: "liver"}, tmp_path, extra={"mean_dice": 1})
     with pytest.raises(ValueError):
         write_report([], {1: "liver"}, tmp_path, extra={"loss": math.nan})

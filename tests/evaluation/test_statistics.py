@@ -47,23 +47,15 @@ def test_other_labels_are_not_part_of_a_class():
 def test_whole_numbers_may_come_as_floats_but_probabilities_may_not():
     labels = torch.tensor([[[0.0, 1.0, 2.0]]])
     assert [r["dice"] for r in case_rows("a", labels, labels, None, NAMES)] == [1, 1]
-    with pytest.raises(ValueError, match=r"prediction must be a label volume of whole numbers, got .* value 0.5"):
+    with pytest.raises(ValueError, match=r"prediction.*0\.5"):
         case_rows("a", labels / 2, labels, None, NAMES)
-    with pytest.raises(ValueError, match=r"reference must be a label volume of shape .* got shape \(1, 1, 1, 3\)"):
+    with pytest.raises(ValueError, match=r"reference.*\(1, 1, 1, 3\)"):
         case_rows("a", labels, labels[None], None, NAMES)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ({0: "background"}, "at least one label other than 0"),
-        ({}, "at least one label other than 0"),
-        ({1: "liver", 2: "liver"}, "a name of its own"),
-        ({"1": "liver"}, "whole numbers as keys"),
-    ],
-)
-def test_label_names_that_name_no_class_of_their_own_are_refused(names, message):
-    with pytest.raises(ValueError, match=f"label_names must .*{message}.* got"):
+@pytest.mark.parametrize("names", [{0: "background"}, {}, {1: "liver", 2: "liver"}, {"1": "liver"}])
+def test_label_names_without_foreground_duplicated_or_with_wrong_keys_are_refused(names):
+    with pytest.raises(ValueError, match="label_names"):
         summarise([], names)
 
 
@@ -127,5 +119,5 @@ def test_no_rows_give_a_summary_of_nulls():
 
 
 def test_row_of_an_unnamed_label_is_refused():
-    with pytest.raises(ValueError, match=r"label_names must name every label of rows, \[1\] does not have \[2\]"):
+    with pytest.raises(ValueError, match=r"label_names.*\[2\]"):
         summarise([row("a", 2)], {1: "liver"})

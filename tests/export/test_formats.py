@@ -94,7 +94,7 @@ def test_the_torchscript_of_a_vnet_holds_its_metadata_and_its_configuration(tmp_
 def test_weights_of_another_network_are_refused_in_one_sentence(settings, tmp_path) -> None:
     torch.save(VNet(1, 2, base_filters=4).state_dict(), tmp_path / "model.pt")
     for kind in ("ts", "pt2"):
-        with pytest.raises(UserError, match=r"model.pt does not fit the network of the config files"):
+        with pytest.raises(UserError, match=r"model\.pt"):
             EXPORTERS[kind](settings, tmp_path / f"model.{kind}")
         assert not (tmp_path / f"model.{kind}").exists()
 

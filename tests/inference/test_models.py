@@ -164,7 +164,7 @@ def test_another_number_of_channels_or_classes_is_refused_before_any_case(folder
     loaded = load_model(folder / "model.ts", network(), "cpu")
     with pytest.raises(UserError, match=r"model\.ts.*in_channels"):
         check_model(loaded, "model.ts", 2, 3, WINDOW)
-    with pytest.raises(UserError, match=r"model\.ts.*3 classes.*label_names"):
+    with pytest.raises(UserError, match=r"model\.ts.*label_names"):
         check_model(loaded, "model.ts", 1, 4, WINDOW)
 
 

@@ -50,6 +50,24 @@ def test_a_file_imports_only_from_its_own_floor_and_those_below(file: Path) -> N
     assert not above, f"{file.name} reaches up to {above}"
 
 
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert not [file.name for file in FILES if len(file.read_text(encoding="utf-8").splitlines()) > 400]
+
+
+SMALL = {"networks/norms.py": "networks are a floor of their own, below the inferer that uses it", "__main__.py": ""}
+"""Files of fewer than 40 lines that stay although a single module imports them, with the reason."""
+
+
+def test_a_small_file_has_several_importers() -> None:
+    sources = {file: file.read_text(encoding="utf-8") for file in FILES}
+    configs = "".join(file.read_text(encoding="utf-8") for file in SCRIPTS.parent.joinpath("configs").rglob("*.yaml"))
+    for file, source in sources.items():
+        name = str(file.relative_to(SCRIPTS))
+        module = f"scripts.{name.removesuffix('.py').replace('/', '.')}"
+        importers = sum(module in imported_modules(other) for other in sources.values()) + (f"{module}." in configs)
+        assert len(source.splitlines()) >= 40 or importers > 1 or name in SMALL, name
+
+
 def test_import_detection_sees_what_it_should() -> None:
     source = "import scripts.training.teacher\nfrom scripts.losses.base import LossTerm\nimport torch\n"
     assert imported_modules(source) == ["scripts.training.teacher", "scripts.losses.base"]

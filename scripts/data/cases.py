@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case, and the cases of a run by what they are used for."""
+"""The cases of a run, by role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Case = dict[str, Any]
-"""`image`: path or list of channel paths; `label`: path, absent for an unlabelled case; `case`: its name."""
+"""`image`: a path or a list with a path per channel; `label`: a path, absent if unlabelled; `case`: the name."""
 
 
 ROLES = ("labelled", "unlabelled", "validation", "test")
@@ -16,7 +16,7 @@ ROLES = ("labelled", "unlabelled", "validation", "test")
 
 @dataclass
 class CaseLists:
-    """The cases of a run by role. Unlabelled cases have no `label` entry: their label file cannot be opened."""
+    """The cases of a run by role. Unlabelled cases have no `label` entry, so that their label files are never read."""
 
     labelled: list[Case] = field(default_factory=list)
     unlabelled: list[Case] = field(default_factory=list)
@@ -25,10 +25,10 @@ class CaseLists:
 
 
 def cases_with_roles(lists: CaseLists, *roles: str) -> list[tuple[Case, str]]:
-    """The cases of some roles, by default of all, each with its role."""
+    """Return the cases of some roles, by default of all, each with its role."""
     return [(case, role) for role in roles or ROLES for case in getattr(lists, role)]
 
 
 def images_of(case: Case) -> list[str]:
-    """The image's files: one, or one for each channel."""
+    """Return the files of the image: one, or one per channel."""
     return case["image"] if isinstance(case["image"], list) else [case["image"]]

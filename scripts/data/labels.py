@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values in a label volume: counted, and turned into class indices."""
+"""Count the values in label volumes and convert them to class indices."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from scripts.errors import UserError
 from scripts.prototypes.voxels import NO_CLASS
 
-SLAB_VOXELS = 2**20  # voxels counted at once: what counting needs beside the volume stays a few MiB
-MOST_VALUES = 256  # distinct values of one label file; more mean an image
+SLAB_VOXELS = 2**20  # voxels counted at once, so that counting needs only a few MiB more than the volume
+MOST_VALUES = 256  # distinct values in a label file; a file with more is taken for an image
 
 
 @dataclass
 class Tally:
-    """Voxels of each value.
+    """Number of voxels of each value.
 
     Attributes:
-        whole: whole number, or what is rounded to it, to its voxels.
-        other: value that is no whole number (NaN and infinity too) to its voxels.
-        rounded: voxels whose value was rounded.
-        complete: false if there are more than `MOST_VALUES` values; counting stopped there.
+        whole: number of voxels per whole number, including values rounded to it.
+        other: number of voxels per value that is not a whole number, including NaN and infinity.
+        rounded: number of voxels whose value was rounded.
+        complete: false if counting stopped because there are more than `MOST_VALUES` values.
     """
 
     whole: Counter[int] = field(default_factory=Counter)
@@ -51,29 +51,31 @@ def tally(voxels: np.ndarray) -> Tally:
 
 def _add(result: Tally, value: float, number: int) -> None:
     if not math.isfinite(value) or abs(value - round(value)) > ROUNDING:
-        result.other[math.nan if math.isnan(value) else value] += number  # one NaN: no two of them are equal
+        result.other[math.nan if math.isnan(value) else value] += (
+            number  # a single key for NaN, as NaN is not equal to itself
+        )
         return
     result.whole[round(value)] += number
     result.rounded += number if value != round(value) else 0
 
 
 ROUNDING = 1e-3
-"""A value this close to a whole number is that number: files of scaled or real numbers hold 0.9999 for 1."""
+"""Values this close to a whole number are rounded: scaled or floating-point files may store 0.9999 for 1."""
 
 
 def declared_values(
     num_classes: int, label_values: Sequence[int] | None = None, ignore_value: int | None = None
 ) -> list[int]:
-    """The value of each class, and whether the dataset's declarations fit together.
+    """Return the label value of each class, after checking the dataset's declarations.
 
     Args:
         num_classes: K, background included.
-        label_values: value of each class in the files; `None` for 0, 1, ..., K - 1.
-        ignore_value: value of voxels that are no class; `None` for none.
+        label_values: value of each class in the label files; `None` for 0, 1, ..., K - 1.
+        ignore_value: value of voxels to ignore; `None` for none.
 
     Raises:
-        UserError: for values that are not K different whole numbers, or an `ignore_value` that is no whole number or
-            that of a class.
+        UserError: if `label_values` are not K different whole numbers, or `ignore_value` is not a whole number or is
+            the value of a class.
     """
     values = list(range(num_classes)) if label_values is None else list(label_values)
     for value in [*values, *([] if ignore_value is None else [ignore_value])]:
@@ -81,15 +83,15 @@ def declared_values(
             raise UserError(f"label_values and ignore_value must be whole numbers, got {value!r}.")
     if len(values) != num_classes:
         raise UserError(
-            f"label_values has {len(values)} values, but label_names names {num_classes} classes: give each class the "
-            "value that it has in the label files."
+            f"label_values has {len(values)} values, but label_names names {num_classes} classes: give the value "
+            "of each class in the label files."
         )
     if len(set(values)) < len(values):
-        raise UserError(f"label_values must give each class a value of its own, got {values}.")
+        raise UserError(f"label_values must be different for each class, got {values}.")
     if ignore_value in values:
         raise UserError(
-            f"ignore_value is {ignore_value}, which is also the value of class {values.index(ignore_value)}: take it "
-            "out of one of the two."
+            f"ignore_value is {ignore_value}, which is also the value of class {values.index(ignore_value)}: remove "
+            "one of the two."
         )
     return values
 
@@ -97,16 +99,16 @@ def declared_values(
 def to_classes(
     volume: torch.Tensor, values: Sequence[int], ignore_value: int | None = None
 ) -> tuple[torch.Tensor, float | None]:
-    """The class of each voxel, and the first value that is none.
+    """Convert label values to class indices, and find a value that is not declared.
 
     Args:
-        volume: values as in a file, any shape and type; within `ROUNDING` of whole numbers.
-        values: value of each of K classes.
-        ignore_value: value of voxels that take no part, or `None`.
+        volume: label values, any shape and type; values within `ROUNDING` of a whole number are rounded.
+        values: label value of each of K classes.
+        ignore_value: value of voxels to ignore, or `None`.
 
     Returns:
-        Classes in [0, K) or `NO_CLASS`, int8 or, for more than 128 classes, int16; and a value of `volume` that is not
-        declared, or `None` if all of them are.
+        Class indices in [0, K), or `NO_CLASS` for ignored voxels, int8 (int16 for more than 128 classes); and the first
+        value of `volume` that is not declared, or `None` if all are.
     """
     classes = {value: index for index, value in enumerate(values)}
     if ignore_value is not None:
@@ -117,6 +119,6 @@ def to_classes(
     indices = torch.tensor([classes[value] for value in sorted(classes)], dtype=index_type, device=volume.device)
     rounded = volume.round()
     place = torch.bucketize(rounded, declared, out_int32=True).clamp(max=len(declared) - 1)
-    # A NaN is equal to nothing, so it is undeclared too.
+    # NaN is not equal to any value, so it counts as undeclared.
     undeclared = ~((declared[place] == rounded) & ((volume - rounded).abs() <= ROUNDING))
     return indices[place], volume[undeclared][0].item() if bool(undeclared.any()) else None

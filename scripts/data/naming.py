@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What names of files and folders say: a case, its role, its channel."""
+"""Derive the case, its part of the dataset and the channel from the names of files and folders."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import PurePosixPath
 from scripts.images.header import case_name
 
 LABEL_WORDS = (
-    "corrected_labels",  # where an annotator's come back, docs/labelling.md
+    "corrected_labels",  # the folder for labels that annotators have corrected, see docs/labelling.md
     "segmentations", "segmentation", "segs", "seg", "labelmaps", "labelmap", "labels", "label", "masks", "mask",
     "groundtruth", "ground_truth", "gt", "annotations", "annotation",
 )  # fmt: skip
-"""Words that make a file or folder a label, at either end of its name."""
+"""Words at either end of a name that mark a file or folder as labels."""
 
 IMAGE_WORDS = ("images", "image", "imaging", "imgs", "img", "scans", "scan", "volumes", "volume", "vols", "vol")
-"""Words that a file or folder of images may carry."""
+"""Words at either end of a name that mark a file or folder as images."""
 
 NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""`case_0000`, `case_0001`: nnU-Net's way to write channels."""
+"""nnU-Net's notation for channels: `case_0000`, `case_0001`."""
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 PART_WORDS = {"ts": TEST, "test": TEST, "testing": TEST, "val": VALIDATION, "validation": VALIDATION}
 
 PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
-"""Folders that hold many cases, never one."""
+"""Names of folders that contain many cases, never only one."""
 
 SEPARATOR = r"[ _.\-]"
 _PART = r"(tr|train|training|ts|test|testing|val|validation)"
@@ -38,7 +38,7 @@ def _folder_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _file_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """The word alone, in front of a separator or a number, or at the end behind a separator."""
+    """Match one of the words alone, before a separator or a digit, or at the end after a separator."""
     word = f"(?:{'|'.join(words)})"
     return re.compile(
         rf"{word}|{word}(?:{SEPARATOR}+|(?=\d))(?P<rest>.+)|(?P<start>.+?){SEPARATOR}+{word}", re.IGNORECASE
@@ -50,33 +50,33 @@ _LABEL_FILE, _IMAGE_FILE = _file_pattern(LABEL_WORDS), _file_pattern(IMAGE_WORDS
 
 
 def stem_of(path: str) -> str:
-    """Name without the ending of an image file; letters with accents compare equal, however they were typed in."""
+    """Return the file name without its image ending, in NFC, so that accented letters compare equal."""
     return unicodedata.normalize("NFC", case_name(path))
 
 
 def is_label_folder(name: str) -> bool:
-    """`labels`, `labelsTr`, `masks`, ..."""
+    """Whether a folder's name marks labels: `labels`, `labelsTr`, `masks`, ..."""
     return _LABEL_FOLDER.fullmatch(name) is not None
 
 
 def is_image_folder(name: str) -> bool:
-    """`images`, `imagesTs`, `scans`, ..."""
+    """Whether a folder's name marks images: `images`, `imagesTs`, `scans`, ..."""
     return _IMAGE_FOLDER.fullmatch(name) is not None
 
 
 def is_label_stem(stem: str) -> bool:
-    """`a_seg`, `a-label`, `segmentation`, `mask_007`, ..."""
+    """Whether a file's stem marks a label: `a_seg`, `a-label`, `segmentation`, `mask_007`, ..."""
     return _LABEL_FILE.fullmatch(stem) is not None
 
 
 def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[list[str], list[str]]:
-    """Images and labels among relative paths.
+    """Divide relative paths into images and labels.
 
     Args:
-        paths: of images, in POSIX form.
-        label_folder: relative to the same folder: what lies in it is a label and nothing else is. Without it, folders
-            named `labels`, `masks` and the like say so; a file outside of folders with such a name is a label if a
-            word in its own name says so.
+        paths: POSIX paths of image files.
+        label_folder: the folder of labels, relative to the same folder; only files in it are labels. By default, files
+            in folders with names such as `labels` or `masks` are labels, and so are files outside of folders of
+            images whose own name contains such a word.
     """
     if label_folder is not None:
         below = label_folder.rstrip("/") + "/"
@@ -103,12 +103,12 @@ def _is_label(path: str, any_label_folder: bool) -> bool:
 
 
 def without_label_word(stem: str) -> str:
-    """`a_seg` to `a`, `label0007` to `0007`, `segmentation` to nothing; another stem as it is."""
+    """Remove a label word: `a_seg` becomes `a`, `label0007` `0007`, `segmentation` empty; others are unchanged."""
     return _without(stem, _LABEL_FILE)
 
 
 def without_image_word(stem: str) -> str:
-    """`a_image` to `a`, `img0007` to `0007`, `imaging` to nothing; another stem as it is."""
+    """Remove an image word: `a_image` becomes `a`, `img0007` `0007`, `imaging` empty; others are unchanged."""
     return _without(stem, _IMAGE_FILE)
 
 
@@ -118,7 +118,7 @@ def _without(stem: str, pattern: re.Pattern[str]) -> str:
 
 
 def place_of(path: str) -> tuple[str, ...]:
-    """The folders of a relative path without those that only say "images" or "labels"."""
+    """Return the folders of a relative path, without those that only mark images or labels."""
     folders = PurePosixPath(path).parent.parts
     return tuple(
         unicodedata.normalize("NFC", folder)
@@ -128,8 +128,8 @@ def place_of(path: str) -> tuple[str, ...]:
 
 
 def part_of(path: str) -> str:
-    """`test` for a path below `imagesTs` or `test`, `validation` likewise, `training` for any other."""
-    if path.startswith("/"):  # named by itself, beside the folder whose parts the words are about
+    """Return `test` or `validation` if a folder of the path marks it (`imagesTs`, `test`, `val`), else `training`."""
+    if path.startswith("/"):  # absolute paths are outside of the searched folder, so its parts do not apply
         return TRAINING
     for folder in reversed(PurePosixPath(path).parent.parts):
         match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
@@ -140,11 +140,11 @@ def part_of(path: str) -> str:
 
 
 def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str] | None:
-    """Case and channel of an image's stem, `None` if it names no channel.
+    """Split the stem of an image into case and channel; `None` if it names no channel.
 
     Args:
-        stem: of the file.
-        channels: endings that name a channel (`t1` for `a_t1`); `None` for nnU-Net's four digits.
+        stem: stem of the file.
+        channels: endings that identify a channel (`t1` for `a_t1`); `None` for nnU-Net's four digits.
     """
     if channels is None:
         match = NNUNET_CHANNEL.fullmatch(stem)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes and memory of resampled volumes, and a progress bar over cases."""
+"""Sizes and memory of resampled volumes, and a progress bar for loops over cases."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ FLOAT32, INT8 = 4, 1  # bytes
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
-    """Voxels of a volume at another spacing, as MONAI's `Spacingd` counts them: first and last centre stay in place.
+    """Return the shape of a volume after resampling by MONAI's `Spacingd`, which keeps the outermost voxel centres.
 
     Args:
-        shape: voxels, axes in the order of RAS.
-        spacing: mm.
-        target: mm.
+        shape: number of voxels along the axes R, A, S.
+        spacing: present spacing, mm.
+        target: new spacing, mm.
     """
     return tuple(round((n - 1) * s / t + 1) for n, s, t in zip(shape, spacing, target, strict=True))
 
 
 def resampled_bytes(shape: Sequence[int], channels: int, with_label: bool, roi_size: Sequence[int] = (1, 1, 1)) -> int:
-    """Bytes of a cached training case: a float32 image padded to the patch, and its label in 8 bits.
+    """Return the bytes of a cached training case: a float32 image, padded to the patch, and an 8-bit label.
 
     Args:
-        shape: of `resampled_shape`.
-        channels: of the image.
-        with_label: whether its label is cached too.
-        roi_size: patch, voxels.
+        shape: shape of the resampled image, from `resampled_shape`.
+        channels: number of image channels.
+        with_label: whether the label is cached too.
+        roi_size: patch size, voxels.
     """
     voxels = math.prod(max(pair) for pair in zip(shape, roi_size, strict=True))
     return voxels * (FLOAT32 * channels + (INT8 if with_label else 0))
 
 
 Progress = Callable[[Iterable, str], Iterable]
-"""Wraps what is looped over in a progress bar with a title."""
+"""Wraps an iterable in a progress bar with a title."""
 
 
 def progress_bar(items: Iterable, title: str) -> Iterable:
-    """A progress bar on stderr."""
+    """Show a progress bar on stderr."""
     return tqdm(items, desc=title, unit="case", leave=False)

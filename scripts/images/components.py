@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connected parts of a mask."""
+"""Connected components of a mask."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from scipy import ndimage
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask, the first one in memory order where several are as large.
+    """Return the largest connected component of a mask; of several of equal size, the first in memory order.
 
     Voxels that share a face, an edge or a corner are connected (26-connectivity in 3D), as in the post-processing of
-    the semi-supervised literature. MONAI's `KeepLargestConnectedComponent` keeps the last of several.
+    the semi-supervised literature. MONAI's `KeepLargestConnectedComponent` keeps the last of equal ones.
 
     Args:
-        mask: any number of axes, bool or 0 and 1.
+        mask: bool or 0 and 1, with any number of axes.
 
     Returns:
-        bool, the same shape; all `False` for an empty mask.
+        bool, with the shape of `mask`; all `False` for an empty mask.
     """
     parts, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     if count == 0:
@@ -29,10 +29,13 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def largest_components(labels: torch.Tensor) -> torch.Tensor:
-    """The largest connected part of each foreground class in each case; the class's other voxels become background.
+    """Keep the largest connected component of each foreground class in each case; other voxels become background.
 
     Args:
-        labels: `(B, D, H, W)`, int64, 0 for background; left as it is.
+        labels: `(B, D, H, W)`, int64, 0 for background; not modified.
+
+    Returns:
+        The shape, dtype and device of `labels`.
     """
     cases = labels.cpu().numpy()
     kept = np.zeros_like(cases)
@@ -43,13 +46,13 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
 
 
 def keep_largest(classes: np.ndarray, chosen: Sequence[int]) -> None:
-    """Turn all but the largest connected part of some classes into background, in place.
+    """Turn all but the largest connected component of some classes into background, in place.
 
-    Each class is looked at within its bounding box, so that memory follows the structures and not the volume.
+    Works within the bounding box of each class, so that memory grows with the structures, not with the volume.
 
     Args:
-        classes: class indices, three axes, 0 for background.
-        chosen: classes, each at least 1.
+        classes: class indices, `(X, Y, Z)`, 0 for background.
+        chosen: classes to clean up, each at least 1.
     """
     boxes = ndimage.find_objects(classes, max_label=max(chosen, default=0))
     for c in chosen:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of DICOM slices as one volume, read through ITK's GDCM.
+"""Read a folder of DICOM slices as one volume, through ITK's GDCM.
 
-A series becomes a volume only if its slices are parallel, aligned and evenly spaced; everything else is refused by
-name. GDCM's own series reader puts such series together with at most a line on stderr.
+A series becomes a volume only if its slices are parallel, aligned and evenly spaced; any other is refused with an error
+that names the problem. GDCM's own series reader would assemble it with at most a line on stderr.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from scripts.images import itk as itk_format
 from scripts.images.dicom_slices import Slice, chosen_series, split_series
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
-TOLERANCE_MM = 0.02  # how far a slice may lie from its place on the grid; positions are often rounded to 0.01 mm
-TOLERANCE_DEGREES = 0.1  # of the line through the slices against their normal
-TOLERANCE_COSINE = 1e-3  # of the numbers that give an orientation
-WHOLE_INTERVALS = 0.1  # slices are missing where a gap is so nearly a whole number of distances; else spacing is uneven
+TOLERANCE_MM = 0.02  # largest distance of a slice from its place on the grid; positions are often rounded to 0.01 mm
+TOLERANCE_DEGREES = 0.1  # largest angle between the line through the slices and their normal
+TOLERANCE_COSINE = 1e-3  # largest difference between components of two orientations
+WHOLE_INTERVALS = 0.1  # a gap this close to a multiple of the slice distance means missing slices; else it is uneven
 
 
 def ordered_grid(path: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:
-    """The slices in the order of their positions, and the affine of their voxels.
+    """Sort the slices by position and compute the affine of the volume.
 
     Args:
-        path: the series, for messages.
-        slices: of one series, in any order.
+        path: path of the series, for error messages.
+        slices: slices of one series, in any order.
 
     Returns:
-        The slices along the normal of their planes, and the affine `(4, 4)`, voxel index to mm, LPS.
+        The slices, sorted along the normal of their planes, and the affine `(4, 4)` from voxel index to mm (LPS).
 
     Raises:
-        UserError: for frames or colours in one file, a file without its place, files of different size, spacing or
-            orientation, two at one place, missing slices, uneven distances, or planes that are not straight above one
-            another (gantry tilt).
+        UserError: for a multi-frame or colour file, a file without position or orientation, slices that differ in size,
+            spacing or orientation, two slices at one position, missing slices, uneven distances, or sheared stacks
+            (gantry tilt).
     """
     for each in slices:
         _check_slice(path, each)
@@ -63,11 +63,11 @@ def ordered_grid(path: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.nd
 def _check_slice(path: str, each: Slice) -> None:
     if each.frames > 1:
         raise UserError(
-            f"{each.path} is a multi-frame (enhanced) DICOM file of {each.frames} frames, which is not read: "
+            f"{each.path} is a multi-frame (enhanced) DICOM file of {each.frames} frames, which is not supported: "
             "convert it to NIfTI."
         )
     if each.components > 1:
-        raise UserError(f"{each.path} is a DICOM picture in colours (RGB): remove it, or convert it to grey.")
+        raise UserError(f"{each.path} is a DICOM image in colours (RGB): remove it, or convert it to greyscale.")
     for name, values, count in (
         ("position (Image Position Patient)", each.position, 3),
         ("orientation (Image Orientation Patient)", each.orientation, 6),
@@ -75,12 +75,12 @@ def _check_slice(path: str, each: Slice) -> None:
     ):
         if len(values) != count or not np.isfinite(values).all():
             raise UserError(
-                f"{each.path} does not say its {name}, so {path} is no volume: remove it or convert the series."
+                f"{each.path} has no {name}, so {path} cannot be read as a volume: remove it or convert the series."
             )
     axes = np.reshape(each.orientation, (2, 3))
     if not np.allclose(axes @ axes.T, np.eye(2), atol=TOLERANCE_COSINE):
         raise UserError(
-            f"{each.path} has an orientation of axes that are not perpendicular: it is damaged, replace it."
+            f"{each.path} has an orientation whose axes are not perpendicular: the file is damaged, replace it."
         )
 
 
@@ -95,18 +95,18 @@ def _check_alike(path: str, slices: Sequence[Slice]) -> None:
             if not np.allclose(one, other, rtol=0, atol=tolerance):
                 raise UserError(
                     f"{path} has slices of different {name}, {first.name} ({_format(one)}) and {each.name} "
-                    f"({_format(other)}): keep those of one volume in the folder."
+                    f"({_format(other)}): leave only the slices of one volume in the folder."
                 )
 
 
 def _check_distances(path: str, slices: Sequence[Slice], gaps: np.ndarray) -> None:
-    """`gaps` are the distances between neighbours along the normal, mm."""
+    """Check `gaps`, the distances between neighbouring slices along the normal in mm."""
     for index, gap in enumerate(gaps):
         if gap < TOLERANCE_MM:
             one, other = slices[index].name, slices[index + 1].name
             raise UserError(
-                f"{path} has two instances at one position, {one} and {other}: keep one of them (time points "
-                "and echoes need folders of their own)."
+                f"{path} has two instances at one position, {one} and {other}: keep one of them (put time "
+                "points and echoes into separate folders)."
             )
     if len(gaps) < 2:
         return
@@ -116,14 +116,15 @@ def _check_distances(path: str, slices: Sequence[Slice], gaps: np.ndarray) -> No
     if intervals > 1.5 and abs(intervals - round(intervals)) < WHOLE_INTERVALS:
         raise UserError(
             f"{path} has missing slices, {round(intervals) - 1} between {slices[index].name} and "
-            f"{slices[index + 1].name}, which are {gaps[index]:.4g} mm apart, others {usual:.4g} mm: add them."
+            f"{slices[index + 1].name}, which are {gaps[index]:.4g} mm apart instead of {usual:.4g} mm: "
+            "add them."
         )
     places = np.concatenate([[0.0], np.cumsum(gaps)])
     off = places - np.linspace(0.0, places[-1], len(places))
     if np.abs(off).max() > TOLERANCE_MM:
         raise UserError(
             f"{path} has uneven spacing, from {gaps.min():.4g} to {gaps.max():.4g} mm between slices: "
-            "resample the series to an even one."
+            "resample the series to an even spacing."
         )
 
 
@@ -139,16 +140,16 @@ def _check_straight(path: str, slices: Sequence[Slice], positions: np.ndarray, n
     off = np.linalg.norm(off, axis=1)
     if off.max() > TOLERANCE_MM:
         raise UserError(
-            f"{path} has slices that are shifted sideways, at or beside {slices[int(off.argmax())].name}: remove "
-            "what does not belong or resample the series to an even grid."
+            f"{path} has slices that are shifted sideways, at or next to {slices[int(off.argmax())].name}: remove "
+            "the slices of another volume, or resample the series to a regular grid."
         )
     along_body = np.abs(normal).max() > math.cos(math.radians(TOLERANCE_DEGREES))
-    if along_body:  # then the planes do not show the tilt that the tag tells of
+    if along_body:  # then the planes do not show the tilt that the tag states
         angle = max(angle, said)
     if angle > TOLERANCE_DEGREES:
         raise UserError(
-            f"{path} was taken with gantry tilt ({angle:.3g} degrees), so its slices are not straight above one "
-            "another: correct the tilt and give the result."
+            f"{path} was taken with gantry tilt ({angle:.3g} degrees), so its slices do not form a rectangular "
+            "grid: correct the tilt with a conversion tool and use the result."
         )
 
 
@@ -160,13 +161,13 @@ __all__ = ["open_volume", "split_series"]
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
-    """Header of the one series in a folder, and a function that reads the voxels, rescaled slice by slice.
+    """Read the header of the only series in a folder; return it with a function that reads the rescaled voxels.
 
     Args:
         path: the folder, or `FOLDER#SERIES_UID`.
 
     Raises:
-        UserError: naming what keeps the slices from being one volume.
+        UserError: if the slices do not form one volume; the message says why.
     """
     slices, affine = ordered_grid(path, chosen_series(path))
     shape = (*slices[0].size, len(slices))

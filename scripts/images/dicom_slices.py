@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a folder are the slices of one DICOM series."""
+"""Find the files of a folder that are slices of one DICOM series."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ NO_SLICES = (
         )
     ),
 )
-"""Beginnings of the storage classes that may lie among slices and are none."""
+"""Prefixes of the storage classes of files that are not slices, but may be in the same folder."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One instance.
+    """One DICOM instance.
 
     Attributes:
         path: the file.
         series: Series Instance UID.
-        description: of the series, for messages.
-        size: pixels along a row and along a column.
-        frames: number of frames; a slice has 1.
-        components: values a pixel; a slice has 1.
+        description: Series Description, for error messages.
+        size: number of pixels along a row and along a column.
+        frames: number of frames; a single slice has 1.
+        components: values per pixel; a greyscale slice has 1.
         dtype: NumPy name of the type after rescaling.
-        position: of the first pixel's centre, mm, LPS; empty if the file does not say.
-        orientation: unit vectors along a row and along a column, six numbers; empty if the file does not say.
-        spacing: between rows and between columns, mm; empty if the file does not say.
-        thickness: mm; empty if the file does not say.
-        tilt: of the gantry, degrees; empty if the file does not say.
+        position: centre of the first pixel, mm, LPS; empty if the file does not give it.
+        orientation: unit vectors along a row and along a column, six numbers; empty if the file does not give it.
+        spacing: distance between rows and between columns, mm; empty if the file does not give it.
+        thickness: slice thickness, mm; empty if the file does not give it.
+        tilt: gantry tilt, degrees; empty if the file does not give it.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Slice:
 
 
 def split_series(path: str | Path) -> tuple[str, str | None]:
-    """`FOLDER#SERIES_UID` as folder and UID; any other path as it is and `None`."""
+    """Split `FOLDER#SERIES_UID` into folder and UID; any other path is returned unchanged, with `None`."""
     folder, mark, uid = str(path).rpartition("#")
     if mark and Path(folder).is_dir() and not Path(path).exists():
         return folder, uid
@@ -80,13 +80,13 @@ def split_series(path: str | Path) -> tuple[str, str | None]:
 
 
 def looks_like_slice(file: Path) -> bool:
-    """Whether a file is a DICOM slice, judged by its first bytes and its name; a damaged slice is one too.
+    """Whether a file is a DICOM slice, judged by its first bytes and its name; a damaged slice counts.
 
-    A file that begins as DICOM does is a slice unless its storage class says otherwise (a directory, a report, RT
-    structures). A file without the DICOM preamble is one if it ends in `SLICE_ENDINGS`, or if GDCM can read it.
+    A file with the DICOM preamble is a slice unless its storage class says otherwise (a directory, a report, RT
+    structures). A file without it is a slice if its name ends in `SLICE_ENDINGS`, or if GDCM can read it.
 
     Raises:
-        OSError: for a file that cannot be opened and whose name says nothing.
+        OSError: for a file that cannot be opened and whose name does not end in `SLICE_ENDINGS`.
     """
     if file.name.startswith("."):
         return False
@@ -95,27 +95,27 @@ def looks_like_slice(file: Path) -> bool:
             head = stream.read(4096)
     except OSError:
         if file.suffix.lower() in SLICE_ENDINGS:
-            return True  # whoever reads the series then names the file
+            return True  # reading the series then raises an error that names the file
         raise
     if head[128:132] == b"DICM":
         return not _storage_class(head).startswith(NO_SLICES)
     if file.suffix.lower() in SLICE_ENDINGS:
         return True
-    # The oldest files begin with an element of group 2 or 8; so may the voxels of another format.
+    # Files without a preamble begin with an element of group 2 or 8, but so may files of another format.
     return head[:2] in (b"\2\0", b"\b\0") and itk.GDCMImageIO.New().CanReadFile(str(file))
 
 
 def _storage_class(head: bytes) -> str:
-    """Media Storage SOP Class UID in the first bytes of a file; empty if it is not there.
+    """Media Storage SOP Class UID in the first bytes of a file; empty if there is none.
 
-    GDCM only says that it cannot read a file as an image, whether it is a report or a damaged slice.
+    GDCM gives the same error for a report as for a damaged slice, so it cannot tell the two apart.
     """
     _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always little endian with explicit types
     return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
 def image_io(path: str) -> itk.GDCMImageIO:
-    """GDCM with the header of the file read."""
+    """Return a GDCM reader that has read the header of the file."""
     io = itk.GDCMImageIO.New()
     io.SetFileName(path)
     io.ReadImageInformation()
@@ -123,17 +123,17 @@ def image_io(path: str) -> itk.GDCMImageIO:
 
 
 def chosen_series(path: str) -> list[Slice]:
-    """The slices of the one series in a folder, or of the one that `FOLDER#SERIES_UID` asks for, in no order.
+    """Read the headers of the only series in a folder, or of the one that `FOLDER#SERIES_UID` names, in no order.
 
-    Other files are passed over with one line in the log.
+    Other files are skipped and listed in the log.
 
     Raises:
-        UserError: for no slice, several series, a UID that is not there, or a damaged slice.
+        UserError: if there is no slice, several series and no UID, no series with the UID, or a damaged slice.
     """
     folder, uid = split_series(path)
     slices = _slices(Path(folder))
     if not slices:
-        raise UserError(f"{folder} holds no DICOM slice: give the folder in which the slices themselves lie.")
+        raise UserError(f"{folder} contains no DICOM slices: give the folder that directly contains the slices.")
     series: dict[str, list[Slice]] = {}
     for each in slices:
         series.setdefault(each.series, []).append(each)
@@ -143,7 +143,7 @@ def chosen_series(path: str) -> list[Slice]:
         return series[uid]
     told = "; ".join(f"{key} ({part[0].description or 'no name'}, {len(part)})" for key, part in series.items())
     fault = f"{len(series)} DICOM series" if uid is None else f"no series {uid}, but {len(series)}"
-    raise UserError(f"{folder} holds {fault}: name one as {folder}#UID, with a UID of {told}.")
+    raise UserError(f"{folder} contains {fault}: choose one with {folder}#UID, where UID is one of {told}.")
 
 
 def _slices(folder: Path) -> list[Slice]:
@@ -155,21 +155,21 @@ def _slices(folder: Path) -> list[Slice]:
             skipped.append(file.name)
     if skipped:
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        logger.info(f"{folder}: passed over {', '.join(skipped[:5])}{more}, which are no DICOM slices.")
+        logger.info(f"{folder}: skipped {', '.join(skipped[:5])}{more}, which are not DICOM slices.")
     return found
 
 
 def _read(path: str) -> Slice:
-    """The header of one file, parsed once.
+    """Parse the header of one slice.
 
     Raises:
-        UserError: for a damaged file: without it the volume would be shorter.
+        UserError: for a damaged file, because the volume would be incomplete without it.
     """
     try:
         io = image_io(path)
     except RuntimeError as error:
         raise UserError(
-            f"{path} cannot be read as a DICOM slice: it is incomplete or damaged, replace or remove it."
+            f"{path} cannot be read as a DICOM slice: the file is incomplete or damaged, replace or remove it."
         ) from error
     tags = io.GetMetaDataDictionary()
 

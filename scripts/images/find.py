@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find image files and DICOM series in folders and lists: one walker for every command."""
+"""Find image files and DICOM series in folders and lists, in the same way for every command."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from scripts.images.header import case_name, ending_of
 from scripts.images.read import exists
 
 ImageFiles = str | Sequence[str]
-"""An image: its file or DICOM folder, or one for each channel."""
+"""An image: one file or DICOM folder, or a list with one for each channel."""
 
 LIST_ENDINGS = (".txt", ".json")
 
 
 def first_file(image: ImageFiles) -> str:
-    """The file that an image is called after."""
+    """Return the file that the image is named after."""
     return image if isinstance(image, str) else image[0]
 
 
 def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None:
-    """The images of a list, in its order; `None` if `source` is no list and no file of one.
+    """Return the images of a list in their order, or `None` if `source` is neither a list nor a list file.
 
-    Whether the files exist is not asked: one that does not must not keep the others from being segmented.
+    The files need not exist: a missing one must not keep the others from being segmented.
 
     Args:
-        source: a list of paths, or of lists of paths for an image of several files; or a `.txt` file (a path a line,
-            empty lines and those that begin with # left out) or a `.json` file (such a list), whose relative paths
-            start from its own folder.
+        source: a list of paths, with a list of paths for an image of several files; or a `.txt` file (one path per
+            line; empty lines and lines that begin with # are ignored) or a `.json` file that contains such a list.
+            Relative paths in a list file start from its folder.
 
     Raises:
-        UserError: for a list file that is missing or holds something else.
+        UserError: if a list file does not exist or is not a list of paths.
     """
     if not isinstance(source, str | Path):
         return _checked(source, "dataset_dir", Path())
@@ -57,7 +57,7 @@ def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file} cannot be read as a list of images ({error}): give a path a line.") from error
+        raise UserError(f"{file} cannot be read as a list of images ({error}): write one path per line.") from error
 
 
 def _checked(entries: Any, name: str | Path, folder: Path) -> list[ImageFiles]:
@@ -69,22 +69,24 @@ def _checked(entries: Any, name: str | Path, folder: Path) -> list[ImageFiles]:
 def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
     files = [entry] if isinstance(entry, str | Path) else entry
     if not isinstance(files, list | tuple) or not files or not all(isinstance(file, str | Path) for file in files):
-        raise UserError(f"{name} must name each image by its path, or by a list of its channels' paths, got {entry!r}.")
+        raise UserError(
+            f"{name} must give each image as a path, or as a list with a path for each channel, got {entry!r}."
+        )
     paths = [str(folder / Path(file).expanduser()) for file in files]
     return paths[0] if isinstance(entry, str | Path) else paths
 
 
 def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
-    """Images in a folder and its subfolders, sorted by path, or those of a list in its order.
+    """Find the images in a folder and its subfolders, sorted by path, or those of a list in its order.
 
     Args:
         path: a folder, an image file, a folder of DICOM slices or `FOLDER#SERIES_UID`; or a list of such files and
-            series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, every image file counts,
-            whichever its format, and every folder that holds DICOM slices (`walk_images`).
+            series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, image files of every
+            format and folders of DICOM slices are found (`walk_images`).
         pattern: shell pattern (`imaging.nii.gz`) for the names of the files and folders found in `path`.
 
     Raises:
-        UserError: if `path` does not exist, a list cannot be read, or a link in the folder leads to no file.
+        UserError: if `path` does not exist, a list cannot be read, or the folder contains a broken link.
     """
     listed = listed_images(path)
     if listed is not None:
@@ -99,12 +101,13 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
 
 
 def walk_images(folder: Path) -> Iterator[Path]:
-    """Image files in a folder and its subfolders, and each folder that directly holds DICOM slices.
+    """Yield the image files in a folder and its subfolders, and each folder that directly contains DICOM slices.
 
-    Hidden files and folders (`.git`, the `._name` files of macOS) are skipped. Links are followed, each folder once.
+    Hidden files and folders (`.git`, the `._name` files of macOS) are skipped. Links are followed, but no folder is
+    visited twice.
 
     Raises:
-        UserError: for a link with the name of an image that leads to no file, or a folder that cannot be read.
+        UserError: for a broken link with the name of an image, or a folder that cannot be read.
     """
     yield from _walk(folder, set())
 
@@ -123,7 +126,7 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
             else:
                 yield entry
         elif entry.is_symlink() and ending_of(entry) is not None and not entry.is_dir():
-            raise UserError(f"{entry} is a link that leads to no file: repair or remove it.")
+            raise UserError(f"{entry} is a broken link: repair or remove it.")
     if _hold_slices(others):
         yield folder
     for entry in entries:
@@ -133,17 +136,17 @@ def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
 
 def _hold_slices(files: Sequence[Path]) -> bool:
     for file in files:
-        with contextlib.suppress(OSError):  # a file that may not be opened and does not claim to be a slice
+        with contextlib.suppress(OSError):  # a file without permission to read, whose name is not that of a slice
             if looks_like_slice(file):
                 return True
     return False
 
 
 def output_names(files: Sequence[str]) -> list[str]:
-    """A name for each file, no two the same.
+    """Return a unique name for each file.
 
-    The file's name without ending. Files that share it are named with their folders (`case_1/imaging.nii.gz` becomes
-    `case_1_imaging`), files that still share it with their endings too, and what is left is numbered.
+    This is the file's name without its ending. Files with the same name get their folders in front
+    (`case_1/imaging.nii.gz` becomes `case_1_imaging`), then their endings, and then numbers, until all names differ.
     """
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if files else ""
     relative = [os.path.relpath(file, root) for file in files]

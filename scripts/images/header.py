@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a volume before its voxels are read, and which file names are images."""
+"""Headers of volumes, and the endings of image files."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ NIFTI = (".nii.gz", ".nii")
 NRRD = (".nrrd", ".nhdr")
 METAIMAGE = (".mha", ".mhd")
 ENDINGS = (*NIFTI, *NRRD, *METAIMAGE)
-"""Of image files, in lower case; a DICOM series is a folder."""
+"""Endings of image files, in lower case. A DICOM series is a folder and has none."""
 
 
 def ending_of(path: str | Path) -> str | None:
-    """The ending that makes a file an image (`.nii.gz`, lower case), `None` for another file."""
+    """Return the ending of an image file in lower case (`.nii.gz`), or `None` for any other file."""
     name = Path(path).name.lower()
     return next((ending for ending in ENDINGS if name.endswith(ending)), None)
 
 
 def case_name(path: str | Path) -> str:
-    """File name without an image's ending: `a.b/la_000.nii.gz` to `la_000`; the name of a DICOM folder as it is."""
+    """Return the file name without its image ending (`la_000` for `a.b/la_000.nii.gz`), or a folder's whole name."""
     return Path(path).name[: -len(ending_of(path) or "") or None]
 
 
 @contextmanager
 def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
-    """The path, or, where its ending is not in lower case, that of a link which is, for as long as the context.
+    """Yield the path, or a temporary link to the file if its ending is not in lower case.
 
-    nibabel does not know `.Nii`, ITK neither `.MHA` nor `.MHD`; a NRRD it knows by its first bytes.
+    nibabel does not recognise `.Nii`, and ITK neither `.MHA` nor `.MHD`. ITK recognises NRRD by its first bytes.
 
     Args:
         path: an image file.
-        beside: names of the files in its folder that it refers to.
+        beside: names of files in the same folder that the image file refers to.
     """
     ending = ending_of(path)
     if ending is None or ending in NRRD or path.endswith(ending):
@@ -63,7 +63,7 @@ ReadVoxels = Callable[[], np.ndarray]
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What a file says about its volume before a voxel is read.
+    """What the header of a file says about its volume.
 
     Attributes:
         path: the file, or the folder of a DICOM series.
@@ -71,7 +71,8 @@ class VolumeHeader:
         channels: 1, or the number of channels that the file itself holds.
         affine: `(4, 4)`, voxel index to mm, RAS.
         dtype: NumPy name of the stored type.
-        oriented: whether the file says where its axes point; else they are taken to be L, P, S as DICOM and ITK do.
+        oriented: whether the file states the directions of its axes; if not, they are assumed to be L, P, S, as in
+            DICOM and ITK.
     """
 
     path: str
@@ -83,13 +84,13 @@ class VolumeHeader:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Size of a voxel along the three axes, mm."""
+        """Voxel size along the three axes, mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     @property
     def axcodes(self) -> str:
-        """Where the axes point, e.g. `RAS`."""
+        """Directions of the axes, e.g. `RAS`."""
         return "".join(nibabel.aff2axcodes(self.affine))
 
     @property
@@ -100,11 +101,11 @@ class VolumeHeader:
 
     @property
     def size(self) -> str:
-        """Voxels along the three axes, to print: `9 x 7 x 5`."""
+        """Number of voxels along the three axes for messages, e.g. `9 x 7 x 5`."""
         return " x ".join(map(str, self.shape))
 
     def in_ras(self) -> VolumeHeader:
-        """The header of the same volume with its axes in the order and direction of RAS, as training turns them."""
+        """Return the header of the volume after reorientation to RAS, as in training."""
         orientation = nibabel.io_orientation(self.affine)
         x, y, z = (self.shape[axis] for axis in np.argsort(orientation[:, 0]))
         affine = self.affine @ nibabel.orientations.inv_ornt_aff(orientation, self.shape)
@@ -112,29 +113,29 @@ class VolumeHeader:
 
 
 def corner_distance(one: VolumeHeader, other: VolumeHeader) -> float:
-    """Largest distance between the same corner of two volumes of the same shape, mm."""
+    """Return the largest distance between corresponding corners of two volumes of the same shape, mm."""
     return float(np.linalg.norm(one.corners - other.corners, axis=1).max())
 
 
 def shape_and_channels(path: str, axes: Sequence[int], components: int = 1) -> tuple[tuple[int, int, int], int]:
-    """Three axes of voxels, and one number of channels, of the axes that a file has.
+    """Return the spatial shape and the number of channels of a file.
 
-    Fewer than three axes make a volume of one slice; axes of one voxel behind the third are dropped.
+    Two axes make a volume of one slice. Axes of length 1 after the third are dropped.
 
     Args:
-        path: for the message.
-        axes: sizes of the file's axes, the spatial ones first.
-        components: values a voxel, where the format has them beside its axes.
+        path: path of the file, for the error message.
+        axes: lengths of the file's axes, the spatial ones first.
+        components: values per voxel, for formats that store them apart from the axes.
 
     Raises:
-        UserError: for fewer than two axes, or more than one axis of channels.
+        UserError: for fewer than two axes, or more than one channel axis.
     """
     channels = [n for n in (components, *axes[3:]) if n > 1]
     if len(axes) < 2 or len(channels) > 1:
-        per_voxel = f" with {components} values a voxel" if components > 1 else ""
+        per_voxel = f" with {components} values per voxel" if components > 1 else ""
         raise UserError(
-            f"{path} has {len(axes)} axes of {' x '.join(map(str, axes))}{per_voxel}: it must have three of space "
-            "and at most one of channels, so split it."
+            f"{path} has {len(axes)} axes of {' x '.join(map(str, axes))}{per_voxel}: only three spatial axes and "
+            "one channel axis are supported, so split the file."
         )
     x, y, z = (*axes, 1)[:3]
     return (int(x), int(y), int(z)), int(channels[0]) if channels else 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NRRD and MetaImage (MHA, MHD) through ITK, and what ITK does not tell of their headers."""
+"""Read NRRD and MetaImage (MHA, MHD) through ITK, and the parts of their headers that ITK does not report."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ NO_DIRECTION = ("none", "nan")
 
 
 def is_oriented(path: str) -> bool:
-    """Whether the header says where the axes point.
+    """Whether the header states the directions of the axes.
 
-    A NRRD must name its space (`space: left-posterior-superior`) and have `space directions`; a MetaImage must have
-    one of the names of its matrix.
+    A NRRD must have a `space` (such as `left-posterior-superior`) and `space directions`. A MetaImage must have one of
+    the fields that give its direction matrix.
     """
     fields = _fields(path)
     if ending_of(path) in NRRD:
@@ -43,15 +43,15 @@ def is_oriented(path: str) -> bool:
 
 
 def data_files(path: str) -> list[str]:
-    """Names of the files, beside a MetaImage header, that hold its voxels."""
+    """Return the names of the files in the same folder that contain the voxels of a MetaImage header."""
     name = _fields(path).get("elementdatafile", "LOCAL")
     return [] if name.upper().split()[0] in ("LOCAL", "LIST") or Path(name).is_absolute() else [name]
 
 
 def with_list_axis(path: str) -> bytes | None:
-    """A detached NRRD header in which the one axis without a direction is of kind `list`; `None` if that is needless.
+    """Return a detached NRRD header that marks the only axis without a direction as `list`; `None` if not needed.
 
-    ITK takes an axis for channels only by its kind, which some writers leave out, and then counts four axes of space.
+    ITK recognises a channel axis by its kind. Some programs leave it out, and ITK then reads four spatial axes.
     """
     if ending_of(path) not in NRRD:
         return None
@@ -73,7 +73,7 @@ def with_list_axis(path: str) -> bytes | None:
 
 
 def _lines(path: str) -> list[str]:
-    """A NRRD header ends with an empty line (or the file), a MetaImage's with the name of its data."""
+    """Return the header's lines: a NRRD header ends at an empty line, a MetaImage header with `ElementDataFile`."""
     with open(path, "rb") as file:
         text = file.read(LONGEST).decode("utf-8", "surrogateescape")
     lines = [line.rstrip("\r") for line in text.split("\n")]
@@ -84,21 +84,21 @@ def _lines(path: str) -> list[str]:
 
 
 def _fields(path: str) -> dict[str, str]:
-    """Names in lower case, values as they stand."""
+    """Return the header's fields, with names in lower case and values unchanged."""
     mark = ":" if ending_of(path) in NRRD else "="
     pairs = (line.partition(mark) for line in _lines(path) if not line.startswith("#"))
     return {name.strip().lower(): value.strip() for name, found, value in pairs if found}
 
 
 WRAPPED = {"uint8": "UC", "uint16": "US", "int16": "SS", "float32": "F", "float64": "D"}
-"""Types of which ITK's Python package has images; others are read as double, which holds integers up to 2^53."""
+"""Types that ITK's Python package can read; others are read as double, which is exact for integers up to 2^53."""
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
-    """Header, and a function that reads the voxels.
+    """Read the header; return it with a function that reads the voxels.
 
     Raises:
-        UserError: for colours or complex numbers, or for axes that are no volume.
+        UserError: for colours, complex numbers, or axes that do not form a volume.
         RuntimeError: from ITK, for a file that it cannot read.
     """
     with _as_itk_wants_it(path) as file:
@@ -107,7 +107,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         kind = io.GetPixelTypeAsString(io.GetPixelType())
         if kind in ("rgb", "rgba", "complex"):
             name = "complex numbers" if kind == "complex" else "colours (RGB)"
-            raise UserError(f"{path} holds {name}: convert it to one number a voxel, or a channel for each.")
+            raise UserError(f"{path} contains {name}: convert it to one number per voxel, or to one channel for each.")
         shape, channels = shape_and_channels(path, axes, io.GetNumberOfComponents())
         header = VolumeHeader(
             path, shape, channels, LPS_TO_RAS @ lps_affine(io), stored_type(io).name, is_oriented(path)
@@ -117,36 +117,36 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         with _as_itk_wants_it(path) as file:
             array = read_array(file, _image_io(file), header.dtype)
         if array.ndim == 5:
-            array = np.moveaxis(array, 4, 1)  # a fourth axis is one of channels
+            array = np.moveaxis(array, 4, 1)  # the fourth axis holds the channels
         return array.reshape(channels, *shape)
 
     return header, voxels
 
 
 def read_array(file: str, io: itk.ImageIOBase, stored: str) -> np.ndarray:
-    """Voxels `(components, X, Y, ...)` in their stored type.
+    """Read the voxels `(components, X, Y, ...)` in their stored type.
 
     Args:
         file: path that `io` can read.
-        io: knows the number of axes; ITK's reader parses the header with it.
-        stored: NumPy name of the type of the numbers in the file.
+        io: ITK's reader for the format, with the header read.
+        stored: NumPy name of the type of the stored numbers.
     """
     component = getattr(itk, WRAPPED.get(stored, "D"))
-    # Always an image of vectors: of those every number of components exists.
+    # A vector image works for every number of components, also for one.
     reader = itk.ImageFileReader[itk.VectorImage[component, io.GetNumberOfDimensions()]].New(FileName=file, ImageIO=io)
     reader.Update()
     return itk.array_from_image(reader.GetOutput()).T.astype(stored, copy=False)
 
 
 def stored_type(io: itk.ImageIOBase) -> np.dtype:
-    """NumPy's type for the numbers in the file."""
+    """Return the NumPy type of the stored numbers."""
     name = io.GetComponentTypeAsString(io.GetComponentType())
     kind = "u" if name.startswith("unsigned") else "f" if name in ("float", "double") else "i"
     return np.dtype(f"{kind}{io.GetComponentSize()}")
 
 
 def lps_affine(io: itk.ImageIOBase) -> np.ndarray:
-    """`(4, 4)`, voxel index to mm, LPS, of the first three axes; a missing third one is perpendicular, 1 mm."""
+    """Return the affine `(4, 4)` from voxel index to mm (LPS); a missing third axis is perpendicular, 1 mm."""
     affine = np.eye(4)
     for axis in range(min(3, io.GetNumberOfDimensions())):
         direction = np.asarray(io.GetDirection(axis))[:3]
@@ -158,7 +158,7 @@ def lps_affine(io: itk.ImageIOBase) -> np.ndarray:
 def _image_io(file: str) -> itk.ImageIOBase:
     io = (itk.MetaImageIO if ending_of(file) in METAIMAGE else itk.NrrdImageIO).New()
     if not io.CanReadFile(file):
-        raise ValueError("its header is not of the format that its ending promises")
+        raise ValueError("its header does not have the format of its ending")
     io.SetFileName(file)
     io.ReadImageInformation()
     return io
@@ -166,7 +166,7 @@ def _image_io(file: str) -> itk.ImageIOBase:
 
 @contextmanager
 def _as_itk_wants_it(path: str) -> Iterator[str]:
-    """The path itself, or one in a folder of its own that lives as long as the context."""
+    """Yield a path that ITK can read: the path itself, or a temporary link or corrected header."""
     repaired = with_list_axis(path)
     if repaired is None:
         with in_lower_case(path, beside=data_files(path)) as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reader and the writer that MONAI's `LoadImaged` and `SaveImaged` take."""
+"""The image reader for MONAI's `LoadImaged`, and the checks that it makes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scripts.images.header import corner_distance
 from scripts.images.read import VolumeHeader, read_volume
 
 TOLERANCE_MM = 0.01
-"""How far the corners of two files may lie apart that are channels of one image."""
+"""Largest distance between the corners of two files that are channels of one image."""
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Beyond it a number is infinite to the network."""
+"""Largest intensity: beyond it a number becomes infinite in float32."""
 
 
 class VolumeReader(ImageReader):
@@ -28,7 +28,7 @@ class VolumeReader(ImageReader):
     `LoadImaged(keys, reader="scripts.images.monai.VolumeReader")` gives volumes `(X, Y, Z)`, or
     `(channels, X, Y, Z)` where there are several channels, with the affine of the file's own axes (voxel index to mm,
     RAS); as with MONAI's readers, `EnsureChannelFirstd` then makes all of them `(channels, X, Y, Z)`. A list of files,
-    of one or several channels each, is put together along the channels.
+    of one or several channels each, is concatenated along the channels.
 
     Example:
         >>> from monai.transforms import LoadImage
@@ -36,11 +36,11 @@ class VolumeReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Always true: a file that cannot be read is refused by name instead of being tried with other readers."""
+        """Always true: an unreadable file must raise an error instead of being tried with MONAI's other readers."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Return the paths: `LoadImage` takes an error here for "not my format" and goes on with its other readers."""
+        """Return the paths. `LoadImage` would answer an error here by trying its other readers."""
         return tuple(str(path) for path in ensure_tuple(data))
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -54,8 +54,8 @@ class VolumeReader(ImageReader):
             `original_affine`, `space`, `spatial_shape`, `original_channel_dim`.
 
         Raises:
-            UserError: naming the file that cannot be read, whose grid is not that of the first, or that holds NaN or
-                infinity.
+            UserError: if a file cannot be read, is on another grid than the first, or contains NaN or infinity. The
+                message names the file.
         """
         volumes = [read_volume(path) for path in img]
         for header, voxels in volumes:
@@ -75,23 +75,25 @@ class VolumeReader(ImageReader):
 
 
 def check_finite(header: VolumeHeader, voxels: np.ndarray) -> None:
-    """One voxel that is no number makes a whole normalised volume NaN, which then looks like background.
+    """Check that all voxels are finite: after normalisation, a single NaN makes the whole volume NaN.
 
     Raises:
-        UserError: for NaN, infinity, or a number that float32 does not hold.
+        UserError: for NaN, infinity, or a number beyond the range of float32.
     """
-    if voxels.dtype.kind == "f" and not (voxels.min() >= -LARGEST and voxels.max() <= LARGEST):  # NaN is in no order
+    if voxels.dtype.kind == "f" and not (
+        voxels.min() >= -LARGEST and voxels.max() <= LARGEST
+    ):  # comparisons with NaN are false
         raise UserError(
-            f"{header.path} holds NaN, infinity or numbers beyond 32 bits, which turn every normalised voxel into NaN: "
-            "write a number there, or leave the case out."
+            f"{header.path} contains NaN, infinity or numbers beyond float32, which turn every normalised voxel into "
+            "NaN: replace these values, or remove the case."
         )
 
 
 def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:
-    """Two files that are channels of one image must have their voxels at the same places.
+    """Check that two files, channels of one image, have the same grid.
 
     Raises:
-        UserError: for different numbers of voxels, or corners that lie more than `TOLERANCE_MM` apart.
+        UserError: if their shapes differ, or their corners are more than `TOLERANCE_MM` apart.
     """
     if first.shape != other.shape:
         raise UserError(
@@ -101,13 +103,13 @@ def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:
     apart = corner_distance(first, other)
     if apart > TOLERANCE_MM:
         raise UserError(
-            f"{other.path} lies {apart:.4g} mm away from {first.path}, a channel of the same image: resample one to "
-            "the grid of the other."
+            f"{other.path} is up to {apart:.4g} mm away from {first.path}, a channel of the same image: resample one "
+            "to the grid of the other."
         )
 
 
 def label_dtype(values: Sequence[int]) -> np.dtype:
-    """The smallest type of a NIfTI file that holds these label values: uint8 for 0 to 255, else int16 or int32."""
+    """Return the smallest type that holds these label values: uint8 for 0 to 255, else int16 or int32."""
     kinds = (np.uint8, np.int16, np.int32)
     limits = [(np.iinfo(kind).min, np.iinfo(kind).max) for kind in kinds]
     fitting = [k for k, (low, high) in zip(kinds, limits, strict=True) if low <= min(values) and max(values) <= high]

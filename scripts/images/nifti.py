@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI through nibabel, which takes any affine (ITK refuses those with shear)."""
+"""Read NIfTI through nibabel, which accepts any affine (ITK refuses those with shear)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scripts.errors import UserError
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader, in_lower_case, shape_and_channels
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-"""Of the other units that a header can name; nibabel gives lengths in the file's unit."""
+"""Factors for the other units of length in a header; nibabel does not convert them."""
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
-    """Header, and a function that reads the voxels with `scl_slope` and `scl_inter` applied.
+    """Read the header; return it with a function that reads the voxels, scaled by `scl_slope` and `scl_inter`.
 
     Raises:
-        UserError: for colours or complex numbers, or for axes that are no volume.
+        UserError: for colours, complex numbers, or axes that do not form a volume.
     """
     with in_lower_case(path) as file:
         image = nibabel.load(file)
     stored, kind = image.get_data_dtype(), type(image)
     if stored.fields is not None or stored.kind == "c":
         content = "complex numbers" if stored.kind == "c" else "colours (RGB)"
-        raise UserError(f"{path} holds {content}: convert it to one number per voxel, or to one channel for each.")
+        raise UserError(f"{path} contains {content}: convert it to one number per voxel, or to one channel for each.")
     shape, channels = shape_and_channels(path, image.shape)
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     affine = _stored_affine(image) if oriented else _affine_without_orientation(image)
@@ -35,33 +35,33 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     def voxels() -> np.ndarray:
         with in_lower_case(path) as file:
             array = _read_to_the_end(file, kind) if file.endswith(".gz") else np.asanyarray(nibabel.load(file).dataobj)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no big-endian numbers
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch does not support big-endian numbers
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 
     return VolumeHeader(path, shape, channels, affine, stored.newbyteorder("=").name, oriented), voxels
 
 
 def _read_to_the_end(file: str, kind: type[nibabel.Nifti1Image]) -> np.ndarray:
-    """The voxels of a compressed file, read on to its checksum: damage that can still be unpacked shows only there."""
+    """Read a compressed file up to its checksum, which alone reveals damage that can still be unpacked."""
     try:
         with gzip.open(file) as stream:
             array = np.asanyarray(kind.from_stream(stream).dataobj)
             while stream.read(1 << 20):
                 pass
     except gzip.BadGzipFile as error:
-        raise ValueError("its content does not fit its checksum") from error
+        raise ValueError("its content does not match its checksum") from error
     return array
 
 
 def _stored_affine(image: nibabel.Nifti1Image) -> np.ndarray:
     affine = np.array(image.affine, dtype=float)
     if len(image.shape) < 3 and not affine[:3, 2].any():
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])  # a picture says nothing about its third axis
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])  # a 2D image has no third axis, so take the normal
         affine[:3, 2] /= np.linalg.norm(affine[:3, 2]) or 1.0
     return affine
 
 
 def _affine_without_orientation(image: nibabel.Nifti1Image) -> np.ndarray:
-    """Axes to L, P, S from the origin, as ITK reads such a file; nibabel's own guess is L, A, S about the centre."""
+    """Assume axes L, P, S from the origin, as ITK does; nibabel would assume L, A, S about the centre."""
     zooms = [abs(float(zoom)) for zoom in image.header.get_zooms()[:3]]
     return LPS_TO_RAS @ np.diag([*zooms, *[1.0] * (4 - len(zooms))])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files of every format as one thing: what a header says, and the voxels on axes from left to right.
+"""Read headers and voxels of image files of every supported format.
 
 NIfTI goes through nibabel, NRRD and MetaImage through ITK, a folder of DICOM slices through ITK's GDCM. All give the
-same affine: voxel index to millimetres, RAS. docs/formats.md says what is done with each kind of oddity.
+same affine, from voxel index to mm in RAS. docs/formats.md describes how unusual files are handled.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ __all__ = ["ENDINGS", "Volume", "VolumeHeader", "ending_of", "exists", "open_vol
 
 @dataclass(frozen=True)
 class Volume:
-    """A file whose header has been parsed, once, and whose voxels are read when they are asked for.
+    """A file with its header parsed; the voxels are read on request.
 
     Attributes:
-        header: what stands in front of the voxels.
-        read: reads the voxels; without the messages of `voxels`.
+        header: header of the file.
+        read: reads the voxels. Unlike `voxels`, it raises the errors of the library.
     """
 
     header: VolumeHeader
     read: ReadVoxels
 
     def voxels(self) -> np.ndarray:
-        """The voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type, its scaling applied.
+        """Read the voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type, scaled.
 
         Raises:
-            UserError: naming the file, if it cannot be read.
+            UserError: if the file cannot be read; the message names it.
         """
         with _naming_the_file(self.header.path):
             return self.read()
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a file or folder, the folder of `FOLDER#SERIES_UID` included."""
+    """Whether a file or folder exists; for `FOLDER#SERIES_UID`, whether the folder does."""
     return Path(dicom.split_series(path)[0]).exists()
 
 
@@ -54,11 +54,11 @@ def open_volume(path: str | Path) -> Volume:
     """Parse the header of a volume.
 
     Args:
-        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, if it holds several series,
+        path: a file with one of `ENDINGS`, a folder of DICOM slices, or, if it contains several series,
             `FOLDER#SERIES_UID`.
 
     Raises:
-        UserError: naming the file, if it cannot be read as a volume.
+        UserError: if the file cannot be read as a volume; the message names it.
     """
     path = str(path)
     if not exists(path):
@@ -72,25 +72,25 @@ def open_volume(path: str | Path) -> Volume:
             header, voxels = itk_format.open_volume(path)
         else:
             raise UserError(
-                f"{path} has no known image format: files ending in {', '.join(ENDINGS)} and folders of DICOM slices "
-                "can be read."
+                f"{path} has no known image format: give a file ending in {', '.join(ENDINGS)}, or a folder of DICOM "
+                "slices."
             )
     if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine)) < 1e-12:
         raise UserError(f"{path} has no valid voxel size: correct its orientation matrix or voxel spacing.")
     if 0 in header.shape:
         raise UserError(f"{path} is empty (shape {header.size}): remove it from the dataset.")
-    # NIfTI keeps 32 bits of an affine, and so does every other format here: where a volume is a whole number and a half
-    # of the new voxels long, the last bit decides which size resampling rounds to.
+    # NIfTI stores the affine in 32 bits, so every format is rounded to them. Otherwise, for the same volume in another
+    # format, resampling could round to another size.
     return Volume(replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels)
 
 
 def read_header(path: str | Path) -> VolumeHeader:
-    """The header of a volume; see `open_volume`."""
+    """Return the header of a volume; see `open_volume`."""
     return open_volume(path).header
 
 
 def read_volume(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
-    """Header and voxels of a volume; see `open_volume` and `Volume.voxels`."""
+    """Return header and voxels of a volume; see `open_volume` and `Volume.voxels`."""
     volume = open_volume(path)
     return volume.header, volume.voxels()
 
@@ -103,13 +103,13 @@ def _naming_the_file(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as an image ({_reason(error)}): it may be incomplete or damaged, replace it."
+            f"{path} cannot be read as an image ({_reason(error)}): it may be incomplete or damaged; replace it."
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The line of a library's message that says most, without addresses of its source and its objects."""
+    """Return the most informative line of a library's message, without source lines and memory addresses."""
     lines = [line.strip() for line in str(error).splitlines()]
-    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" is that of the system's last failed call
+    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" belongs to the last failed system call
     telling = [line for line in lines if not noise.match(line)] or [type(error).__name__]
     return re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1]).rstrip(". ")

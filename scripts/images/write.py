@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes written whole, on a grid that is known, in NIfTI, NRRD or MetaImage."""
+"""Write volumes in NIfTI, NRRD or MetaImage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ OUTPUT_FORMATS = ("nifti", "input")
 
 
 def output_ending(image: str | Path, output_format: str) -> str:
-    """Ending of what is written for an image: `.nii.gz`, or with `input` that of the image's own format.
+    """Return the ending of the output for an image: `.nii.gz`, or with `input` that of the image's own format.
 
-    A format of two files (`.nhdr`, `.mhd`) has a form of one, which is taken; DICOM becomes `.nii.gz`.
+    Formats of two files (`.nhdr`, `.mhd`) are written as one file (`.nrrd`, `.mha`), and DICOM as `.nii.gz`.
 
     Raises:
-        UserError: for an unknown format.
+        UserError: for an unknown `output_format`.
     """
     if output_format not in OUTPUT_FORMATS:
         raise UserError(f"output_format must be {' or '.join(OUTPUT_FORMATS)}, got {output_format!r}.")
@@ -33,32 +33,34 @@ def output_ending(image: str | Path, output_format: str) -> str:
 
 
 def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """Write a volume; a file under this name is whole or not there.
+    """Write a volume atomically: after an interruption the file is either complete or absent.
 
     Args:
         path: ends in `.nii.gz`, `.nii`, `.nrrd` or `.mha`.
-        array: `(X, Y, Z)`, or with NIfTI `(X, Y, Z, channels)`; its type is the file's, but 32-bit integers become
-            double in NRRD and MetaImage, as ITK's Python package has no such images.
+        array: `(X, Y, Z)`, or with NIfTI `(X, Y, Z, channels)`, written in its own type. In NRRD and MetaImage, 32-bit
+            integers become double, because ITK's Python package cannot write them.
         affine: `(4, 4)`, voxel index to mm, RAS.
 
     Raises:
         UserError: if the file cannot be written.
-        ValueError: for a path of another kind, or channels in NRRD or MetaImage.
+        ValueError: for another ending, or channels in NRRD or MetaImage.
     """
     ending = ending_of(path)
     if ending not in (*NIFTI, ".nrrd", ".mha") or (ending not in NIFTI and array.ndim != 3):
-        raise ValueError(f"{path}: this is no format for an array of {array.ndim} axes.")
+        raise ValueError(f"{path}: this format cannot store an array of {array.ndim} axes.")
     try:
         with atomic_write(path, ending) as beside:
             (_write_nifti if ending in NIFTI else _write_itk)(beside, array, np.asarray(affine, float))
     except (OSError, RuntimeError) as error:  # ITK reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise UserError(f"{path} cannot be written ({reason}): free space or mend the folder's permissions.") from error
+        raise UserError(
+            f"{path} cannot be written ({reason}): free space or correct the folder's permissions."
+        ) from error
 
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
-    # ITK takes the qform where it can, nibabel the sform: both say the same, unless axes are not perpendicular.
+    # ITK prefers the qform and nibabel the sform. Both are set; a qform cannot express axes that are not perpendicular.
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner" if _perpendicular(affine) else "unknown", strip_shears=True)
     image.header.set_xyzt_units("mm")

@@ -46,7 +46,7 @@ def test_a_file_for_a_case_that_the_datalist_labels_is_passed_over(lists, tmp_pa
 @pytest.mark.parametrize("name", ["b_seg.nii.gz", "t.nii.gz", "B.nii.gz"])
 def test_a_file_that_is_called_after_no_training_case_is_an_error(name, lists, tmp_path) -> None:
     _, (finding,) = with_corrected_labels(lists, touch(tmp_path, name))
-    assert finding.is_error and f"{name} is called after no training case" in finding.sentence
+    assert finding.is_error and name in finding.sentence
 
 
 def test_two_files_for_one_case_are_an_error(lists, tmp_path) -> None:

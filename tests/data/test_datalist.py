@@ -319,19 +319,19 @@ def test_training_without_any_label_is_refused_with_what_is_true(write):
 @pytest.mark.parametrize(
     ("content", "roles"),
     [
-        ({"training": pairs("a", "b"), "test": pairs("b")}, "two kinds, labelled and test"),
-        ({"training": pairs("a"), "validation": pairs("a")}, "two kinds, labelled and validation"),
-        ({"training": pairs("a"), "unlabeled": ["images/a.nii.gz"]}, "two kinds, labelled and unlabelled"),
+        ({"training": pairs("a", "b"), "test": pairs("b")}, "two roles, labelled and test"),
+        ({"training": pairs("a"), "validation": pairs("a")}, "two roles, labelled and validation"),
+        ({"training": pairs("a"), "unlabeled": ["images/a.nii.gz"]}, "two roles, labelled and unlabelled"),
         (
             {"training": pairs("a"), "unlabeled": ["images/u.nii.gz"], "test": [{"image": "./images/u.nii.gz"}]},
-            "two kinds, unlabelled and test",
+            "two roles, unlabelled and test",
         ),
         (
             {
                 "training": [{"image": ["t1.nii.gz", "t2.nii.gz"], "label": "l.nii.gz"}],
                 "test": [{"image": ["x.nii.gz", "t2.nii.gz"]}],
             },
-            "two kinds, labelled and test",
+            "two roles, labelled and test",
         ),
     ],
 )
@@ -341,7 +341,7 @@ def test_image_in_two_roles_is_refused(write, content, roles):
 
 def test_a_training_case_that_labelled_cases_makes_unlabelled_may_not_be_a_test_case_either(write):
     root = write({"training": pairs("a", "b"), "test": pairs("b")})
-    assert "two kinds, unlabelled and test" in refusal(root, labelled_cases=1)
+    assert "two roles, unlabelled and test" in refusal(root, labelled_cases=1)
 
 
 # ------------------------------------------------------------------ reading on after a mistake

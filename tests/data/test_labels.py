@@ -105,7 +105,7 @@ def test_without_a_list_the_values_are_the_classes():
     ("values", "ignore_value", "message"),
     [
         ([0, 1], None, "label_values has 2 values, but label_names names 3 classes"),
-        ([0, 1, 1], None, "a value of its own, got"),
+        ([0, 1, 1], None, "label_values"),
         ([0, 1, 0.5], None, "whole numbers, got 0.5"),
         ([0, 1, True], None, "whole numbers, got True"),
         ([0, 1, 4], 4, "ignore_value is 4, which is also the value of class 2"),

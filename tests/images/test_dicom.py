@@ -157,7 +157,7 @@ def test_gantry_tilt_that_only_a_tag_tells_of_is_refused(tmp_path, slices):
     assert "gantry tilt (12.5 degrees)" in refusal(write_dicom(tmp_path / "scan", slices))
 
 
-@pytest.mark.parametrize(("number", "named"), [(6, "beside 6.dcm"), (12, "beside 11.dcm")])
+@pytest.mark.parametrize(("number", "named"), [(6, " 6.dcm:"), (12, " 11.dcm:")])
 def test_a_slice_shifted_sideways_is_refused(tmp_path, slices, number, named):
     slices[number - 1].position[0] += 3.0
     message = refusal(write_dicom(tmp_path / "scan", slices))
@@ -212,7 +212,7 @@ def test_a_slice_without_a_position_is_refused(tmp_path, slices):
     folder = write_dicom(tmp_path / "scan", slices)
     patch(folder / "7.dcm", b"\x20\0\x32\0", b"\x20\0\x31\0")
     message = refusal(folder)
-    assert "7.dcm" in message and "does not say its position" in message
+    assert "7.dcm" in message and "position" in message
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.2])

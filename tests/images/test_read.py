@@ -243,7 +243,7 @@ def test_a_picture_of_an_oblique_plane_has_a_third_axis_perpendicular_to_it(tmp_
 def test_channels_of_two_kinds_are_refused_with_the_axes(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 3, 5, 2, 3), np.float32), affine()), tmp_path / "a.nii.gz")
     message = refusal(tmp_path / "a.nii.gz")
-    assert "4 x 3 x 5 x 2 x 3" in message and "at most one of channels" in message
+    assert "4 x 3 x 5 x 2 x 3" in message
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])

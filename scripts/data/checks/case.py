@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the files of one case: the headers first, then the voxels, each read once."""
+"""Check the files of one case: first the headers, then the voxels, each read once."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from scripts.images.read import Volume, VolumeHeader, exists, open_volume
 
 @dataclass(frozen=True)
 class OpenCase:
-    """A case whose headers have been parsed, so far as they can be.
+    """A case with the headers of its files.
 
     Attributes:
-        case: of `CaseLists`.
-        role: the list that it is in.
-        images: each file of the image; `None` for one that does not exist or cannot be read.
-        label: the label's file; `None` if there is none or it cannot be read.
+        case: entry of `CaseLists`.
+        role: list of the case in `CaseLists`.
+        images: files of the image; `None` for a file that does not exist or cannot be read.
+        label: label file; `None` if there is none or it cannot be read.
         shape: voxels at the training spacing; `None` until `check_headers` sets it, and for an unreadable image.
-        findings: problems of the headers.
+        findings: problems with the headers.
     """
 
     case: Case
@@ -51,18 +51,18 @@ class OpenCase:
 
     @property
     def image(self) -> VolumeHeader | None:
-        """Header of the image's first file; `None` if it cannot be read."""
+        """Header of the first image file; `None` if it cannot be read."""
         return None if self.images[0] is None else self.images[0].header
 
 
 @dataclass
 class CheckedVoxels:
-    """What is kept of a case's voxels.
+    """Results of reading the voxels of a case.
 
     Attributes:
-        findings: problems of the voxels.
-        contents: digest of each file of the image.
-        values: values of the label; `None` if there is none or it cannot be read.
+        findings: problems with the voxels.
+        contents: digest of each image file.
+        values: label values; `None` if there is none or it cannot be read.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -71,7 +71,7 @@ class CheckedVoxels:
 
 
 def open_case(case: Case, role: str = "") -> OpenCase:
-    """Parse the headers of a case's files. Files that do not exist are left to `checks.lists`."""
+    """Parse the headers of a case's files. Missing files are not reported here, but by `checks.lists`."""
     findings: list[Finding] = []
     images = [_opened(path, findings) for path in images_of(case)]
     label = _opened(case["label"], findings) if "label" in case else None
@@ -79,7 +79,7 @@ def open_case(case: Case, role: str = "") -> OpenCase:
 
 
 def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
-    """Open a case and compare its headers with each other and with what is dataset."""
+    """Open a case, and compare its headers with each other and with the dataset's settings."""
     opened = open_case(case, role)
     images = [volume.header for volume in opened.images if volume is not None]
     label = None if opened.label is None else opened.label.header
@@ -100,7 +100,7 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
 
 
 def check_all_headers(cases: Iterable[tuple[Case, str]], dataset: DatasetSpec, progress: Progress) -> list[OpenCase]:
-    """`check_headers` for each case; takes milliseconds per file."""
+    """Run `check_headers` for each case; takes milliseconds per file."""
     return [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
 
 
@@ -108,8 +108,8 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
     """Read the voxels of a case's files, one file in memory at a time.
 
     Args:
-        opened: of `check_headers`; the label of an unlabelled case is not among its files.
-        dataset: declares the values that the label may have.
+        opened: result of `check_headers`; it does not include the label file of an unlabelled case.
+        dataset: declares the label values.
     """
     checked = CheckedVoxels()
     for image in filter(None, opened.images):
@@ -121,7 +121,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
         if not wrong:
             digest = content_digest(image.header, voxels)
             checked.contents.append(Content(image.header.path, opened.case["case"], opened.role, digest))
-        del voxels  # before the next file is read
+        del voxels  # free the memory before the next file is read
     voxels = None if opened.label is None else _voxels(opened.label, checked.findings)
     if voxels is not None:
         checked.values = tally(voxels)
@@ -130,16 +130,16 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
 
 
 def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
-    """Each channel must hold finite values, and more than one of them.
+    """Check that each channel is finite and not constant.
 
     Args:
-        header: of the file.
+        header: header of the file.
         voxels: `(channels, X, Y, Z)`.
     """
     findings = []
     for number, channel in enumerate(voxels):
         name = header.path + (f" (channel {number})" if len(voxels) > 1 else "")
-        # The minimum of a channel with a NaN is NaN, so no mask as large as the volume is needed for a sound one.
+        # The minimum of a channel with a NaN is NaN, so a valid channel needs no mask of the size of the volume.
         lowest, highest = channel.min(), channel.max()
         if not (lowest >= -LARGEST and highest <= LARGEST):
             nans, infinite = int(np.isnan(channel).sum()), int((np.abs(channel) > LARGEST).sum())
@@ -149,16 +149,16 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
             )
             findings.append(Finding(Kind.NOT_FINITE, sentence, header.path))
         elif lowest == highest:
-            sentence = f"{name} is {lowest:g} in every voxel: replace it, or remove the case."
+            sentence = f"{name} has the value {lowest:g} in every voxel: replace it, or remove the case."
             findings.append(Finding(Kind.CONSTANT, sentence, header.path))
     return findings
 
 
 def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
-    """Digest of an image's intensities on RAS axes, the same for every file format, data type and storage order.
+    """Hash an image's intensities in RAS order, independently of file format, data type and storage order.
 
     Args:
-        header: of the file.
+        header: header of the file.
         voxels: `(channels, X, Y, Z)`.
     """
     orientation = nibabel.io_orientation(header.affine)
@@ -172,7 +172,7 @@ def content_digest(header: VolumeHeader, voxels: np.ndarray) -> bytes:
 
 
 def _of_case(findings: Iterable[Finding], case: Case, role: str) -> list[Finding]:
-    """Findings about files, with the case that the files belong to."""
+    """Add case and role to findings about files."""
     return [replace(finding, case=case["case"], role=role) for finding in findings]
 
 
@@ -181,7 +181,7 @@ def _patch_fits(path: str, shape: Sequence[int], dataset: DatasetSpec) -> list[F
         return []
     sizes = [" x ".join(map(str, size)) for size in (shape, dataset.roi_size)]
     sentence = (
-        f"{path} has {sizes[0]} voxels at the training spacing, fewer than the patch of {sizes[1]} (roi_size): it is "
+        f"{path} has {sizes[0]} voxels at the training spacing, fewer than the patch of {sizes[1]} (roi_size); it is "
         "padded."
     )
     return [Finding(Kind.SMALL, sentence, path)]

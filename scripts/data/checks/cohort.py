@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only several cases together show: outliers of size and spacing, and the same image twice."""
+"""Checks that compare cases: duplicate images, and outliers of size, spacing and orientation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from scripts.data.checks.finding import Finding, Kind
 from scripts.images.header import VolumeHeader
 
 SPLIT = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
-"""What must not share an image: to select or to test on what was trained on measures nothing."""
+"""The split of each role. Two splits must not share an image, or the scores would be meaningless."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """An image file and a digest of what is in it."""
+    """An image file and the digest of its intensities."""
 
     path: str
     case: str
@@ -28,7 +28,7 @@ class Content:
 
 
 def duplicates(contents: Iterable[Content]) -> list[Finding]:
-    """One finding for each case that repeats an earlier one, a worse one if the two are in different splits."""
+    """Report each case that has the same image as an earlier one: `LEAK` across splits, otherwise `DUPLICATE`."""
     groups: dict[bytes, list[Content]] = defaultdict(list)
     findings = []
     told: set[tuple[str, str, str, str]] = set()
@@ -41,7 +41,7 @@ def duplicates(contents: Iterable[Content]) -> list[Finding]:
         first = others[0]
         pair = (first.role, first.case, content.role, content.case)
         same_file = os.path.normpath(first.path) == os.path.normpath(content.path)
-        # Channels of a copied case tell the same; a file in two lists has a finding of its own (checks.lists).
+        # Report a copied case once, not per channel. A file in two lists is reported by checks.lists.
         if pair in told or (same_file and first.role != content.role):
             continue
         told.add(pair)
@@ -50,27 +50,27 @@ def duplicates(contents: Iterable[Content]) -> list[Finding]:
 
 
 def _finding(first: Content, content: Content) -> Finding:
-    same = f"{content.path} ({content.role}) and {first.path} ({first.role}) hold the same image"
+    same = f"{content.path} ({content.role}) and {first.path} ({first.role}) contain the same image"
     if SPLIT[first.role] == SPLIT[content.role]:
-        kind, sentence = Kind.DUPLICATE, f"{same}: take one out of the datalist, or it counts twice."
+        kind, sentence = Kind.DUPLICATE, f"{same}: remove one from the datalist, or it counts twice."
     else:
-        kind, sentence = Kind.LEAK, f"{same}: take one out of the datalist, or what is measured on it means nothing."
+        kind, sentence = Kind.LEAK, f"{same}: remove one from the datalist, or the scores are meaningless."
     return Finding(kind, sentence, content.path, content.case, content.role)
 
 
-FEWEST = 5  # cases; of fewer nobody can say what is usual
-FACTOR = 2.0  # from the median; less than this is never unusual
-SPREADS = 5.0  # robust standard deviations from the median; data that vary much have no outlier at twice the median
+FEWEST = 5  # minimum number of cases; fewer do not show what is usual
+FACTOR = 2.0  # ratio to the median; a smaller one is never unusual
+SPREADS = 5.0  # robust standard deviations from the median, for data that vary by more than `FACTOR`
 
 
 @dataclass(frozen=True)
 class Member:
-    """A case among the others.
+    """A case to compare with others.
 
     Attributes:
-        case: its name.
-        role: its list in `CaseLists`.
-        header: of its first image file.
+        case: name of the case.
+        role: list of the case in `CaseLists`.
+        header: header of the first image file.
     """
 
     case: str
@@ -78,12 +78,12 @@ class Member:
     header: VolumeHeader
 
     def finding(self, kind: Kind, sentence: str) -> Finding:
-        """One about this case."""
+        """Make a finding about this case."""
         return Finding(kind, sentence, self.header.path, self.case, self.role)
 
 
 def unlike_the_rest(members: Sequence[Member]) -> list[Finding]:
-    """Findings about spacing, size in mm and orientation, in the order of the cases."""
+    """Report cases with unusual spacing, size in mm or orientation; nothing for fewer than `FEWEST` cases."""
     if len(members) < FEWEST:
         return []
     ras = [replace(member, header=member.header.in_ras()) for member in members]
@@ -91,17 +91,17 @@ def unlike_the_rest(members: Sequence[Member]) -> list[Finding]:
 
 
 def far_from_median(values: np.ndarray) -> np.ndarray:
-    """Which rows are further from the median than `FACTOR` and `SPREADS` times the usual deviation.
+    """Find rows that differ from the median by more than `FACTOR` and by more than `SPREADS` standard deviations.
 
     Args:
-        values: `(cases, axes)`, positive; judged by their logarithms, so that half is as far as twice.
+        values: `(cases, axes)`, positive; compared on a log scale, so that half and twice the median are equally far.
 
     Returns:
-        `(cases,)`, true where any axis is.
+        `(cases,)`, true where this holds for any axis.
     """
     logs = np.log(values)
     deviations = np.abs(logs - np.median(logs, axis=0))
-    spread = 1.4826 * np.median(deviations, axis=0)  # the standard deviation where deviations are normal
+    spread = 1.4826 * np.median(deviations, axis=0)  # MAD to standard deviation, for a normal distribution
     return (deviations > np.maximum(np.log(FACTOR), SPREADS * spread)).any(axis=1)
 
 
@@ -109,26 +109,26 @@ def _spacing_and_size(members: Sequence[Member]) -> list[Finding]:
     spacings = np.array([member.header.spacing for member in members])
     sizes = spacings * [member.header.shape for member in members]
     wide = far_from_median(spacings)
-    large = far_from_median(sizes) & ~wide  # a wrong spacing makes a wrong size: one finding is enough
+    large = far_from_median(sizes) & ~wide  # a wrong spacing also gives a wrong size: one finding is enough
     findings = []
     for index, member in enumerate(members):
         if wide[index]:
             sentence = (
                 f"{member.header.path} has a spacing of {_mm(spacings[index])}, far from the median of "
-                f"{_mm(np.median(spacings, axis=0))}: look whether its header is right."
+                f"{_mm(np.median(spacings, axis=0))}: check its header."
             )
             findings.append(member.finding(Kind.SPACING, sentence))
         if large[index]:
             sentence = (
                 f"{member.header.path} measures {_mm(sizes[index])}, far from the median of "
-                f"{_mm(np.median(sizes, axis=0))}: look whether it shows the same part of the body."
+                f"{_mm(np.median(sizes, axis=0))}: check that it shows the same part of the body."
             )
             findings.append(member.finding(Kind.SIZE, sentence))
     return findings
 
 
 def _orientation(members: Sequence[Member]) -> list[Finding]:
-    members = [member for member in members if member.header.oriented]  # the others have a finding of their own
+    members = [member for member in members if member.header.oriented]  # the others are reported by orientation_given
     if not members:
         return []
     usual, count = Counter(member.header.axcodes for member in members).most_common(1)[0]
@@ -138,7 +138,7 @@ def _orientation(members: Sequence[Member]) -> list[Finding]:
         member.finding(
             Kind.ORIENTATION,
             f"{member.header.path} is stored as {member.header.axcodes}, {count} of {len(members)} cases as {usual}: "
-            "it is turned to RAS by what its header says.",
+            "it is reoriented to RAS according to its header.",
         )
         for member in members
         if member.header.axcodes != usual

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check can find, and how much each kind of it matters."""
+"""The findings of the data checks: their kinds and severities."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from enum import Enum, StrEnum
 
 
 class Severity(StrEnum):
-    """How much a finding matters, the worst first."""
+    """Severity of a finding, the worst first."""
 
-    ERROR = "error"  # training stops on it, or learns or reports something wrong
-    WARNING = "warning"  # training goes on, and somebody should look
-    NOTE = "note"  # taken care of
+    ERROR = "error"  # training would stop, or its results would be wrong
+    WARNING = "warning"  # training works, but someone should look at the data
+    NOTE = "note"  # handled automatically; nothing to do
 
 
 class Kind(Enum):
-    """Every kind of finding, with its name and severity. docs/dirty_data.md says what the product does with each."""
+    """The kinds of findings, each with a title and a severity. docs/dirty_data.md describes how each is handled."""
 
     SETTING = ("setting", Severity.ERROR)
     BAD_ENTRY = ("bad entry in datalist", Severity.ERROR)
@@ -54,14 +54,14 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one case, or with all of them.
+    """A problem of one case or of the whole dataset.
 
     Attributes:
-        kind: what.
-        sentence: names file or key, what is wrong and, where somebody must act, what to do.
-        file: the file it is about; empty if about no single one.
-        case: its case; empty if about no single one.
-        role: the case's list in `CaseLists`: `labelled`, `unlabelled`, `validation` or `test`.
+        kind: kind of the problem.
+        sentence: the file or key, the problem and, unless it is a note, what to do.
+        file: the affected file; empty if there is not exactly one.
+        case: name of the affected case; empty if there is not exactly one.
+        role: list of the case in `CaseLists`: `labelled`, `unlabelled`, `validation` or `test`.
     """
 
     kind: Kind
@@ -72,17 +72,17 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """That of its kind."""
+        """Severity of the finding's kind."""
         return self.kind.severity
 
     @property
     def is_error(self) -> bool:
-        """Whether training would be harmed."""
+        """Whether the severity is `ERROR`."""
         return self.severity is Severity.ERROR
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """By kind, the worst first; a file that cannot be read is told once, however often it was tried."""
+    """Sort findings by kind, the worst first, and report each unreadable file only once."""
     kinds = list(Kind)
     unreadable: set[str] = set()
     kept = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the files of a case lie on one grid, judged in mm where an error of direction is largest: at the corners."""
+"""Check that the files of a case are on one grid, by the distance of their corners, where errors are largest."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from scripts.images.header import VolumeHeader, corner_distance
 from scripts.images.monai import check_same_grid
 
 LABEL_APART = 0.1
-"""How far the corners of a label may lie from those of its image, in sides of the image's smallest voxel. Rounding in
-headers stays far below it; a shift of half a voxel, as other conventions of the origin make, does not."""
+"""Largest distance between the corners of a label and of its image, relative to the smallest side of a voxel. Rounding
+in headers stays far below it; a shift of half a voxel, from another convention for the origin, exceeds it."""
 
 
 def orientation_given(header: VolumeHeader) -> list[Finding]:
-    """A file must say where its axes point."""
+    """Check that the header states the directions of the axes."""
     if header.oriented:
         return []
     sentence = (
-        f"{header.path} does not say where its axes point (a NIfTI file by sform or qform): they are taken as L, P, S, "
-        "so look whether left and right are what you think, and write the header anew."
+        f"{header.path} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is "
+        "assumed: check that left and right are correct, and rewrite the header."
     )
     return [Finding(Kind.NO_ORIENTATION, sentence, header.path)]
 
 
 def number_of_channels(headers: Sequence[VolumeHeader], in_channels: int) -> list[Finding]:
-    """All files of an image together must have the dataset's channels."""
+    """Check that the files of an image together have `in_channels` channels."""
     found = sum(header.channels for header in headers)
     if found == in_channels:
         return []
     sentence = (
-        f"{headers[0].path} has {found} channels with the files listed beside it, but in_channels is {in_channels}: "
+        f"{headers[0].path} has {found} channels, with the other files of the image, but in_channels is {in_channels}: "
         "correct one of them."
     )
     return [Finding(Kind.CHANNELS, sentence, headers[0].path)]
 
 
 def channels_on_one_grid(headers: Sequence[VolumeHeader]) -> list[Finding]:
-    """Files that are channels of one image, by the rule of the reader that training uses."""
+    """Check that the channels of an image are on one grid, by the rule of the image reader."""
     findings = []
     for other in headers[1:]:
         try:
@@ -51,35 +51,35 @@ def channels_on_one_grid(headers: Sequence[VolumeHeader]) -> list[Finding]:
 
 
 def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """A label and its image, each turned to RAS as training does: they may be stored in different orders."""
+    """Check that a label is on the grid of its image after both are reoriented to RAS, as in training."""
     if label.channels > 1:
         sentence = (
-            f"The label {label.path} has {label.channels} channels: write one channel with a value for each class."
+            f"The label {label.path} has {label.channels} channels: save it as one channel with a value per class."
         )
         return [Finding(Kind.CHANNELS, sentence, label.path)]
     on, above = image.in_ras(), label.in_ras()
     if on.shape != above.shape:
         sentence = (
             f"The label {label.path} has {label.size} voxels, but its image {image.path} has {image.size}: resample "
-            "the label to the image, or correct which belongs to which."
+            "the label to the image, or correct which label belongs to which image."
         )
         return [Finding(Kind.SHAPE, sentence, label.path)]
     apart = corner_distance(on, above)
     if not apart <= LABEL_APART * min(on.spacing):
         sentence = (
-            f"The label {label.path} lies up to {apart:.4g} mm beside its image {image.path} by what their headers "
-            "say: give both the same origin, spacing and direction."
+            f"The label {label.path} is up to {apart:.4g} mm away from its image {image.path} according to their "
+            "headers: give both the same origin, spacing and direction."
         )
         return [Finding(Kind.GRID, sentence, label.path)]
     return []
 
 
 def same_storage_order(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """On one grid by what both headers say, but stored in different orders: one of the headers may be wrong."""
+    """Report a label on the grid of its image that is stored in another axis order: one header may be wrong."""
     if image.axcodes == label.axcodes or not (image.oriented and label.oriented):
         return []
     sentence = (
-        f"The label {label.path} is stored as {label.axcodes} and its image as {image.axcodes}: both are turned to "
-        "RAS by what their headers say, so look whether the label lies right."
+        f"The label {label.path} is stored as {label.axcodes} and its image as {image.axcodes}: both are "
+        "reoriented to RAS according to their headers, so check that the label fits the image."
     )
     return [Finding(Kind.ORIENTATION, sentence, label.path)]

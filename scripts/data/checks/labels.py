@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the values in label files: whether they can be a label's, and whether the dataset's YAML declares them."""
+"""Check that the values in label files are whole numbers and declared in the dataset's YAML."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scripts.data.labels import MOST_VALUES, ROUNDING, Tally
 from scripts.data.spec import DatasetSpec
 
 MASK_OR_IGNORE = 255
-SHOWN = 5  # wrong values named in a sentence
+SHOWN = 5  # number of wrong values named in a message
 
 
 def whole_numbers(path: str, values: Tally) -> list[Finding]:
-    """A label file must have few values, and all of them whole numbers.
+    """Check that a label file has at most `MOST_VALUES` values and that all are whole numbers.
 
     Args:
-        path: of the file.
-        values: counted in it.
+        path: path of the label file.
+        values: values of the file.
     """
     if not values.complete:
         sentence = (
             f"The label {path} has more than {MOST_VALUES} different values and looks like an image: remove it from "
-            "the labels, or replace the file."
+            "the labels, or replace it."
         )
         return [Finding(Kind.NOT_WHOLE if values.other else Kind.UNDECLARED, sentence, path)]
     if values.other:
@@ -36,11 +36,11 @@ def whole_numbers(path: str, values: Tally) -> list[Finding]:
 
 
 def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Finding]:
-    """Findings about one label file.
+    """Check the values of a label file.
 
     Args:
-        path: of the file.
-        values: counted in it.
+        path: path of the label file.
+        values: values of the file.
         dataset: declares the classes.
     """
     findings = whole_numbers(path, values)
@@ -48,7 +48,7 @@ def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Find
         return findings
     if values.rounded:
         sentence = (
-            f"The label {path} has {values.rounded} voxels within {ROUNDING:g} of a whole number: they are rounded."
+            f"The label {path} has {values.rounded} voxels within {ROUNDING:g} of a whole number; they are rounded."
         )
         findings.append(Finding(Kind.ROUNDED, sentence, path))
     declared = dataset.values
@@ -74,16 +74,16 @@ def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Find
         sentence = f"Every voxel of the label {path} has the ignore_value: use the case without its label."
         findings.append(Finding(Kind.ALL_IGNORED, sentence, path))
     elif not values.other and set(values.whole) <= {declared[0], dataset.ignore_value}:
-        sentence = f"The label {path} has no foreground: remove the case unless this is intended."
+        sentence = f"The label {path} has no foreground: remove the case, unless this is intended."
         findings.append(Finding(Kind.EMPTY_LABEL, sentence, path))
     return findings
 
 
 def absent_classes(tallies: Iterable[Tally], dataset: DatasetSpec) -> list[Finding]:
-    """Declared classes that no labelled case has.
+    """Report declared classes that occur in no labelled case.
 
     Args:
-        tallies: of the label files of the labelled cases.
+        tallies: values of the label files of the labelled cases.
         dataset: declares the classes.
     """
     found = {value for values in tallies for value in values.whole}

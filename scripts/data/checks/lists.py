@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a datalist names labels and files that exist, and label files that it does not name."""
+"""Check the datalist: files that do not exist, missing labels, images in two lists, and label files not listed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from scripts.images.read import ENDINGS, ending_of, exists
 
 
 def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
-    """Files beside the datalist's labels that belong to none of its cases.
+    """Report files in the folders of the labels that are not in the datalist. No file is opened.
 
     Args:
-        images: every image that the datalist names.
-        labels: every label that it names, those of unlabelled cases too. No file is opened.
+        images: all images in the datalist.
+        labels: all labels in the datalist, including those of unlabelled cases.
     """
     images, labels = ({os.path.normpath(path) for path in paths} for paths in (images, labels))
     folders_of_images = {str(Path(path).parent) for path in images}
     findings = []
     for folder in sorted({str(Path(path).parent) for path in labels}):
         files = [name for name in _files(folder) if os.path.join(folder, name) not in images | labels]
-        if folder in folders_of_images:  # then names say which of the others are labels
+        if folder in folders_of_images:  # then file names show which of the others are labels
             files = split_roles(files)[1]
         for name in files:
             path = os.path.join(folder, name)
             sentence = (
-                f"{path} lies among the labels, but no case of the datalist names it: list it with its image, or take "
-                "it away."
+                f"{path} is in a folder of labels, but not in the datalist: list it with its image, or remove it."
             )
             findings.append(Finding(Kind.LABEL_ALONE, sentence, path))
     return findings
@@ -40,17 +39,17 @@ def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
 def _files(folder: str) -> list[str]:
     try:
         names = sorted(os.listdir(folder))
-    except OSError:  # gone: its labels have a finding of their own
+    except OSError:  # a missing folder is reported by missing_files, through its labels
         return []
     return [name for name in names if not name.startswith(".") and ending_of(name)]
 
 
 def missing_labels(lists: CaseLists, path: Path) -> list[Finding]:
-    """Cases whose role promises a label, and that have none.
+    """Report labelled, validation and test cases without a label.
 
     Args:
         lists: the cases.
-        path: of the datalist, for the sentence.
+        path: path of the datalist, for the messages.
     """
     findings = []
     for role in ("labelled", "validation", "test"):
@@ -65,8 +64,8 @@ def missing_labels(lists: CaseLists, path: Path) -> list[Finding]:
 def _without_label(role: str, name: str, path: Path, labelled: int) -> str:
     if role == "labelled":
         return (
-            f"labelled_cases takes {labelled} cases to train on, but case {name} among them has no label in "
-            f"{path}. Put labelled cases first or lower labelled_cases."
+            f"labelled_cases selects {labelled} training cases, but case {name} among them has no label in "
+            f"{path}: put labelled cases first or lower labelled_cases."
         )
     if role == "validation":
         return (
@@ -74,13 +73,13 @@ def _without_label(role: str, name: str, path: Path, labelled: int) -> str:
             "`unlabeled`."
         )
     return (
-        f"The test case {name} in {path} has no label, so that `evaluating` refuses the test cases: give it one, or "
-        "take it out of the list `test`."
+        f"The test case {name} in {path} has no label, so evaluation refuses the test cases: give it one, or remove "
+        "it from the list `test`."
     )
 
 
 def missing_files(lists: CaseLists) -> list[Finding]:
-    """Files that are not there, and labels that are folders. Labels of unlabelled cases do not count."""
+    """Report files that do not exist, and labels that are folders, except for labels of unlabelled cases."""
     findings = []
     for role in ROLES:
         for case in getattr(lists, role):
@@ -97,7 +96,7 @@ def missing_files(lists: CaseLists) -> list[Finding]:
 
 
 def two_lists(lists: CaseLists) -> list[Finding]:
-    """An image that trains must not be evaluated on, and none may be labelled and unlabelled at once."""
+    """Report images that are in the lists of two roles."""
     role_of: dict[str, str] = {}
     findings = []
     for role in ROLES:
@@ -106,7 +105,7 @@ def two_lists(lists: CaseLists) -> list[Finding]:
                 other = role_of.setdefault(os.path.normpath(path), role)
                 if other != role:
                     sentence = (
-                        f"{path} is a case of two kinds, {other} and {role}: keep it in one list of the datalist, or "
+                        f"{path} has two roles, {other} and {role}: keep it in one list of the datalist, or "
                         "lower labelled_cases."
                     )
                     findings.append(Finding(Kind.TWO_LISTS, sentence, path, case["case"], role))

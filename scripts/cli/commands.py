@@ -123,8 +123,8 @@ names have the lowest SHA-256 hash. docs/data.md explains how the settings are c
     from scripts.dataset_setup.roles import Request
 
     written = create(Request(**options))
-    if written and not options["dry_run"]:
-        remember(options["name"], written[-1] if isinstance(written, list) else written)
+    if not options["dry_run"]:
+        remember(options["name"], written)
     return 0
 
 

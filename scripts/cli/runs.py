@@ -92,7 +92,7 @@ def remember(name: str, file: Path) -> None:
     """Note where the YAML of a dataset is; where the bundle's folder is read-only, its path must be given instead."""
     try:
         write_text(_memory(), json.dumps({**remembered(), name: str(file.absolute())}, indent=1) + "\n")
-    except (OSError, UserError):
+    except UserError:
         return
 
 

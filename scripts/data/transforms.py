@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform, RandFlipd
 from monai.utils import convert_to_dst_type
 
-from scripts.data.labels import declared_values, to_classes
+from scripts.data.labels import to_classes
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.prototypes.voxels import NO_CLASS
@@ -39,7 +39,7 @@ class LabelsToClassesd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)
+        self.values = dataset.values
         self.ignore_value = dataset.ignore_value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

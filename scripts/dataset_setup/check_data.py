@@ -16,7 +16,6 @@ from scripts.data.checks.finding import Finding, Severity, in_order
 from scripts.data.checks.labels import absent_classes
 from scripts.data.checks.lists import labels_alone
 from scripts.data.datalist import named_files, read_cases
-from scripts.data.labels import declared_values
 from scripts.data.sizes import Progress, progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
@@ -79,7 +78,7 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     Raises:
         UserError: if training would be harmed, after everything is printed and written; or if there is no datalist.
     """
-    declared_values(dataset.num_classes, dataset.label_values, dataset.ignore_value)  # refused before files are read
+    _ = dataset.values  # contradictory values are refused before files are read
     lists, findings = read_cases(dataset)
     findings += labels_alone(*named_files(dataset.directory, dataset.datalist))
     show(_what_is_read(lists))

@@ -221,7 +221,7 @@ def _label_folder(request: Request) -> tuple[str | None, Path | None]:
 def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
     """Give each case a role.
 
-    Cases below `imagesTs` or `test` with a label test. Where there are none, so many labelled cases are chosen.
+    Labelled cases below `imagesTs` or `test` are the test cases. If there are none, some labelled cases are chosen.
 
     Raises:
         UserError: if no labelled case is left to train on.

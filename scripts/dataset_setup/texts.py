@@ -111,7 +111,7 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
 
 
 def same_splits(path: Path, lists: Mapping[str, list[Any]]) -> bool:
-    """Whether a datalist, whoever wrote it, gives every case the same role."""
+    """Whether a datalist, ours or one that came with the data, gives every case the same role."""
     home = path.parent
     try:
         there = load_cases(DatasetSpec(home, path.name))

@@ -110,7 +110,7 @@ MODEL_NAMES = {"model.pt", "model_best.pt", "model.ts", "model.onnx", "model.pt2
 """Of `models/`; the states of runs stay where they are."""
 
 LEFT_OUT = ("scripts/experiments", "docs/examples")
-"""Folders for people who work on the bundle; nobody needs them to run it."""
+"""Folders for developers; the bundle runs without them."""
 
 REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "LICENSE", "models/model.pt")
 

@@ -19,12 +19,14 @@ from scripts.files import require_file
 
 logger = logging.getLogger("inference")
 
+TRAIN_FIRST = "train first, or name its folder by --ckpt_dir"
+
 
 def load_weights(
     path: str | Path,
     network: nn.Module,
     record: Mapping[str, Any] | None = None,
-    hint: str = "train first, or name its folder by --ckpt_dir",
+    hint: str = TRAIN_FIRST,
 ) -> nn.Module:
     """Load a weights file into a network, after checking that it fits; the file is read once, with `weights_only`.
 
@@ -158,7 +160,7 @@ def load_model(
         UserError: for a file that is missing, damaged, of another kind, or does not fit `network_def`.
     """
     path = Path(path)
-    require_file(path, "train first, or name its folder by --ckpt_dir")
+    require_file(path, TRAIN_FIRST)
     loaders = {
         ".pt": lambda: load_weights(path, network_def, record).to(device),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),

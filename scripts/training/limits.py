@@ -21,6 +21,8 @@ from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.read import read_header
 
+logger = logging.getLogger("check")
+
 
 def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     """Bytes of all layer outputs of one forward pass in float32, counted on meta tensors.
@@ -84,9 +86,6 @@ def check_memory(
             f"{need / 2**30:.1f} GiB, but {device} has {supply / 2**30:.1f} GiB left. Lower --roi_size, or "
             "--batch_labelled and --batch_unlabelled."
         )
-
-
-logger = logging.getLogger("check")
 
 
 def check_before_training(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def floor_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@cache
 def imported_modules(source: str) -> list[str]:
     modules = []
     for node in ast.walk(ast.parse(source)):

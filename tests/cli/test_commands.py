@@ -205,8 +205,8 @@ def test_a_run_of_the_front_door_is_a_run_of_monai(tmp_path, capsys) -> None:
     assert "The text is said" in capsys.readouterr().out
 
 
-def test_an_error_inside_a_run_ends_with_one_sentence_and_1(tmp_path, monkeypatch, capsys) -> None:
-    (tmp_path / "mine.yaml").write_text("labelled_cases: $1 / 0\n")
+def test_an_error_inside_a_run_ends_with_one_sentence_and_1(tiny_demo, tmp_path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text(f"labelled_cases: $1 / 0\ndataset_dir: {tiny_demo}\n")
     words = ["check", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "out")]
     assert main(words) == 1
     captured = capsys.readouterr()

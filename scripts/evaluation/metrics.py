@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlap and surface metrics of one binary structure, with one convention for structures that are absent.
+"""Overlap and surface metrics of one binary structure, with one convention for absent structures.
 
-The convention, everywhere in this bundle:
+The whole bundle uses this convention:
 
-* absent in the reference and in the prediction (`absent`): every metric is NaN, and no mean counts it;
-* in the reference, predicted nowhere (`missed`), or predicted but not in the reference (`false_positive`): Dice and
-  Jaccard are 0, and both distances are the length of the volume's diagonal, the worst that is possible;
-* otherwise (`found`): computed.
+* absent in the reference and in the prediction (`absent`): every metric is NaN and excluded from means;
+* in the reference but not predicted (`missed`), or predicted but not in the reference (`false_positive`): Dice and
+  Jaccard are 0, and both distances are the diagonal of the volume, the largest possible distance;
+* in both (`found`): all metrics are computed.
 
-MONAI's own `HausdorffDistanceMetric` is something else in two ways. It takes the larger of the two directed
+MONAI's `HausdorffDistanceMetric` differs in two ways. It takes the larger of the two directed
 percentiles, where the semi-supervised literature (MedPy's `hd95`) takes one percentile of both directions pooled; and
-with a percentile it gives NaN for a missed structure, which its mean then drops, so that a miss improves the mean.
+with a percentile it gives NaN for a missed structure, and its mean excludes NaN, so that a miss improves the mean.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def overlap_metrics(prediction: NdarrayOrTensor, reference: NdarrayOrTensor) -> 
         reference: binary mask of the same shape.
 
     Returns:
-        `(dice, jaccard)`, each in [0, 1]; both NaN where both masks are empty, both 0 where one is.
+        `(dice, jaccard)`, each in [0, 1]; both NaN if both masks are empty, both 0 if only one is.
 
     Raises:
         ValueError: when a mask is not three-dimensional or not binary, or the shapes differ.
@@ -59,15 +59,15 @@ def surface_distances(
     mask, so mask voxels on the volume's border are surface. Distances are Euclidean, between voxel centres. 95HD is
     the 95th percentile (linear interpolation) of the distances of both directions pooled; ASD is the mean of the
     distances from the predicted surface to the reference's, one direction only. Both are what MedPy 0.5.2 computes as
-    `hd95` and `asd`, and so the published numbers of UA-MT, SS-Net and their successors.
+    `hd95` and `asd`, which gave the published numbers of UA-MT, SS-Net and their successors.
 
     Args:
         prediction: binary mask `(D, H, W)`, boolean or of zeros and ones.
         reference: binary mask of the same shape.
-        spacing: size of a voxel along D, H, W in mm; `None` or ones for distances in voxels.
+        spacing: size of a voxel along D, H, W in mm; `None` for distances in voxels.
 
     Returns:
-        `(hd95, asd)`, at least 0, in the unit of `spacing`; NaN where both masks are empty, and where one is, the
+        `(hd95, asd)`, at least 0, in the unit of `spacing`; NaN if both masks are empty; if only one is, the
         volume's diagonal from corner to corner (longer than any distance between two of its voxels).
 
     Raises:
@@ -82,20 +82,20 @@ def surface_distances(
 def structure_metrics(
     prediction: NdarrayOrTensor, reference: NdarrayOrTensor, spacing: Sequence[float] | None
 ) -> dict[str, Any]:
-    """All metrics of one structure, in voxels and in mm, and what became of it.
+    """All metrics of one structure, with distances in voxels and in mm, and its status.
 
     Args:
         prediction: binary mask `(D, H, W)`, boolean or of zeros and ones.
         reference: binary mask of the same shape.
-        spacing: size of a voxel along D, H, W in mm; `None` where it is unknown.
+        spacing: size of a voxel along D, H, W in mm; `None` if it is unknown.
 
     Returns:
-        `dice`, `jaccard` in [0, 1], `hd95_voxel`, `asd_voxel` in voxels, `hd95_mm`, `asd_mm` in mm (NaN where
+        `dice`, `jaccard` in [0, 1], `hd95_voxel`, `asd_voxel` in voxels, `hd95_mm`, `asd_mm` in mm (NaN if
         `spacing` is `None`), all floats, and `status`, one of `STATUSES`. See `overlap_metrics` and
         `surface_distances`; the convention for empty masks is at the top of this module.
 
     Raises:
-        ValueError: as `surface_distances`.
+        ValueError: as in `surface_distances`.
     """
     masks = _mask_pair(prediction, reference)
     size_mm = None if spacing is None else _checked_spacing(spacing)
@@ -123,7 +123,7 @@ def _distances(
     if status == "absent":
         return math.nan, math.nan
     if status != "found":
-        # The whole volume, not the box that MONAI crops to before it looks for edges.
+        # The diagonal of the whole volume, not of the box that MONAI crops to before it looks for edges.
         diagonal = math.hypot(*(n * s for n, s in zip(masks[0].shape, size, strict=True)))
         return diagonal, diagonal
     there = get_surface_distance(edges[0], edges[1], spacing=size).double().numpy()
@@ -148,7 +148,7 @@ def _mask_pair(prediction: NdarrayOrTensor, reference: NdarrayOrTensor) -> tuple
 
 
 def _mask(name: str, array: NdarrayOrTensor) -> torch.Tensor:
-    # On the CPU whatever the device: MONAI takes other code paths on a GPU, and a report should not depend on that.
+    # Always on the CPU: MONAI takes other code paths on a GPU, and a report must not depend on the device.
     mask = convert_to_tensor(array, device="cpu", track_meta=False)
     if mask.ndim != 3:
         raise ValueError(f"{name} must be three-dimensional (D, H, W), got shape {tuple(mask.shape)}.")
@@ -169,15 +169,15 @@ def _checked_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
 
 
 class StructureDice(CumulativeIterationMetric):
-    """Mean Dice over cases of each foreground class, then over classes, for MONAI's `IgniteMetricHandler`.
+    """Dice of each foreground class, averaged over cases and then over classes, for MONAI's `IgniteMetricHandler`.
 
     As in `scripts.evaluation.statistics.summarise`, a structure that is predicted but not in the reference scores 0,
-    and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or counts the second as 1, so
-    that a checkpoint chosen by it may be one that invents structures.
+    and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or scores the second 1. A
+    checkpoint chosen by it may predict structures that are not there.
     """
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """One-hot `(B, K, D, H, W)` to Dice of each case and foreground class `(B, K - 1)`, NaN for one in neither."""
+        """Dice `(B, K - 1)` per case and foreground class of one-hot `(B, K, D, H, W)`; NaN if in neither."""
         dice = [
             [overlap_metrics(of_pred, of_reference)[0] for of_pred, of_reference in zip(pred, reference, strict=True)]
             for pred, reference in zip(y_pred[:, 1:], y[:, 1:], strict=True)
@@ -185,5 +185,5 @@ class StructureDice(CumulativeIterationMetric):
         return torch.tensor(dice, device=y_pred.device)
 
     def aggregate(self) -> torch.Tensor:
-        """The mean, a scalar; 0 if nothing was counted."""
+        """The mean as a scalar; 0 if no structure was counted."""
         return self.get_buffer().nanmean(dim=0).nanmean().nan_to_num()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of predictions and references."""
+"""Pictures of predictions next to their references."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from torch.utils.tensorboard import SummaryWriter
 from scripts.files import atomic_write
 
 PALETTE = ("#e41a1c", "#377eb8", "#4daf4a", "#ff7f00", "#984ea3", "#ffff33", "#a65628", "#f781bf", "#17becf", "#999999")
-"""Colours of classes 1, 2, ..., repeated when there are more."""
+"""Colours of classes 1, 2, ..., repeated if there are more classes than colours."""
 
 
 def overlay_figure(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, title: str) -> Figure:
-    """Three slices through the middle of the labelled structures: reference in the upper row, prediction below.
+    """Draw three orthogonal slices through the centre of the foreground: reference in the upper row, prediction below.
 
     Args:
         image: `(D, H, W)`, any range.
-        label: `(D, H, W)`, classes from 0.
+        label: reference `(D, H, W)`, classes from 0. If it has no foreground, the centre of the volume is used.
         prediction: `(D, H, W)`, classes from 0.
-        title: written on top.
+        title: title of the figure.
     """
     figure = Figure(figsize=(9, 6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -61,16 +61,16 @@ def overlay_figure(image: np.ndarray, label: np.ndarray, prediction: np.ndarray,
 
 
 class OverlayPictures:
-    """For the first cases of each run of an evaluator write `NAME.png` and, where there is a log, a TensorBoard image.
+    """Write `NAME.png` and, if a writer is given, a TensorBoard image for the first cases of each run of an evaluator.
 
-    Reads the decollated batch and output; `pred` and `label` as label volumes `(1, D, H, W)` or one-hot `(K, D, H, W)`.
+    Needs a decollated batch and output; `pred` and `label` are label volumes `(1, D, H, W)` or one-hot `(K, D, H, W)`.
 
     Args:
-        output_dir: folder of the pictures, created if needed.
-        summary_writer: TensorBoard's, or `None`.
-        limit: number of cases.
+        output_dir: folder for the pictures, created if needed.
+        summary_writer: TensorBoard writer, or `None`.
+        limit: number of cases to draw.
         image_key: entry of the batch with the image `(C, D, H, W)` on the grid of `label`; its first channel is drawn.
-        step: called for the training step that pictures belong to; `None` for pictures of a finished model.
+        step: returns the training step that the pictures belong to; `None` for a trained model.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class OverlayPictures:
         self._count = 0
 
     def attach(self, engine: Engine) -> None:
-        """Register with an evaluator that decollates."""
+        """Register with an evaluator that decollates its batches."""
         engine.add_event_handler(Events.STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
         engine.add_event_handler(Events.COMPLETED, self._free)
@@ -95,8 +95,8 @@ class OverlayPictures:
         self._count = 0
 
     def _free(self, engine: Engine) -> None:
-        # A figure is thousands of objects that refer to each other. Python looks for such only when their number has
-        # grown by a quarter of all that live, which are half a million: memory would rise for a thousand steps.
+        # A figure is thousands of objects that refer to each other. Python collects such cycles only after the number
+        # of objects has grown by a quarter of half a million, so memory would rise for a thousand steps.
         if self._count > 0:
             gc.collect()
 
@@ -110,7 +110,7 @@ class OverlayPictures:
             image = torch.as_tensor(batch[self.image_key])[0].cpu().numpy()
             step = self.step() if self.step is not None else None
             figure = overlay_figure(image, label, prediction, name if step is None else f"{name}, step {step}")
-            # A case is called as its datalist says: no name may lead out of the folder.
+            # Names come from the datalist: a slash in one must not lead out of the folder.
             file = re.sub(r"[/\\]", "_", name) + ".png"
             with atomic_write(self.output_dir / file) as beside:
                 figure.savefig(beside, dpi=80, format="png")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One function per format: TorchScript, ONNX, and the program of `torch.export`."""
+"""Export a network, with one function per format: TorchScript, ONNX and `torch.export`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from scripts.export.settings import ExportSettings
 from scripts.files import atomic_write
 
 EXAMPLE_SIDES = (2, 3, 4)
-"""Sides of the example in units of the divisor: no two the same, and none 1, which torch.export takes for constant."""
+"""Sides of the example in units of the divisor: all different, and none 1, which torch.export treats as constant."""
 
 
 def export_torchscript(settings: ExportSettings, path: Path) -> None:
-    """Write `model.ts` by MONAI's `ckpt_export`, with `metadata.json` and a self-contained `inference.json` inside.
+    """Write `model.ts` with MONAI's `ckpt_export`, with `metadata.json` and a self-contained `inference.json` inside.
 
-    The root folder inside the archive is called as the file, and MONAI Deploy relies on it: do not rename the file.
+    The root folder inside the archive is named after the file. MONAI Deploy relies on this, so do not rename the file.
 
     Raises:
-        UserError: if weights and network do not fit, or the configuration needs `scripts/`.
+        UserError: if the weights do not fit the network, or the configuration needs `scripts/`.
     """
     settings.network()
     with _folder_beside(path, _room(settings)) as folder:
@@ -50,32 +50,32 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
 
 
 def export_program(settings: ExportSettings, path: Path) -> None:
-    """Write `model.pt2`, which `torch.export.load(path).module()` reads; any batch, sides in multiples of the divisor.
+    """Write `model.pt2`, which `torch.export.load(path).module()` reads; any batch size.
 
-    `metadata.json` and `inference.json` go with it as extra files, as in `model.ts`.
+    Sides must be multiples of the divisor. As in `model.ts`, `metadata.json` and `inference.json` are extra files.
 
     Raises:
-        UserError: if weights and network do not fit.
+        UserError: if the weights do not fit the network.
     """
     program = _program(settings)
     extra = {
         "metadata.json": json.dumps(bundle_metadata(settings)),
         "inference.json": json.dumps(self_contained(settings)),
     }
-    # torch wants the ending .pt2, which a file written beside its name has not.
+    # torch requires the ending .pt2, which the temporary name of atomic_write does not have.
     with _folder_beside(path, _room(settings)) as folder:
         torch.export.save(program, folder / path.name, extra_files=extra)
         os.replace(folder / path.name, path)
 
 
 def export_onnx(settings: ExportSettings, path: Path) -> None:
-    """Write `model.onnx`: input `image`, output `pred`; any batch, sides in multiples of the divisor.
+    """Write `model.onnx`: input `image`, output `pred`; any batch size, sides multiples of the divisor.
 
     Raises:
-        UserError: if onnx and onnxscript are not installed, or weights and network do not fit.
+        UserError: if onnx or onnxscript is not installed, or the weights do not fit the network.
     """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
-        raise UserError("ONNX needs two more packages: pip install -r requirements-export.txt.")
+        raise UserError("The export to ONNX needs onnx and onnxscript: run `pip install -r requirements-export.txt`.")
     program = _program(settings)
     with atomic_write(path) as beside:
         torch.onnx.export(
@@ -90,7 +90,7 @@ def export_onnx(settings: ExportSettings, path: Path) -> None:
 
 
 def _program(settings: ExportSettings) -> ExportedProgram:
-    """The network's graph with batch, depth, height and width left open."""
+    """The graph of the network, with dynamic batch size, depth, height and width."""
     divisor = settings.value("size_divisor")
     image = torch.zeros(2, settings.value("in_channels"), *(side * divisor for side in EXAMPLE_SIDES))
     sides = {axis: divisor * Dim(name) for axis, name in enumerate(("depth", "height", "width"), start=2)}
@@ -98,16 +98,17 @@ def _program(settings: ExportSettings) -> ExportedProgram:
 
 
 def _room(settings: ExportSettings) -> int:
-    """Bytes that an exported file may need: the weights and, generously, the program."""
+    """Upper estimate of the size of an exported file in bytes: twice the weights, and 1 MiB for the program."""
     return 2 * settings.ckpt_file.stat().st_size + 2**20
 
 
 @contextmanager
 def _folder_beside(path: Path, room: int) -> Iterator[Path]:
-    """A folder on the same disk, gone at the end: a file is written there under its own name, then moved.
+    """A temporary folder on the same disk, where a file is written under its final name before it is moved.
 
     Raises:
-        UserError: if the disk has less space than `room`; torch's writers of programs would end the process.
+        UserError: if less than `room` bytes are free. Without this check, a full disk makes torch's writers of programs
+            abort the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -115,8 +116,8 @@ def _folder_beside(path: Path, room: int) -> Iterator[Path]:
             _reserve(Path(folder, "room"), room)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror}): free {room / 2**20:.0f} MiB, or name another place by "
-                "--filepath."
+                f"{path} cannot be written ({error.strerror}): free {room / 2**20:.0f} MiB, or give another "
+                "path with --filepath."
             ) from error
         yield Path(folder)
 

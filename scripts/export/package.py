@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as one zip file, with metadata and JSON configs of its model's dataset."""
+"""Pack the bundle as one zip file, with metadata and JSON configs for the dataset of its model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from scripts.files import atomic_write
 
 
 def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:
-    """The bundle's metadata with channels, classes and window of a configuration.
+    """The bundle's metadata, adapted to the channels, classes and window of a configuration.
 
-    `eval_metrics` names the digest of the weights that they were measured with, and stays with those alone. What is
-    said in words about the data stays with their dataset.
+    `eval_metrics` is kept only for the weights whose SHA-256 digest it names. For another dataset, the sentences that
+    describe the data are replaced.
 
     Args:
-        settings: whose `ckpt_file` is there.
+        settings: configuration and weights; `ckpt_file` must exist.
     """
     content = json.loads(settings.meta_file.read_text(encoding="utf-8"))
     measured = content.get("eval_metrics", {})
@@ -52,7 +52,7 @@ def _words_of(settings: ExportSettings, description: str) -> dict[str, str]:
     method = description.split(". ")[0]
     values = zip(settings.value("written_values"), names, strict=True)
     return {
-        "description": f"{method}. The weights here are of the dataset {dataset}.",
+        "description": f"{method}. These weights were trained on the dataset {dataset}.",
         "data_source": dataset,
         "image_classes": f"{settings.value('in_channels')} channel(s)",
         "label_classes": ", ".join(["single channel data", *(f"{value} {name}" for value, name in values)]),
@@ -63,13 +63,15 @@ def _words_of(settings: ExportSettings, description: str) -> dict[str, str]:
 
 
 def json_configs(settings: ExportSettings) -> dict[str, str]:
-    """The JSON configs of a zip: `train`, `evaluate`, `inference` and `metadata`, by file name.
+    """The configs of a zip file in JSON: `train`, `evaluate`, `inference` and `metadata`, by file name.
 
-    Programs that read bundles take one file of each kind, and some only JSON, so the values of the dataset, whose file
-    follows `inference.yaml` in the settings, must be in each. They bring their own images:
+    Programs that read bundles take one file of each kind, and some read only JSON. Each file therefore includes the
+    values of the dataset, whose config file follows `inference.yaml` in the settings. Such programs supply the images:
 
-    - in `train.json` a missing datalist means no cases, and models go to `models/`, where such programs look for them;
-    - `inference.json` keeps the image folder of `inference.yaml`, as the dataset's is that of the training.
+    - `train.json` treats a missing datalist as one without cases, and saves models to `models/`, where these programs
+      look for them;
+    - `inference.json` keeps the image folder of `inference.yaml` and not that of the dataset, which holds training
+      images.
 
     Args:
         settings: configuration and weights.
@@ -89,7 +91,7 @@ def json_configs(settings: ExportSettings) -> dict[str, str]:
 
 
 def _merged(files: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Config files (a name alone is one of the bundle's) and the overrides of keys that are among theirs."""
+    """Merge config files, relative to `configs/`, and apply the overrides whose keys these files have."""
     parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files]))
     for key, value in overrides.items():
         if key.replace("#", "::").split("::")[0] in parser.get():
@@ -107,7 +109,7 @@ FILES = (
     "requirements-tracking.txt",
 )
 MODEL_NAMES = {"model.pt", "model_best.pt", "model.ts", "model.onnx", "model.pt2", "README.md"}
-"""Of `models/`; the states of runs stay where they are."""
+"""Files of `models/` that are packed; the checkpoints of training runs are not."""
 
 LEFT_OUT = ("scripts/experiments", "docs/examples")
 """Folders for developers; the bundle runs without them."""
@@ -116,19 +118,19 @@ REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "configs/train.ya
 
 
 def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mapping[str, str] | None = None) -> list[str]:
-    """Write a zip file with one folder in it, named like the file, that holds the bundle.
+    """Write the bundle to a zip file, inside one folder named after the file.
 
     Args:
         root: the bundle's folder.
         path: the zip file.
         models: folder of the weights, by default `root/models`.
-        texts: further files, name in the bundle to content; each replaces a file of that name.
+        texts: further files, as a mapping from name in the bundle to content; they replace files of the same name.
 
     Returns:
-        The names in it, relative to the bundle.
+        The names of the packed files, relative to the bundle.
 
     Raises:
-        UserError: if a part of every bundle is not there.
+        UserError: if one of the files `REQUIRED` is missing.
     """
     models, texts = models or root / "models", texts or {}
     content = {name: root / name for name in FILES if (root / name).is_file()}
@@ -140,7 +142,7 @@ def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mappin
                 content[f"{folder}/{inside.as_posix()}"] = file
     missing = [name for name in REQUIRED if name not in content]
     if missing:
-        hint = "train first, or name the weights by --ckpt_file" if missing == ["models/model.pt"] else "restore it"
+        hint = "train first, or give the weights with --ckpt_file" if missing == ["models/model.pt"] else "restore it"
         raise UserError(f"The bundle in {root} has no {missing[0]}: {hint}.")
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         names = sorted({*content, *texts})

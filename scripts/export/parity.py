@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether exported files compute what the network computes, each in its own runtime."""
+"""Compare the outputs of exported files, each in its own runtime, with those of the network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from scripts.inference.models import load_model
 MAX_LOGIT_DIFFERENCE = 1e-3
 MIN_AGREEMENT = 0.9999
 SIDES = ((2, 2, 2), (4, 3, 2), (2, 3, 5))
-"""Sides in units of the divisor; none is the export's own example."""
+"""Sides in units of the divisor. None equals the example that the export traces."""
 BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One file on one input: shape `(B, C, D, H, W)`, largest difference of logits, fraction of equal labels."""
+    """Result of one file on one input of shape `(B, C, D, H, W)`.
+
+    `logit_difference` is the largest absolute difference of logits, `agreement` the fraction of equal labels.
+    """
 
     file: str
     shape: tuple[int, ...]
@@ -30,20 +33,20 @@ class Comparison:
 
     @property
     def passes(self) -> bool:
-        """Whether both limits are kept; a difference that is not a number does not pass."""
+        """Whether both values are within their limits; a difference of NaN does not pass."""
         return self.logit_difference < MAX_LOGIT_DIFFERENCE and self.agreement > MIN_AGREEMENT
 
 
 def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> list[Comparison]:
-    """Every file against the network in PyTorch, fp32 on the CPU, on standard normal images of several sizes.
+    """Compare every file with the network in PyTorch, fp32 on the CPU, on standard normal images of several sizes.
 
     Args:
         settings: configuration and weights that the files were exported from.
         files: `.ts`, `.pt2` or `.onnx`.
-        seed: of the images.
+        seed: seed of the random images.
 
     Raises:
-        UserError: if a file is not there, has another ending, or needs a runtime that is not installed.
+        UserError: if a file is missing, has another ending, or needs a runtime that is not installed.
     """
     network = settings.network()
     divisor, channels = settings.value("size_divisor"), settings.value("in_channels")
@@ -63,7 +66,7 @@ def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> l
 
 
 def table(rows: Sequence[Comparison]) -> str:
-    """Comparisons as text, a line each, and a last line that says how many do not pass."""
+    """The comparisons as a text table, one per line; the last line says how many do not pass."""
     width = max(len(row.file) for row in rows)
     lines = [f"{'file':{width}}  {'batch and sides':>15}  logit difference  equal labels"]
     for row in rows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `inference.json` inside `model.ts`: the inference configuration by classes of monai and torch only."""
+"""The `inference.json` inside `model.ts`: the configuration of inference, with classes of monai and torch only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ALLOWED = ("monai.", "torch.")
 
 
 def self_contained(settings: ExportSettings) -> dict[str, Any]:
-    """`configs/self_contained.yaml` with the blocks `SHARED` of an inference configuration.
+    """`configs/self_contained.yaml`, completed by the blocks `SHARED` of an inference configuration.
 
     Raises:
-        UserError: if these use a class that is not part of monai or torch.
+        UserError: if these blocks use a class that is not part of monai or torch.
     """
     template = ConfigParser.load_config_file(str(TEMPLATE))
     config = template | {key: settings.parser[key] for key in SHARED}
@@ -32,13 +32,13 @@ def self_contained(settings: ExportSettings) -> dict[str, Any]:
     if foreign:
         raise UserError(
             f"model.ts can only carry classes of monai and torch, but the configuration uses {', '.join(foreign)}: "
-            "replace it, or deploy the bundle's folder instead of model.ts."
+            "replace them, or deploy the bundle's folder instead of model.ts."
         )
     return config
 
 
 def _filled(node: Any, place: str, keys: Set[str], settings: ExportSettings) -> Any:
-    """The node at `place` of a configuration with the value of each reference to a key outside `keys`."""
+    """The node at `place` of a configuration, with references to keys outside `keys` replaced by their values."""
     if isinstance(node, Mapping):
         return {name: _filled(value, f"{place}::{name}", keys, settings) for name, value in node.items()}
     if isinstance(node, list):
@@ -51,7 +51,7 @@ def _filled(node: Any, place: str, keys: Set[str], settings: ExportSettings) -> 
 
 
 def _without_our_reader(node: Any) -> Any:
-    """Without the reader of images that only this bundle has: MONAI then chooses one by the file's ending."""
+    """Remove this bundle's image reader, so that MONAI chooses one by the ending of the file."""
     if isinstance(node, Mapping):
         ours = str(node.get("reader", "")).startswith("scripts.")
         return {key: _without_our_reader(value) for key, value in node.items() if not (ours and key == "reader")}
@@ -59,7 +59,7 @@ def _without_our_reader(node: Any) -> Any:
 
 
 def foreign_names(node: Any) -> Iterator[str]:
-    """Classes and modules in a configuration that are not part of monai or torch."""
+    """Yield the classes and modules in a configuration that are not part of monai or torch."""
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if isinstance(target, str):

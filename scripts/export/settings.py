@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that an export stands on: config files, overrides, the network with its trained weights."""
+"""The configuration of an export: config files, overrides, and the network with its trained weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ExportSettings:
-    """`configs/inference.yaml`, what stands behind it, and overrides.
+    """The configuration of inference, with overrides applied.
 
     Args:
-        config_files: as for inference, the dataset's file of the training behind it; by default `inference.yaml` alone.
+        config_files: `configs/inference.yaml`, followed by the config file of the dataset that the network was trained
+            on; by default `inference.yaml` alone.
         overrides: key to value, as on the command line of `monai.bundle run` (`{"base_filters": 16}`).
-        ckpt_file: weights; by default what the configuration calls `checkpoint`, in its `ckpt_dir`.
+        ckpt_file: weights; by default the file `checkpoint` in `ckpt_dir`, both as configured.
         meta_file: metadata of the bundle.
     """
 
@@ -44,14 +45,14 @@ class ExportSettings:
         self.meta_file = Path(meta_file or ROOT / "configs/metadata.json")
 
     def value(self, key: str) -> Any:
-        """What a key of the configuration comes to, components built."""
+        """The value of a key, with references resolved and components built."""
         return self.parser.get_parsed_content(key)
 
     def plain(self, key: str) -> Any:
-        """What a key comes to as numbers, texts, lists and dicts; a component stays the dict that describes it.
+        """The value of a key as numbers, strings, lists and dicts; a component stays the dict that describes it.
 
         Raises:
-            UserError: for an expression whose value has no such form.
+            UserError: if the value of an expression cannot be written as JSON.
         """
         raw = self.parser[key]
         if isinstance(raw, Mapping):
@@ -67,15 +68,15 @@ class ExportSettings:
             return json.loads(json.dumps(value))
         except TypeError as error:
             raise UserError(
-                f"{key} comes to a {type(value).__name__}, which cannot be written into a configuration: write it as a "
-                "number, a text, a list or a dict with _target_."
+                f"The value of {key} is a {type(value).__name__}, which cannot be written to a config file: give a "
+                "number, a string, a list or a dict with _target_."
             ) from error
 
     def network(self) -> nn.Module:
         """`network_def` with the trained weights, on the CPU, in evaluation mode.
 
         Raises:
-            UserError: if the weights file is not there, is damaged, or belongs to another network.
+            UserError: if the weights file is missing, damaged, or belongs to another network.
         """
-        hint = "train first, or name the weights by --ckpt_file"
+        hint = "train first, or give the weights with --ckpt_file"
         return load_weights(self.ckpt_file, self.value("network_def").cpu(), hint=hint)

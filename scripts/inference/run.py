@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment a list of images: one case after the other, and a table of what could not be segmented."""
+"""Segment a list of images one after the other, and list the cases that failed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAILURE_COLUMNS = ("case", "image", "what")
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that gave no output, and why in one sentence."""
+    """A case without output, and the reason in one sentence."""
 
     case: str
     image: str
@@ -36,15 +36,15 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
     """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
 
     Args:
-        images: of `scripts.images.find.find_images`.
-        segmenter: segments one of them.
-        writer: writes the files of a result.
+        images: as returned by `scripts.images.find.find_images`.
+        segmenter: segments one image.
+        writer: writes the files of one result.
 
     Returns:
-        The label volumes' files, if no case failed.
+        The paths of the label volumes.
 
     Raises:
-        UserError: at the end, naming the cases that failed.
+        UserError: after the last case, naming the cases that failed.
     """
     written: list[Path] = []
     rows: list[tuple[object, ...]] = []
@@ -64,12 +64,15 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
 def each_case(
     cases: Sequence[tuple[ImageFiles, str]], work: Callable[[ImageFiles, str], None], title: str = "inference"
 ) -> list[Failure]:
-    """Do something with each case behind a progress bar; an exception ends a case and not the others.
+    """Call `work` for each case, with a progress bar; an exception ends that case, and the next one follows.
 
     Args:
-        cases: image and name of each.
-        work: called with both.
-        title: of the bar.
+        cases: image and name of each case.
+        work: called with image and name.
+        title: title of the progress bar.
+
+    Returns:
+        The cases that failed.
     """
     failures = []
     with tqdm(cases, desc=title, unit="case") as bar:
@@ -77,7 +80,7 @@ def each_case(
             bar.set_postfix_str(name, refresh=True)
             try:
                 work(image, name)
-            except Exception as error:  # whatever it is, the other cases are not to blame
+            except Exception as error:  # of any kind: the other cases are independent of this one
                 mistake = root_user_error(error)
                 what = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
                 failures.append(Failure(name, first_file(image), what))
@@ -87,7 +90,7 @@ def each_case(
 
 
 def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | Path) -> None:
-    """Write `failed.csv`, or remove that of an earlier run.
+    """Write `failed.csv`, or remove the one of an earlier run if no case failed.
 
     Raises:
         UserError: if any case failed.
@@ -98,11 +101,13 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
         return
     write_text(path, csv_text(FAILURE_COLUMNS, [(each.case, each.image, each.what) for each in failures]))
     names = ", ".join(each.case for each in failures[:10]) + (", ..." if len(failures) > 10 else "")
-    raise UserError(f"{len(failures)} of {cases} cases failed ({names}): {path} says why, the others are written.")
+    raise UserError(
+        f"{len(failures)} of {cases} cases failed ({names}): {path} gives the reasons. The other cases are written."
+    )
 
 
 def volume_rows(name: str, result: Segmentation, writer: SegmentationWriter) -> Iterator[tuple[object, ...]]:
-    """A row of `VOLUME_COLUMNS` for each structure, volume in millilitres, to a cubic millimetre."""
+    """Yield a row of `VOLUME_COLUMNS` for each structure, with its volume in millilitres to three decimals."""
     millilitres = abs(np.linalg.det(result.affine[:3, :3])) / 1000
     voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(writer.label_names))
     named = zip(writer.label_names, writer.values, voxels.tolist(), strict=True)

@@ -17,7 +17,7 @@ from monai.utils import GridSampleMode, ensure_tuple_rep
 
 
 def longest_axis(shape: Sequence[int], window: Sequence[int]) -> int:
-    """The axis along which a volume has the most windows: a row across it takes the least memory."""
+    """The axis along which a volume is longest in units of the window; rows across it need the least memory."""
     return max(range(len(shape)), key=lambda axis: shape[axis] / window[axis])
 
 
@@ -26,18 +26,18 @@ def stitched_rows(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The result of `inferer` for the whole volume, in blocks from one end of `axis` to the other.
 
-    All windows that begin at one place of `axis` are a row. MONAI's inferer stitches each row; where rows overlap,
-    their results are averaged with the weights of their windows, as MONAI would within one volume. In memory are the
-    logits of one row, a few times over, however long the axis.
+    All windows that begin at the same index of `axis` form a row. MONAI's inferer stitches each row; where rows
+    overlap, their results are averaged with the weights of their windows, as MONAI does within one volume. Memory
+    holds a few copies of the logits of one row, however long the axis is.
 
     Args:
         image: `(C, D, H, W)`.
-        inferer: with `roi_size` of three sides; its window, overlap and blending are used.
-        predictor: windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
-        axis: 0, 1 or 2, of D, H, W.
+        inferer: its window (`roi_size`, three sides), overlap and blending are used.
+        predictor: maps windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
+        axis: 0, 1 or 2 for D, H or W.
 
     Yields:
-        The place along `axis` where a block begins, and its logits `(K, ...)`. Blocks follow each other without a gap.
+        The index along `axis` where a block begins, and its logits `(K, ...)`. Blocks are adjacent and do not overlap.
     """
     side, window = image.shape[axis + 1], inferer.roi_size[axis]
     if side <= window:
@@ -52,7 +52,7 @@ def stitched_rows(
         row = inferer(image.narrow(axis + 1, start, window)[None], predictor)[0] * row_weights
         if total is None:
             total, weights = row, row_weights.clone()
-        else:  # both begin where the row before had its first place that this row shares
+        else:  # what is left in total begins where this row begins
             total = _laid_over(total, row, axis + 1)
             weights = _laid_over(weights, row_weights, axis)
         done = following - start
@@ -62,20 +62,20 @@ def stitched_rows(
 
 
 def _laid_over(left: torch.Tensor, row: torch.Tensor, axis: int) -> torch.Tensor:
-    """`row` with the unfinished part of the rows before it added to its beginning."""
+    """Add the unfinished part of the previous rows to the beginning of `row`."""
     row = row.clone()
     row.narrow(axis, 0, left.shape[axis]).add_(left)
     return row
 
 
 def _row_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Where MONAI's windows begin along an axis that is longer than the window."""
+    """First indices of MONAI's windows along an axis that is longer than the window."""
     step = max(1, int(window * (1 - overlap)))
     return sorted({each[0].start for each in dense_patch_slices([side], [window], [step])})
 
 
 def _summed_weights(shape: Sequence[int], inferer: SlidingWindowInferer) -> torch.Tensor:
-    """Sum of the weights of all windows of a volume of `shape` `(D, H, W)`, which MONAI divides by."""
+    """Sum of the weights of all windows over a volume of `shape` `(D, H, W)`, by which MONAI divides."""
     window = list(inferer.roi_size)
     padded = [max(side, w) for side, w in zip(shape, window, strict=True)]
     overlaps = ensure_tuple_rep(inferer.overlap, 3)
@@ -92,25 +92,25 @@ def _summed_weights(shape: Sequence[int], inferer: SlidingWindowInferer) -> torc
 
 
 ALIGNED_VOXELS = 0.01
-"""Grids are aligned if planes of one are planes of the other, to this many voxels over the whole volume."""
+"""Two grids are aligned if their planes deviate by at most this many voxels over the whole volume."""
 
 BLOCK_VOXELS = 2**22
-"""Voxels of the target that are resampled at once; MONAI holds their coordinates in three numbers each."""
+"""Voxels of the target that are resampled at once; MONAI holds three coordinates for each of them."""
 
 
 class BlockResampler:
-    """Resample a volume that arrives in blocks along one of its axes, linearly, as MONAI's `Invertd` would the whole.
+    """Resample a volume that arrives in blocks along one axis, linearly, as MONAI's `Invertd` does for a whole volume.
 
-    Where the planes of both grids are parallel, as they are unless an affine has shear, a block is forgotten once
-    everything that lies in it is done. Otherwise all blocks are kept until the last.
+    If the planes of both grids are parallel, a block is dropped once all target voxels inside it are computed. If they
+    are not, all blocks are kept until the last one has arrived.
 
     Args:
-        source_affine: `(4, 4)`, voxel index to mm, of the whole volume that arrives.
-        source_shape: its `(D, H, W)`.
-        axis: along which it arrives.
-        target_affine: `(4, 4)` of the grid that is wanted.
-        target_shape: its three sides.
-        dtype: that coordinates are computed in; values are float32.
+        source_affine: `(4, 4)`, voxel index to mm, of the whole source volume.
+        source_shape: `(D, H, W)` of the source volume.
+        axis: axis of the source along which blocks arrive.
+        target_affine: `(4, 4)`, voxel index to mm, of the target grid.
+        target_shape: `(D, H, W)` of the target grid.
+        dtype: type of the coordinates; values are float32.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class BlockResampler:
         self.target_axis = int(np.abs(row[:3] * self.target_shape).argmax())
         others = [abs(row[a]) * self.target_shape[a] for a in range(3) if a != self.target_axis]
         self.aligned = max(others) <= ALIGNED_VOXELS
-        # the middle of the other axes, for what little they add
+        # The middle of the other axes, which contribute almost nothing if the grids are aligned.
         middle = sum(row[a] * (self.target_shape[a] - 1) / 2 for a in range(3) if a != self.target_axis)
         places = row[self.target_axis] * np.arange(self.target_shape[self.target_axis]) + row[3] + middle
         places = places.clip(0, self.source_side - 1)
@@ -144,11 +144,11 @@ class BlockResampler:
         """Accept the next block and yield the parts of the target that it completes.
 
         Args:
-            start: where the block begins along `axis`; the end of the one before.
+            start: index along `axis` where the block begins, which is the end of the previous block.
             block: `(K, ...)`.
 
         Yields:
-            A place in the target, three slices, and its values `(K, ...)`, float32.
+            Three slices into the target, and the values `(K, ...)` there, float32.
         """
         self.kept = block if self.kept is None else torch.cat([self.kept, block], dim=self.axis + 1)
         stop = start + block.shape[self.axis + 1]
@@ -183,17 +183,17 @@ class BlockResampler:
 
     @staticmethod
     def _shifted(affine: np.ndarray, axis: int, voxels: int) -> np.ndarray:
-        """The affine of a volume without its first planes."""
+        """The affine of a volume without its first `voxels` planes along `axis`."""
         result = affine.copy()
         result[:3, 3] += affine[:3, axis] * voxels
         return result
 
 
 class BlockSpatialResample(SpatialResample):
-    """`SpatialResample` in blocks, for linear interpolation; other modes go to MONAI's as they are.
+    """`SpatialResample` in blocks for linear interpolation; other modes are passed to MONAI's class.
 
-    MONAI holds three coordinates of 64 bits for each voxel of the result, and copies of 64 bits of both volumes. The
-    result is the same but for the last bits; it cannot be inverted by `Invertd`.
+    It needs less memory: MONAI holds three 64-bit coordinates for each voxel of the result, and 64-bit copies of both
+    volumes. The result equals MONAI's up to rounding, but `Invertd` cannot invert it.
     """
 
     def __call__(
@@ -207,7 +207,6 @@ class BlockSpatialResample(SpatialResample):
         dtype: Any = None,
         lazy: bool | None = None,
     ) -> torch.Tensor:
-        """See MONAI."""
         linear = (
             str(mode or self.mode) == GridSampleMode.BILINEAR and str(padding_mode or self.padding_mode) == "border"
         )
@@ -228,7 +227,7 @@ class BlockSpatialResample(SpatialResample):
 
 
 def with_block_spacing(preprocessing: Any) -> Any:
-    """A copy of a chain of transforms whose `Spacingd` work in blocks; anything else comes back as it is."""
+    """A copy of a `Compose` whose `Spacingd` transforms work in blocks; anything else is returned unchanged."""
     if not isinstance(preprocessing, Compose):
         return preprocessing
     preprocessing = copy.deepcopy(preprocessing)

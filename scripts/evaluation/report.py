@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an evaluation: a handler of MONAI's evaluator that writes `metrics.csv` and `summary.json`."""
+"""A handler for MONAI's evaluator that writes the report of an evaluation: `metrics.csv` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".np
 
 
 class SegmentationReport:
-    """Handler that reports on every case that a `SupervisedEvaluator` sees.
+    """Handler that reports the metrics of all cases of a `SupervisedEvaluator`.
 
-    It reads `engine.state.output` after each iteration: a decollated list of dicts in which `pred` and `label` are
+    After each iteration it reads `engine.state.output`, a decollated list of dicts in which `pred` and `label` are
     label volumes `(1, D, H, W)` on the grid of the reference file (so postprocessing must have inverted resampling
-    and taken the argmax). Spacing is that of the label MetaTensor; the case is named after the image's file, or else
-    the label's. At the end it writes the report, logs the table and sets `engine.state.summary`. Of several processes
-    the first writes the cases of all; a case that several of them had counts once.
+    and taken the argmax). The spacing is that of the label's MetaTensor. The case is named after the file of the image
+    or, if that is unknown, of the label. At the end of a run the handler writes the report, logs the table and sets
+    `engine.state.summary`. In distributed evaluation rank 0 writes the cases of all ranks, and a case that several
+    ranks evaluated counts once.
 
     Args:
         label_names: name of each label value; 0 is background and gets no row.
-        output_dir: folder of `metrics.csv` and `summary.json`.
+        output_dir: folder for `metrics.csv` and `summary.json`.
         extra: further entries of `summary.json`.
 
     Raises:
-        ValueError: if `label_names` has no foreground or one name twice; in a run, when a volume is not as above.
+        ValueError: if `label_names` has no foreground or repeats a name; during a run, if a volume is not as above.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class SegmentationReport:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             label = output[CommonKeys.LABEL]
             if not isinstance(label, MetaTensor):
-                raise ValueError(f"label must be a MetaTensor, which knows its spacing, got {type(label).__name__}.")
+                raise ValueError(f"label must be a MetaTensor with a spacing, got {type(label).__name__}.")
             path = _file_of(batch.get(CommonKeys.IMAGE)) or _file_of(label) or _number_of(len(self._cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
             self._cases.append((path, case_rows(path, *volumes, label.pixdim.tolist(), self.label_names)))
@@ -95,23 +96,23 @@ def write_report(
     """Write `metrics.csv` (one line per row, NaN as an empty cell) and `summary.json` into `output_dir`.
 
     Args:
-        rows: of `scripts.evaluation.statistics.case_rows`.
+        rows: rows of `scripts.evaluation.statistics.case_rows`.
         label_names: name of each label value; 0 is background.
-        output_dir: created if needed; files of these names are replaced.
-        extra: further entries of the summary (checkpoint, split), JSON-safe.
+        output_dir: created if needed; existing files are replaced.
+        extra: further entries of the summary that can be written as JSON, such as checkpoint and split.
 
     Returns:
-        The summary as written: `summarise` and `extra`.
+        The summary as written: that of `summarise`, and `extra`.
 
     Raises:
-        ValueError: if `extra` has a key of the summary or holds NaN or infinity, and as `summarise`.
+        ValueError: if `extra` repeats a key of the summary or contains NaN or infinity, and as in `summarise`.
     """
     summary = summarise(rows, label_names)
     taken = sorted(set(summary) & set(extra or {}))
     if taken:
-        raise ValueError(f"extra must have keys that the summary does not have, got {', '.join(taken)}.")
+        raise ValueError(f"extra must not repeat keys of the summary, got {', '.join(taken)}.")
     summary.update(extra or {})
-    # Both texts are made before either file is written, so that an error leaves an earlier report as it was.
+    # Both texts are made before either file is written, so that an error leaves an earlier report unchanged.
     texts = {"metrics.csv": _csv_text(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
@@ -120,7 +121,7 @@ def write_report(
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """A summary of `summarise` as an aligned plain-text table: one line per class, then the mean over classes."""
+    """Format a summary of `summarise` as a plain-text table: one line per class, then the mean over classes."""
     head = ["class", "cases", "dice", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm", "missed", "false+"]
     lines = [head]
     for name, c in summary["per_class"].items():
@@ -133,15 +134,15 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 
 def case_names(paths: Sequence[str]) -> list[str]:
-    """Short distinct names of cases, from the paths of their files, in the same order.
+    """Short and distinct names of cases, from the paths of their files, in the same order.
 
-    A name is the file's name without the image's ending. If several paths would have the same name, each of them gets
-    its parent folder in front, then that folder's parent, until they differ. The second of two equal paths gets `#2`.
+    A name is the file name without its ending. If several paths give the same name, the parent folder is put in front
+    of each, then the folder above it, until they differ. The second of two equal paths gets `#2`.
     """
     depths = [1] * len(paths)
     while True:
         names = [_name(path, depth) for path, depth in zip(paths, depths, strict=True)]
-        # A path without further folders cannot grow, which also ends the loop for equal paths.
+        # A name cannot have more parts than its path, which also ends the loop for equal paths.
         grown = [
             depth + 1 if len({p for p, n in zip(paths, names, strict=True) if n == name}) > 1 else depth
             for name, depth in zip(names, depths, strict=True)
@@ -164,7 +165,7 @@ def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`COLUMNS` of rows; NaN is an empty cell."""
+    """The columns `COLUMNS` of rows as CSV; NaN is an empty cell."""
     cells = [[row[column] for column in COLUMNS] for row in rows]
     return csv_text(COLUMNS, [["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in cells])
 
@@ -199,7 +200,7 @@ def _file_of(item: Any) -> str | None:
 
 
 def _number_of(count: int) -> str:
-    # Every process counts its own cases; equal names of two processes would be taken for the same case.
+    # Each rank counts its own cases; equal names on two ranks would be taken for the same case.
     return f"case_{count}_of_rank_{distributed.get_rank()}" if distributed.is_initialized() else f"case_{count}"
 
 

@@ -29,20 +29,20 @@ def case_rows(
     """Metrics of one case, one row per foreground class.
 
     Args:
-        case_name: for the column `case`.
+        case_name: value of the column `case`.
         prediction: label volume `(D, H, W)`, whole numbers of any type.
         reference: label volume of the same shape.
-        spacing_mm: size of a voxel along D, H, W in mm; `None` where it is unknown.
-        label_names: name of each label value; 0 is background and gets no row. Voxels of a value without a name belong
-            to no class.
+        spacing_mm: size of a voxel along D, H, W in mm; `None` if it is unknown.
+        label_names: name of each label value; 0 is background and gets no row. Voxels whose value has no
+            name belong to no class.
 
     Returns:
-        Dicts with the keys `COLUMNS`: `class` is the name, `label` the value in the volumes, the rest is described at
-        `structure_metrics`. In the order of the label values.
+        Dicts with the keys `COLUMNS`, in the order of the label values: `class` is the name, `label` the value in the
+        volumes, and the others are described in `structure_metrics`.
 
     Raises:
         ValueError: if a volume is not three-dimensional or not of whole numbers, the shapes differ, `spacing_mm` is
-            not three positive numbers, or `label_names` has no foreground or a name twice.
+            not three positive numbers, or `label_names` has no foreground or repeats a name.
     """
     volumes = _label_volume("prediction", prediction), _label_volume("reference", reference)
     rows = []
@@ -53,28 +53,28 @@ def case_rows(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str]) -> dict[str, Any]:
-    """Means over cases and foreground classes, ready for JSON.
+    """Means over cases and foreground classes, as values that JSON can represent.
 
     Means are taken over the cases of each class and then over the classes, so that every class has the same weight,
-    in however many cases it occurs. Rows of status `absent` do not count.
+    regardless of the number of cases in which it occurs. Rows of status `absent` are not counted.
 
     Args:
-        rows: of `case_rows`, of any number of cases.
-        label_names: as for `case_rows`.
+        rows: rows of `case_rows`, of any number of cases.
+        label_names: as in `case_rows`.
 
     Returns:
         `mean_<metric>` for each of `METRICS`, `num_cases` (distinct names), `missed`, `false_positives`, `per_class`
         (by name: the same means, `std_dice` (population), `num_cases` counted, `missed`, `false_positives`) and
-        `convention`. `None` where nothing was counted, never NaN.
+        `convention`. A mean of nothing is `None`, never NaN.
 
     Raises:
-        ValueError: if a row has a label that `label_names` does not name, or `label_names` is wrong as for
+        ValueError: if a row has a label that `label_names` does not name, or `label_names` is invalid as in
             `case_rows`.
     """
     classes = foreground(label_names)
     unknown = sorted({row["label"] for row in rows} - set(classes))
     if unknown:
-        raise ValueError(f"label_names must name every label of rows, {sorted(classes)} does not have {unknown}.")
+        raise ValueError(f"label_names must name every label of rows, but {sorted(classes)} misses {unknown}.")
     per_class = {name: _class_summary([r for r in rows if r["label"] == label]) for label, name in classes.items()}
     means = {f"mean_{m}": _mean([c[f"mean_{m}"] for c in per_class.values()]) for m in METRICS}
     return {
@@ -99,7 +99,7 @@ def foreground(label_names: Mapping[int, str]) -> dict[int, str]:
     if not classes:
         raise ValueError(f"label_names must name at least one label other than 0, got {dict(label_names)}.")
     if len(set(classes.values())) < len(classes):
-        raise ValueError(f"label_names must give each label a name of its own, got {dict(label_names)}.")
+        raise ValueError(f"label_names must give each label a different name, got {dict(label_names)}.")
     return classes
 
 
@@ -108,7 +108,7 @@ def _label_volume(name: str, array: NdarrayOrTensor) -> torch.Tensor:
     if volume.ndim != 3:
         raise ValueError(f"{name} must be a label volume of shape (D, H, W), got shape {tuple(volume.shape)}.")
     if volume.is_floating_point() and not (volume == volume.round()).all():
-        # Probabilities compared with label values would silently score 0.
+        # Probabilities passed by mistake would otherwise score 0 without a warning.
         other = volume[volume != volume.round()][0].item()
         raise ValueError(f"{name} must be a label volume of whole numbers, got a voxel of value {other}.")
     return volume
@@ -128,6 +128,6 @@ def _class_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    # NaN here is a distance in mm of a case whose spacing is unknown.
+    # A NaN is a distance in mm of a case whose spacing is unknown.
     known = [v for v in values if v is not None and not math.isnan(v)]
     return fmean(known) if known else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train and evaluate several methods with several seeds on one dataset; each run becomes a row of a CSV file.
+"""Train and evaluate several methods with several seeds on one dataset, and write a CSV file with a row per run.
 
     python -m scripts.experiments.compare_methods --methods default supervised --results docs/results/demo.csv
 
-A run's row is written as soon as the run is evaluated, and runs that have a row are skipped, so that an interrupted
+The row of a run is written as soon as the run is evaluated, and runs that have a row are skipped, so an interrupted
 comparison continues where it stopped. `default` is the method of `configs/train.yaml`; the others are files in
 `configs/methods/`. Options after `--` are passed to training and evaluation unchanged, for example
 `-- --dataset_dir FOLDER --labelled_cases 4`.
@@ -29,7 +29,7 @@ COLUMNS = (*RUN_COLUMNS, *RESULT_COLUMNS, "train_s")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none if the file does not exist yet."""
+    """Rows of a CSV file; an empty list if the file does not exist yet."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file; a new file starts with a header."""
+    """Append a row to a CSV file; a new file gets a header first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
     with path.open("a", encoding="utf-8", newline="") as file:
@@ -54,15 +54,15 @@ def config_files(dataset: str, method: str) -> list[str]:
 
 
 def without_folders(overrides: Sequence[str]) -> str:
-    """Overrides as one text. Paths are cut to their last part, so that results do not show folders of one machine."""
+    """Overrides as one string, with paths cut to their last part, so that results show no folders of one machine."""
     return " ".join(Path(word).name if "/" in word else word for word in overrides)
 
 
 def run_once(dataset: str, method: str, seed: int, overrides: Sequence[str], folder: Path) -> dict[str, object]:
-    """Train, evaluate on the test cases, and return the row.
+    """Train, evaluate on the test cases, and return the row of results.
 
     Raises:
-        subprocess.CalledProcessError: if a command fails; its output is on the screen by then.
+        subprocess.CalledProcessError: if a command fails, after it has printed its output.
     """
     files = config_files(dataset, method)
     folders = ["--output_dir", str(folder / "out"), "--ckpt_dir", str(folder / "models")]
@@ -83,7 +83,7 @@ def run_once(dataset: str, method: str, seed: int, overrides: Sequence[str], fol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
+    """Run the command line described at the top of this module."""
     words = list(sys.argv[1:] if argv is None else argv)
     own, overrides = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a datalist for choosing settings, in which training cases serve as test cases.
+"""Write a datalist for tuning, in which some training cases serve as test cases.
 
     python -m scripts.experiments.held_out_datalist --dataset_dir FOLDER --first 60 --hold_out 20 --output dev.json
 
-The first 60 training cases stay under `training`, the next 20 become `test`, and the dataset's own test cases remain
-untouched. Pass the file to training and evaluation with `--datalist`.
+The first 60 training cases stay under `training`, the next 20 become `test`, and the test cases of the dataset are
+not used. Pass the file to training and evaluation with `--datalist`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from scripts.errors import UserError
 
 
 def held_out(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dict[str, list[dict[str, str]]]:
-    """Datalist with absolute paths, cases in the order of the original.
+    """A datalist with absolute paths and the cases in their original order.
 
     Args:
         dataset_dir: folder of the datalist.
-        datalist: its file name.
+        datalist: name of the datalist file.
         first: number of training cases that stay.
         hold_out: number of training cases after them that become test cases; all must have labels.
 
     Raises:
-        UserError: if the datalist has fewer labelled cases than that.
+        UserError: if the datalist has fewer than `first + hold_out` labelled cases.
     """
     cases = load_cases(DatasetSpec(dataset_dir.resolve(), datalist)).labelled
     if first < 1 or hold_out < 1 or first + hold_out > len(cases):
@@ -41,7 +41,7 @@ def held_out(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dic
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
+    """Run the command line described at the top of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--datalist", default="dataset.json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure the time and memory that commands take under load, on data generated for the purpose.
+"""Measure the time and memory that commands take under load, on generated data.
 
     python -m scripts.experiments.load large-volume --shape 512 512 800
     python -m scripts.experiments.load many-volumes --volumes 500 --labelled 250
@@ -8,8 +8,8 @@
     python -m scripts.experiments.load long-training --steps 300 3000 --workers 0 2
     python -m scripts.experiments.load patch-cost --roi_size 48 48 32
 
-The first four run the real command (inference, new-dataset, check_data, evaluating) in a process of its own. Networks
-have random weights, which cost as much as trained ones.
+The first four run the real command (inference, new-dataset, check_data, evaluating) in a separate process. Networks
+have random weights, which cost as much time as trained ones.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ CONFIGS = ROOT / "configs"
 STRUCTURES = ("first", "second", "third")
 SPACING = (0.8, 0.8, 2.5)
 WINDOW = 50
-"""Steps over which the memory of a training is averaged, because allocators keep and return blocks all the time."""
+"""Steps over which the memory of a training run is averaged, because allocators keep and return blocks all the time."""
 
 TOLERANCE = 0.02
-"""Relative change of memory up to which `long-training` succeeds."""
+"""Largest relative change of memory with which `long-training` succeeds."""
 
 
 def measure_command(words: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of `python -m WORDS`, run in the bundle's folder.
+    """Run `python -m WORDS` in the bundle's folder and return its time in seconds and peak memory in MiB.
 
     Raises:
         subprocess.CalledProcessError: if the command fails.
@@ -67,9 +67,9 @@ def measure_command(words: Sequence[str]) -> tuple[float, float]:
 
 
 def _peak_kib(process: int) -> int:
-    """Peak memory of a running process in KiB; 0 when it has ended.
+    """Peak memory of a running process in KiB; 0 if it has ended.
 
-    `resource.getrusage` does not serve: it starts a child at the peak of its parent, and counts all children together.
+    `resource.getrusage` cannot be used: a child starts at the peak of its parent, and all children count together.
     """
     status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
@@ -105,7 +105,10 @@ def _write(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
 
 
 def write_dataset(folder: Path, cases: int, shape: Sequence[int], section: str) -> None:
-    """Write labelled volumes with a `dataset.json`: one training case, and `cases` in `section` (which may be it)."""
+    """Write labelled volumes and their `dataset.json`.
+
+    `section` gets `cases` cases. If it is not `training`, a training case is added.
+    """
     names = write_volumes(folder, cases + (section != "training"), cases + 1, shape)
     entries = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
     lists = {"training": entries} if section == "training" else {"training": entries[:1], section: entries[1:]}
@@ -113,7 +116,7 @@ def write_dataset(folder: Path, cases: int, shape: Sequence[int], section: str) 
 
 
 def write_large_volume(path: Path, shape: Sequence[int], spacing: Sequence[float]) -> None:
-    """Write an int16 volume of a bright ball in noise, plane by plane."""
+    """Write an int16 volume of a bright ball in noise, generated plane by plane."""
     plane = np.random.default_rng(0).integers(-1000, 0, shape[:2], dtype=np.int16)
     volume = np.empty(shape, np.int16, order="F")
     x, y = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
@@ -131,7 +134,7 @@ def write_weights(path: Path, base_filters: int) -> None:
     torch.save(parser.get_parsed_content("network_def").state_dict(), path)
 
 
-# ------------------------------------------------------------------ commands in a process of their own
+# ------------------------------------------------------------------ commands in separate processes
 
 
 def large_volume(options: argparse.Namespace, folder: Path) -> None:
@@ -207,34 +210,34 @@ def _size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-# ------------------------------------------------------------------ measured from within
+# ------------------------------------------------------------------ measurements within a process
 
 
 def long_training(options: argparse.Namespace, folder: Path) -> None:
-    """Memory, open files and threads after a few hundred and after a few thousand steps of a tiny training.
+    """Memory, open files and threads after a few hundred and after a few thousand steps of a small training run.
 
-    It validates and saves a checkpoint every 100 steps. Exits with 1 if memory differs by more than 2 %, or files or
-    threads differ at all.
+    It validates and saves a checkpoint every 100 steps. It exits with 1 if memory differs by more than 2 %, or the
+    number of open files, threads or processes differs.
     """
     demo = ensure_demo_dataset(folder / "demo", num_training=6, num_validation=1, num_test=1, shape=(32, 28, 20))
     different = []
     for workers in options.workers:
-        # A process for each run, so that one leaves nothing to the next.
+        # Each run has its own process, so that it does not affect the next one.
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
             rows = pool.submit(_train, demo, folder / f"run_{workers}", options.steps, workers).result()
         for step, row in zip(options.steps, rows, strict=True):
             print(
-                f"{workers} workers, step {step}: {row['memory']:.1f} MiB and {row['workers_memory']:.1f} MiB of "
+                f"{workers} workers, step {step}: {row['memory']:.1f} MiB, and {row['workers_memory']:.1f} MiB in "
                 f"workers, {row['open files']} open files, {row['threads']} threads, {row['processes']} processes",
                 flush=True,
             )
         different += [f"{workers} workers: {words}" for words in grown(rows[0], rows[-1])]
     if different:
-        sys.exit(f"Between the first and the last step differ {'; '.join(different)}.")
+        sys.exit(f"The first and the last step differ: {'; '.join(different)}.")
 
 
 def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list[dict[str, float]]:
-    """Train up to the last of `steps`; what the process held at each of them, memory in MiB."""
+    """Train up to the last of `steps`, and return memory in MiB and the counts of `handles` at each of them."""
     torch.set_num_threads(1)
     overrides = {
         "bundle_root": str(ROOT), "dataset_dir": str(demo), 
@@ -265,14 +268,14 @@ def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list
 
 
 def memory_mib() -> tuple[float, float]:
-    """Memory of this process, and memory that its children share with no other process, both in MiB."""
+    """Memory of this process, and memory of its children that no other process shares, both in MiB."""
     process = psutil.Process()
     own = [child.memory_full_info().uss for child in process.children(recursive=True)]
     return process.memory_info().rss / 2**20, sum(own) / 2**20
 
 
 def handles() -> dict[str, int]:
-    """Open files and threads of this process and its children together, and the number of processes."""
+    """Number of open files, threads and processes of this process and its children together."""
     process = psutil.Process()
     family = [process, *process.children(recursive=True)]
     files, threads = sum(p.num_fds() for p in family), sum(p.num_threads() for p in family)
@@ -280,7 +283,7 @@ def handles() -> dict[str, int]:
 
 
 def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
-    """What differs by more than it may between the first and the last row of one run, in words."""
+    """Describe each difference between the first and the last row of a run that exceeds its limit."""
     words = [f"{name} {first[name]} and {last[name]}" for name in handles() if first[name] != last[name]]
     before, after = (row["memory"] + row["workers_memory"] for row in (first, last))
     if abs(after - before) > TOLERANCE * before:
@@ -289,10 +292,10 @@ def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
 
 
 def patch_cost(options: argparse.Namespace, folder: Path) -> None:
-    """Time of a patch in training and in inference, by the number of patches in a batch.
+    """Time per patch in training and in inference for several batch sizes.
 
-    On a CPU, torch takes another, slower path through the convolution of a batch of one whose layers are small
-    (`aten::slow_conv3d_forward` in its profiler), so that two patches can cost less than one.
+    On a CPU, torch uses a slower convolution for a batch of one if the layers are small (`aten::slow_conv3d_forward` in
+    its profiler), so that two patches can take less time than one.
     """
     network = VNet(base_filters=options.base_filters, norm="instance")
     print(f"threads {torch.get_num_threads()}, patch {options.roi_size}, base_filters {options.base_filters}")
@@ -313,7 +316,7 @@ def _train_once(network: VNet, batch: torch.Tensor) -> None:
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call in seconds, after one that is not counted."""
+    """Median wall time of a call in seconds, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -327,7 +330,7 @@ def median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Sub-commands with their options."""
+    """The parser, with a sub-command for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -355,7 +358,7 @@ def make_parser() -> argparse.ArgumentParser:
     option("--base_filters", type=int, default=4)
     option = add(long_training)
     option("--steps", nargs="+", type=int, default=[300, 3000], help="steps to measure at, ascending")
-    option("--workers", nargs="+", type=int, default=[0, 2], help="loader processes; one run for each number")
+    option("--workers", nargs="+", type=int, default=[0, 2], help="numbers of loader processes, one run for each")
     option = add(patch_cost)
     option("--roi_size", nargs=3, type=int, default=[48, 48, 32])
     option("--base_filters", type=int, default=8)
@@ -365,7 +368,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
+    """Run the command line described at the top of this module."""
     options = make_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         options.function(options, Path(folder))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained networks from files: weights, TorchScript, torch.export and ONNX."""
+"""Load trained networks from files: weights, TorchScript, torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.files import require_file
 
 logger = logging.getLogger("inference")
 
-TRAIN_FIRST = "train first, or name its folder by --ckpt_dir"
+TRAIN_FIRST = "train first, or give its folder with --ckpt_dir"
 
 
 def load_weights(
@@ -30,19 +30,20 @@ def load_weights(
 ) -> nn.Module:
     """Load a weights file into a network, after checking that it fits; the file is read once, with `weights_only`.
 
-    A warning is logged if the file was trained with another preprocessing than `record` says.
+    A warning is logged if the file was trained with a preprocessing that differs from `record`.
 
     Args:
-        path: of a state dict, such as `models/model.pt`.
-        network: takes the weights if all of them fit, else stays as it is.
-        record: preprocessing of this configuration (`scripts.data.preprocessing_record`); `None` compares nothing.
+        path: file of a state dict, such as `models/model.pt`.
+        network: receives the weights if all of them fit; otherwise it is not changed.
+        record: preprocessing of this configuration (`scripts.data.preprocessing_record`); `None` to compare nothing.
         hint: what to do if the file does not exist.
 
     Returns:
         `network` in evaluation mode.
 
     Raises:
-        UserError: naming the file, and the first weight that is missing, unexpected, of another shape or not finite.
+        UserError: if the file is missing or damaged, or does not fit the network; names the file and the first weight
+            that is missing, unexpected, of another shape or not finite.
     """
     require_file(path, hint)
     try:
@@ -52,25 +53,24 @@ def load_weights(
     mistake = first_mistake(state, network)
     if mistake:
         raise UserError(
-            f"{path} does not fit the network of the config files: {mistake}; give the dataset's and the method's "
+            f"{path} does not fit the network of the config files: {mistake}. Give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
     different = [] if record is None else record_differences(record_of(state), record)
     if different:
         logger.warning(
-            f"{path} was trained with another preprocessing than this configuration has ({'; '.join(different)}), so "
-            "its labels will be wrong: put the dataset's config file of its training behind the others in "
-            "--config_file."
+            f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
+            "labels will be wrong: put the config file of the dataset it was trained on last in --config_file."
         )
     network.load_state_dict(state)
     return network.eval()
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
-    """Why a loaded object cannot be the weights of a network: the first mistake, or `None` if it fits."""
+    """The first reason why a loaded object does not fit a network, or `None` if it fits."""
     wanted = network.state_dict()
     if not isinstance(state, Mapping) or not any(key in wanted for key in state):
-        return "it holds none of its weights"
+        return "it contains none of the network's weights"
     for key, value in wanted.items():
         if key not in state:
             return f"{key} is missing"
@@ -84,17 +84,17 @@ def first_mistake(state: object, network: nn.Module) -> str | None:
 
 def _reason(error: Exception) -> str:
     # torch's own message recommends `weights_only=False`, which would let the file run code.
-    return "it holds more than weights" if "weights_only" in str(error) else first_line(error)
+    return "it contains more than weights" if "weights_only" in str(error) else first_line(error)
 
 
 class OnnxNetwork:
-    """Windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)` through ONNX Runtime.
+    """Map windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)` with ONNX Runtime.
 
-    A file with a fixed batch size (exported without dynamic axes) gets batches of that size: the last one is padded
-    with zeros, and their results are dropped.
+    A file with a fixed batch size (exported without dynamic axes) gets batches of that size: the last batch is padded
+    with zeros, and the results of the padding are dropped.
 
     Args:
-        path: the `.onnx` file, with one input and the logits as first output.
+        path: `.onnx` file with one input, whose first output is the logits.
         device: a GPU is used if the installed ONNX Runtime has its provider, otherwise the CPU.
 
     Raises:
@@ -107,14 +107,14 @@ class OnnxNetwork:
         providers = [name for name in wanted if name in runtime.get_available_providers()]
         try:
             self.session = runtime.InferenceSession(str(path), providers=[*providers, "CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common class but this
+        except Exception as error:  # ONNX Runtime's exceptions have no other base class
             raise UserError(f"{path} cannot be read as an ONNX model: export it again.") from error
         entry = self.session.get_inputs()[0]
         self.input_name, batch = entry.name, entry.shape[0]
         self.batch_size = batch if isinstance(batch, int) and batch > 0 else None  # a dynamic axis is a name or None
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, on the device of `windows`."""
+        """Logits `(B, K, D, H, W)`, float32, on the device of `windows`."""
         size = self.batch_size or len(windows)
         parts = [self._run(part, size) for part in windows.float().cpu().split(size)]
         return torch.cat(parts).to(windows.device)
@@ -136,7 +136,7 @@ def _runtime(path: str | Path) -> ModuleType:
 
 
 Network = Callable[[torch.Tensor], torch.Tensor]
-"""Windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
+"""Maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
 
 MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
@@ -147,17 +147,17 @@ def load_model(
     device: torch.device | str,
     record: Mapping[str, Any] | None = None,
 ) -> Network:
-    """The network in a file, in evaluation mode.
+    """Load the network in a file, in evaluation mode.
 
     Args:
         path: `model.pt` (weights of `network_def`), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or
             `model.onnx`.
-        network_def: takes the weights of a `.pt` file; other files bring their network along.
-        device: where it computes.
-        record: preprocessing of this configuration, which `load_weights` compares with that of a `.pt` file.
+        network_def: receives the weights of a `.pt` file; the other formats contain their network.
+        device: device of the network.
+        record: preprocessing of this configuration; `load_weights` compares it with that of a `.pt` file.
 
     Raises:
-        UserError: for a file that is missing, damaged, of another kind, or does not fit `network_def`.
+        UserError: if the file is missing, damaged or of another format, or does not fit `network_def`.
     """
     path = Path(path)
     require_file(path, TRAIN_FIRST)
@@ -171,7 +171,7 @@ def load_model(
         raise UserError(f"{path} is not a model file: checkpoint must end in {', '.join(MODEL_ENDINGS)}.")
     try:
         with warnings.catch_warnings():
-            # TorchScript is deprecated and still what MONAI exports.
+            # TorchScript is deprecated, but MONAI still exports it.
             warnings.simplefilter("ignore", DeprecationWarning)
             return loaders[path.suffix]()
     except UserError:
@@ -181,28 +181,28 @@ def load_model(
 
 
 def check_model(network: Network, path: str | Path, in_channels: int, num_classes: int, window: Sequence[int]) -> None:
-    """Run the network on one empty window, so that a wrong model fails once and not for every case.
+    """Run the network on one window of zeros, so that a wrong model fails once instead of for every case.
 
     Args:
-        network: takes windows on the CPU.
-        path: its file, for the message.
-        in_channels: image channels.
-        num_classes: K.
-        window: sides of a window, voxels.
+        network: accepts windows on the CPU.
+        path: file of the network, for the message.
+        in_channels: number of image channels.
+        num_classes: number of classes K.
+        window: sides of a window in voxels.
 
     Raises:
-        UserError: if the network cannot be called with such a window, or has not `num_classes` outputs.
+        UserError: if the network fails on such a window, or its output does not have shape `(1, K, *window)`.
     """
     try:
         logits = network(torch.zeros(1, in_channels, *window))
     except Exception as error:
         raise UserError(
             f"{path} cannot be run on windows of {in_channels} channel(s) and {' x '.join(map(str, window))} voxels "
-            f"({first_line(error)}): give the in_channels and roi_size that it was exported for."
+            f"({first_line(error)}): set in_channels and roi_size to the values it was exported for."
         ) from error
     if tuple(logits.shape) != (1, num_classes, *window):
         raise UserError(
-            f"{path} gives {logits.shape[1]} classes of {' x '.join(map(str, logits.shape[2:]))} voxels, but "
-            f"label_names has {num_classes} and the window {' x '.join(map(str, window))}: give the dataset's file "
-            "that it was trained with."
+            f"{path} outputs {logits.shape[1]} classes of {' x '.join(map(str, logits.shape[2:]))} voxels, but "
+            f"label_names has {num_classes} names and the window is {' x '.join(map(str, window))}: give the config "
+            "file of the dataset it was trained on."
         )

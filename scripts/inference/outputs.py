@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a segmented case: the label volume, the names of its labels, and volumes of how certain it is."""
+"""Write the files of a segmented case: label volume, names of its labels, confidence and uncertainty."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class SegmentationWriter:
     """Write segmentations as files.
 
     Args:
-        output_dir: folder of the files, created if needed.
+        output_dir: folder for the files, created if needed.
         label_names: names of the classes, background first.
         label_values: value of each class in label volumes; `None` for 0, 1, 2, ...
-        output_format: `nifti`, or `input` for the image's own format (DICOM becomes NIfTI).
-        checkpoint: named in the sidecar.
-        postfix: of the names of label volumes.
+        output_format: `nifti`, or `input` for the format of the image (DICOM becomes NIfTI).
+        checkpoint: name of the model file, recorded in the JSON file of each label volume.
+        postfix: appended to the case name to form the name of the label volume.
 
     Raises:
-        UserError: for values that do not fit the names, or an unknown format.
+        UserError: if `label_values` does not fit `label_names`, or the format is unknown.
     """
 
     output_dir: str | Path
@@ -48,17 +48,17 @@ class SegmentationWriter:
         output_ending("", self.output_format)
 
     def write(self, result: Segmentation, name: str) -> Path:
-        """Write the volumes that a result holds, the label volume last.
+        """Write the volumes of a result, the label volume last.
 
         The files are `NAME_confidence`, `NAME_uncertainty`, `NAME_probabilities.nii.gz` (one volume per class), and
-        the label volume `NAME_seg` with its sidecar `NAME_seg.json`.
+        the label volume `NAME_seg` with its `NAME_seg.json`.
 
         Args:
-            result: of a segmenter.
-            name: of the case.
+            result: result of a segmenter.
+            name: name of the case.
 
         Returns:
-            The label volume's file.
+            The path of the label volume.
         """
         ending = output_ending(first_file(result.image), self.output_format)
         path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
@@ -87,6 +87,6 @@ class SegmentationWriter:
 
 
 def sidecar_of(path: str | Path) -> Path:
-    """The JSON file beside a label volume: `a_seg.nii.gz` to `a_seg.json`."""
+    """The path of the JSON file next to a label volume: `a_seg.json` for `a_seg.nii.gz`."""
     path = Path(path)
     return path.with_name(f"{case_name(path)}.json")

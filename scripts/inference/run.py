@@ -80,7 +80,7 @@ def each_case(
             bar.set_postfix_str(name, refresh=True)
             try:
                 work(image, name)
-            except Exception as error:  # of any kind: the other cases are independent of this one
+            except Exception as error:  # any exception: the other cases do not depend on this one
                 mistake = root_user_error(error)
                 what = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
                 failures.append(Failure(name, first_file(image), what))
@@ -90,7 +90,7 @@ def each_case(
 
 
 def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | Path) -> None:
-    """Write `failed.csv`, or remove the one of an earlier run if no case failed.
+    """Write `failed.csv`; if no case failed, remove that of an earlier run.
 
     Raises:
         UserError: if any case failed.

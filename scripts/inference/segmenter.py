@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image file to a class for each of its voxels, in memory that does not grow with the volume."""
+"""Segment an image file without holding the logits of the whole volume in memory."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from scripts.inference.streaming import BlockResampler, longest_axis, stitched_r
 class MirroredNetwork:
     """The mean prediction over an image and its mirror images along each subset of some axes.
 
-    MONAI's `TestTimeAugmentation` draws random transforms and holds every one of its whole volumes at once; mirror
-    images are few and exact, and a window of each is enough.
+    MONAI's `TestTimeAugmentation` draws random transforms and keeps the whole volume of each in memory. Mirroring needs
+    at most 8 views and no interpolation, and works window by window.
 
     Args:
-        network: windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
-        axes: of D, H, W, each 0, 1 or 2; none gives the network's own prediction, three give 8 views.
-        device: where the network is; windows are brought there and results back.
+        network: maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
+        axes: axes to mirror, 0, 1, 2 for D, H, W; without axes the network runs once, with three axes 8 times.
+        device: device of the network; windows are moved there and results back.
 
     Raises:
-        UserError: for axes that are not different ones of 0, 1, 2.
+        UserError: if an axis is not 0, 1 or 2, or occurs twice.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class MirroredNetwork:
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Logarithms of the mean probabilities, `(B, K, D, H, W)`, float32, on the device of `windows`.
 
-        The softmax of a weighted mean of log-probabilities is that of the same mean of logits, so windows stitch alike
-        with and without mirror images.
+        The softmax of a weighted mean of log-probabilities equals that of the same mean of logits, so windows are
+        blended in the same way with and without mirroring.
         """
         images = windows.to(self.device)
         if len(self.views) == 1:
@@ -65,31 +65,31 @@ class MirroredNetwork:
         for flipped in self.views:
             logits = self.network(images.flip(flipped) if flipped else images)
             total = total + logits.float().softmax(dim=1).flip(flipped)
-        # A probability of 0 would be a logarithm of minus infinity, which no other window could outweigh.
+        # The logarithm of a probability of 0 is minus infinity, which no other window could outweigh.
         smallest = torch.finfo(torch.float32).tiny
         return (total / len(self.views)).clamp(min=smallest).log().to(windows.device)
 
 
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy over the classes, in [0, 1]: 0 for a certain voxel, 1 where all classes are equally probable.
+    """Entropy over the classes, divided by log K: 0 for a certain voxel, 1 if all classes are equally probable.
 
     Args:
-        probabilities: `(K, ...)`, summing to 1 over K, K at least 2.
+        probabilities: `(K, ...)`, summing to 1 over the K classes; K is at least 2.
 
     Returns:
-        `(...)`.
+        `(...)`, in [0, 1].
     """
     return torch.special.entr(probabilities).sum(dim=0).div(math.log(len(probabilities))).clamp(0.0, 1.0)
 
 
 @dataclass
 class ClassSums:
-    """Sums over voxels, class by class, from which a case's confidence follows; a volume may come in parts.
+    """Sums over voxels for each class, from which the confidence of a case is computed; a volume may come in parts.
 
     Attributes:
-        predicted: voxels that have the class.
-        agreeing: sum of the class's probability over those.
-        expected: sum of the class's probability over all voxels.
+        predicted: `(K,)`, number of voxels assigned to the class.
+        agreeing: `(K,)`, sum of the class's probability over these voxels.
+        expected: `(K,)`, sum of the class's probability over all voxels.
     """
 
     num_classes: int
@@ -101,11 +101,11 @@ class ClassSums:
         self.predicted, self.agreeing, self.expected = torch.zeros(3, self.num_classes, dtype=torch.float64)
 
     def add(self, probabilities: torch.Tensor, classes: torch.Tensor) -> None:
-        """Take a further part of the volume.
+        """Add a part of the volume.
 
         Args:
             probabilities: `(K, ...)`.
-            classes: `(...)`, int64, the class that each voxel is given.
+            classes: `(...)`, int64, the class assigned to each voxel.
         """
         flat = classes.reshape(-1).cpu()
         of_class = probabilities.gather(0, classes[None]).reshape(-1).double().cpu()
@@ -114,16 +114,16 @@ class ClassSums:
         self.expected += probabilities.flatten(1).sum(dim=1, dtype=torch.float64).cpu()
 
     def confidences(self) -> list[float]:
-        """For each class the soft Dice of the prediction with its own probabilities, in [0, 1].
+        """Soft Dice of the prediction and its own probabilities for each class, in [0, 1].
 
-        `2 sum_{v of class c} p_c(v) / (number of voxels of c + sum_v p_c(v))`: the Dice that the prediction would have
-        if the probabilities were right (soft Dice confidence, Borges et al. 2024). 0 for a class without a voxel.
+        `2 sum_{v of class c} p_c(v) / (number of voxels of c + sum_v p_c(v))`: the expected Dice if the probabilities
+        are right (soft Dice confidence, Borges et al. 2024). A class without voxels has 0.
         """
         total = self.predicted + self.expected
         return (2 * self.agreeing / total.clamp(min=torch.finfo(torch.float64).tiny)).tolist()
 
     def confidence(self) -> float:
-        """Mean over the foreground classes that have a voxel, in [0, 1]; 0 if none has: nothing was found."""
+        """Mean over the foreground classes that have voxels, in [0, 1]; 0 if no structure was found."""
         found = [
             value
             for value, voxels in zip(self.confidences()[1:], self.predicted[1:].tolist(), strict=True)
@@ -134,16 +134,17 @@ class ClassSums:
 
 @dataclass
 class Segmentation:
-    """The result for one image, on the grid and in the axes `(X, Y, Z)` of its (first) file.
+    """The result for one image, on the grid of its first file with axes `(X, Y, Z)`.
 
     Attributes:
-        image: the file or files that were segmented.
-        affine: `(4, 4)`, voxel index to mm (RAS), of that file.
+        image: the file or files of the image, one per channel.
+        affine: `(4, 4)`, voxel index to mm (RAS), of the first file.
         classes: class index of each voxel, uint8, or int16 for more than 256 classes.
-        sums: sums over voxels, from which the confidence of the case follows.
-        confidence: probability of each voxel's class, float32, if asked for.
-        uncertainty: normalised entropy in [0, 1], float32, if asked for.
-        probabilities: `(X, Y, Z, K)`, float32, if asked for; on disk, as long as this object lives.
+        sums: sums over voxels, from which the confidence of the case is computed.
+        confidence: probability of each voxel's class, float32, or `None` if not requested.
+        uncertainty: normalised entropy in [0, 1], float32, or `None` if not requested.
+        probabilities: `(X, Y, Z, K)`, float32, or `None` if not requested; kept in a temporary file while this object
+            exists.
     """
 
     image: ImageFiles
@@ -156,29 +157,30 @@ class Segmentation:
 
 
 class Segmenter:
-    """Prepare an image, run the network window by window, and bring the result to the grid of the file.
+    """Preprocess an image, run the network on sliding windows, and resample the result to the grid of the file.
 
-    The result is that of MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax one after the other, but no
-    volume of all classes is ever in memory: windows are stitched row by row, and each row is resampled to the file's
-    grid at once.
+    The result equals that of MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax in sequence, but no volume
+    of all classes is held in memory: windows are stitched row by row, and each finished row is resampled to the grid
+    of the file.
 
-    Switches may also be the texts `true` and `false`, as MONAI's command line passes them.
+    Boolean arguments may also be the strings `true` and `false`, as MONAI's command line passes them.
 
     Args:
-        preprocessing: `{"image": files}` to `{"image": MetaTensor (C, D, H, W)}`, as in training; it begins by
-            `LoadImaged`.
+        preprocessing: maps `{"image": files}` to `{"image": MetaTensor (C, D, H, W)}`, as in training; its first
+            transform is `LoadImaged`.
         inferer: its window, overlap and blending are used.
-        predictor: windows `(B, C, *window)` to logits `(B, K, *window)`.
-        in_channels: image channels.
+        predictor: maps windows `(B, C, *window)` to logits `(B, K, *window)`.
+        in_channels: number of image channels.
         label_names: names of the K classes, background first.
-        largest_component: `True` to keep only the largest connected part of each structure, or names of structures.
-        confidence: whether results hold that volume.
-        uncertainty: whether results hold that volume.
-        probabilities: whether results hold those volumes.
+        largest_component: `True` to keep only the largest connected component of each structure, or names of the
+            structures to which this applies.
+        confidence: whether results include the volume `confidence`.
+        uncertainty: whether results include the volume `uncertainty`.
+        probabilities: whether results include the volumes `probabilities`.
         scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's.
 
     Raises:
-        UserError: if `largest_component` names no structure of `label_names`.
+        UserError: if `largest_component` has a name that is not a structure of `label_names`.
 
     Example:
         >>> from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
@@ -222,10 +224,10 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: its file, or its files.
+            image: the file of the image, or one file per channel.
 
         Raises:
-            UserError: naming the file, if it cannot be read, has another number of channels, or is not finite.
+            UserError: if the image cannot be read, has another number of channels, or has values that are not finite.
         """
         prepared = self._prepared(image)
         result = self._empty(image, prepared.meta)
@@ -253,17 +255,17 @@ class Segmenter:
             raise mistake from error
         if len(prepared) != self.in_channels:
             raise UserError(
-                f"{path} has {len(prepared)} channel(s), but the network takes {self.in_channels}: give the channels "
-                "that it was trained with, in that order."
+                f"{path} has {len(prepared)} channel(s), but the network expects {self.in_channels}: give the channels "
+                "that it was trained on, in the same order."
             )
         if not bool(torch.isfinite(prepared).all()):
-            raise UserError(f"{path} holds values that are not finite numbers: replace them or leave it out.")
+            raise UserError(f"{path} contains NaN or infinite values: replace them, or remove the image.")
         return prepared
 
     def _probabilities(
         self, prepared: MetaTensor, result: Segmentation
     ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Probabilities `(K, ...)` for one part of the file's grid after the other, with the part's place in it."""
+        """Yield parts of the file's grid, each as three slices and the probabilities `(K, ...)` there."""
         shape = prepared.shape[1:]
         axis = longest_axis(shape, self.inferer.roi_size)
         to_file = BlockResampler(prepared.affine.numpy(), shape, axis, result.affine, result.classes.shape)
@@ -272,13 +274,13 @@ class Segmenter:
             yield from to_file.take(start, logits.softmax(dim=0))
 
     def _empty(self, image: ImageFiles, meta: Mapping[str, Any]) -> Segmentation:
-        """A result to fill. Arrays are in the order of axes in which files are written."""
+        """An empty result. Its arrays have Fortran order, in which the files are written."""
         shape = tuple(int(side) for side in meta[MetaKeys.SPATIAL_SHAPE])
         probabilities = None
         if self.with_probabilities:
             if self.scratch_dir is not None:
                 Path(self.scratch_dir).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.scratch_dir) as file:  # the map keeps the nameless file alive
+            with tempfile.TemporaryFile(dir=self.scratch_dir) as file:  # the map keeps the deleted file open
                 probabilities = np.memmap(file, np.float32, "w+", shape=(*shape, self.num_classes), order="F")
         return Segmentation(
             image,
@@ -296,7 +298,7 @@ def _switch(value: Any) -> Any:
 
 
 def _classes_named(wanted: bool | str | Sequence[str], label_names: Sequence[str]) -> list[int]:
-    """Class indices of structures: of all of them for `True`, of none for `False`."""
+    """Class indices of the named structures; all structures for `True`, none for `False`."""
     structures = list(label_names)[1:]
     if isinstance(wanted, bool):
         return list(range(1, len(structures) + 1)) if wanted else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which unlabelled case to label next: uncertain, far from the prototypes, and unlike the cases before it."""
+"""Order unlabelled cases for labelling by uncertainty, distance to the prototypes, and diversity."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ logger = logging.getLogger("prioritise_unlabelled")
 
 CRITERIA = ("uncertainty", "prototype_distance", "diversity")
 COLUMNS = ("priority", "case", *CRITERIA, *(f"priority_{name}" for name in CRITERIA), "image")
-"""A priority counts from 1, the case to label first."""
+"""Priorities start at 1, for the case to label first."""
 
 
 class ClassEmbeddings:
-    """A predictor that runs the network and sums up the embeddings of each class along the way.
+    """A predictor that runs the network and also accumulates the embeddings of each class.
 
-    A voxel counts for the class that the network predicts. At most `voxels_per_call` voxels per class and call are
-    used, evenly spaced, because neighbours are nearly the same. Classes without prototypes are left out.
+    The class of a voxel is the one that the network predicts. At most `voxels_per_call` voxels per class and call are
+    used, evenly spaced, because neighbouring voxels have nearly the same embedding. Classes without prototypes are
+    ignored.
 
     Args:
-        network: image to logits.
-        inferer: gives logits and features.
-        projection_head: from features to the space of the prototypes; `None` if the memory holds features.
-        memory: the prototypes.
-        device: of all of them.
-        voxels_per_call: see above.
+        network: maps images to logits.
+        inferer: returns logits and features of the network.
+        projection_head: maps features to the space of the prototypes; `None` if the memory holds features.
+        memory: memory of prototypes.
+        device: device of network, head and memory.
+        voxels_per_call: largest number of voxels per class and call.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ClassEmbeddings:
         return [c for c, count in self.memory.summary().items() if count > 0]
 
     def reset(self) -> None:
-        """Start a new case."""
+        """Set the sums to zero, for the next case."""
         self.sums = torch.zeros(self.memory.num_classes, self.memory.feature_dim)
         self.distances = torch.zeros(self.memory.num_classes)
         self.counts = torch.zeros(self.memory.num_classes)
@@ -93,65 +94,68 @@ class ClassEmbeddings:
         self.counts[class_id] += len(embeddings)
 
     def prototype_distance(self) -> float | None:
-        """Mean over the classes of the mean cosine distance to the nearest prototype, in [0, 2]; `None` if no class
-        was found.
+        """Cosine distance to the nearest prototype, averaged over voxels and then over classes, in [0, 2].
+
+        `None` if no class was found.
         """
         found = self.counts > 0
         return float((self.distances[found] / self.counts[found]).mean()) if bool(found.any()) else None
 
     def descriptor(self) -> torch.Tensor:
-        """Mean directions of the known classes, concatenated: `(len(known) * D,)`, zeros for a class not found."""
+        """Mean directions of the known classes, concatenated, `(len(known) * D,)`; zeros for a class not found."""
         return normalize(self.sums[self.known], dim=1).flatten()
 
     def known_descriptor(self) -> torch.Tensor:
-        """The descriptor of the prototypes, which stands for the labelled cases."""
+        """The descriptor of the prototypes, which represents the labelled cases."""
         means = [normalize(self.memory.prototypes(c), dim=1).mean(dim=0) for c in self.known]
         return normalize(torch.stack(means).cpu(), dim=1).flatten()
 
 
 def load_prototypes(ckpt_dir: str | Path, network: nn.Module, loss: nn.Module, memory: PrototypeMemory) -> None:
-    """Fill network and loss, and with the loss its memory and heads, from the newest checkpoint in a folder.
+    """Load network and loss, including the memory and heads of the loss, from the newest checkpoint in a folder.
 
-    The memory holds projections of the network that was trained, so its weights are taken and not the averaged ones.
+    The memory holds embeddings of the trained network, so its weights are loaded instead of the averaged ones.
 
     Args:
         ckpt_dir: folder of `checkpoint_*.pt`.
-        network: of the configuration.
-        loss: whose terms hold `memory`.
-        memory: is checked for prototypes.
+        network: network of the configuration.
+        loss: loss whose terms hold `memory`.
+        memory: the memory, which must contain prototypes after loading.
 
     Raises:
-        UserError: if there is no checkpoint, or it belongs to another configuration or holds no prototype.
+        UserError: if there is no checkpoint, or it belongs to another configuration or contains no prototypes.
     """
     content, path = newest_checkpoint(ckpt_dir)
     if content is None:
-        raise UserError(f"{ckpt_dir} holds no checkpoint_*.pt of a run: train first, or name its folder by --ckpt_dir.")
+        raise UserError(f"{ckpt_dir} contains no checkpoint_*.pt: train first, or give its folder with --ckpt_dir.")
     for name, module in (("network", network), ("loss", loss)):
         try:
             module.load_state_dict(content[name])
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} does not fit this configuration ({name}: {first_line(error)}): give the dataset's and the "
-                "method's config files of that run."
+                f"{path} does not fit this configuration ({name}: {first_line(error)}): give the config files of the "
+                "dataset and the method of its run."
             ) from error
     if int(memory.counts.sum()) == 0:
         raise UserError(
-            f"{path} holds no prototypes to measure distances to: train with a method that uses them (the default, "
-            "prototype, ssnet, ...) until its contrast has begun."
+            f"{path} contains no prototypes, so distances to them cannot be measured: train with a method that uses "
+            "them (the default, prototype, ssnet, ...), past the step at which its contrast starts."
         )
     logger.info(f"Prototypes of step {content['run']['step']} from {path}: {memory.summary()}.")
 
 
 def farthest_first(points: torch.Tensor, known: torch.Tensor) -> tuple[list[int], list[float]]:
-    """Order points so that each is the farthest from those before it (Sener and Savarese, ICLR 2018).
+    """Order points so that each is the farthest from the known ones and those before it.
+
+    This is the greedy k-center selection of Sener and Savarese, ICLR 2018.
 
     Args:
         points: `(N, D)`.
-        known: `(M, D)`, M at least 1, points that are covered already.
+        known: `(M, D)`, points that are already covered, at least one.
 
     Returns:
-        Indices in the order of choice, and for each point its Euclidean distance to the nearest of `known` and of the
-        points chosen before it. Among equally far points the first is chosen.
+        The indices in the order in which points are chosen, and for each point its Euclidean distance to the nearest
+        of `known` and of the points chosen before it. Of equally distant points the first is chosen.
     """
     nearest = torch.cdist(points, known, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
     order: list[int] = []
@@ -171,11 +175,11 @@ class Candidate:
     """An unlabelled case and its measurements.
 
     Attributes:
-        name: the case's.
-        image: its first file.
+        name: name of the case.
+        image: first file of its image.
         uncertainty: 1 minus the confidence of `scripts.inference.segmenter`, in [0, 1].
-        prototype_distance: in [0, 2]; `None` if no structure was found.
-        descriptor: `(D,)`, which cases are compared by.
+        prototype_distance: cosine distance in [0, 2]; `None` if no structure was found.
+        descriptor: `(D,)`, by which the diversity of cases is measured.
     """
 
     name: str
@@ -192,20 +196,20 @@ def prioritise_unlabelled(
     output_dir: str | Path,
     order_by: str | Sequence[str] = CRITERIA,
 ) -> Path:
-    """Segment every unlabelled case and write `output_dir/prioritise_unlabelled.csv`, the case to label next first.
+    """Segment every unlabelled case and write `output_dir/prioritise_unlabelled.csv`, the case to label first on top.
 
     Args:
-        cases: of the datalist.
+        cases: cases of the datalist.
         segmenter: segments a case, with `embeddings` as its predictor.
-        embeddings: sums up the embeddings of a case.
-        output_dir: folder of the table.
+        embeddings: accumulates the embeddings of a case.
+        output_dir: folder for the table.
         order_by: criteria whose priorities are averaged.
 
     Returns:
-        The table's file, if no case failed.
+        The path of the table, if no case failed.
 
     Raises:
-        UserError: without unlabelled cases, or for an unknown criterion; at the end, naming the cases that failed.
+        UserError: if there is no unlabelled case or a criterion is unknown; at the end, if a case failed.
     """
     order_by = [order_by] if isinstance(order_by, str) else list(order_by)
     if not order_by or not set(order_by) <= set(CRITERIA):
@@ -225,18 +229,18 @@ def prioritise_unlabelled(
     rows = priority_rows(candidates, embeddings.known_descriptor(), order_by)
     write_text(path, csv_text(COLUMNS, rows))
     report_failures(failures, len(images), output_dir)
-    logger.info(f"{len(rows)} cases written to {path}; label next: {', '.join(str(row[1]) for row in rows[:5])}.")
+    logger.info(f"{len(rows)} cases written to {path}. Label first: {', '.join(str(row[1]) for row in rows[:5])}.")
     return path
 
 
 def priority_rows(
     candidates: Sequence[Candidate], known: torch.Tensor, order_by: Sequence[str] = CRITERIA
 ) -> list[tuple[object, ...]]:
-    """Rows of `COLUMNS`, the case to label next first.
+    """Rows of `COLUMNS`, ordered by priority.
 
     Args:
-        candidates: the cases. One without any structure counts as the farthest from all prototypes.
-        known: descriptor of the labelled cases.
+        candidates: the cases. A case in which no structure was found gets the largest distance to the prototypes.
+        known: descriptor of the labelled cases, `(D,)`.
         order_by: criteria whose priorities are averaged; ties are ordered by name.
     """
     if not candidates:
@@ -260,5 +264,5 @@ def priority_rows(
 
 
 def _priorities(values: Sequence[float]) -> list[int]:
-    """1 for the largest value; equal values share the smaller number."""
+    """Rank values from 1 for the largest; equal values get the same rank."""
     return [1 + sum(other > value for other in values) for value in values]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label volumes of unlabelled cases, for a person to correct."""
+"""Predict label volumes for unlabelled cases, to be corrected by hand."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def pseudo_label(
 ) -> list[Path]:
     """Segment every unlabelled case and write `confidence.csv`, the least confident case first.
 
-    A label volume that is moved into `corrected_labels`, corrected or not, makes its case a labelled one in the next
-    training run (`scripts.data.corrected_labels`).
+    If a label volume is moved to `corrected_labels`, its case counts as labelled in the next training run
+    (`scripts.data.corrected_labels`), whether the volume was corrected or not.
 
     Args:
-        cases: of the datalist.
+        cases: cases of the datalist.
         segmenter: segments a case.
-        writer: writes its files, with an empty postfix.
-        corrected_labels: folder that training reads, named in the log.
+        writer: writes the files of a case, with an empty postfix.
+        corrected_labels: folder from which training reads corrected labels; it is named in the log.
 
     Returns:
-        The label volumes' files, if no case failed.
+        The paths of the label volumes, if no case failed.
 
     Raises:
-        UserError: without unlabelled cases; at the end, naming the cases that failed.
+        UserError: if there is no unlabelled case; at the end, if a case failed.
     """
     images = unlabelled_images(cases)
     written: list[Path] = []
@@ -56,8 +56,8 @@ def pseudo_label(
     failures = each_case(images, one, "pseudo_label")
     report_failures(failures, len(images), writer.output_dir)
     logger.info(
-        f"{len(written)} label volumes in {writer.output_dir}, the least confident first in confidence.csv: correct "
-        f"one and move it to {corrected_labels}, and its case becomes a labelled one."
+        f"{len(written)} label volumes written to {writer.output_dir}; confidence.csv lists the least confident first. "
+        f"Correct a volume and move it to {corrected_labels}: training will then use it as a label."
     )
     return written
 
@@ -66,9 +66,9 @@ def unlabelled_images(cases: CaseLists) -> list[tuple[ImageFiles, str]]:
     """Image and name of every unlabelled case.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no unlabelled case.
     """
     if not cases.unlabelled:
-        raise UserError("The datalist has no unlabelled case: list some in `unlabeled`, or lower --labelled_cases.")
+        raise UserError("The datalist has no unlabelled cases: list them under `unlabeled`, or lower --labelled_cases.")
     names = names_of(cases, cases.unlabelled)
     return [(case["image"], name) for case, name in zip(cases.unlabelled, names, strict=True)]

@@ -72,7 +72,7 @@ def test_training_prints_a_line_for_each_step_and_number_of_workers(capfd, monke
     load.main(["long-training", "--steps", "1", "3", "--workers", "1"])
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("1 workers, step")]
     assert [re.sub(r"[\d.]+ (MiB|open|threads)", r"N \1", line) for line in lines] == [
-        f"1 workers, step {n}: N MiB and N MiB of workers, N open files, N threads, 2 processes" for n in (1, 3)
+        f"1 workers, step {n}: N MiB, and N MiB in workers, N open files, N threads, 2 processes" for n in (1, 3)
     ]
 
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A label file in a folder makes an unlabelled case a labelled one."""
+"""An unlabelled case with a corrected label file is used as a labelled case."""
 
 from __future__ import annotations
 
 import pytest
 
 from scripts.data.cases import CaseLists
+from scripts.data.checks.finding import Kind
 from scripts.data.corrected_labels import label_file_names, with_corrected_labels
 
 
@@ -24,7 +25,7 @@ def touch(folder, *names):
     return folder
 
 
-def test_cases_with_a_file_are_labelled_behind_the_others(lists, tmp_path) -> None:
+def test_cases_with_a_file_are_appended_to_the_labelled_ones(lists, tmp_path) -> None:
     found, findings = with_corrected_labels(lists, touch(tmp_path, "d.nrrd", "b.nii.gz", "b.json", ".x.nii.gz"))
     assert findings == []
     assert [(case["case"], case.get("label")) for case in found.labelled] == [
@@ -39,22 +40,23 @@ def test_without_files_nothing_changes(lists, tmp_path) -> None:
     assert with_corrected_labels(lists, tmp_path) == (lists, [])
 
 
-def test_a_file_for_a_case_that_the_datalist_labels_is_passed_over(lists, tmp_path) -> None:
+def test_a_file_for_a_case_with_a_label_is_ignored(lists, tmp_path) -> None:
     assert with_corrected_labels(lists, touch(tmp_path, "a.nii.gz", "v.nii.gz")) == (lists, [])
 
 
 @pytest.mark.parametrize("name", ["b_seg.nii.gz", "t.nii.gz", "B.nii.gz"])
-def test_a_file_that_is_called_after_no_training_case_is_an_error(name, lists, tmp_path) -> None:
+def test_a_file_without_the_name_of_a_training_case_is_an_error(name, lists, tmp_path) -> None:
     _, (finding,) = with_corrected_labels(lists, touch(tmp_path, name))
-    assert finding.is_error and name in finding.sentence
+    assert finding.kind is Kind.BAD_ENTRY and name in finding.sentence
 
 
 def test_two_files_for_one_case_are_an_error(lists, tmp_path) -> None:
     _, (finding,) = with_corrected_labels(lists, touch(tmp_path, "b.nii.gz", "b.nrrd"))
-    assert finding.is_error and "keep one of them" in finding.sentence
+    assert finding.kind is Kind.BAD_ENTRY and finding.case == "b"
+    assert "b.nii.gz" in finding.sentence and "b.nrrd" in finding.sentence
 
 
-def test_cases_that_share_a_name_are_called_after_their_folders() -> None:
+def test_cases_with_equal_names_are_named_after_their_folders() -> None:
     same = [{"image": f"/d/p{n}/ct.nii.gz", "case": "ct"} for n in (1, 2)]
     assert label_file_names([*same, *cases("b")]) == ["p1_ct", "p2_ct", "b"]
 

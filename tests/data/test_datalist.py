@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cases a datalist gives to training, validation and test, and what is said when it cannot be used."""
+"""Reading a datalist: cases for training, validation and test, and errors of unusable lists."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -46,7 +47,6 @@ def refusal(*args, **kwargs):
         load_cases(DatasetSpec(*args, **kwargs))
     message = str(caught.value)
     assert "\n" not in message
-    assert message.endswith(".") or ": " in message
     return message
 
 
@@ -59,8 +59,8 @@ def test_all_training_cases_are_labelled_unless_a_number_is_given(write):
     assert cases.unlabelled == cases.validation == cases.test == []
 
 
-def test_a_case_may_have_a_name_of_its_own(write):
-    """Else all cases in folders of their own would be called `imaging`."""
+def test_a_case_may_have_a_name_in_the_list(write):
+    """Cases whose files have equal names in different folders would otherwise share a name."""
     root = write({"training": pairs("p1/imaging", "p2/imaging")})
     listed = [{**case, "case": f"p{n}"} for n, case in enumerate(pairs("p1/imaging", "p2/imaging"), start=1)]
     (root / "dataset.json").write_text(json.dumps({"training": listed}), encoding="utf-8")
@@ -79,7 +79,7 @@ def test_the_label_file_of_an_unlabelled_case_need_not_exist(write):
     assert names(load_cases(DatasetSpec(root, labelled_cases=1)).unlabelled) == ["b"]
 
 
-def test_without_a_number_cases_that_have_no_label_become_unlabelled_wherever_they_stand(write):
+def test_without_a_number_cases_without_a_label_are_unlabelled_at_any_position(write):
     training = [{"image": "images/x.nii.gz"}, *pairs("a"), "images/y.nii.gz", *pairs("b")]
     cases = load_cases(DatasetSpec(write({"training": training})))
     assert names(cases.labelled) == ["a", "b"]
@@ -163,11 +163,10 @@ def test_a_datalist_without_training_cases_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize("section", ["unlabeled", "validation", "test"])
-def test_a_section_that_is_no_list_is_named(write, section):
+def test_a_section_that_is_not_a_list_is_named(write, section):
     # A string would be read letter by letter, as one case each.
     message = refusal(write({"training": pairs("a"), section: "images"}))
     assert f"`{section}`" in message
-    assert "list" in message
 
 
 @pytest.mark.parametrize("entry", [{}, {"label": "labels/b.nii.gz"}, {"image": ""}, 3, ["images/b.nii.gz"]])
@@ -180,7 +179,7 @@ def test_an_entry_without_an_image_is_shown_with_its_section(write, entry):
 @pytest.mark.parametrize(
     "entry", [{"image": 7}, {"image": ["b.nii.gz", 7]}, {"image": "b.nii.gz", "label": ["c.nii.gz"]}]
 )
-def test_a_path_that_is_no_text_is_shown_with_its_section(write, entry):
+def test_a_path_that_is_not_a_string_is_shown_with_its_section(write, entry):
     message = refusal(write({"training": pairs("a"), "validation": [entry]}))
     assert "`validation`" in message
     assert repr(entry) in message
@@ -189,8 +188,7 @@ def test_a_path_that_is_no_text_is_shown_with_its_section(write, entry):
 @pytest.mark.parametrize("number", [0, -1, 4])
 def test_labelled_cases_out_of_range_is_refused_with_the_range(write, number):
     message = refusal(write({"training": pairs("a", "b", "c")}), labelled_cases=number)
-    assert f"labelled_cases is {number}" in message
-    assert "1 to 3" in message
+    assert "labelled_cases" in message and str(number) in message
 
 
 @pytest.mark.parametrize("number", ["two", 1.5, True, [1]])
@@ -199,20 +197,17 @@ def test_a_number_of_cases_of_another_type_is_refused(write, key, number):
     message = refusal(write({"training": pairs("a", "b", "c")}), **{key: number})
     assert key in message
     assert repr(number) in message
-    assert "whole number" in message
 
 
 @pytest.mark.parametrize("number", [2, 3, -1])
 def test_validation_cases_leave_at_least_one_for_training(write, number):
     message = refusal(write({"training": pairs("a", "b", "c")}), labelled_cases=2, validation_cases=number)
-    assert f"validation_cases is {number}" in message
-    assert "2 labelled cases" in message
+    assert "validation_cases" in message and str(number) in message
 
 
 def test_a_labelled_case_without_a_label_is_named(write):
     message = refusal(write({"training": [*pairs("a"), "images/b.nii.gz", *pairs("c")]}), labelled_cases=2)
-    assert "case b " in message
-    assert "labelled_cases" in message
+    assert " b " in message and "labelled_cases" in message
 
 
 def test_training_without_any_label_is_refused(write):
@@ -274,80 +269,83 @@ def test_folders_of_slices_and_their_series_are_images(tmp_path):
     assert "scans/b#1.2.3" in refusal(tmp_path)
 
 
-def test_a_folder_of_slices_is_no_label(write):
+def test_a_folder_of_slices_is_refused_as_a_label(write):
     root = write({"training": pairs("a")})
     (root / "labels/a.nii.gz").unlink()
     (root / "labels/a.nii.gz").mkdir()
     message = refusal(root)
-    assert str(root / "labels/a.nii.gz") in message and "labels are files" in message
+    assert str(root / "labels/a.nii.gz") in message
 
 
-def test_references_hold_the_label_under_a_name_that_preprocessing_does_not_touch():
+def test_references_hold_the_label_under_a_key_that_preprocessing_does_not_change():
     cases = [{"image": "a.nii.gz", "label": "b.nii.gz", "case": "a"}]
     assert with_references(cases, "test") == [{"image": "a.nii.gz", "reference": "b.nii.gz", "case": "a"}]
     assert cases == [{"image": "a.nii.gz", "label": "b.nii.gz", "case": "a"}]
 
 
-def test_no_case_to_evaluate_is_refused_with_the_list_to_add():
-    with pytest.raises(UserError, match=r"no test cases.*add a list `test`"):
+def test_evaluation_without_cases_names_the_list_to_add():
+    with pytest.raises(UserError, match="`test`"):
         with_references([], "test")
 
 
 def test_a_case_without_a_label_to_compare_with_is_named():
     cases = [{"image": "a", "label": "l", "case": "a"}, {"image": "b", "case": "b"}, {"image": "c", "case": "c"}]
-    with pytest.raises(UserError, match=r"validation case b has no label.*\(2 such cases\)"):
+    with pytest.raises(UserError, match="validation case b "):
         with_references(cases, "validation")
 
 
-def test_the_numbers_of_cases_are_said(tiny_demo, caplog) -> None:
+def test_the_numbers_of_cases_are_logged(tiny_demo, caplog) -> None:
     with caplog.at_level("INFO", logger="datalist"):
         load_cases(DatasetSpec(tiny_demo, labelled_cases=2))
-    assert "2 labelled and 4 unlabelled cases for training, 1 for validation, 2 for testing." in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "datalist"]
+    assert re.findall(r"\d+", line) == ["2", "4", "1", "2"]  # labelled, unlabelled, validation, test
 
 
 def test_validation_case_without_a_label_is_refused(write):
-    """Dropped in silence it would leave fewer cases to choose the best model by, or none."""
+    """Without the error fewer cases, or none, would be left to choose the best model."""
     message = refusal(write({"training": pairs("a"), "validation": [*pairs("v"), "images/w.nii.gz"]}))
-    assert "validation case w " in message and "unlabeled" in message
+    assert " w " in message and "unlabeled" in message
 
 
-def test_training_without_any_label_is_refused_with_what_is_true(write):
+def test_training_without_any_label_is_not_blamed_on_labelled_cases(write, tmp_path):
     message = refusal(write({"training": ["images/a.nii.gz", {"image": "images/b.nii.gz"}]}))
-    assert "No training case in " in message and "labelled_cases is 0" not in message
+    assert str(tmp_path / "dataset.json") in message and "labelled_cases" not in message
 
 
 @pytest.mark.parametrize(
     ("content", "roles"),
     [
-        ({"training": pairs("a", "b"), "test": pairs("b")}, "two roles, labelled and test"),
-        ({"training": pairs("a"), "validation": pairs("a")}, "two roles, labelled and validation"),
-        ({"training": pairs("a"), "unlabeled": ["images/a.nii.gz"]}, "two roles, labelled and unlabelled"),
+        ({"training": pairs("a", "b"), "test": pairs("b")}, ("labelled", "test")),
+        ({"training": pairs("a"), "validation": pairs("a")}, ("labelled", "validation")),
+        ({"training": pairs("a"), "unlabeled": ["images/a.nii.gz"]}, ("labelled", "unlabelled")),
         (
             {"training": pairs("a"), "unlabeled": ["images/u.nii.gz"], "test": [{"image": "./images/u.nii.gz"}]},
-            "two roles, unlabelled and test",
+            ("unlabelled", "test"),
         ),
         (
             {
                 "training": [{"image": ["t1.nii.gz", "t2.nii.gz"], "label": "l.nii.gz"}],
                 "test": [{"image": ["x.nii.gz", "t2.nii.gz"]}],
             },
-            "two roles, labelled and test",
+            ("labelled", "test"),
         ),
     ],
 )
 def test_image_in_two_roles_is_refused(write, content, roles):
-    assert roles in refusal(write(content))
+    message = refusal(write(content))
+    assert all(role in message for role in roles)
 
 
 def test_a_training_case_that_labelled_cases_makes_unlabelled_may_not_be_a_test_case_either(write):
     root = write({"training": pairs("a", "b"), "test": pairs("b")})
-    assert "two roles, unlabelled and test" in refusal(root, labelled_cases=1)
+    message = refusal(root, labelled_cases=1)
+    assert "unlabelled" in message and "test" in message
 
 
-# ------------------------------------------------------------------ reading on after a mistake
+# ------------------------------------------------------------------ all mistakes of a list
 
 
-def test_all_mistakes_are_collected_and_the_cases_are_there_all_the_same(write):
+def test_all_mistakes_are_collected_and_usable_cases_are_returned(write):
     content = {
         "training": [*pairs("a", "b"), {"label": "labels/c.nii.gz"}, *pairs("d")],
         "validation": ["images/v.nii.gz"],
@@ -374,7 +372,7 @@ def test_numbers_out_of_range_become_the_nearest_possible_ones(write, given, lab
     assert [finding.kind for finding in findings] == [Kind.SETTING]
 
 
-def test_named_files_are_those_of_every_list_used_or_not(write):
+def test_named_files_include_those_of_every_list(write):
     root = write({"training": pairs("a", "b"), "unlabeled": [*pairs("u"), 3], "test": ["images/t.nii.gz"]})
     images, labels = named_files(root)
     assert images == [f"{root}/images/{name}.nii.gz" for name in "abut"]

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two streams of cases that are a pure function of seed and iteration."""
+"""The streams of labelled and unlabelled cases depend only on the seed and the iteration."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from scripts.data.streams import (
     TwoStreamDataset,
     TwoStreamLoader,
     collate,
+    heed_loader_alone,
     prepare_two_stream_batch,
 )
 from scripts.errors import UserError
@@ -127,8 +131,8 @@ def test_the_length_is_the_batches_until_every_labelled_case_was_seen(labelled, 
     ("numbers", "names"),
     [
         ({"labelled": 0}, "--labelled_cases"),
-        ({"batch_labelled": 0}, "batch_labelled must be at least 1, got 0"),
-        ({"batch_unlabelled": -1}, "batch_unlabelled must be at least 0, got -1"),
+        ({"batch_labelled": 0}, "batch_labelled.* 0"),
+        ({"batch_unlabelled": -1}, "batch_unlabelled.* -1"),
     ],
 )
 def test_a_number_out_of_range_is_named(numbers, names):
@@ -284,7 +288,7 @@ def test_items_of_different_shapes_are_refused_with_their_names(key):
         shapes = {k: (1, side if k == key else 2, 2, 2) for k in ("image", "label", "weak")}
         return {"case": name, **{k: torch.zeros(shape) for k, shape in shapes.items()}}
 
-    with pytest.raises(UserError, match=rf"The {key}s of a batch differ.*2.*\(a\).*3.*\(b\)") as caught:
+    with pytest.raises(UserError, match=rf"{key}.*\(a\).*\(b\)") as caught:
         collate([item("a", 2), item("c", 2), item("b", 3)])
     assert "\n" not in str(caught.value)
 
@@ -299,7 +303,7 @@ def as_rank(monkeypatch, number, ranks, **arguments):
 
 
 def test_ranks_share_the_batch_of_one_process_without_repetition(monkeypatch):
-    """Seeds of the augmentation included, so that ranks see the patches that one process would see."""
+    """The seeds of the augmentation are shared too, so that ranks see the patches that one process would see."""
     per_rank = [as_rank(monkeypatch, r, 3, batch_labelled=1, batch_unlabelled=2) for r in range(3)]
     whole = as_rank(monkeypatch, 0, 1, batch_labelled=3, batch_unlabelled=6)
     for iteration in range(7):
@@ -311,8 +315,29 @@ def test_ranks_share_the_batch_of_one_process_without_repetition(monkeypatch):
     assert len(per_rank[0]) == len(whole) == 1
 
 
-def test_a_lap_over_all_ranks_holds_every_case_once(monkeypatch):
+def test_a_pass_over_all_ranks_uses_every_case_once(monkeypatch):
     ranks = [as_rank(monkeypatch, r, 2, labelled=4, unlabelled=8, batch_labelled=1) for r in range(2)]
     for stream, size, steps in (("labelled", 4, 2), ("unlabelled", 8, 2)):
         seen = [t[1] for step in range(steps) for own in ranks for t in own.batch(step) if t[0] == stream]
         assert sorted(seen) == list(range(size))
+
+
+# ------------------------------------------------------------------ loader processes
+
+
+@pytest.mark.parametrize(("sender", "status"), [("loader", 0), ("another", 7)])
+def test_only_the_sigterm_of_its_loader_ends_a_worker(sender, status) -> None:
+    ready, says_ready = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # what it had before
+        heed_loader_alone()
+        if sender == "another":
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.write(says_ready, b".")
+        time.sleep(0.3 if sender == "another" else 10)
+        os._exit(7)
+    os.read(ready, 1)
+    if sender == "loader":
+        os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == status

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlap and surface metrics against distances on paper and against all pairwise distances."""
+"""Overlap and surface metrics against values computed by hand and against all pairwise distances."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks import one_hot
 
-from scripts.evaluation.metrics import METRICS, overlap_metrics, structure_metrics, surface_distances
+from scripts.evaluation.metrics import METRICS, StructureDice, overlap_metrics, structure_metrics, surface_distances
+from scripts.evaluation.statistics import case_rows, summarise
 
 SHAPE = (7, 9, 5)
 
@@ -50,7 +52,7 @@ def distances_by_all_pairs(prediction, reference, spacing):
 
 
 def blob(rng, shape, fraction):
-    """Irregular mask with holes and lone voxels; about `fraction` of the volume."""
+    """An irregular mask with holes and isolated voxels, about `fraction` of the volume."""
     smooth = rng.random(shape)
     for axis in range(3):
         smooth = smooth + np.roll(smooth, 1, axis)
@@ -65,7 +67,7 @@ def test_same_mask_has_full_overlap_and_no_distance():
     assert structure_metrics(cube, cube, (0.5, 1, 2))["status"] == "found"
 
 
-def test_three_voxels_of_which_one_is_shared():
+def test_overlap_of_two_pairs_of_voxels_that_share_one():
     prediction, reference = mask_of((1, 1, 1), (2, 1, 1)), mask_of((2, 1, 1), (3, 1, 1))
     dice, jaccard = overlap_metrics(prediction, reference)
     assert dice == pytest.approx(0.5)  # 2 * 1 / (2 + 2)
@@ -108,7 +110,7 @@ def test_hd95_pools_both_directions_before_the_percentile():
     assert surface_distances(mask_of(near), mask_of(near, far), None)[0] == pytest.approx(3.6)
 
 
-def test_inside_of_a_solid_structure_is_no_surface():
+def test_the_inside_of_a_solid_structure_is_not_surface():
     cube, centre = np.zeros(SHAPE, dtype=bool), mask_of((3, 4, 2))
     cube[2:5, 3:6, 1:4] = True
     # 26 surface voxels around the centre: 6 at 1, 12 at sqrt 2, 8 at sqrt 3; the centre itself is not among them.
@@ -161,7 +163,7 @@ def test_structure_absent_in_both_is_nan_everywhere():
 
 
 @pytest.mark.parametrize("status", ["missed", "false_positive"])
-def test_missed_or_invented_structure_counts_as_the_volume_diagonal(status):
+def test_missed_and_false_positive_structures_count_as_the_volume_diagonal(status):
     empty, present = mask_of(shape=(3, 4, 12)), mask_of((1, 1, 1), shape=(3, 4, 12))
     pair = (empty, present) if status == "missed" else (present, empty)
     metrics = structure_metrics(*pair, (4.0, 1.0, 1.0 / 3.0))
@@ -202,7 +204,7 @@ def test_every_type_of_mask_gives_the_same_numbers(kind):
     assert surface_distances(prediction, reference) == pytest.approx((3.6, 2))
 
 
-def test_inputs_are_left_as_they_were():
+def test_inputs_are_not_changed():
     prediction, reference = torch.ones(3, 4, 5, dtype=torch.int64), torch.zeros(3, 4, 5, dtype=torch.int64)
     reference[1, 2, 3] = 1
     structure_metrics(prediction, reference, (1, 2, 3))
@@ -228,3 +230,55 @@ def test_wrong_spacing_is_refused(spacing):
     for function in (surface_distances, structure_metrics):
         with pytest.raises(ValueError, match="spacing"):
             function(mask, mask, spacing)
+
+
+# ------------------------------------------------------------------ Dice during training
+
+
+def volume(*classes):
+    return torch.tensor(classes).reshape(1, 1, 1, -1)
+
+
+def mean_of(*pairs, classes=3):
+    metric = StructureDice()
+    for prediction, reference in pairs:
+        metric([one_hot(prediction, classes, dim=0)], [one_hot(reference, classes, dim=0)])
+    return metric.aggregate().item()
+
+
+FOUND = (volume(0, 1, 1, 2), volume(0, 1, 2, 2))  # 2/3 and 2/3
+MISSED = (volume(0, 1, 0, 0), volume(0, 1, 2, 2))  # 1 and 0
+INVENTED = (volume(0, 1, 2, 0), volume(0, 1, 0, 0))  # 1 and 0
+ABSENT = (volume(0, 1, 0, 0), volume(0, 1, 0, 0))  # 1 and nothing
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([FOUND], 2 / 3),
+        ([MISSED], 0.5),
+        ([INVENTED], 0.5),
+        ([ABSENT], 1.0),
+        ([FOUND, INVENTED, ABSENT], ((2 / 3 + 2) / 3 + (2 / 3 + 0) / 2) / 2),
+        ([(volume(0, 0), volume(0, 0))], 0.0),
+    ],
+)
+def test_mean_over_cases_and_then_over_classes(pairs, expected):
+    assert mean_of(*pairs) == pytest.approx(expected)
+
+
+def test_structure_dice_equals_the_mean_dice_of_the_summary():
+    draw = torch.Generator().manual_seed(0)
+    pairs = [tuple(torch.randint(0, 4, (1, 3, 4, 5), generator=draw) for _ in range(2)) for _ in range(4)]
+    pairs[1][1][pairs[1][1] == 3] = 0
+    names = dict(enumerate("abcd"))
+    rows = [row for n, (p, r) in enumerate(pairs) for row in case_rows(str(n), p[0], r[0], (1, 1, 1), names)]
+    assert mean_of(*pairs, classes=4) == pytest.approx(summarise(rows, names)["mean_dice"])
+
+
+def test_structure_dice_starts_again_after_a_reset():
+    metric = StructureDice()
+    for prediction, reference in (MISSED, ABSENT):
+        metric.reset()
+        metric([one_hot(prediction, 3, dim=0)], [one_hot(reference, 3, dim=0)])
+    assert metric.aggregate().item() == 1.0

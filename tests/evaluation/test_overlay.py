@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures show the slices and classes that they say."""
+"""Pictures show the slices and classes in their titles."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def run(handler: OverlayPictures, cases: int, called: str = "c") -> None:
     engine.run(list(range(cases)))
 
 
-def test_so_many_cases_are_drawn_under_their_names_as_the_limit_says(tmp_path: Path) -> None:
+def test_at_most_limit_cases_are_drawn_under_their_names(tmp_path: Path) -> None:
     run(OverlayPictures(tmp_path / "pictures", limit=2), cases=3)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["c0.png", "c1.png"]
 
 
-def test_no_figure_outlives_the_run_that_drew_it(tmp_path: Path) -> None:
+def test_figures_are_freed_after_the_run(tmp_path: Path) -> None:
     gc.collect()
-    gc.disable()  # else chance decides when its own rounds come
+    gc.disable()  # otherwise an automatic collection may free the figures
     try:
         run(OverlayPictures(tmp_path, limit=2), cases=3)
         alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Artist)]
@@ -80,7 +80,7 @@ def test_no_figure_outlives_the_run_that_drew_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("called", ["../../c", "a/b", "a\\b"])
-def test_a_case_called_as_a_path_stays_in_the_folder(tmp_path: Path, called: str) -> None:
+def test_a_case_named_like_a_path_stays_in_the_folder(tmp_path: Path, called: str) -> None:
     run(OverlayPictures(tmp_path / "out/pictures"), cases=1, called=called)
     assert [path.parent for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "out/pictures"]
 

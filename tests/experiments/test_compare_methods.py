@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interrupted comparison continues, and runs nothing twice."""
+"""An interrupted comparison continues and repeats no run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.experiments import compare_methods
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that would have run; instead of them, a summary is written."""
+    """The commands that would be run; instead of running them, a summary is written."""
     called: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> None:

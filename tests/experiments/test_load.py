@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each measurement runs on what it generates, and prints its line."""
+"""Each measurement runs on generated data and prints its results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = ("--shape", "20", "18", "16")
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commands run in forked processes, because a fresh one needs seconds for its imports."""
+    """Run commands in forked processes, because a new process needs seconds for its imports."""
 
     def measure(words: list[str]) -> tuple[float, float]:
         done = forked_command.run(words, tmp_path / "streams")
@@ -68,7 +68,7 @@ def test_time_and_peak_memory_of_a_command_are_measured() -> None:
 
 
 def test_training_prints_a_line_for_each_step_and_number_of_workers(capfd, monkeypatch) -> None:
-    monkeypatch.setattr(load, "grown", lambda first, last: [])  # memory settles only after the first steps
+    monkeypatch.setattr(load, "grown", lambda first, last: [])  # memory is stable only after the first steps
     load.main(["long-training", "--steps", "1", "3", "--workers", "1"])
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("1 workers, step")]
     assert [re.sub(r"[\d.]+ (MiB|open|threads)", r"N \1", line) for line in lines] == [
@@ -76,7 +76,7 @@ def test_training_prints_a_line_for_each_step_and_number_of_workers(capfd, monke
     ]
 
 
-def test_growth_beyond_two_per_cent_and_any_further_file_or_thread_is_reported() -> None:
+def test_growth_above_two_per_cent_and_any_new_file_or_thread_is_reported() -> None:
     def row(memory: float, workers_memory: float, files: int, threads: int) -> dict[str, float]:
         return {"memory": memory, "workers_memory": workers_memory, "open files": files, "threads": threads,
                 "processes": 3}  # fmt: skip
@@ -113,11 +113,11 @@ def traced_peak(folder: Path) -> int:
 
 
 def test_new_dataset_needs_no_more_memory_for_three_times_as_many_volumes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(fingerprint, "VOXELS_PER_CASE", 100)  # the sample of intensities grows, up to that of 40 cases
+    monkeypatch.setattr(fingerprint, "VOXELS_PER_CASE", 100)  # the sample of intensities grows up to 40 cases
     shape = (64, 64, 48)  # 0.4 MB as int16
     for number in (5, 15):
         load.write_volumes(tmp_path / str(number), number, number, shape)
     traced_peak(tmp_path / "5")  # so that imports on first use are not counted
-    # The smallest of several, because the interpreter's own tables grow by megabytes now and then.
+    # The minimum of two runs, because tables of the interpreter sometimes grow by megabytes.
     few, many = (min(traced_peak(tmp_path / str(number)) for _ in range(2)) for number in (5, 15))
     assert many - few < 10 * 64 * 64 * 48 * 2 / 3, "10 more volumes take less than a third of their size"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration inside model.ts: of monai and torch alone, and the same labels as configs/inference.yaml."""
+"""The configuration inside model.ts uses only monai and torch, and gives the labels of configs/inference.yaml."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings_of(dataset: str, **overrides) -> ExportSettings:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_its_preprocessing_is_that_of_inference_but_for_our_reader(dataset) -> None:
+def test_preprocessing_equals_that_of_inference_except_for_the_reader(dataset) -> None:
     settings = settings_of(dataset)
     load, *others = self_contained(settings)["preprocessing"]["transforms"]
     expected = [settings.plain(f"preprocessing::transforms::{n}") for n in range(1, 5)]
@@ -40,7 +40,7 @@ def test_its_preprocessing_is_that_of_inference_but_for_our_reader(dataset) -> N
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_it_names_no_class_of_ours_and_no_key_that_it_has_not(dataset) -> None:
+def test_it_has_no_class_of_scripts_and_no_undefined_reference(dataset) -> None:
     config = self_contained(settings_of(dataset))
     text = json.dumps(config)
     assert "scripts" not in text and "ignite" not in text
@@ -48,7 +48,7 @@ def test_it_names_no_class_of_ours_and_no_key_that_it_has_not(dataset) -> None:
     assert set(re.findall(r"@(\w+)", text)) <= names
 
 
-def test_foreign_classes_are_found_wherever_they_stand() -> None:
+def test_foreign_classes_are_found_at_any_depth() -> None:
     config = {
         "a": {"_target_": "LoadImaged", "reader": {"_target_": "scripts.images.monai.VolumeReader"}},
         "b": [{"_target_": "monai.inferers.SimpleInferer"}, "$ignite.handlers.ProgressBar()", "$torch.float32"],
@@ -57,13 +57,13 @@ def test_foreign_classes_are_found_wherever_they_stand() -> None:
     assert sorted(foreign_names(config)) == ["ignite.handlers.ProgressBar", "scripts.images.monai.VolumeReader"]
 
 
-def test_an_intensity_of_ones_own_cannot_travel_in_model_ts() -> None:
+def test_a_custom_intensity_transform_is_refused_by_name() -> None:
     own = {"_target_": "scripts.data.transforms.Windowd", "keys": "image"}
     with pytest.raises(UserError, match=r"scripts\.data\.transforms\.Windowd"):
         self_contained(ExportSettings(overrides={"intensity": own}))
 
 
-def test_alone_in_a_folder_it_gives_the_labels_of_the_bundle(make_workflow, tmp_path) -> None:
+def test_without_the_bundle_it_gives_the_same_labels(make_workflow, tmp_path) -> None:
     torch.manual_seed(0)
     images = tmp_path / "images"
     images.mkdir()
@@ -98,7 +98,7 @@ def test_alone_in_a_folder_it_gives_the_labels_of_the_bundle(make_workflow, tmp_
         capture_output=True,
     )
     ours, theirs = (nib.load(path / "case_seg.nii.gz") for path in (tmp_path / "ours", alone / "out"))
-    assert len(np.unique(np.asarray(ours.dataobj))) > 1, "one label everywhere would prove nothing"
+    assert len(np.unique(np.asarray(ours.dataobj))) > 1, "a volume of one label would not test anything"
     assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
     assert ours.get_data_dtype() == theirs.get_data_dtype() == np.int16

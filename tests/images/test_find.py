@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as an image in a folder, and that no output takes the name of another."""
+"""Finding the images in a folder, and distinct names for their outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_images_in_the_folder_of_each_case_are_found(tmp_path):
     assert found(tmp_path) == ["case_1/deep/x.mha", "case_1/imaging.nii.gz", "case_2/imaging.nii.gz"]
 
 
-def test_a_pattern_leaves_labels_out_that_lie_beside_the_images(tmp_path):
+def test_a_pattern_excludes_labels_next_to_the_images(tmp_path):
     touch(tmp_path, "case_1/imaging.nii.gz", "case_1/segmentation.nii.gz", "case_2/imaging.nii.gz")
     assert found(tmp_path, pattern="imaging.*") == ["case_1/imaging.nii.gz", "case_2/imaging.nii.gz"]
 
@@ -63,7 +63,7 @@ def test_a_folder_of_dicom_files_is_one_image(tmp_path):
     assert found(tmp_path) == ["p1/CT", "p1/segmentation.nii", "p2/MR", "p4", "p4/seg.nii"]
 
 
-def test_files_of_dicom_that_are_no_slices_make_no_image(tmp_path):
+def test_dicom_files_that_are_not_slices_are_not_images(tmp_path):
     write_other_dicom(tmp_path)
     write_dicom(tmp_path / "scan", dicom_slices(volume(), affine()))
     assert found(tmp_path) == ["scan"]
@@ -98,7 +98,7 @@ def test_a_single_file_is_taken_whatever_the_pattern(tmp_path):
     assert find_images(tmp_path / "a.nii.gz", pattern="b*") == [str(tmp_path / "a.nii.gz")]
 
 
-def test_links_are_followed_and_a_ring_of_them_ends(tmp_path):
+def test_links_are_followed_and_cycles_of_links_end(tmp_path):
     touch(tmp_path, "elsewhere/a.nii.gz", "scans/b.nii.gz")
     (tmp_path / "scans/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/ring").symlink_to(tmp_path / "scans")
@@ -130,7 +130,7 @@ def test_names_are_short_and_distinct(files, names):
 
 
 @pytest.mark.parametrize("target", ["moved_away.nii.gz", "a.nii.gz"])
-def test_a_link_to_nothing_or_to_itself_is_told_instead_of_being_left_out(tmp_path, target):
+def test_a_broken_link_is_an_error(tmp_path, target):
     (tmp_path / "a.nii.gz").symlink_to(target)
     with pytest.raises(UserError, match=r"a\.nii\.gz"):
         find_images(tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks from files: every kind of file gives the same network, and a file that does not fit is refused by name."""
+"""Loading networks: every format gives the same network, and a file that does not fit is named in the error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refusal(path: Path, network: nn.Module) -> str:
     return str(caught.value)
 
 
-def test_the_networks_own_weights_are_loaded_and_evaluated(tmp_path) -> None:
+def test_weights_are_loaded_and_the_network_is_in_evaluation_mode(tmp_path) -> None:
     torch.manual_seed(0)
     saved, fresh = small_network(), small_network()
     torch.save(saved.state_dict(), tmp_path / "model.pt")
@@ -41,9 +41,9 @@ def test_the_networks_own_weights_are_loaded_and_evaluated(tmp_path) -> None:
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in saved.state_dict().items())
 
 
-def test_a_missing_file_is_refused_with_the_hint(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"model\.pt.*look in the cellar"):
-        load_weights(tmp_path / "model.pt", small_network(), hint="look in the cellar")
+def test_the_error_of_a_missing_file_has_the_hint(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"model\.pt.*the hint"):
+        load_weights(tmp_path / "model.pt", small_network(), hint="the hint")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ class Hostile:
 @pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
 def test_code_in_a_file_does_not_run(tmp_path, write) -> None:
     write({"0.bias": Hostile(tmp_path / "ran")}, tmp_path / "model.pt")
-    sentence = refusal(tmp_path / "model.pt", small_network())
+    message = refusal(tmp_path / "model.pt", small_network())
     assert not (tmp_path / "ran").exists()
-    assert "weights_only=False" not in sentence
+    assert "weights_only=False" not in message
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_code_in_a_file_does_not_run(tmp_path, write) -> None:
     ],
     ids=["another one", "the same", "a file without a record", "nothing to compare with"],
 )
-def test_only_another_preprocessing_warns(trained, here, named, tmp_path, caplog) -> None:
+def test_only_a_different_preprocessing_warns(trained, here, named, tmp_path, caplog) -> None:
     save_weights(small_network().state_dict(), tmp_path / "model.pt", trained)
     with caplog.at_level(logging.WARNING, "inference"):
         load_weights(tmp_path / "model.pt", small_network(), here)
@@ -112,7 +112,7 @@ def test_only_another_preprocessing_warns(trained, here, named, tmp_path, caplog
         assert "model.pt" in caplog.text and named in caplog.text
 
 
-# ---------------------------------------------------------------- every kind of file
+# ---------------------------------------------------------------- all formats
 
 WINDOW = (4, 6, 8)
 
@@ -136,7 +136,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.ts", "model.pt2"])
-def test_each_file_gives_the_network_as_it_is_used(name, folder) -> None:
+def test_each_format_gives_the_network_in_evaluation_mode(name, folder) -> None:
     fresh = nn.Sequential(nn.Conv3d(1, 3, 1), nn.Dropout(0.5))
     images = torch.randn(3, 1, *WINDOW)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_each_file_gives_the_network_as_it_is_used(name, folder) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing.pt", "model.h5", "damaged.pt", "damaged.ts", "damaged.pt2", "list.pt"])
-def test_a_file_that_is_no_model_is_refused_by_name(name, folder) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_name(name, folder) -> None:
     for other in ("model.h5", "damaged.pt", "damaged.ts", "damaged.pt2"):
         (folder / other).write_bytes(b"PK no model")
     torch.save([1, 2], folder / "list.pt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class embeddings on voxels that can be counted, and the order of cases worked out by hand."""
+"""Class embeddings of a few voxels, and the order of cases, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.training.inferer import FeatureInferer
 
 
 class TwoLayers(nn.Module):
-    """Features are the image's two channels; class 1 where the first is larger, class 2 where the second is."""
+    """Features are the two channels of the image; the class is 1 if the first channel is larger, else 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ def windows(*voxels: tuple[float, float]) -> torch.Tensor:
     return torch.tensor(voxels).T.reshape(1, 2, len(voxels), 1, 1)
 
 
-def test_the_distance_is_that_to_the_nearest_prototype_of_the_voxel_s_class(embeddings) -> None:
+def test_the_distance_is_that_to_the_nearest_prototype_of_the_class(embeddings) -> None:
     embeddings(windows((2.0, 0.0), (4.0, 3.0), (0.0, 1.0)))
-    # class 1: (1, 0) lies on a prototype; (0.8, 0.6) has the cosines 0.8 and 1.4 / sqrt 2; class 2 lies on its own
+    # Class 1: (1, 0) is a prototype; (0.8, 0.6) has the cosines 0.8 and 1.4 / sqrt 2. Class 2 is on its prototype.
     expected = ((0 + 1 - 1.4 / 2**0.5) / 2 + 0) / 2
     assert embeddings.prototype_distance() == pytest.approx(expected, abs=1e-6)
 
 
-def test_windows_add_up_and_reset_forgets(embeddings) -> None:
+def test_windows_are_accumulated_until_reset(embeddings) -> None:
     embeddings(windows((2.0, 0.0)))
     embeddings(windows((4.0, 3.0)))
     torch.testing.assert_close(embeddings.descriptor(), torch.tensor([1.8, 0.6, 0.0, 0.0]) / 3.6**0.5)
@@ -53,26 +53,26 @@ def test_windows_add_up_and_reset_forgets(embeddings) -> None:
     assert embeddings.descriptor().tolist() == [0.0] * 4
 
 
-def test_what_is_known_is_the_mean_direction_of_prototypes(embeddings) -> None:
+def test_the_known_descriptor_is_the_mean_direction_of_prototypes(embeddings) -> None:
     x, y = (1 + 0.5**0.5) / 2, 0.5**0.5 / 2
     expected = torch.tensor([x, y]) / (x**2 + y**2) ** 0.5
     torch.testing.assert_close(embeddings.known_descriptor(), torch.cat([expected, torch.tensor([0.0, 1.0])]))
 
 
-def test_of_a_class_no_more_voxels_than_asked_for_enter_a_call(embeddings) -> None:
+def test_a_call_uses_at_most_voxels_per_call_voxels_of_a_class(embeddings) -> None:
     embeddings.voxels_per_call = 3
     embeddings(windows(*[(1.0, 0.0)] * 10))
     assert embeddings.counts.tolist() == [0.0, 3.0, 0.0]
 
 
-def test_logits_are_the_network_s(embeddings) -> None:
+def test_logits_are_those_of_the_network(embeddings) -> None:
     assert torch.equal(embeddings(windows((2.0, 1.0))).flatten(), torch.tensor([0.0, 2.0, 1.0]))
 
 
 # ---------------------------------------------------------------- farthest first
 
 
-def test_each_point_is_the_farthest_from_what_is_known_and_chosen() -> None:
+def test_each_point_is_the_farthest_from_known_and_chosen_points() -> None:
     points = torch.tensor([[1.0], [10.0], [9.0], [4.0]])
     order, distances = farthest_first(points, torch.tensor([[0.0]]))
     assert order == [1, 3, 0, 2]  # 10 from 0; then 4 (4 from 0), then 1 and 9 are 1 away, the first of them
@@ -112,10 +112,10 @@ def test_priorities_by_three_criteria_are_averaged() -> None:
     assert table[0]["prototype_distance"] == ""
 
 
-def test_one_criterion_alone_can_decide() -> None:
+def test_one_criterion_can_be_chosen() -> None:
     assert names(order_by=["uncertainty"]) == ["b", "c", "a"]
     assert names(order_by=["prototype_distance"]) == ["c", "b", "a"]
 
 
-def test_no_case_is_no_row() -> None:
+def test_no_cases_give_no_rows() -> None:
     assert priority_rows([], KNOWN) == []

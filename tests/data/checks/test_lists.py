@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files that belong to no case, by name."""
+"""Label files without a case are found by their names."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def alone(images, labels) -> list[str]:
     return [Path(finding.file).name for finding in labels_alone(images, labels)]
 
 
-def test_in_a_folder_of_labels_every_other_image_file_is_one(touch) -> None:
+def test_in_a_folder_of_labels_every_other_image_file_is_reported(touch) -> None:
     images, labels = touch("images/a.nii"), touch("labels/a.nii")
     touch("labels/b.nii", "labels/notes.txt", "labels/.c.nii", "images/d.nii")
     assert alone(images, labels) == ["b.nii"]
 
 
-def test_side_by_side_a_name_must_say_label(touch) -> None:
+def test_next_to_images_only_names_of_labels_are_reported(touch) -> None:
     images, labels = touch("a.nii"), touch("a_seg.nii")
     touch("b_seg.nii", "c.nii")
     assert alone(images, labels) == ["b_seg.nii"]
@@ -43,5 +43,5 @@ def test_a_path_written_another_way_is_the_same_file(touch, tmp_path) -> None:
     assert alone(images, [f"{tmp_path}/images/../labels/./a.nii"]) == []
 
 
-def test_folders_that_are_gone_have_nothing_left_over(tmp_path) -> None:
+def test_missing_folders_have_no_findings(tmp_path) -> None:
     assert alone([f"{tmp_path}/i/a.nii"], [f"{tmp_path}/l/a.nii"]) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size that a volume will have, against what MONAI makes of it."""
+"""The predicted size of a resampled volume equals that of MONAI's result."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_bytes_of_a_case_by_hand() -> None:
     assert resampled_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4
 
 
-def test_small_volumes_are_kept_as_large_as_the_patch() -> None:
+def test_small_volumes_count_with_the_size_of_the_patch() -> None:
     assert resampled_bytes((10, 20, 30), 1, True, roi_size=(16, 16, 16)) == 16 * 20 * 30 * 5

@@ -45,7 +45,7 @@ def overlap_metrics(prediction: NdarrayOrTensor, reference: NdarrayOrTensor) -> 
         `(dice, jaccard)`, each in [0, 1]; both NaN if both masks are empty, both 0 if only one is.
 
     Raises:
-        ValueError: when a mask is not three-dimensional or not binary, or the shapes differ.
+        ValueError: if a mask is not three-dimensional or not binary, or the shapes differ.
     """
     return _overlap(*_mask_pair(prediction, reference))
 
@@ -71,7 +71,7 @@ def surface_distances(
         volume's diagonal from corner to corner (longer than any distance between two of its voxels).
 
     Raises:
-        ValueError: when a mask is not three-dimensional or not binary, the shapes differ, or `spacing` is not three
+        ValueError: if a mask is not three-dimensional or not binary, the shapes differ, or `spacing` is not three
             positive finite numbers.
     """
     masks = _mask_pair(prediction, reference)

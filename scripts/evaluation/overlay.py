@@ -95,8 +95,8 @@ class OverlayPictures:
         self._count = 0
 
     def _free(self, engine: Engine) -> None:
-        # A figure is thousands of objects that refer to each other. Python collects such cycles only after the number
-        # of objects has grown by a quarter of half a million, so memory would rise for a thousand steps.
+        # A figure is thousands of objects that refer to each other. Python collects such cycles only when the number of
+        # new objects reaches a quarter of the half million in use, so memory would grow for about a thousand steps.
         if self._count > 0:
             gc.collect()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the demo dataset: its determinism, its volumes, and what happens to folders that exist already."""
+"""The demo dataset: determinism, volumes, and folders that already exist."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_both_orientations_with_large_organ_on_the_right() -> None:
     assert codes == {"RAS", "LPS"}
 
 
-def test_good_folder_is_left_alone(folder: Path) -> None:
+def test_a_complete_folder_is_not_changed(folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     before = stamps(folder)
     assert demo.ensure_demo_dataset(folder, **ARGUMENTS) == folder
@@ -132,7 +132,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, made: Path, monkeypatch: py
     assert contents(demo.ensure_demo_dataset(tmp_path / "demo", **ARGUMENTS)) == contents(made)
 
 
-def test_files_of_someone_else_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "demo_training_000.nii.gz").write_text("patient")
     before = contents(tmp_path)
@@ -157,7 +157,7 @@ def test_two_processes_at_once_both_end_with_the_whole_dataset(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
-def test_the_process_that_is_slower_keeps_what_the_other_wrote(tmp_path: Path, made: Path, monkeypatch) -> None:
+def test_the_slower_process_keeps_the_files_of_the_other(tmp_path: Path, made: Path, monkeypatch) -> None:
     """Both have seen an empty folder; the other one finishes while this one writes."""
     write = demo._write_dataset
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What names say about case, role, part and channel."""
+"""Names of files and folders tell case, role, part and channel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_stem_is_the_name_without_the_image_ending(path: str, stem: str) -> No
     assert stem_of(path) == stem
 
 
-def test_accents_typed_as_one_sign_or_as_two_are_the_same() -> None:
+def test_composed_and_decomposed_accents_are_equal() -> None:
     assert stem_of(unicodedata.normalize("NFD", "Müller.nii")) == stem_of(unicodedata.normalize("NFC", "Müller.nii"))
 
 
@@ -44,13 +44,13 @@ def test_accents_typed_as_one_sign_or_as_two_are_the_same() -> None:
         ("label0007", "0007"), ("segmentation-12", "12"), ("segmentation", ""), ("ground_truth", ""),
     ],
 )  # fmt: skip
-def test_label_words_are_taken_off(stem: str, bare: str) -> None:
+def test_label_words_are_removed(stem: str, bare: str) -> None:
     assert is_label_stem(stem)
     assert without_label_word(stem) == bare
 
 
 @pytest.mark.parametrize("stem", ["a", "labelled_7", "segovia", "aseg", "masked-3", "patient_0001", "gtx"])
-def test_words_that_only_begin_like_a_label_word_are_none(stem: str) -> None:
+def test_words_that_only_begin_like_a_label_word_are_kept(stem: str) -> None:
     assert not is_label_stem(stem)
     assert without_label_word(stem) == stem
 
@@ -58,11 +58,11 @@ def test_words_that_only_begin_like_a_label_word_are_none(stem: str) -> None:
 @pytest.mark.parametrize(
     ("stem", "bare"), [("a_image", "a"), ("img0007", "0007"), ("volume-3", "3"), ("imagine", "imagine")]
 )
-def test_image_words_are_taken_off(stem: str, bare: str) -> None:
+def test_image_words_are_removed(stem: str, bare: str) -> None:
     assert without_image_word(stem) == bare
 
 
-def test_folders_that_say_images_or_labels() -> None:
+def test_folders_named_images_or_labels() -> None:
     assert all(map(is_label_folder, ("labels", "labelsTr", "Labels_test", "masks", "segmentations", "GT")))
     assert all(map(is_image_folder, ("images", "imagesTs", "Images_train", "img", "scans")))
     assert not any(is_label_folder(name) or is_image_folder(name) for name in ("labelled", "case_7", "site", "mask_7"))
@@ -80,7 +80,7 @@ def test_folders_tell_training_from_test(path: str, part: str) -> None:
     assert part_of(path) == part
 
 
-def test_the_place_leaves_out_folders_that_only_name_a_role() -> None:
+def test_the_place_omits_folders_that_only_name_a_role() -> None:
     assert place_of("site A/images/p1/a.nii") == ("site A", "p1")
     assert place_of("imagesTr/a.nii") == ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a preprocessing: what it holds, how two are compared, and how it travels in a weights file."""
+"""The record of a preprocessing: its content, the comparison of two records, and storage in a weights file."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ def test_every_setting_that_differs_is_named(change, named) -> None:
     assert all(word in found for word in named)
 
 
-def test_another_intensity_window_is_told_by_what_becomes_of_a_value() -> None:
+def test_another_intensity_window_is_described_by_its_effect_on_a_value() -> None:
     (found,) = record_differences(record(intensity=window(-60)), record(intensity=window(-100)))
     # the lowest test value inside either window is -50: 2 * 10 / 220 - 1 and 2 * 50 / 260 - 1
     assert "-50" in found and "-0.909" in found and "-0.615" in found
 
 
-def test_a_normalisation_of_each_channel_differs_from_one_of_all_together() -> None:
+def test_normalisation_per_channel_differs_from_joint_normalisation() -> None:
     together = NormalizeIntensityd("image", channel_wise=False)
     assert record_differences(record(2), record(2, intensity=together))
     assert record_differences(record(1), record(1, intensity=together)) == []
 
 
-def test_a_difference_in_the_last_bits_is_none() -> None:
+def test_a_difference_of_rounding_is_ignored() -> None:
     other = record()
     other["intensity"] = [[value * (1 + 1e-5) for value in channel] for channel in other["intensity"]]
     assert record_differences(record(), other) == []
 
 
-def test_what_is_not_recorded_cannot_be_compared() -> None:
+def test_values_that_are_not_recorded_are_not_compared() -> None:
     needs_more = Lambdad(["image", "mask"], func=lambda volume: volume)
     assert record(intensity=needs_more)["intensity"] is None
     assert record_differences(record(intensity=needs_more), record()) == []
@@ -82,7 +82,7 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-def test_the_record_comes_back_without_a_key_of_its_own(tmp_path) -> None:
+def test_the_record_adds_no_key_to_the_state_dict(tmp_path) -> None:
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     save_weights(network.state_dict(), tmp_path / "model.pt", record())
     loaded = load(tmp_path / "model.pt")
@@ -101,7 +101,7 @@ def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
     assert other[0].num_batches_tracked == 7
 
 
-def test_the_network_in_training_is_left_without_it(tmp_path) -> None:
+def test_saving_does_not_change_the_network_in_training(tmp_path) -> None:
     network = nn.Conv3d(1, 1, 1)
     state = network.state_dict()
     save_weights(state, tmp_path / "model.pt", record())

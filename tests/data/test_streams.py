@@ -69,7 +69,7 @@ def test_every_batch_holds_its_number_of_each_stream_labelled_first():
 
 
 @pytest.mark.parametrize(("stream", "size"), [("labelled", 3), ("unlabelled", 7)])
-def test_each_lap_holds_every_case_once(stream, size):
+def test_each_pass_uses_every_case_once(stream, size):
     # Batches of 2 and of 3 do not divide 3 and 7: passes cross batches.
     batches = first(iter(sampler(3, 7, 2, 3)), 42)
     order = [index for batch in batches for name, index, _ in batch if name == stream]
@@ -78,7 +78,7 @@ def test_each_lap_holds_every_case_once(stream, size):
     assert len({tuple(pass_index) for pass_index in passes}) > 1  # not one order for ever
 
 
-def test_a_batch_is_the_same_from_whatever_start():
+def test_a_batch_does_not_depend_on_the_first_iteration():
     whole = first(iter(sampler()), 12)
     for start in (0, 1, 5, 11):
         late = sampler()
@@ -86,7 +86,7 @@ def test_a_batch_is_the_same_from_whatever_start():
         assert first(iter(late), 12 - start) == whole[start:]
 
 
-def test_a_batch_is_the_same_whatever_was_drawn_before():
+def test_a_batch_does_not_depend_on_earlier_random_numbers():
     one = sampler()
     expected = sampler().batch(9)
     first(iter(one), 30)
@@ -105,17 +105,17 @@ def test_augmentation_seeds_differ_between_slots_iterations_and_streams():
     assert len(set(seeds)) == 50 * 6
 
 
-def test_the_two_streams_have_orders_of_their_own():
+def test_the_two_streams_have_different_orders():
     batches = first(iter(sampler(8, 8, 1, 1)), 24)
     assert [batch[0][1] for batch in batches] != [batch[1][1] for batch in batches]
 
 
-def test_no_unlabelled_case_leaves_labelled_batches_as_they_are():
+def test_without_unlabelled_cases_labelled_batches_do_not_change():
     alone, both = first(iter(sampler(unlabelled=0)), 6), first(iter(sampler(unlabelled=5)), 6)
     assert alone == [batch[:2] for batch in both]
 
 
-def test_a_batch_larger_than_the_set_holds_cases_again_with_other_seeds():
+def test_a_batch_larger_than_the_set_repeats_cases_with_other_seeds():
     for batch in first(iter(sampler(labelled=1, unlabelled=2, batch_labelled=2, batch_unlabelled=4)), 5):
         assert [index for _, index, _ in batch[:2]] == [0, 0]
         assert sorted(index for _, index, _ in batch[2:]) == [0, 0, 1, 1]
@@ -123,7 +123,7 @@ def test_a_batch_larger_than_the_set_holds_cases_again_with_other_seeds():
 
 
 @pytest.mark.parametrize(("labelled", "per_batch", "length"), [(4, 2, 2), (5, 2, 3), (1, 4, 1)])
-def test_the_length_is_the_batches_until_every_labelled_case_was_seen(labelled, per_batch, length):
+def test_the_length_is_the_number_of_batches_per_pass_over_labelled_cases(labelled, per_batch, length):
     assert len(sampler(labelled=labelled, batch_labelled=per_batch)) == length
 
 
@@ -249,7 +249,7 @@ def test_prepare_passes_images_labels_and_the_weak_view_and_casts_no_label():
     assert kwargs["label"] is label and kwargs["cases"] == ["a", "b", "c"]
 
 
-def test_prepare_says_none_where_there_is_no_weak_view():
+def test_prepare_gives_none_without_a_weak_view():
     batch = {"image": torch.ones(1, 1, 2, 2, 2), "label": torch.ones(1, 1, 2, 2, 2)}
     assert prepare_two_stream_batch(batch, torch.device("cpu"))[3]["weak"] is None
 
@@ -275,7 +275,7 @@ def test_an_engine_that_starts_late_sees_the_batches_of_its_iterations(done, wor
     assert seen == expected[done:]
 
 
-def test_before_unlabelled_from_batches_hold_labelled_cases_only_and_the_same_ones() -> None:
+def test_before_unlabelled_start_batches_hold_the_same_labelled_cases_only() -> None:
     always = TwoStreamBatchSampler(3, 5, 2, 1, seed=4)
     late = TwoStreamBatchSampler(3, 5, 2, 1, seed=4, unlabelled_start=2)
     assert [late.batch(i) for i in range(2)] == [always.batch(i)[:2] for i in range(2)]

@@ -81,7 +81,7 @@ def test_disjoint_masks_do_not_overlap():
 @pytest.mark.parametrize(
     ("voxel", "in_voxels", "in_mm"), [((3, 1, 1), 2, 1.0), ((1, 3, 1), 2, 2.0), ((1, 1, 3), 2, 6.0)]
 )
-def test_two_voxels_two_apart_on_each_axis_of_anisotropic_spacing(voxel, in_voxels, in_mm):
+def test_distances_along_each_axis_of_an_anisotropic_spacing(voxel, in_voxels, in_mm):
     metrics = structure_metrics(mask_of((1, 1, 1)), mask_of(voxel), (0.5, 1.0, 3.0))
     assert metrics["hd95_voxel"] == metrics["asd_voxel"] == pytest.approx(in_voxels)
     assert metrics["hd95_mm"] == metrics["asd_mm"] == pytest.approx(in_mm)
@@ -179,7 +179,7 @@ def test_a_miss_is_farther_than_opposite_corners():
     assert surface_distances(*corners)[0] < surface_distances(mask_of(), corners[1])[0]
 
 
-def test_unknown_spacing_leaves_mm_empty_and_voxels_filled():
+def test_unknown_spacing_gives_nan_in_mm_only():
     for prediction in (mask_of((1, 1, 1)), mask_of()):
         metrics = structure_metrics(prediction, mask_of((1, 1, 3)), None)
         assert math.isnan(metrics["hd95_mm"]) and math.isnan(metrics["asd_mm"])

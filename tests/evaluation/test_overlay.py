@@ -45,7 +45,7 @@ def test_reference_and_prediction_have_their_own_colours(volumes) -> None:
     assert prediction.compressed().tolist() == [0]
 
 
-def test_an_empty_reference_is_drawn_through_the_middle() -> None:
+def test_an_empty_reference_is_drawn_at_the_centre() -> None:
     empty = np.zeros((6, 8, 10), np.int64)
     figure = overlay_figure(empty.astype(np.float32), empty, empty, "title")
     assert figure.axes[0].get_title() == "reference, slice 3 of axis 0"

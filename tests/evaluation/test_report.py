@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of MONAI's own evaluator, on volumes whose metrics are known."""
+"""The report of MONAI's evaluator, on volumes with known metrics."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def volume(voxels, path, shape=(4, 5, 6), spacing=SPACING):
 
 
 def item(path, predicted, true, **others):
-    """What a loader gives for one case: the stub network will predict `predicted`."""
+    """An item of a loader for one case, for which the stub network predicts `predicted`."""
     return {"image": volume(predicted, path, **others), "label": volume(true, None, **others)}
 
 
@@ -115,7 +115,7 @@ def test_cases_of_the_same_file_name_get_their_folder(tmp_path):
     assert summary["num_cases"] == 2
 
 
-def test_case_without_an_image_file_is_named_by_its_label_or_its_number(tmp_path):
+def test_case_without_an_image_file_is_named_after_its_label_or_number(tmp_path):
     cases = [item(None, {(0, 0, 0): 1}, {(0, 0, 0): 1}) for _ in range(2)]
     evaluate(cases, SegmentationReport({1: "liver"}, tmp_path))
     assert [r["case"] for r in read_csv(tmp_path)] == ["case_1", "case_2"]
@@ -138,14 +138,14 @@ def test_table_is_logged_once_under_the_name_of_the_handler(tmp_path, caplog):
     assert "liver" in messages[0] and "spleen" in messages[0] and "2 cases" in messages[0]
 
 
-def test_extra_stands_beside_the_summary(tmp_path):
+def test_extra_is_added_to_the_summary(tmp_path):
     report = SegmentationReport(NAMES, tmp_path / "new" / "folder", extra={"checkpoint": "model.pt"})
     summary = evaluate(TWO_CASES, report).state.summary
     assert summary["checkpoint"] == "model.pt"
     assert json.loads((tmp_path / "new" / "folder" / "summary.json").read_text()) == summary
 
 
-def test_probabilities_and_batches_that_were_not_taken_apart_are_refused(tmp_path):
+def test_probabilities_and_batches_that_are_not_decollated_are_refused(tmp_path):
     report = SegmentationReport(NAMES, tmp_path)
     with pytest.raises(ValueError, match=r"engine\.state\.output.*dict"):
         evaluate(TWO_CASES, report, decollate=False)
@@ -165,7 +165,7 @@ def test_wrong_label_names_are_refused_before_a_run(tmp_path):
         SegmentationReport({0: "background"}, tmp_path)
 
 
-def test_cases_of_several_processes_are_joined_and_repeats_dropped(monkeypatch):
+def test_cases_of_all_ranks_are_joined_and_repeated_ones_dropped(monkeypatch):
     def row(dice):
         return [{"label": 1, "dice": dice}]
 
@@ -184,13 +184,13 @@ def found_row(**others):
     return {"case": "a", "class": "liver", "label": 1, **values, "status": "found", **others}
 
 
-def test_csv_keeps_commas_in_names_and_every_digit(tmp_path):
+def test_csv_keeps_commas_in_names_and_all_digits(tmp_path):
     write_report([found_row(case="a, b", dice=1 / 3, hd95_mm=math.nan)], {1: "liver"}, tmp_path)
     (row,) = read_csv(tmp_path)
     assert row["case"] == "a, b" and float(row["dice"]) == 1 / 3 and row["hd95_mm"] == ""
 
 
-def test_refused_extra_leaves_the_earlier_report_untouched(tmp_path):
+def test_invalid_extra_leaves_the_earlier_report_unchanged(tmp_path):
     write_report([found_row()], {1: "liver"}, tmp_path)
     before = {p.name: p.read_text() for p in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=r"extra.*mean_dice"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and summary of a report against numbers worked out by hand."""
+"""Rows and summary of a report, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_one_row_for_each_foreground_class_in_order_of_label():
     assert rows[1]["hd95_mm"] == pytest.approx(math.sqrt(2**2 + 3**2 + 12**2))
 
 
-def test_other_labels_are_not_part_of_a_class():
+def test_labels_without_a_name_belong_to_no_class():
     reference = np.array([[[1, 2, 2, 0]]])
     prediction = np.array([[[1, 1, 2, 2]]])
     liver, spleen = case_rows("a", prediction, reference, None, NAMES)
@@ -44,7 +44,7 @@ def test_other_labels_are_not_part_of_a_class():
     assert (spleen["dice"], spleen["jaccard"]) == pytest.approx((1 / 2, 1 / 3))
 
 
-def test_whole_numbers_may_come_as_floats_but_probabilities_may_not():
+def test_whole_numbers_may_be_floats_but_probabilities_are_refused():
     labels = torch.tensor([[[0.0, 1.0, 2.0]]])
     assert [r["dice"] for r in case_rows("a", labels, labels, None, NAMES)] == [1, 1]
     with pytest.raises(ValueError, match=r"prediction.*0\.5"):
@@ -54,12 +54,12 @@ def test_whole_numbers_may_come_as_floats_but_probabilities_may_not():
 
 
 @pytest.mark.parametrize("names", [{0: "background"}, {}, {1: "liver", 2: "liver"}, {"1": "liver"}])
-def test_label_names_without_foreground_duplicated_or_with_wrong_keys_are_refused(names):
+def test_invalid_label_names_are_refused(names):
     with pytest.raises(ValueError, match="label_names"):
         summarise([], names)
 
 
-def test_mean_is_over_cases_within_a_class_and_over_classes_then():
+def test_mean_is_over_the_cases_of_a_class_and_then_over_classes():
     rows = [row("a", 1, dice=0.9), row("b", 1, dice=0.7), row("c", 1, dice=0.8)]
     rows += [row("a", 2, dice=0.2), row("b", 2, "absent"), row("c", 2, "absent")]
     summary = summarise(rows, NAMES)
@@ -85,7 +85,7 @@ def test_standard_deviation_is_that_of_the_population():
     assert summary["per_class"]["liver"]["std_dice"] == pytest.approx(0.1)
 
 
-def test_misses_and_false_positives_are_counted_and_weigh_in_the_mean():
+def test_misses_and_false_positives_are_counted_and_lower_the_mean():
     rows = [row("a", 1, "missed", dice=0.0), row("b", 1), row("a", 2, "false_positive", dice=0.0), row("b", 2)]
     rows += [row("c", 2, "false_positive", dice=0.0), row("c", 1, "absent")]
     summary = summarise(rows, NAMES)
@@ -97,7 +97,7 @@ def test_misses_and_false_positives_are_counted_and_weigh_in_the_mean():
     assert (spleen["missed"], spleen["false_positives"]) == (0, 2)
 
 
-def test_class_that_no_case_shows_is_null_and_lowers_no_mean():
+def test_class_without_a_case_is_null_and_not_in_the_mean():
     summary = summarise([row("a", 1, dice=0.9), row("a", 2, "absent")], NAMES)
     assert summary["mean_dice"] == pytest.approx(0.9)
     assert summary["per_class"]["spleen"]["mean_dice"] is None
@@ -106,7 +106,7 @@ def test_class_that_no_case_shows_is_null_and_lowers_no_mean():
     json.dumps(summary, allow_nan=False)
 
 
-def test_distance_in_mm_is_null_where_no_spacing_was_known():
+def test_distance_in_mm_is_null_if_the_spacing_is_unknown():
     summary = summarise([row("a", 1, hd95_mm=math.nan, asd_mm=math.nan)], {1: "liver"})
     assert summary["mean_hd95_mm"] is None and summary["mean_hd95_voxel"] == 1
     json.dumps(summary, allow_nan=False)

@@ -112,7 +112,7 @@ def traced_peak(folder: Path) -> int:
     return peak
 
 
-def test_new_dataset_needs_no_more_memory_for_three_times_as_many_volumes(tmp_path, monkeypatch) -> None:
+def test_memory_of_new_dataset_does_not_grow_with_the_number_of_volumes(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fingerprint, "VOXELS_PER_CASE", 100)  # the sample of intensities grows up to 40 cases
     shape = (64, 64, 48)  # 0.4 MB as int16
     for number in (5, 15):

@@ -69,7 +69,7 @@ def test_a_difference_of_nan_does_not_pass() -> None:
     assert not Comparison("model.ts", (1, 1, 2, 2, 2), float("nan"), 1.0).passes
 
 
-def test_the_torchscript_of_a_vnet_holds_its_metadata_and_its_configuration(tmp_path) -> None:
+def test_the_torchscript_of_a_vnet_contains_its_metadata_and_configuration(tmp_path) -> None:
     network = VNet(1, 4, base_filters=4, norm="instance")
     torch.save(network.state_dict(), tmp_path / "model.pt")
     names = ["background", "liver", "tumour", "vessel"]

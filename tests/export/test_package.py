@@ -73,7 +73,7 @@ def test_a_bundle_without_weights_is_not_zipped(bundle, tmp_path) -> None:
     assert not (tmp_path / "B.zip").exists()
 
 
-def test_unpacked_elsewhere_it_segments_from_any_working_directory(bundle, tmp_path) -> None:
+def test_an_unpacked_zip_segments_from_any_working_directory(bundle, tmp_path) -> None:
     zip_bundle(bundle, tmp_path / "B.zip")
     shutil.rmtree(bundle)
     elsewhere, working = tmp_path / "else where", tmp_path / "empty"
@@ -112,7 +112,7 @@ def unpacked(tmp_path: Path, *words: str) -> Path:
     return tmp_path / "B"
 
 
-def test_the_zip_is_one_bundle_of_the_shipped_models_dataset(shipped_weights, tmp_path) -> None:
+def test_all_configs_of_the_zip_are_for_the_dataset_of_the_shipped_model(shipped_weights, tmp_path) -> None:
     """Otherwise MONAI Label would train a network that differs from that of inference.json."""
     configs = unpacked(tmp_path) / "configs"
     train, inference, metadata = (

@@ -160,7 +160,7 @@ def test_weights_of_another_network_are_refused(folder) -> None:
         load_model(folder / "model.pt", network(classes=2), "cpu")
 
 
-def test_another_number_of_channels_or_classes_is_refused_before_any_case(folder) -> None:
+def test_a_wrong_number_of_channels_or_classes_is_refused_before_any_case(folder) -> None:
     loaded = load_model(folder / "model.ts", network(), "cpu")
     with pytest.raises(UserError, match=r"model\.ts.*in_channels"):
         check_model(loaded, "model.ts", 2, 3, WINDOW)
@@ -173,7 +173,7 @@ def test_another_number_of_channels_or_classes_is_refused_before_any_case(folder
 
 @pytest.fixture
 def runtime(monkeypatch):
-    """A module `onnxruntime` whose model doubles its input; `batch` is what the file says of its first axis."""
+    """A stand-in for `onnxruntime` whose model doubles its input; `batch` is the first axis as declared in the file."""
     made = SimpleNamespace(batch="batch", calls=[], providers=[])
 
     class Session:

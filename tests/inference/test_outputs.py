@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a segmentation is written as."""
+"""The files that are written for a segmentation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_label_volume_has_the_declared_values_on_the_grid_of_the_image(result,
     assert (sidecar["image"], sidecar["checkpoint"], sidecar["confidence"]) == ("scans/a.nrrd", "model.pt", 1.0)
 
 
-def test_only_the_volumes_that_a_result_holds_are_written(result, tmp_path) -> None:
+def test_only_the_volumes_of_a_result_are_written(result, tmp_path) -> None:
     SegmentationWriter(tmp_path, NAMES, postfix="").write(result, "a")
     assert {path.name for path in tmp_path.iterdir()} == {"a.nii.gz", "a.json"}
     result.confidence = np.full((4, 3, 2), 0.5, np.float32)
@@ -62,6 +62,6 @@ def test_the_format_can_be_that_of_the_image(result, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"), [({"output_format": "dicom"}, "output_format"), ({"label_values": [0, 1]}, "label_values")]
 )
-def test_options_that_do_not_fit_are_refused(options, named, tmp_path) -> None:
+def test_invalid_options_are_named(options, named, tmp_path) -> None:
     with pytest.raises(UserError, match=named):
         SegmentationWriter(tmp_path, NAMES, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The segmenter: its result on a file's grid, confidence by hand, and predictions averaged over mirrored views."""
+"""The segmenter: results on the grid of the file, confidence computed by hand, and test-time mirroring."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def scan(tmp_path):
     return save(tmp_path / "scan.nii.gz", image, oblique((1.5, 1.6, 1.4))), image
 
 
-def test_a_result_lies_on_the_grid_of_the_file_and_holds_what_is_asked_for(scan) -> None:
+def test_a_result_is_on_the_grid_of_the_file_and_has_the_requested_volumes(scan) -> None:
     path, image = scan
     result = segmenter()(str(path))
     assert result.image == str(path) and result.classes.shape == image.shape
@@ -60,7 +60,7 @@ def test_a_result_lies_on_the_grid_of_the_file_and_holds_what_is_asked_for(scan)
 
 
 @pytest.mark.parametrize("wanted", [True, "true", "left", ["left"]])
-def test_the_largest_part_of_a_structure_is_kept(wanted, scan) -> None:
+def test_only_the_largest_component_of_a_structure_is_kept(wanted, scan) -> None:
     path, _ = scan
     whole, kept = segmenter()(str(path)).classes, segmenter(largest_component=wanted)(str(path)).classes
     assert (whole[17:22, 12:17, 2:7] == 1).any() and not (kept[17:22, 12:17, 2:7] == 1).any()
@@ -97,16 +97,16 @@ def sums(*parts: slice) -> ClassSums:
     return result
 
 
-def test_confidence_is_the_dice_of_a_prediction_with_its_probabilities() -> None:
+def test_confidence_is_the_soft_dice_of_prediction_and_probabilities() -> None:
     # class 0: 2 (0.9 + 0.5) / (2 + 1.7); class 1: 2 (0.8 + 0.6) / (2 + 2.0); class 2 has no voxel
     assert sums(slice(None)).confidences() == pytest.approx([2.8 / 3.7, 0.7, 0.0], abs=1e-6)
 
 
-def test_a_case_s_confidence_is_the_mean_over_structures_that_were_found() -> None:
+def test_confidence_of_a_case_is_the_mean_over_found_structures() -> None:
     assert sums(slice(None)).confidence() == pytest.approx(0.7, abs=1e-6)
 
 
-def test_a_prediction_of_background_alone_has_no_confidence() -> None:
+def test_a_prediction_without_structures_has_confidence_0() -> None:
     result = ClassSums(2)
     result.add(torch.tensor([[0.99, 0.98], [0.01, 0.02]]), torch.tensor([0, 0]))
     assert result.confidence() == 0.0
@@ -131,7 +131,7 @@ def pointwise(windows: torch.Tensor) -> torch.Tensor:
 
 
 def leaning(windows: torch.Tensor) -> torch.Tensor:
-    """Class 1 grows along D: a mirrored view says the opposite."""
+    """The logit of class 1 increases along D, so a mirrored view predicts the opposite."""
     ramp = torch.arange(3.0).reshape(3, 1, 1).expand(windows.shape)
     return torch.cat([torch.zeros_like(windows), ramp], dim=1)
 
@@ -149,7 +149,7 @@ def test_probabilities_are_averaged() -> None:
     torch.testing.assert_close(got[0, 1, :, 0, 0], torch.tensor([0.6904, 0.7311, 0.6904]), atol=1e-4, rtol=0)
 
 
-def test_three_axes_are_eight_views() -> None:
+def test_three_axes_give_eight_views() -> None:
     seen = []
     MirroredNetwork(lambda windows: seen.append(windows) or pointwise(windows), [0, 1, 2])(IMAGE)
     assert len({tuple(view.flatten().tolist()) for view in seen}) == 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sliding windows by rows, and resampling and `Spacingd` in blocks, give what MONAI gives for the whole volume."""
+"""Sliding windows in rows, and resampling in blocks, give the same result as MONAI for the whole volume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.volume_files import affine, oblique, stored_as
 
 
 def network(windows: torch.Tensor) -> torch.Tensor:
-    """Two channels that depend on where in the window a voxel lies, so that blending matters."""
+    """Two channels that depend on the position of a voxel in the window, so that blending matters."""
     places = torch.arange(windows[0, 0].numel(), dtype=torch.float32).reshape(windows.shape[2:])
     return torch.cat([windows * places, places.expand_as(windows)], dim=1)
 
@@ -27,7 +27,7 @@ def network(windows: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["gaussian", "constant"])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, (0.6, 0.1, 0.5)])
 @pytest.mark.parametrize("shape", [(21, 13, 10), (8, 15, 5), (6, 7, 4), (8, 8, 17)])
-def test_blocks_together_are_the_volume_that_monai_stitches(shape, overlap, mode, axis) -> None:
+def test_blocks_together_equal_the_volume_that_monai_stitches(shape, overlap, mode, axis) -> None:
     inferer = SlidingWindowInferer((8, 8, 6), sw_batch_size=3, overlap=overlap, mode=mode)
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     blocks = list(stitched_rows(image, inferer, network, axis))
@@ -39,7 +39,7 @@ def test_blocks_together_are_the_volume_that_monai_stitches(shape, overlap, mode
     )
 
 
-def test_no_more_than_a_row_is_given_to_the_inferer() -> None:
+def test_the_inferer_gets_one_row_at_a_time() -> None:
     seen = []
 
     class Spy(SlidingWindowInferer):
@@ -51,7 +51,7 @@ def test_no_more_than_a_row_is_given_to_the_inferer() -> None:
     assert seen == [(9, 10, 8)] * 9  # 0, 4, ..., 32
 
 
-def test_the_axis_with_most_windows_is_the_one_to_go_along() -> None:
+def test_rows_follow_the_axis_with_the_most_windows() -> None:
     assert longest_axis((512, 512, 600), (128, 128, 96)) == 2
     assert longest_axis((300, 64, 60), (128, 128, 16)) == 2
     assert longest_axis((300, 64, 16), (128, 128, 16)) == 0
@@ -69,7 +69,7 @@ def sheared(spacing: tuple[float, float, float], amount: float) -> np.ndarray:
 
 
 def target_of(kind: str) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Source affine, target affine, target shape: a finer or coarser grid over the same body."""
+    """Source affine, target affine and target shape, for a finer or coarser grid over the same region."""
     source = oblique((1.5, 2.0, 2.5))
     if kind == "sheared":
         return affine((1.5, 2.0, 2.5)), sheared((1.0, 1.5, 2.0), 0.9), (18, 12, 10)
@@ -81,7 +81,7 @@ def target_of(kind: str) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
 @pytest.mark.parametrize("kind", ["finer RAS", "finer PIR", "finer LPS", "coarser ASL", "coarser RAS", "sheared"])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("thickness", [1, 4, 100])
-def test_blocks_give_what_the_whole_gives(kind, axis, thickness, monkeypatch) -> None:
+def test_resampling_in_blocks_equals_resampling_the_whole_volume(kind, axis, thickness, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "BLOCK_VOXELS", 700)
     source_affine, target_affine, target_shape = target_of(kind)
     volume = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -100,7 +100,7 @@ def test_blocks_give_what_the_whole_gives(kind, axis, thickness, monkeypatch) ->
     torch.testing.assert_close(result, whole.as_subclass(torch.Tensor).float(), rtol=0, atol=1e-3)
 
 
-def test_blocks_that_are_done_with_are_forgotten() -> None:
+def test_blocks_are_dropped_when_they_are_no_longer_needed() -> None:
     matrix = oblique()
     resampler = BlockResampler(matrix, (6, 5, 40), 2, matrix @ np.diag([1, 1, 0.5, 1]), (6, 5, 80))
     for start in range(0, 40, 4):
@@ -108,10 +108,10 @@ def test_blocks_that_are_done_with_are_forgotten() -> None:
         assert resampler.kept.shape[3] <= 5
 
 
-def test_grids_with_shear_are_not_taken_for_aligned() -> None:
+def test_sheared_grids_are_not_aligned() -> None:
     source, target, shape = target_of("sheared")
     assert not BlockResampler(source, SHAPE, 0, target, shape).aligned
-    assert BlockResampler(source, SHAPE, 1, target, shape).aligned  # its second axis is not in the shear
+    assert BlockResampler(source, SHAPE, 1, target, shape).aligned  # its second axis is not sheared
 
 
 # ---------------------------------------------------------------- Spacingd in blocks
@@ -126,7 +126,7 @@ def small_blocks(monkeypatch) -> None:
     "matrix", [affine(), oblique(), sheared((1.5, 2.0, 2.5), 0.8)], ids=["straight", "oblique", "sheared"]
 )
 @pytest.mark.parametrize("pixdim", [(1.0, 1.1, 1.2), (3.0, 2.5, 4.0), (1.5, 2.0, 2.5)])
-def test_the_volume_and_its_place_are_those_of_monai(matrix, pixdim, small_blocks) -> None:
+def test_voxels_and_affine_equal_those_of_monai(matrix, pixdim, small_blocks) -> None:
     image = MetaTensor(
         torch.randn(2, 14, 11, 9, generator=torch.Generator().manual_seed(0)), affine=torch.as_tensor(matrix)
     )
@@ -137,7 +137,7 @@ def test_the_volume_and_its_place_are_those_of_monai(matrix, pixdim, small_block
     torch.testing.assert_close(got.affine, expected.affine)
 
 
-def test_the_given_transforms_stay_as_they_are() -> None:
+def test_the_given_transforms_are_not_changed() -> None:
     spacing = Spacingd("image", pixdim=(1.0, 1.0, 1.0))
     resample = spacing.spacing_transform.sp_resample
     changed = with_block_spacing(Compose([Compose([spacing])]))
@@ -145,7 +145,7 @@ def test_the_given_transforms_stay_as_they_are() -> None:
     assert changed.transforms[0] is not spacing
 
 
-def test_no_piece_is_larger_than_a_block(small_blocks, monkeypatch) -> None:
+def test_no_part_is_larger_than_a_block(small_blocks, monkeypatch) -> None:
     sizes = []
     original = streaming.SpatialResample.__call__
 
@@ -156,4 +156,4 @@ def test_no_piece_is_larger_than_a_block(small_blocks, monkeypatch) -> None:
     monkeypatch.setattr(streaming.SpatialResample, "__call__", spy)
     image = MetaTensor(torch.zeros(1, 14, 11, 9), affine=torch.as_tensor(affine()))
     with_block_spacing(Compose([Spacingd("image", pixdim=(1.0, 1.1, 1.2))]))({"image": image})
-    assert len(sizes) > 5 and max(sizes) <= 21 * 20 * 1  # a plane, where that is more than a block
+    assert len(sizes) > 5 and max(sizes) <= 21 * 20 * 1  # one plane, which is more than a block

@@ -79,7 +79,7 @@ def test_each_point_is_the_farthest_from_known_and_chosen_points() -> None:
     assert distances == pytest.approx([1.0, 10.0, 1.0, 4.0])
 
 
-def test_two_equal_points_are_not_chosen_one_after_the_other() -> None:
+def test_equal_points_are_not_chosen_in_a_row() -> None:
     points = torch.tensor([[5.0, 0.0], [5.0, 0.0], [0.0, 3.0]])
     order, distances = farthest_first(points, torch.zeros(1, 2))
     assert order == [0, 2, 1]

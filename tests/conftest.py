@@ -12,12 +12,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.data.demo import ensure_demo_dataset
+from tests import parsed_once
 from tests.golden.golden_files import largest_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Two threads that share a busy machine's cores wait for each other; one is as fast on volumes this small.
 torch.set_num_threads(1)
+parsed_once.install()
 
 TINY = {
     "bundle_root": str(ROOT),

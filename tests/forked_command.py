@@ -29,6 +29,9 @@ import monai.transforms
 import torch
 import torch._dynamo
 import torch.utils.tensorboard
+from monai.bundle import ConfigParser
+
+from tests.parsed_once import CONFIGS
 
 
 def load_libraries() -> None:
@@ -37,6 +40,14 @@ def load_libraries() -> None:
     for name in ("Image", "VectorImage", "ImageFileReader", "GDCMImageIO", "NrrdImageIO", "MetaImageIO"):
         getattr(itk, name)  # each loads a part of ITK; the whole of it takes ten seconds
     dir(monai.engines), dir(monai.handlers), dir(monai.transforms)
+    for name in ("train", "evaluate", "inference"):
+        ConfigParser.load_config_file(CONFIGS / f"{name}.yaml")  # remembered, see tests/parsed_once.py
+
+
+def leave_bundle() -> None:
+    """To be given as `prepare`: nothing of this project can be imported unless the command adds its folder."""
+    os.environ.pop("PYTHONPATH", None)
+    sys.path[:] = [place for place in sys.path if place and Path(place).resolve() != CONFIGS.parent]
 
 
 @dataclass

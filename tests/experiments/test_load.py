@@ -117,7 +117,6 @@ def test_memory_of_new_dataset_does_not_grow_with_the_number_of_volumes(tmp_path
     shape = (64, 64, 48)  # 0.4 MB as int16
     for number in (5, 15):
         load.write_volumes(tmp_path / str(number), number, number, shape)
-    traced_peak(tmp_path / "5")  # so that imports on first use are not counted
-    # The minimum of two runs, because tables of the interpreter sometimes grow by megabytes.
+    # The minimum of two runs, because the first one imports and tables of the interpreter grow by megabytes.
     few, many = (min(traced_peak(tmp_path / str(number)) for _ in range(2)) for number in (5, 15))
     assert many - few < 10 * 64 * 64 * 48 * 2 / 3, "10 more volumes take less than a third of their size"

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from scripts.cli.commands import main
 from scripts.errors import UserError
 from scripts.export.package import zip_bundle
 from scripts.networks.vnet import VNet
+from tests import forked_command
 from tests.volume_files import oblique, save, volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,30 +75,17 @@ def test_an_unpacked_zip_segments_from_any_working_directory(bundle, tmp_path) -
     zip_bundle(bundle, tmp_path / "B.zip")
     shutil.rmtree(bundle)
     elsewhere, working = tmp_path / "else where", tmp_path / "empty"
-    working.mkdir()
     with zipfile.ZipFile(tmp_path / "B.zip") as archive:
         archive.extractall(elsewhere)
     image = save(tmp_path / "scan.nii.gz", volume((31, 40, 28)), oblique((1.1, 0.9, 1.3)))
     config = f"{elsewhere}/B/configs/inference.yaml"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-P",
-                "-m",
-                "monai.bundle",
-                "run",
-                "--config_file",
-                config,
-            ),
-            *("--bundle_root", f"{elsewhere}/B", "--dataset_dir", str(image), "--output_dir", "out", "--device", "cpu"),
-        ],
-        cwd=working,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    forked_command.load_libraries()
+    words = [
+        *("monai.bundle", "run", "--config_file", config, "--bundle_root", f"{elsewhere}/B"),
+        *("--dataset_dir", str(image), "--output_dir", "out", "--device", "cpu"),
+    ]
+    done = forked_command.run(words, working, prepare=forked_command.leave_bundle)
+    assert done.code == 0, done.errors
     (written,) = (path for path in (working / "out").iterdir() if path.name.endswith("_seg.nii.gz"))
     assert nib.load(written).shape == nib.load(image).shape
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from scripts.export.formats import export_torchscript
 from scripts.export.self_contained import foreign_names, self_contained
 from scripts.export.settings import ExportSettings
 from scripts.networks.vnet import VNet
+from tests import forked_command
 
 ROOT = Path(__file__).resolve().parents[2]
 DATASETS = sorted(path.name for path in (ROOT / "configs/datasets").glob("*.yaml") if path.name != "template.yaml")
@@ -88,15 +87,10 @@ def test_without_the_bundle_it_gives_the_same_labels(make_workflow, tmp_path) ->
     alone = models.parent
     with zipfile.ZipFile(models / "model.ts") as archive:
         (alone / "inference.json").write_bytes(archive.read("model/extra/inference.json"))
-    subprocess.run(
-        [
-            *(sys.executable, "-P", "-m", "monai.bundle", "run", "--config_file", "inference.json"),
-            *("--dataset_dir", str(images), "--output_dir", "out"),
-        ],
-        cwd=alone,
-        check=True,
-        capture_output=True,
-    )
+    forked_command.load_libraries()
+    words = ["monai.bundle", "run", "--config_file", "inference.json", "--dataset_dir", str(images)]
+    done = forked_command.run([*words, "--output_dir", "out"], alone, prepare=forked_command.leave_bundle)
+    assert done.code == 0, done.errors
     ours, theirs = (nib.load(path / "case_seg.nii.gz") for path in (tmp_path / "ours", alone / "out"))
     assert len(np.unique(np.asarray(ours.dataobj))) > 1, "a volume of one label would not test anything"
     assert np.array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import monai
@@ -17,6 +14,7 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
 from scripts.networks.vnet import VNet
+from tests import forked_command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -43,21 +41,19 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     before = files_below(clone)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "monai.bundle", "run", "training"),
-            *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone)),
-            *("--dataset_dir", str(tiny_demo), "--roi_size", "[32,32,16]", "--base_filters", "4"),
-            *("--device", "cpu", "--max_steps", "5", "--val_interval", "3"),
-            *("--output_dir", str(tmp_path / "X"), "--ckpt_dir", str(tmp_path / "Y")),
-        ],
-        cwd=elsewhere,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    forked_command.load_libraries()
+    words = [
+        *("monai.bundle", "run", "training"),
+        *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone)),
+        *("--dataset_dir", str(tiny_demo), "--roi_size", "[32,32,16]", "--base_filters", "4"),
+        *("--spacing", "[3,3,4]", "--precision", "fp32"),
+        *("--device", "cpu", "--max_steps", "5", "--val_interval", "3"),
+        *("--output_dir", str(tmp_path / "X"), "--ckpt_dir", str(tmp_path / "Y")),
+    ]
+    done = forked_command.run(words, elsewhere, prepare=forked_command.leave_bundle)
+    assert done.code == 0, done.errors
     assert files_below(clone) == before
-    assert files_below(elsewhere) == set()
+    assert files_below(elsewhere) == {"stdout.txt", "stderr.txt"}, "besides the streams of the process"
     models = {"model.pt", "model_best.pt", "checkpoint_00000005.pt"}
     assert files_below(tmp_path / "Y") == models
     assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ from tests.campaigns import kill_runs
 from tests.recorded_runs import differences
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kill_runs, "STEPS", 6)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
+    """An uninterrupted run, shorter than those of the campaign."""
     forked_command.load_libraries()
     folder = tmp_path_factory.mktemp("runs") / "whole"
     kill_runs.uninterrupted_run("default", 0, tiny_demo, folder)

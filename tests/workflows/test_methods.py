@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 METHODS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs/methods").glob("*.yaml"))
-STEPS, FIRST_UNLABELLED = 20, 5
+STEPS, FIRST_UNLABELLED = 10, 3
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["demo", "toy"])
+@pytest.fixture(params=["toy", pytest.param("demo", marks=pytest.mark.slow)])
 def data(request) -> dict:
     """Overrides that name the data."""
     if request.param == "demo":

@@ -23,6 +23,7 @@ from tests.recorded_runs import method_settings, train_and_record
 STEPS = 2
 SMALLER = {
     "base_filters": 2,
+    "roi_size": [32, 16, 16],
     "labelled_cases": 3,
     "validation_cases": 1,  # with the demo's own validation case, one for each rank
     "validate::inferer::overlap": 0.0,

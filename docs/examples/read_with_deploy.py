@@ -55,7 +55,7 @@ def segment(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     sent = Sent()
     operator = MonaiBundleInferenceOperator(
         Host(),
-        app_context=AppContext({}),
+        app_context=AppContext({"model": "no_models"}),  # the default is ./models, which this bundle has
         input_mapping=[IOMapping("image", Image, IOType.IN_MEMORY)],
         output_mapping=[IOMapping("pred", Image, IOType.IN_MEMORY)],
         bundle_path=path,

@@ -59,7 +59,7 @@ def test_recorded_sequence_of_updates_is_reproduced(path):
             recorded = rows_recorded(golden, "after", t, c)
             assert torch.equal(memory.prototypes(c), recorded), f"after update {t}, class {c}"
             if len(recorded) > 0:
-                golden.check(memory.prototypes(c), f"after_u{t}_c{c}", atol=0, quantity="rows")
+                golden.check(memory.prototypes(c), f"after_u{t}_c{c}", atol=0, quantity="prototypes")
     for c, selector in enumerate(selectors.feature):
         for key in golden.part(f"after.feature_selector_c{c}.bn."):
             recorded = f"after.feature_selector_c{c}.bn.{key}"

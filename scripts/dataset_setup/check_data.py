@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `run check_data` does: check every case, print a table, write a CSV file."""
+"""Check a dataset: read every case, print a table of findings and write it as CSV (`run check_data`)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 
-SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # findings of a kind; the CSV has all
-NARROWEST = 40  # characters of the last column, however small the screen
+SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # most lines printed per kind of finding
+NARROWEST = 40  # minimum width of the last column, in characters
 
 
 def table_of(findings: Sequence[Finding], folder: str, width: int | None = None) -> str:
-    """Lines to print.
+    """The findings as a table to print.
 
     Args:
-        findings: in the order to show them in, those of a kind together.
-        folder: the dataset's, which is left out of paths.
-        width: characters of a line; by default those of the terminal.
+        findings: in display order, with findings of the same kind next to each other.
+        folder: folder of the dataset; paths are shown relative to it.
+        width: line width in characters (default: the width of the terminal).
     """
     if not findings:
-        return "Nothing is wrong."
+        return "No problems found."
     rows = [("severity", "finding", "case", "what")]
     for _, group in groupby(findings, key=lambda finding: finding.kind):
         same = list(group)
@@ -64,21 +64,21 @@ COLUMNS = ("severity", "finding", "role", "case", "file", "what")
 def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str], None] = print) -> list[Finding]:
     """Check every file that a run would read, report all problems, and write `output_dir/check_data.csv`.
 
-    Images of all cases are opened, and the labels of labelled, validation and test cases; the label file of an
-    unlabelled case is not. One file's voxels are in memory at a time.
+    The images of all cases are opened, and the labels of labelled, validation and test cases. Label files of unlabelled
+    cases are not opened. Only one file's voxels are in memory at a time.
 
     Args:
-        dataset: what is checked.
-        output_dir: folder of the table.
-        show: takes the lines to print.
+        dataset: the dataset to check.
+        output_dir: folder for the CSV file.
+        show: called with each text to print.
 
     Returns:
-        The findings, the worst first, if none of them is an error.
+        The findings, most severe first, if none of them is an error.
 
     Raises:
-        UserError: if training would be harmed, after everything is printed and written; or if there is no datalist.
+        UserError: if a finding is an error (raised after the table is printed and written), or if there is no datalist.
     """
-    _ = dataset.values  # contradictory values are refused before files are read
+    _ = dataset.values  # raises on contradictory settings before any file is read
     lists, findings = read_cases(dataset)
     findings += labels_alone(*named_files(dataset.directory, dataset.datalist))
     show(_what_is_read(lists))
@@ -90,7 +90,7 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     counts = _counted(findings)
     errors = [finding for finding in findings if finding.is_error]
     if errors:
-        raise UserError(f"The data would harm training: {counts}, each with what to do in {path}.")
+        raise UserError(f"The dataset has problems that would harm training ({counts}); {path} says how to fix each.")
     show(f"{counts[0].upper()}{counts[1:]}; written to {path}.")
     return findings
 
@@ -99,8 +99,8 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
     """Check the files of a datalist; label files of unlabelled cases are not opened.
 
     Args:
-        lists: of `read_cases`; their files may be missing.
-        dataset: declares what they should be like.
+        lists: cases from `read_cases`; their files may be missing.
+        dataset: the properties that the files should have.
         progress: see `Progress`.
     """
     opened = check_all_headers(cases_with_roles(lists), dataset, progress)
@@ -119,7 +119,7 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
 
 
 def csv_of(findings: Iterable[Finding]) -> str:
-    """A line for each finding, below `COLUMNS`."""
+    """The findings as CSV: a header with `COLUMNS`, then one line per finding."""
     rows = [(each.severity, each.kind.title, each.role, each.case, each.file, each.sentence) for each in findings]
     return csv_text(COLUMNS, rows)
 

@@ -20,8 +20,8 @@ from scripts.errors import UserError
 from scripts.images.header import VolumeHeader
 from scripts.images.read import Volume, open_volume
 
-INTENSITY_CASES = 40  # labelled training cases whose intensities are sampled, evenly over all of them
-VOXELS_PER_CASE = 10_000  # foreground voxels sampled from a case, evenly over its foreground
+INTENSITY_CASES = 40  # at most this many labelled training cases are sampled for intensities
+VOXELS_PER_CASE = 10_000  # approximate number of foreground voxels sampled per case, evenly spaced
 PERCENTILES = (0.5, 99.5)
 
 
@@ -30,9 +30,9 @@ class Grid:
     """The grid of an image with its axes in RAS order, as in training.
 
     Attributes:
-        shape: voxels.
+        shape: size in voxels.
         spacing: mm.
-        channels: of all files of the image together.
+        channels: total over all files of the image.
     """
 
     shape: tuple[int, int, int]
@@ -63,9 +63,9 @@ class Intensity:
     """Intensities of one channel in the sampled cases.
 
     Attributes:
-        minimum: median over the cases of the lowest value of the volume.
-        low: 0.5th percentile of the foreground voxels of all cases together.
-        high: 99.5th percentile.
+        minimum: lowest value of a volume, median over the cases.
+        low: 0.5th percentile of the foreground voxels, pooled over the cases.
+        high: 99.5th percentile of the same voxels.
     """
 
     minimum: float
@@ -75,13 +75,13 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a set of volumes is like.
+    """Measured properties of a set of volumes.
 
     Attributes:
-        grids: of every case.
+        grids: grid of each case.
         labels: values in all label files.
-        intensities: of each channel.
-        sampled: number of cases that the intensities come from.
+        intensities: one entry per channel.
+        sampled: number of cases whose intensities were sampled.
     """
 
     grids: list[Grid]
@@ -92,7 +92,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a case, their headers parsed."""
+    """The files of a case, with parsed headers."""
 
     images: list[Volume]
     label: Volume | None
@@ -107,12 +107,12 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
 
     Args:
         roles: the cases.
-        ignore_value: label value of voxels that are ignored; `None`: there is none.
+        ignore_value: label value of voxels to ignore (`None`: no such value).
         progress: see `Progress`.
 
     Raises:
-        UserError: for an unreadable file, a single slice, cases that differ in their number of channels, channels or
-            labels on another grid than their image, or a label file that cannot be one.
+        UserError: for an unreadable file, a single slice, cases with different numbers of channels, channels or labels
+            that are not on the grid of their image, or label values that are not whole numbers.
     """
     cases = [_open(case) for case in progress(roles.all, "reading headers")]
     grids = [_grid_of(case) for case in cases]
@@ -143,7 +143,7 @@ def _grid_of(case: _Files) -> Grid:
     headers = [image.header for image in case.images]
     for header in headers:
         if min(header.shape) < 2:
-            raise UserError(f"{header.path} has {header.size} voxels: volumes are needed, not single slices.")
+            raise UserError(f"{header.path} is a single slice ({header.size} voxels): give 3D volumes.")
     for problem in channels_on_one_grid(headers):
         raise UserError(problem.sentence)
     ras = headers[0].in_ras()
@@ -155,30 +155,30 @@ def _check_channels(cases: Sequence[_Files], grids: Sequence[Grid]) -> None:
         if grid.channels != grids[0].channels:
             raise UserError(
                 f"{case.image.path} has {grid.channels} channels, but {cases[0].image.path} has {grids[0].channels}: "
-                "all cases need the same number."
+                "all cases must have the same number of channels."
             )
 
 
 def _check_labels(cases: Sequence[_Files]) -> None:
-    """Labels must be on the grids of their images, in any storage order."""
+    """Check that every label is on the grid of its image; the storage order of the axes may differ."""
     problems = [
         problem for case in cases if case.label is not None for problem in label_on_image(case.image, case.label.header)
     ]
     if problems:
-        others = f" ({len(problems)} labels have such a problem)" if problems[1:] else ""
+        others = f" ({len(problems)} labels have this problem)" if problems[1:] else ""
         raise UserError(problems[0].sentence.rstrip(".") + others + ".")
 
 
 def _sample(case: _Files, label: np.ndarray, ignore_value: int | None) -> list[tuple[float, np.ndarray]]:
-    """For each channel the lowest value of the volume, and values under the label.
+    """For each channel, the lowest value of the volume and a sample of the foreground values.
 
     Args:
-        case: whose images are read.
-        label: `(1, X, Y, Z)`, in the order of the label's file.
-        ignore_value: value that is no foreground.
+        case: files of the case; its images are read.
+        label: `(1, X, Y, Z)`, in the storage order of the label file.
+        ignore_value: label value that does not count as foreground.
     """
     assert case.label is not None
-    mask = _in_ras(case.label.header, label)[0].round()  # within rounding of whole numbers, as `tally` takes them
+    mask = _in_ras(case.label.header, label)[0].round()  # `tally` rounds label values in the same way
     mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
     channels = (channel for image in case.images for channel in _in_ras(image.header, image.voxels()))
     return [_of_channel(channel, mask) for channel in channels]
@@ -191,7 +191,7 @@ def _in_ras(header: VolumeHeader, voxels: np.ndarray) -> list[np.ndarray]:
 
 
 def _of_channel(channel: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
-    """Lowest value, and values evenly over the foreground; over the whole volume if there is no foreground."""
+    """The lowest value, and evenly spaced values of the foreground (of the whole volume if there is no foreground)."""
     inside = channel[mask] if mask.any() else channel.reshape(-1)
     sample = inside[:: max(1, len(inside) // VOXELS_PER_CASE)].astype(np.float32)
     return float(np.nanmin(channel)), sample[np.isfinite(sample)]
@@ -208,7 +208,7 @@ def _intensities(samples: Sequence[Sequence[tuple[float, np.ndarray]]]) -> list[
 
 
 def evenly(items: Sequence, number: int) -> list:
-    """At most `number` items, evenly over the sequence."""
+    """At most `number` items, evenly spaced in the sequence."""
     if len(items) <= number:
         return list(items)
     return [items[i * len(items) // number] for i in range(number)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folder says about its dataset: in a `dataset.json`, and by the names of files and folders.
+"""Find the cases of a dataset from its `dataset.json` and from the names of its files and folders.
 
-The image and the label of a case have the same name, or the label's has a word such as `_seg` more; if names do not
-match, they are in the folder of the case.
+An image and a label belong together if their names are equal apart from a word such as `_seg`. If the names do not
+match, each case must have its own folder.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from scripts.images.header import ending_of
 
 @dataclass(frozen=True)
 class Description:
-    """Names that a dataset comes with; empty where it says nothing.
+    """Names and values from a `dataset.json`; a field that the file does not give is empty.
 
     Attributes:
-        channel_names: of each image channel, e.g. `CT`.
-        label_names: value in the label files to name.
-        ignore_value: value of voxels that are neither structure nor background.
+        channel_names: name of each image channel, e.g. `CT`.
+        label_names: maps each value in the label files to its name.
+        ignore_value: label value of voxels to ignore.
     """
 
     channel_names: tuple[str, ...] = ()
@@ -49,25 +49,26 @@ class Description:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a dictionary.
+    """Read a JSON file that holds a dictionary.
 
     Raises:
-        UserError: if it does not.
+        UserError: if the file cannot be read or does not hold a dictionary.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a dictionary; docs/data.md shows the form.")
+        raise UserError(f"{path} must hold a dictionary; docs/data.md shows the format.")
     return content
 
 
 def describe(content: Mapping[str, Any]) -> Description:
-    """Read `modality` or `channel_names`, and `labels`, which the two write the other way round.
+    """Read the names of channels and labels.
 
-    nnU-Net's regions (several values under one name) overlap, so they name no value; its label `ignore` is the value to
-    ignore. What is in no known form is passed over: values can be counted and named without it.
+    The Decathlon writes `modality` and maps label values to names; nnU-Net writes `channel_names` and maps names to
+    values. nnU-Net's regions (several values under one name) are skipped because they overlap; its label `ignore` gives
+    the value to ignore. Unknown formats are skipped, because the settings can be chosen without these names.
     """
     channels = content.get("channel_names") or content.get("modality") or {}
     names = [str(channels[key]) for key in sorted(channels, key=str)] if isinstance(channels, Mapping) else []
@@ -86,11 +87,11 @@ def describe(content: Mapping[str, Any]) -> Description:
 
 
 COMMAND = "new-dataset"
-"""What a `dataset.json` of ours says under `written_by`."""
+"""Value of `written_by` in every `dataset.json` that this command writes."""
 
 
 def read_generated(path: Path) -> dict[str, Any]:
-    """The content of a `dataset.json` that new_dataset wrote, edited since or not; empty for any other file."""
+    """The content of a `dataset.json` that new_dataset wrote, even if it was edited; empty for other files."""
     try:
         content = read_json(path)
     except UserError:
@@ -106,10 +107,10 @@ class FoundCase:
     """Files of one case; paths are relative to the folder that was searched, or absolute.
 
     Attributes:
-        name: what to call it, unique among the cases.
+        name: unique name of the case.
         images: a file or DICOM folder for each channel (or one that holds all channels).
-        label: its label file.
-        part: `training`, `validation` or `test`, as the names of folders or a datalist say.
+        label: label file; `None` if the case has no label.
+        part: `training`, `validation` or `test`, from the names of folders or the datalist.
     """
 
     name: str
@@ -129,16 +130,16 @@ class _Unit:
 
 
 def pair(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None = None) -> list[FoundCase]:
-    """The cases that files make up, in the order of their names.
+    """Group files into cases, sorted by name.
 
     Args:
         images: relative paths.
         labels: relative paths.
-        channels: endings of image names, one a channel, in their order; images with another ending are left out.
-            Without it, `_0000`, `_0001` (nnU-Net) and several images in a case's own folder are channels.
+        channels: endings of image names, one per channel, in channel order; images with other endings are left out.
+            `None`: `_0000`, `_0001` (nnU-Net) and several images in one case's folder are channels.
 
     Raises:
-        UserError: for names that match twice, a label for nothing, or cases that differ in their channels.
+        UserError: for ambiguous names, a label without an image, or cases with different channels.
     """
     try:
         cases = _pair_by_name(images, labels, channels)
@@ -167,15 +168,15 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
         unit = _nearest(label, next(filter(None, steps), []))
         if unit in label_of:
             raise UserError(
-                f"{label_of[unit]} and {label} are both labels of {unit.images[0]}: keep one, or name the folder of "
-                "labels by --labels."
+                f"{label_of[unit]} and {label} are both labels of {unit.images[0]}: keep one, or give the folder of "
+                "labels with --labels."
             )
         label_of[unit] = label
     return [FoundCase(unit.stem, unit.images, label_of.get(unit), unit.part) for unit in units]
 
 
 def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
-    """The candidate that lies beside the label; elsewhere only if there is no other."""
+    """The candidate nearest to the label: same place and part, else same place, else same part, else any."""
     place, part = place_of(label), part_of(label)
     for near in (
         [u for u in candidates if u.place == place and u.part == part],
@@ -185,14 +186,14 @@ def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
     ):
         if len(near) > 1:
             raise UserError(
-                f"The label {label} matches {near[0].images[0]} as well as {near[1].images[0]}: give each case a name "
-                "of its own."
+                f"The label {label} matches both {near[0].images[0]} and {near[1].images[0]}: give each case a "
+                "unique name."
             )
         if near:
             return near[0]
     raise UserError(
-        f"The label {label} belongs to no image: its name must be an image's, or that with _seg or _label more. Rename "
-        "it, or name the endings of several channels by --channels."
+        f"The label {label} has no matching image: give it the name of its image, with or without _seg or _label, or "
+        "list the endings of the channels with --channels."
     )
 
 
@@ -215,7 +216,10 @@ def _units(images: Sequence[str], labels: Sequence[str], channels: Sequence[str]
 def _channel_splits(
     images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
 ) -> dict[str, tuple[str, str]]:
-    """Stem without channel, and channel, of each image; nnU-Net's digits count only if they explain the labels."""
+    """The case's stem and the channel of each image.
+
+    Without `channels`, nnU-Net's digits are read as channels only if no label has the full stem of an image.
+    """
     stems = {image: stem_of(image) for image in images}
     wanted = tuple(channels) if channels else None
     parts = {image: split_channel(stem, wanted) for image, stem in stems.items()}
@@ -228,7 +232,7 @@ def _channel_splits(
 
 
 def _check_channels(cases: dict[str, Iterable[str]]) -> None:
-    """All cases must have the channels that most have."""
+    """Check that all cases have the same channels as most of them."""
     if not cases:
         return
     counts = Counter(tuple(sorted(channels)) for channels in cases.values())
@@ -237,7 +241,7 @@ def _check_channels(cases: dict[str, Iterable[str]]) -> None:
         if tuple(sorted(channels)) != usual:
             raise UserError(
                 f"Case {name} has the channels {', '.join(sorted(channels)) or '-'}, but other cases have "
-                f"{', '.join(usual)}: add or take out files so that all agree, or choose by --channels."
+                f"{', '.join(usual)}: add or remove files so that all cases agree, or select with --channels."
             )
 
 
@@ -247,7 +251,7 @@ def _check_channels(cases: dict[str, Iterable[str]]) -> None:
 def _pair_by_folder(
     images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
 ) -> list[FoundCase] | None:
-    """Cases with a folder each, `None` if the labels do not lie in folders of one depth with one label each."""
+    """Cases that have one folder each; `None` unless each label is alone in a folder and all folders have one depth."""
     places = [place_of(label) for label in labels]
     depth = len(places[0]) if places else 0
     if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
@@ -256,11 +260,11 @@ def _pair_by_folder(
     if any(len(place) < depth for place in where.values()) or any(p[-1].lower() in PART_FOLDERS for p in places):
         return None
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
-    for image, place in where.items():  # an absolute path lies outside of the folder that was searched
+    for image, place in where.items():  # an absolute path is outside of the folder that was searched
         inside.setdefault(place[: None if image.startswith("/") else depth], []).append(image)
     empty = next((label for label, place in zip(labels, places, strict=True) if not inside[place]), None)
     if empty:
-        raise UserError(f"The label {empty} has no image in its folder: add one, or take the label out.")
+        raise UserError(f"The label {empty} has no image in its folder: add an image or remove the label.")
     named = {place: _channels_in_folder(files, channels) for place, files in inside.items()}
     if channels or any(len(files) > 1 for files in named.values()):
         _check_channels({"/".join(place): files for place, files in named.items()})
@@ -273,7 +277,7 @@ def _pair_by_folder(
 
 
 def _channels_in_folder(files: Sequence[str], channels: Sequence[str] | None) -> dict[str, str]:
-    """Channel to file: what differs in the names of a folder's files, `BraTS_001_t1` to `t1`."""
+    """Map channel to file. A channel is the part of the stem in which files differ: `t1` of `BraTS_001_t1`."""
     stems = [stem_of(file) for file in files]
     if channels:
         parts = [split_channel(stem, tuple(channels)) for stem in stems]
@@ -290,7 +294,7 @@ def _channels_in_folder(files: Sequence[str], channels: Sequence[str] | None) ->
 
 
 def _with_unique_names(cases: Sequence[FoundCase]) -> list[FoundCase]:
-    """A name that several cases share is replaced by their folder's, or told apart by it, or by a number."""
+    """Make case names unique: replace a shared name by that of the folder, or add the folder or a number to it."""
     named = Counter(case.name for case in cases)
     held = Counter(place_of(case.images[0]) for case in cases)
     taken: set[str] = set()

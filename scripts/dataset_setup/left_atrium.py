@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m scripts convert-left-atrium` does."""
+"""Convert the public left atrium volumes to NIfTI (`python -m scripts convert-left-atrium`)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from scripts.images.write import write_volume
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 UA_MT = "mri_norm2.h5"
-SPACING_MM = 0.625  # of every volume of the challenge; the .h5 files do not say it
-CROP_MARGIN = 15  # voxels around the label; UA-MT draws 10 to 19
-CROP_LEAST = (112, 112)  # voxels, the sides of UA-MT's patch along the axes that are cut
+SPACING_MM = 0.625  # spacing of every challenge volume; the .h5 files do not store it
+CROP_MARGIN = 15  # voxels around the label; UA-MT draws 10 to 19 at random
+CROP_LEAST = (112, 112)  # minimum size in voxels along the cropped axes: the sides of UA-MT's patch
 LISTS = ("train.list", "test.list")
 TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
 class Source:
-    """A case where it lies: a folder with the challenge's two files, or an `.h5` file."""
+    """A case to convert: a folder with the challenge's two files, or an `.h5` file."""
 
     name: str
     path: Path
@@ -39,22 +39,22 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
     """Write `output/images`, `output/labels` and `output/dataset.json`.
 
     Args:
-        folder: with the cases.
-        output: made where it does not exist; without a `dataset.json`, which is written last, so that a conversion that
-            was cut off can be started again.
-        crop: whether volumes are cut around their label, see `crop_box`.
-        show: takes what was done.
+        folder: folder that holds the cases.
+        output: output folder, created if needed. It must not hold a `dataset.json`, which is written last so that an
+            interrupted conversion can be started again.
+        crop: whether to crop volumes around the label, see `crop_box`.
+        show: called with the summary to print.
 
     Returns:
-        The datalist.
+        Path of the datalist.
 
     Raises:
-        UserError: for a folder without cases, one case twice, lists that name other cases, a file that cannot be
-            used, or an `output` that is taken; h5py that is missing where it is needed.
+        UserError: for a folder without cases, duplicate cases, lists that name unknown cases, an unusable file, or an
+            `output` that has a datalist; also if h5py is needed and not installed.
     """
     datalist = output / "dataset.json"
     if datalist.exists():
-        raise UserError(f"{datalist} exists already: name another folder, or remove it.")
+        raise UserError(f"{datalist} already exists: choose another folder, or delete the file.")
     sources = find_sources(folder)
     training, test, reason = split(folder, [source.name for source in sources])
     chosen = {source.name: source for source in sources}
@@ -70,7 +70,7 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
         "test": [_entry(name) for name in test],
     }
     write_text(datalist, json.dumps(content, indent=1) + "\n")
-    show(f"{len(training)} training and {len(test)} test cases in {output}, {reason}.")
+    show(f"{len(training)} training and {len(test)} test cases written to {output}; {reason}.")
     return datalist
 
 
@@ -78,63 +78,64 @@ def find_sources(folder: Path) -> list[Source]:
     """The cases below a folder, sorted by name.
 
     Raises:
-        UserError: for a folder that does not exist or holds no case, a case without label, or one name twice.
+        UserError: for a folder that does not exist or holds no case, a case without label, or duplicate names.
     """
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist.")
     sources = [Source(path.parent.name, path.parent) for path in folder.rglob(IMAGE)]
     for source in sources:
         if not (source.path / LABEL).is_file():
-            raise UserError(f"{source.path} holds {IMAGE} but no {LABEL}: take the folder of the training set.")
+            raise UserError(f"{source.path} holds {IMAGE} but no {LABEL}: use the training set of the challenge.")
     sources += [Source(path.parent.name if path.name == UA_MT else path.stem, path) for path in folder.rglob("*.h5")]
     if not sources:
-        raise UserError(f"{folder} holds neither a case's folder with {IMAGE} and {LABEL} nor an .h5 file.")
+        raise UserError(f"{folder} holds no cases: folders with {IMAGE} and {LABEL}, or .h5 files, are needed.")
     by_name: dict[str, Source] = {}
     for source in sources:
         other = by_name.setdefault(source.name, source)
         if other is not source:
-            raise UserError(f"{other.path} and {source.path} are the same case by name: convert one folder of them.")
+            raise UserError(f"{other.path} and {source.path} have the same case name: keep only one of them.")
     return [by_name[name] for name in sorted(by_name)]
 
 
 def split(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str], str]:
-    """Training cases, test cases, and what says so, for the report.
+    """Training cases, test cases, and where the split comes from (for the summary).
 
     Raises:
-        UserError: for lists that name a case which is not there, or the same one twice.
+        UserError: if the lists name a case that does not exist, or one case twice.
     """
     home = next((f for f in (folder, folder.absolute().parent) if all((f / name).is_file() for name in LISTS)), None)
     if home is None:
         tests = choose_tests(names, number_of_tests(len(names), TEST_FRACTION))
         training = [name for name in names if name not in tests]
-        return training, sorted(tests), f"by the hash of their names as there is no {' and '.join(LISTS)}"
+        return training, sorted(tests), f"the split hashes case names, because there is no {' and '.join(LISTS)}"
     training, test = (_listed(home / name) for name in LISTS)
     twice = sorted(name for name in {*training, *test} if (training + test).count(name) > 1)
     absent = sorted({*training, *test} - {*names})
     if twice:
-        raise UserError(f"The lists in {home} name the case {twice[0]} twice: each case has one role.")
+        raise UserError(f"The lists in {home} name the case {twice[0]} twice: name each case once.")
     if absent:
         raise UserError(
-            f"The lists in {home} name {len(absent)} cases that {folder} does not hold, the first is {absent[0]}: "
+            f"The lists in {home} name {len(absent)} cases that are not in {folder}, the first is {absent[0]}: "
             "complete the download."
         )
     left_out = len(names) - len(training) - len(test)
-    return training, test, f"as {home}'s lists have it" + (f"; {left_out} that they do not name" if left_out else "")
+    return training, test, f"the split is that of the lists in {home}" + (f"; {left_out} unlisted" if left_out else "")
 
 
 def _listed(file: Path) -> list[str]:
-    """Names, one a line; what stands behind a slash is a file of the case."""
+    """Case names, one per line; a slash and the text after it are dropped."""
     lines = file.read_text(encoding="utf-8").split("\n")
     return [line.strip().split("/")[0] for line in lines if line.strip()]
 
 
 def crop_box(label: np.ndarray) -> tuple[slice, slice, slice]:
-    """Where published work cuts: along the first two axes, around the label.
+    """The crop around the label along the first two axes, as in published work.
 
-    The label's extent, widened to `CROP_LEAST`, and `CROP_MARGIN` voxels more at each end, inside the volume.
+    The extent of the label is widened to `CROP_LEAST`, then by `CROP_MARGIN` voxels at each end, and clipped to the
+    volume.
 
     Args:
-        label: `(X, Y, Z)`, with foreground.
+        label: `(X, Y, Z)`, with at least one foreground voxel.
     """
     box = []
     for axis, least in enumerate(CROP_LEAST):
@@ -149,13 +150,13 @@ def _write_case(source: Source, output: Path, crop: bool) -> None:
     image, label, affine = _read_h5(source.path) if source.path.suffix == ".h5" else _read_nrrd(source.path)
     values = np.unique(label)
     if image.shape != label.shape or image.ndim != 3:
-        raise UserError(f"{source.path} has an image of {image.shape} and a label of {label.shape} voxels.")
+        raise UserError(f"{source.path} has an image of {image.shape} and a label of {label.shape} voxels: both must be 3D, with one shape.")
     if not np.isin(values, (0, 1, 255)).all() or len(values) > 2:
-        raise UserError(f"The label of {source.path} holds {values[:5].tolist()}, but it must hold 0 and 1 or 255.")
+        raise UserError(f"The label of {source.path} holds {values[:5].tolist()}, but it may hold only 0 and 1, or 0 and 255.")
     label = (label > 0).astype(np.uint8)
     if crop:
         if not label.any():
-            raise UserError(f"The label of {source.path} is empty, so that --crop has nothing to cut around.")
+            raise UserError(f"The label of {source.path} is empty, so --crop cannot be used.")
         box = crop_box(label)
         image, label = image[box], label[box]
         affine = affine @ from_matvec(np.eye(3), [side.start for side in box])
@@ -171,7 +172,7 @@ def _read_nrrd(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
-        import h5py  # not among the requirements: nothing else here reads such files
+        import h5py  # not in requirements.txt, because only this command needs it
     except ImportError as error:
         raise UserError(f"Reading {path.name} needs h5py: run pip install h5py.") from error
     try:
@@ -181,7 +182,7 @@ def _read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} cannot be read as an HDF5 file with `image` and `label` ({error}): it may be incomplete."
         ) from error
-    # The files do not say where their axes point: they are written as they come.
+    # The files do not store an orientation, so voxels are written in their order.
     return image.astype(np.float32), label, np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
 
 

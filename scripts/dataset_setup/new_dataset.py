@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m scripts new-dataset` does: find cases, measure them, choose settings, show all of it, write."""
+"""Set up a dataset (`python -m scripts new-dataset`): find and measure the cases, choose settings, write files."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     """Write `dataset.json` and a YAML for a folder of images and labels.
 
     Args:
-        request: what to do.
-        machine: the machine whose memory patches must fit, by default this one.
-        show: takes what was found before anything is written, and then what was written and the next commands.
+        request: options of the command.
+        machine: machine whose memory limits the patch size (default: this one).
+        show: called with a summary before anything is written, then with the written files and the next commands.
 
     Returns:
-        The YAML's path; with `dry_run` nothing is written there.
+        Path of the YAML file; with `dry_run` it is not written.
 
     Raises:
-        UserError: for a folder or request that cannot be trained on, or a file that exists; nothing is written then.
+        UserError: for an unusable folder or request, or a file that exists already; nothing is written then.
     """
     if not NAME.fullmatch(request.name) or request.name.startswith((".", "-")):
-        raise UserError(f"--name {request.name!r} must be a file name of letters, digits, _, - and dots.")
+        raise UserError(f"--name {request.name!r} must consist of letters, digits, _, - and dots, and not start with - or a dot.")
     home = _home(request)
     config = (request.config or home / f"{request.name}.yaml").absolute()
     cases, description, source = gather(request)
     roles = assign(cases, request)
     _refuse_existing(config, request)
-    _datalist(request, roles, home)  # refuses an existing file before minutes go into measuring
+    _datalist(request, roles, home)  # raises if the file exists, before minutes are spent on measuring
     ignore_value = description.ignore_value if request.ignore_value is None else request.ignore_value
     fingerprint = measure(roles, ignore_value, progress_bar)
     plan = make_plan(
@@ -64,7 +64,7 @@ def _write(request: Request, roles: Roles, plan: Plan, home: Path, config: Path,
     datalist, lists, keep = _datalist(request, roles, home)
     settings = yaml_of(plan, roles, request.name, home, datalist.name, config)
     if request.dry_run:
-        show(f"Nothing is written (--dry_run). {config} would hold:\n\n{settings}")
+        show(f"Nothing was written (--dry_run). {config} would contain:\n\n{settings}")
         return
     if not keep:
         write_text(datalist, json_of(request.name, plan, lists))
@@ -77,21 +77,21 @@ def _home(request: Request) -> Path:
     folder = request.folder.absolute()
     home = (request.copy_to or request.output or folder).absolute()
     if request.copy_to is not None and request.output is not None:
-        raise UserError("--output and --copy_to both name a folder for dataset.json: give one of them.")
+        raise UserError("--output and --copy_to both set the folder of dataset.json: give only one of them.")
     if request.copy_to is not None and home.is_relative_to(folder):
-        raise UserError(f"--copy_to {request.copy_to} lies in the folder that is copied: name one outside of it.")
+        raise UserError(f"--copy_to {request.copy_to} is inside the folder to copy: choose one outside of it.")
     if "#" in str(home):
-        raise UserError(f"{home} holds a #, which MONAI reads as a key in configs: name another folder by --output.")
+        raise UserError(f"{home} contains #, which MONAI treats as a key separator: choose another folder with --output.")
     if home == folder and folder.is_dir() and not os.access(folder, os.W_OK) and not request.dry_run:
-        raise UserError(f"{folder} cannot be written to: name a folder for dataset.json by --output.")
+        raise UserError(f"{folder} is not writable: choose a folder for dataset.json with --output.")
     return home
 
 
 def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[str, list[Any]], bool]:
-    """The datalist's path, its lists, and whether the file that is there is kept.
+    """The datalist's path, its lists, and whether the existing file is kept.
 
-    It is `dataset.json`, or `dataset_NAME.json` if that file came with the data or belongs to another name. A file
-    that gives every case the same role is kept.
+    The file is `dataset.json`, or `dataset_NAME.json` if `dataset.json` came with the data or belongs to another name.
+    An existing file that gives every case the same role is kept.
     """
     elsewhere = request.output is not None and home != request.folder.absolute()
     lists = datalist_of(roles, None if elsewhere else home)
@@ -118,26 +118,26 @@ def _closing(written: Sequence[Path], name: str, has_tests: bool) -> str:
 
 
 def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Progress) -> Roles:
-    """Copy the files of all cases below `target`, where they keep their paths below the root they were found in.
+    """Copy the files of all cases to `target`, keeping their paths relative to the folder where they were found.
 
     Args:
         roles: cases with absolute paths.
         roots: folders that were searched.
-        target: outside of them.
+        target: folder to copy to, outside of `roots`.
         progress: see `Progress`.
 
     Returns:
-        The same roles with paths of the copies.
+        The same roles with the paths of the copies.
 
     Raises:
-        UserError: if another file is there already, or a file cannot be copied.
+        UserError: if a different file is already there, or a file cannot be copied.
     """
 
     def copied(case: FoundCase) -> FoundCase:
         try:
             images = tuple(_copy(Path(path), roots, target) for path in case.images)
             return replace(case, images=images, label=case.label and _copy(Path(case.label), roots, target))
-        except OSError as error:  # of shutil's too, which lists all files of a folder
+        except OSError as error:  # also shutil.Error, which lists the files that failed
             raise UserError(f"Case {case.name} cannot be copied to {target}: {error.strerror or error}.") from error
 
     bar = iter(progress(roles.all, "copying"))
@@ -145,12 +145,12 @@ def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Prog
         role: [copied(next(bar)) for _ in getattr(roles, role)]
         for role in ("labelled", "unlabelled", "validation", "test")
     }
-    next(bar, None)  # lets the bar end
+    next(bar, None)  # finishes the progress bar
     return Roles(**lists, notes=roles.notes)
 
 
 def copy_target(path: Path, roots: Sequence[Path], target: Path) -> Path:
-    """Where a file's copy goes; what was found in a further root lies in a folder with that root's name."""
+    """Path of a file's copy; files from the second and later roots go to a subfolder with that root's name."""
     for number, root in enumerate(roots):
         if path.is_relative_to(root):
             return (target if number == 0 else target / root.name) / path.relative_to(root)
@@ -164,12 +164,12 @@ def _copy(path: Path, roots: Sequence[Path], target: Path) -> str:
         shutil.copytree(path, goal, dirs_exist_ok=True)
         return str(goal)
     files = [path]
-    if ending_of(path) in (".mhd", ".nhdr"):  # headers that name a file of voxels beside them
+    if ending_of(path) in (".mhd", ".nhdr"):  # headers whose voxels are in a file beside them
         files += [f for f in sorted(path.parent.glob(f"{path.stem}.*")) if f != path]
     for file in files:
         copy = goal.with_name(file.name)
         if copy.exists() and not filecmp.cmp(file, copy):
-            raise UserError(f"{copy} exists and differs from {file}: name an empty folder by --copy_to.")
+            raise UserError(f"{copy} exists and differs from {file}: choose an empty folder with --copy_to.")
         if not copy.exists():
             shutil.copy2(file, copy)
     return str(goal)

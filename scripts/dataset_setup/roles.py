@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder to the cases that train, that are unlabelled, and that test."""
+"""Find the cases of a folder and split them into labelled, unlabelled, validation and test cases."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from scripts.images.header import ENDINGS
 
 
 def number_of_tests(labelled: int, fraction: float) -> int:
-    """A fraction of the labelled cases, rounded down: with few labels none is given away.
+    """Number of test cases: a fraction of the labelled cases, rounded down, so that small datasets keep all labels.
 
     Raises:
-        UserError: for a fraction that is not from 0 to below 1.
+        UserError: if the fraction is not in [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise UserError(f"test_fraction must be at least 0 and below 1, got {fraction}.")
-    return math.floor(labelled * Fraction(str(fraction)))  # 0.1 of 30 is 3, whatever binary numbers say
+        raise UserError(f"--test_fraction must be at least 0 and below 1, got {fraction}.")
+    return math.floor(labelled * Fraction(str(fraction)))  # exact decimals: 0.1 of 30 is 3
 
 
 def choose_tests(names: Sequence[str], number: int, patient: str | None = None) -> set[str]:
-    """Names of the test cases.
+    """Choose test cases by hashing their names.
 
-    The cases whose names have the lowest SHA-256 hash are taken. This looks random, depends on no seed and no order of
-    files, and a case that is added later seldom changes the role of another.
+    The cases with the lowest SHA-256 hashes are chosen. The choice looks random, but needs no seed, does not depend on
+    the order of files, and seldom changes for existing cases when a case is added.
 
     Args:
-        names: of labelled cases, each once.
-        number: how many to take.
-        patient: regular expression; cases whose names share what it finds stay together, and whole patients are taken
-            until there are at least `number` cases.
+        names: unique names of the labelled cases.
+        number: number of test cases.
+        patient: regular expression that finds the patient in a case's name. Cases of one patient stay together: whole
+            patients are chosen until there are at least `number` cases.
 
     Raises:
         UserError: if no case would be left to train on.
     """
     if number < 0:
-        raise UserError(f"test_cases must be at least 0, got {number}.")
+        raise UserError(f"--test_cases must be at least 0, got {number}.")
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(patient_of(name, patient), []).append(name)
@@ -59,24 +59,24 @@ def choose_tests(names: Sequence[str], number: int, patient: str | None = None) 
         tests.update(groups[group])
     if len(tests) >= len(names):
         raise UserError(
-            f"Testing takes {len(tests)} of {len(names)} labelled cases, and none is left to train on: lower "
+            f"The test split takes {len(tests)} of {len(names)} labelled cases and leaves none for training: lower "
             "--test_cases or --test_fraction."
         )
     return tests
 
 
 def patient_of(name: str, pattern: str | None) -> str:
-    """What the pattern finds in a case's name; the name itself without a pattern or where it finds nothing.
+    """The text that the pattern finds in a case's name; the whole name if there is no pattern or no match.
 
     Raises:
-        UserError: for a pattern that is no regular expression.
+        UserError: for an invalid regular expression.
     """
     if pattern is None:
         return name
     try:
         found = re.search(pattern, name)
     except re.error as error:
-        raise UserError(f"patient_pattern {pattern!r} is no regular expression: {error}.") from error
+        raise UserError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from error
     return found[0] if found else name
 
 
@@ -85,7 +85,7 @@ DEFAULT_TEST_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class Request:
-    """What the command was asked for; `python -m scripts new-dataset --help` explains each."""
+    """Options of `python -m scripts new-dataset`; its `--help` explains each."""
 
     folder: Path
     name: str
@@ -107,7 +107,7 @@ class Request:
 
 @dataclass
 class Roles:
-    """Cases by role, paths absolute; `notes` are sentences about what was left out and why."""
+    """Cases by role, with absolute paths; `notes` tell the user what was left out and why."""
 
     labelled: list[FoundCase] = field(default_factory=list)
     unlabelled: list[FoundCase] = field(default_factory=list)
@@ -181,14 +181,14 @@ def _found_cases(request: Request) -> list[FoundCase]:
     folder = request.folder.absolute()
     paths = _images_below(folder)
     if not paths:
-        held = "is empty" if not any(folder.iterdir()) else "holds no image"
-        raise UserError(f"{folder} {held}: files ending in {', '.join(ENDINGS)} and DICOM folders can be read.")
+        held = "is empty" if not any(folder.iterdir()) else "contains no images"
+        raise UserError(f"{folder} {held}: the supported inputs are {', '.join(ENDINGS)} files and DICOM folders.")
     inside, outside = _label_folder(request)
     images, labels = split_roles(paths, inside)
     if outside is not None:
         images, labels = paths, [str(outside / path) for path in _images_below(outside)]
     if request.unlabelled is not None:
-        further = request.unlabelled.absolute()  # may lie in the folder itself; labels in it are not used
+        further = request.unlabelled.absolute()  # may be inside the dataset's folder; its labels are not used
         images = [path for path in images if not (folder / path).is_relative_to(further)]
         labels = [path for path in labels if not (folder / path).is_relative_to(further)]
         images += [str(further / path) for path in split_roles(_images_below(further))[0]]
@@ -207,12 +207,12 @@ def _images_below(folder: Path) -> list[str]:
 
 
 def _label_folder(request: Request) -> tuple[str | None, Path | None]:
-    """The folder of labels as a path inside the dataset's, or as one outside of it."""
+    """The folder of labels: its relative path if it is inside the dataset's folder, else its absolute path."""
     if request.labels is None:
         return None, None
     labels, folder = request.labels.absolute(), request.folder.absolute()
     if folder.is_relative_to(labels):
-        raise UserError(f"--labels {labels} holds the images too: name the folder that holds labels only.")
+        raise UserError(f"--labels {labels} also contains the images: give a folder that holds only labels.")
     if labels.is_relative_to(folder):
         return labels.relative_to(folder).as_posix(), None
     return None, labels
@@ -234,8 +234,8 @@ def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
     )
     if not roles.labelled:
         raise UserError(
-            f"No training case in {request.folder} has a label: at least one must, outside of test and validation "
-            "folders."
+            f"No training case in {request.folder} has a label: at least one is needed outside of test and "
+            "validation folders."
         )
     _place_bare_tests([case for case in cases if case.part != TRAINING and not case.label], roles, request)
     if not roles.test or request.test_cases is not None or request.test_fraction is not None:
@@ -245,12 +245,12 @@ def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
 
 
 def _place_bare_tests(bare: list[FoundCase], roles: Roles, request: Request) -> None:
-    """Test images without labels cannot test; to train on them is the user's decision."""
+    """Leave out test images without labels, unless the user wants to train on them."""
     if bare and request.use_test_images:
         roles.unlabelled += bare
     elif bare:
         roles.notes.append(
-            f"{len(bare)} images of test or validation folders have no label and are left out; --use_test_images "
+            f"{len(bare)} images in test or validation folders have no label and are left out; --use_test_images "
             "trains on them as unlabelled cases."
         )
 
@@ -264,13 +264,13 @@ def _choose_tests(roles: Roles, request: Request) -> None:
     roles.labelled = [case for case in roles.labelled if case.name not in chosen]
     if not roles.test:
         roles.notes.append(
-            f"No case is kept for testing (of {len(roles.labelled)} labelled cases), so there is nothing to evaluate "
-            "on; --test_cases 1 keeps one."
+            f"None of the {len(roles.labelled)} labelled cases is kept for testing, so the model cannot be evaluated; "
+            "--test_cases 1 keeps one."
         )
 
 
 def _keep_patients_apart(roles: Roles, pattern: str | None) -> None:
-    """No image of a test patient trains, with or without its label."""
+    """Remove all cases of test patients, labelled or not, from the other roles."""
     if pattern is None:
         return
     tested = {patient_of(case.name, pattern) for case in roles.test}

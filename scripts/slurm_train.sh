@@ -4,9 +4,9 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=4 scripts/slurm_train.sh --max_steps 15000
 #
-# Submit it from the bundle's folder, which all nodes must be able to read. Arguments of the script are passed to the run;
-# the variable CONFIGS holds the configuration files. A requeued job resumes from its newest checkpoint. On nodes without
-# GPUs: PROCESSES=2 sbatch ...
+# Submit it from the bundle's folder, which all nodes must be able to read. The arguments are passed on to the run. The
+# environment variable CONFIGS sets the config files, and PROCESSES the processes per node (needed on nodes without GPUs).
+# A requeued job resumes from its newest checkpoint.
 
 #SBATCH --job-name=semi_supervised
 #SBATCH --nodes=1
@@ -21,8 +21,8 @@ set -euo pipefail
 : "${PROCESSES:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${PORT:=29500}"
 
-# All nodes meet at a store on the first one. `head -n 1` would close the pipe while scontrol still writes, and pipefail
-# would end the job; so all names are read.
+# All nodes connect to the first one. Read all names rather than use `head -n 1`, which would close the pipe while
+# scontrol still writes, so that pipefail would end the job.
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first_node=${nodes[0]:?scontrol names no node of this job}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of `python -m scripts`, each with its options.
 
-Libraries that take seconds to import are imported by the commands that need them, so that `--help` is immediate.
+Slow libraries are imported only by the commands that need them, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, split_wo
 from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_method, remember, run_in_monai, run_words, shown_path
 from scripts.errors import UserError
 
-DATASET_HELP = "dataset: the name given to new-dataset or of a file in configs/datasets, or a path; default the demo"
+DATASET_HELP = "dataset: the name given to new-dataset, the name of a file in configs/datasets, or a path (default: the demo)"
 PASSED_ON = """\
 Every other option replaces a key of the config files (--max_steps 500, --train::trainer::amp true) and is passed on to
 `python -m monai.bundle run`. The keys are explained at the top of {file}."""
@@ -75,7 +75,7 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 
 
 def new_dataset(words: list[str]) -> int:
-    """Make a folder of images and labels ready to train."""
+    """Prepare a folder of images and labels for training."""
     text = """\
 Finds which image and label belong together, measures them, chooses settings, and writes FOLDER/dataset.json and
 FOLDER/NAME.yaml.
@@ -92,10 +92,10 @@ names have the lowest SHA-256 hash. docs/data.md explains how the settings are c
     add("folder", type=Path, metavar="FOLDER")
     add("--name", required=True, help="name of the dataset and of its YAML file")
     files = parser.add_argument_group("files").add_argument
-    files("--labels", type=Path, metavar="FOLDER", help="folder of the labels, if its name does not tell")
-    files("--unlabelled", type=Path, metavar="FOLDER", help="another folder, of images without labels")
+    files("--labels", type=Path, metavar="FOLDER", help="folder of the labels, if it cannot be recognised by its name")
+    files("--unlabelled", type=Path, metavar="FOLDER", help="another folder with images without labels")
     files("--channels", nargs="+", metavar="ENDING",
-          help="endings of image names that are channels of one image: t1 for a_t1.nii.gz")  # fmt: skip
+          help="endings of file names, one per channel of an image: t1 for a_t1.nii.gz")  # fmt: skip
     files("--label_names", nargs="+", metavar="NAME",
           help="names of the classes in the order of their label values, background first")  # fmt: skip
     files("--ignore_value", type=int, metavar="VALUE", help="label value of voxels to ignore")
@@ -106,15 +106,15 @@ names have the lowest SHA-256 hash. docs/data.md explains how the settings are c
     )
     number("--test_cases", type=int, metavar="N", help="number of labelled cases")
     split("--patient_pattern", metavar="REGEX",
-          help="cases in whose names it finds the same text are of one patient and are kept together")  # fmt: skip
-    split("--use_test_images", action="store_true", help="use images below imagesTs that have no label as unlabelled")
+          help="regular expression that finds the patient in a case name; cases of a patient stay together")  # fmt: skip
+    split("--use_test_images", action="store_true", help="use images in imagesTs that have no label as unlabelled cases")
     output = parser.add_argument_group("output").add_argument
     output("--output", type=Path, metavar="FOLDER",
-           help="write dataset.json and NAME.yaml there instead of into FOLDER, with absolute paths")  # fmt: skip
-    output("--config", type=Path, metavar="FILE", help="write the YAML there")
-    output("--copy_to", type=Path, metavar="FOLDER", help="copy images, labels and dataset.json there")
-    output("--force", action="store_true", help="overwrite files that exist")
-    output("--dry_run", action="store_true", help="show everything, write nothing")
+           help="write dataset.json and NAME.yaml to this folder instead, with absolute paths")  # fmt: skip
+    output("--config", type=Path, metavar="FILE", help="path of the YAML file to write")
+    output("--copy_to", type=Path, metavar="FOLDER", help="copy images and labels to this folder and write dataset.json there")
+    output("--force", action="store_true", help="overwrite existing files")
+    output("--dry_run", action="store_true", help="show the summary and the YAML, but write nothing")
     options = vars(parser.parse_args(words))
     del options["debug"]
     for key in ("channels", "label_names"):
@@ -135,14 +135,14 @@ FOLDER holds a folder for each case, with lgemri.nrrd and laendo.nrrd (2018 Atri
 255) or with an .h5 file that holds `image` and `label` (mri_norm2.h5 of UA-MT; needs h5py). Writes OUTPUT/images and
 OUTPUT/labels, a .nii.gz file per case, labels 0 and 1, and OUTPUT/dataset.json.
 
-If FOLDER or its parent holds train.list and test.list (the 80 and 20 cases of UA-MT), these give split and order.
-Otherwise a fifth of the cases, chosen by the hash of their names, are test cases."""
+If FOLDER or its parent holds train.list and test.list (the 80 and 20 cases of UA-MT), these define the split
+and the order. Otherwise a fifth of the cases, chosen by hashing their names, are test cases."""
     parser = Parser(convert_left_atrium, "convert-left-atrium", text)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     crop = """\
-cut volumes around the label, as in published work (.h5 files come cut). This reads the label of test cases too, which a
-new scan does not have: use it only to compare with published numbers"""
+crop volumes around the label, as in published work (.h5 files are cropped already). This uses the labels of test cases,
+which new scans do not have, so use it only to compare with published numbers"""
     parser.add_argument("--crop", action="store_true", help=crop)
     options = parser.parse_args(words)
     from scripts.dataset_setup.left_atrium import convert
@@ -155,7 +155,7 @@ new scan does not have: use it only to compare with published numbers"""
 
 
 def check(words: list[str]) -> int:
-    """Look at every file of a dataset and report what would harm training."""
+    """Check every file of a dataset and report problems that would harm training."""
     return _run_on_dataset(check, "check", "check_data", [], words)
 
 
@@ -170,7 +170,7 @@ def evaluate(words: list[str]) -> int:
 
 
 def pseudo_label(words: list[str]) -> int:
-    """Label the unlabelled cases with a trained network, for correction."""
+    """Label the unlabelled cases with a trained network, to be corrected by an expert."""
     return _run_on_dataset(pseudo_label, "pseudo-label", "pseudo_label", [CONFIGS / "labelling.yaml"], words)
 
 
@@ -218,7 +218,7 @@ def predict(words: list[str]) -> int:
 def _run(run_id: str | None, files: Sequence[Path], debug: str, options: Sequence[str]) -> int:
     if has_option(options, "--config_file"):
         raise UserError(
-            "--config_file is made from the names of dataset and method. To list the files yourself, use "
+            "This command sets --config_file from the names of dataset and method. To list the files yourself, use "
             "`python -m monai.bundle run`."
         )
     run_in_monai(run_words(run_id, files, [*options, *(["--debug", "true"] if debug == "true" else [])]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words behind `python -m monai.bundle run`: MONAI accepts and ignores what it does not know, we do not."""
+"""Check the options of `python -m monai.bundle run`: MONAI silently ignores unknown options, so they are refused here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RUN_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "workflow_name", "workflow_type", "properties_path", "debug",
 }  # fmt: skip
-"""Options of `run` itself, and our `--debug`."""
+"""Options of `run` itself, and `--debug` of this bundle."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
 TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
@@ -41,16 +41,16 @@ def is_command_line(argv: Sequence[str]) -> bool:
 
 
 def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
-    """Refuse overrides and keys of files that would do nothing, and words that belong to none.
+    """Refuse options and keys of config files that would have no effect, and words that belong to no option.
 
     Args:
         argv: the whole command line.
 
     Returns:
-        The content of the config files, with the values of the command line put in.
+        The content of the config files, overridden by the values of the command line.
 
     Raises:
-        UserError: naming the option or key and the nearest known one.
+        UserError: names the option or key and the most similar known one.
     """
     options, alone = parse_words(argv[2:])
     arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
@@ -60,21 +60,21 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     parser.read_config(files)
     tree = parser.get()
     referred = set(re.findall(r"[@%]([A-Za-z_]\w*)", "".join(Path(file).read_text(encoding="utf-8") for file in files)))
-    # A key that a file refers to by @name, but no file defines, is there to be given on the command line.
+    # A key that a file refers to as @name but no file defines must be given on the command line.
     known = RUN_ARGUMENTS | set(tree) | referred
     if "tracking" in options:
         known |= set(DEFAULT_MLFLOW_SETTINGS["configs"])
-    # The first word alone is what to run.
+    # The first word without an option is the list to run.
     for word in alone[1:]:
         name = word if word in known else "NAME"
-        raise UserError(f"'{word}' stands alone on the command line: write --{name} VALUE.")
+        raise UserError(f"'{word}' belongs to no option: write --{name} VALUE.")
     for option in options:
         _check_option(option, options, tree, known)
     run_id = alone[0] if alone else options.get("run_id", "run")
     if run_id not in tree:
         near = difflib.get_close_matches(run_id, sorted(tree), n=1)
-        hint = f"did you mean {near[0]}?" if near else "say what to run, as in `run training`."
-        raise UserError(f"Nothing in the config files is called '{run_id}', so there is nothing to run: {hint}")
+        hint = f"did you mean {near[0]}?" if near else "name a list to run, as in `run training`."
+        raise UserError(f"The config files have no key '{run_id}' to run: {hint}")
     _check_keys_of_files(contents, referred)
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
@@ -83,8 +83,8 @@ def _read_mapping(file: str) -> dict[str, Any]:
     """The content of a config file.
 
     Raises:
-        UserError: if it does not exist, is not valid YAML or JSON, holds no keys, or holds one twice
-            (MONAI only warns of that).
+        UserError: if it does not exist, is not valid YAML or JSON, holds no keys, or holds a duplicate key
+            (for which MONAI only warns).
     """
     if not Path(file).is_file():
         raise UserError(f"The config file {file} does not exist.")
@@ -105,9 +105,9 @@ def _read_mapping(file: str) -> dict[str, Any]:
 
 
 def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: set[str]) -> None:
-    """A file behind the first replaces blocks: a key that nothing refers to, and that is in no other file, is misspelt.
+    """Refuse a key of a later config file that no other file holds or refers to: it is probably misspelt.
 
-    A dataset's file holds keys for every command, so those of the bundle's own commands count as used.
+    The file of a dataset holds keys for all commands, so keys of all config files of the bundle are known.
     """
     keys = {file: [_name(key) for key in content] for file, content in contents.items()}
     own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
@@ -116,12 +116,12 @@ def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: se
         for name in keys[file]:
             if name not in used and not name.startswith("_") and not _is_own(file):
                 near = difflib.get_close_matches(name, sorted(used), n=1)
-                hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it by @" + name + "."
-                raise UserError(f"Nothing uses the key '{name}' of {file}, so it would do nothing: {hint}")
+                hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it as @" + name + "."
+                raise UserError(f"The key '{name}' in {file} is not used by any config file: {hint}")
 
 
 def _name(key: str) -> str:
-    """The part at the top of `train::trainer::amp`, and of `+terms`, by which MONAI appends."""
+    """The top-level key: `train` of `train::trainer::amp`, `terms` of `+terms` (MONAI's syntax to append)."""
     return re.split("::|#", key.removeprefix("+"))[0]
 
 
@@ -130,9 +130,9 @@ def _is_own(file: str) -> bool:
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options with their values, and words that belong to no option, as Python Fire reads them for MONAI.
+    """Options with their values, and words that belong to no option, parsed like Python Fire does for MONAI.
 
-    `--key value`, `--key=value`, the same with one dash, `--key` alone; a dash inside a key stands for an underscore.
+    Accepts `--key value`, `--key=value`, both with one dash, and `--key` alone. A dash inside a key is an underscore.
     """
     options: dict[str, str] = {}
     alone: list[str] = []
@@ -153,13 +153,13 @@ def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, An
     if path[0] not in known:
         near = difflib.get_close_matches(path[0], sorted(known), n=1)
         hint = "::".join([*near, *path[1:]]) if near else ""
-        _refuse(option, f"Did you mean --{hint}?" if near else "The keys are at the top of configs/train.yaml.")
+        _refuse(option, f"Did you mean --{hint}?" if near else "The keys are listed at the top of configs/train.yaml.")
     node: Any = tree.get(path[0])
     if option in tree or node is None:
         return
     for depth, key in enumerate(path[1:], start=1):
         above = "::".join(path[:depth])
-        if above in options:  # the whole block is replaced on the command line too
+        if above in options:  # the command line replaces the whole block
             return
         names = _names_in(node, options.get(f"{above}::_target_"))
         if names is None:
@@ -174,7 +174,7 @@ def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, An
 
 
 def _names_in(node: Any, target: str | None) -> set[str] | None:
-    """What may be named below a node of the configuration; `None` if that cannot be known."""
+    """Keys that are allowed below a node of the configuration; `None` if they are unknown."""
     if isinstance(node, list):
         return {str(i) for i in range(len(node))}
     if not isinstance(node, Mapping):
@@ -189,7 +189,7 @@ def _names_in(node: Any, target: str | None) -> set[str] | None:
 
 
 def _arguments_of(target: str) -> set[str] | None:
-    """Argument names of what a `_target_` names; `None` if it takes any, or cannot be found here."""
+    """Argument names of a `_target_`; `None` if it accepts any keyword or cannot be found."""
     located = ConfigComponent({"_target_": target}, "", ComponentLocator()).resolve_module_name()
     found = pydoc.locate(located) if isinstance(located, str) else located
     try:
@@ -202,13 +202,13 @@ def _arguments_of(target: str) -> set[str] | None:
 
 
 def _refuse(option: str, hint: str) -> None:
-    raise UserError(f"Nothing in the config files is called '{option}', so --{option} would do nothing. {hint}")
+    raise UserError(f"The config files have no key '{option}', so --{option} would have no effect. {hint}")
 
 
 def _config_files(value: Any) -> list[str]:
-    """The config files as a list, from a path, a list of paths, or such a list as text on the command line."""
+    """The config files as a list, from a path, a list of paths, or such a list as a string."""
     if value is None:
-        raise UserError("There is no config file: give --config_file.")
+        raise UserError("No config file is given: add --config_file FILE.")
     if isinstance(value, str):
         with suppress(ValueError, SyntaxError):
             value = ast.literal_eval(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the keys at the top of the config files may be, so that a wrong value is told before any work begins."""
+"""Allowed values of the top-level config keys, so that a wrong value is reported before any work begins."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from scripts.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, in words and as a test."""
+    """A condition on a value, in words and as a function."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
-    """Refuse values that no run can work with.
+    """Refuse invalid values of top-level keys.
 
     Args:
-        values: of the keys at the top of the config files. Expressions (`$...`), references (`@...`) and blocks with a
-            `_target_` are passed over, as they have their value later.
+        values: values of the top-level keys of the config files. Expressions (`$...`), references (`@...`) and blocks
+            with a `_target_` are skipped, because they are evaluated later.
 
     Raises:
         UserError: for the first key whose value breaks its rule.
@@ -38,7 +38,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
         if _comes_later(value):
             continue
         if not rule.holds(value):
-            hint = f"--{key} None says null" if value == "null" else f"correct it in its file or by --{key}"
+            hint = f"write --{key} None for null" if value == "null" else f"correct it in the config file or with --{key}"
             raise UserError(f"{key} must be {rule.words}, got {value!r}: {hint}.")
 
 
@@ -100,9 +100,9 @@ def _differ(values: Any) -> bool:
     return len(set(values)) == len(values)
 
 
-TEXT = Rule("a text", _is_text)
+TEXT = Rule("a non-empty string", _is_text)
 FOLDER = Rule("the path of a folder", _is_text)
-SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # texts on a command line
+SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # the command line gives strings
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),
     "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
-    "intensity": Rule("a transform, a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
+    "intensity": Rule("a transform: a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
     **dict.fromkeys(("num_workers", "seed", "batch_unlabelled", "validation_cases"), _whole(0)),
     **dict.fromkeys(("max_steps", "val_interval", "save_interval", "keep_states", "batch_labelled"), _whole(1)),
     **dict.fromkeys(("in_channels", "base_filters", "size_divisor", "prototype_dim", "elements_per_class"), _whole(1)),
@@ -125,13 +125,13 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "cache_rate", "flip_prob"), FRACTION),
     "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
     "spacing": Rule(
-        "three numbers above 0 (mm), as in [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)
+        "three numbers above 0 (mm), such as [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)
     ),
     "roi_size": Rule(
-        "three whole numbers of at least 1 (voxels), as in [64, 64, 64]",
+        "three whole numbers of at least 1 (voxels), such as [64, 64, 64]",
         lambda v: _three(v, lambda x: _is_whole(x) and x >= 1),
     ),
-    "label_names": Rule("a list of at least two names that differ, the background's first", _are_names),
-    "label_values": _or_null(Rule("a list of at least two whole numbers that differ", _are_label_values)),
-    **dict.fromkeys(("flip_axes", "mirror_axes"), Rule("a list of axes among 0, 1, 2, as in [0], or []", _are_axes)),
+    "label_names": Rule("a list of at least two different names, background first", _are_names),
+    "label_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
+    **dict.fromkeys(("flip_axes", "mirror_axes"), Rule("a list of different axes from 0, 1 and 2, such as [0], or []", _are_axes)),
 }

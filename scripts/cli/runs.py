@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the name of a dataset and of a method to the `python -m monai.bundle run` line, and running it."""
+"""Build the `python -m monai.bundle run` command from the names of a dataset and a method, and run it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def find_dataset(name: str) -> Path:
     """The config file of a dataset.
 
     Args:
-        name: path of the file or of a folder that holds it, or a name: of a file in the current folder,
-            `configs/datasets`, `data` or a folder in it, or of a dataset that `new-dataset` wrote anywhere else.
+        name: path of the file, path of a folder that holds it, or a name. A name is searched in the current folder,
+            `configs/datasets`, `data` and its subfolders, and among the datasets that `new-dataset` wrote.
 
     Raises:
-        UserError: if there is no such file; the nearest name is suggested.
+        UserError: if there is no such file; the message suggests the most similar name.
     """
     path = Path(name)
     if path.is_file():
@@ -41,11 +41,11 @@ def find_dataset(name: str) -> Path:
     if path.is_dir():
         found = sorted(path.glob("*.yaml"))
         if len(found) != 1:
-            raise UserError(f"{path} holds {len(found)} YAML files: give the path of the dataset's own.")
+            raise UserError(f"{path} holds {len(found)} YAML files: give the path of the dataset's YAML file.")
         return found[0]
     if path.suffix in YAML_ENDINGS or len(path.parts) > 1:
         raise UserError(f"The dataset file {path} does not exist.")
-    known = dict(reversed(list(_dataset_files())))  # the first of several files with one name wins
+    known = dict(reversed(list(_dataset_files())))  # the first of several files with the same name wins
     return _named(name, known, "dataset", "run `python -m scripts new-dataset FOLDER --name NAME` first")
 
 
@@ -53,7 +53,7 @@ def find_method(name: str) -> Path:
     """The config file of a method: a path, or a name in `configs/methods`.
 
     Raises:
-        UserError: if there is no such file; the nearest name is suggested.
+        UserError: if there is no such file; the message suggests the most similar name.
     """
     if Path(name).is_file():
         return Path(name)
@@ -75,12 +75,12 @@ def _dataset_files() -> Iterator[tuple[str, Path]]:
 
 
 def _memory() -> Path:
-    """File that holds the path of the YAML of each dataset, by name; the variable lets tests use another."""
+    """JSON file that maps dataset names to YAML files; tests replace it with the environment variable."""
     return Path(os.environ.get("BUNDLE_DATASETS") or DATA / "datasets.json")
 
 
 def remembered() -> dict[str, str]:
-    """The datasets that `new-dataset` wrote: name to path of the YAML file."""
+    """The datasets that `new-dataset` wrote, as a map from name to YAML file."""
     try:
         content = json.loads(_memory().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def remembered() -> dict[str, str]:
 
 
 def remember(name: str, file: Path) -> None:
-    """Note where the YAML of a dataset is; where the bundle's folder is read-only, its path must be given instead."""
+    """Remember the YAML file of a dataset; does nothing if the bundle is read-only (users must then give the path)."""
     try:
         write_text(_memory(), json.dumps({**remembered(), name: str(file.absolute())}, indent=1) + "\n")
     except UserError:
@@ -97,14 +97,15 @@ def remember(name: str, file: Path) -> None:
 
 
 def run_words(run_id: str | None, files: Sequence[Path], options: Sequence[str] = ()) -> list[str]:
-    """What follows `python -m monai.bundle` to run config files from the current folder.
+    """The arguments of `python -m monai.bundle` that run config files from the current folder.
 
-    In the bundle's folder, paths of its files are relative. Elsewhere they are absolute and `--bundle_root` is added.
+    In the bundle's folder, paths of its files are relative. In other folders they are absolute and `--bundle_root` is
+    added.
 
     Args:
         run_id: the list in the config files to run; `None` for `run`.
         files: config files; later ones replace keys of earlier ones.
-        options: further words of the command line.
+        options: further arguments.
     """
     if Path.cwd() != ROOT and not any(word.partition("=")[0] == "--bundle_root" for word in options):
         options = ["--bundle_root", str(ROOT), *options]
@@ -114,13 +115,13 @@ def run_words(run_id: str | None, files: Sequence[Path], options: Sequence[str] 
 
 
 def shown_path(path: Path) -> str:
-    """A path relative to the bundle's folder if that is the current one and holds it; otherwise absolute."""
+    """The path relative to the bundle's folder if that is the current folder and holds it; otherwise absolute."""
     path = path.absolute()
     return str(path.relative_to(ROOT) if Path.cwd() == ROOT and path.is_relative_to(ROOT) else path)
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """The command line of these words for a POSIX shell, with double quotes around lists of files."""
+    """The arguments as a line for a POSIX shell, with double quotes around lists of files."""
     return " ".join(
         f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word) for word in words
     )
@@ -131,7 +132,7 @@ def run_in_monai(words: Sequence[str]) -> None:
 
     Raises:
         UserError: for a mistake in options or config files, before anything is run.
-        Exception: whatever ends the run.
+        Exception: any error of the run.
     """
     print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
     import monai.bundle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first entries of `initialize` and of each list that is run: check the command line, seed the generators."""
+"""First entries of `initialize` and of each list to run: check the command line and seed the random generators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
     """First entry of the `initialize` list of every config.
 
     Args:
-        seed: seeds all generators before anything is built, so that a network starts with the same weights.
+        seed: seed of all random generators, set before anything is built so that initial weights are reproducible.
         argv: the command line; `None` takes that of this process.
 
     Raises:
@@ -37,15 +37,15 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
 def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> None:
     """First entry of every list that is run.
 
-    It checks the command line too, because `begin` does not run when MONAI takes a word without dashes for the name of
-    the list to initialise with (`run training seed 3`).
+    It checks the command line too: in `run training seed 3`, MONAI takes `seed` for the name of the list to initialise
+    with, so that `begin` does not run.
 
     Args:
         folders: folders that will be written to.
         argv: the command line; `None` takes that of this process.
 
     Raises:
-        UserError: as `begin`, and for a folder that cannot be written to.
+        UserError: in the same cases as `begin`, and for a folder that is not writable.
     """
     check_command_line(tuple(sys.argv if argv is None else argv))
     require_folders(folders)
@@ -55,7 +55,7 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
 def check_command_line(argv: tuple[str, ...]) -> None:
     """Check the options and config files of `python -m monai.bundle run`, once per process; ignore other commands.
 
-    From here on, an exception that ends the process is printed as one sentence.
+    After this call, an exception that ends the process is printed as a one-line message.
 
     Raises:
         UserError: for an unknown option or key, or a value out of range.

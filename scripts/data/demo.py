@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo dataset: synthetic abdominal phantoms, generated, in the layout of the Medical Segmentation Decathlon.
+"""The demo dataset: generated abdominal phantoms in the layout of the Medical Segmentation Decathlon.
 
-The cases of every split are drawn from one distribution: tissues painted in patient coordinates (mm, RAS: x to
-the patient's right, y to the front, z to the head) that are warped from case to case.
+All splits are drawn from the same distribution. Tissues are painted in patient coordinates (mm, RAS: x to the
+patient's right, y to the front, z to the head), which are warped at random in each case.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from scripts.errors import UserError
 LABELS = {"0": "background", "1": "large organ", "2": "small organ", "3": "vessel"}
 SPLITS = ("training", "validation", "test")
 BASE_SHAPE, BASE_SPACING = (64, 56, 40), (1.5, 1.5, 2.0)
-MIN_VOXELS = (300, 300, 150)  # of each class at BASE_SHAPE; in proportion at other shapes
+MIN_VOXELS = (300, 300, 150)  # minimum per class at BASE_SHAPE; scaled with the volume at other shapes
 
-# Tissue indices. BOWEL is the first of MAX_LOOPS indices, one for each loop, as each has its own intensity.
+# Tissue indices. BOWEL is the first of MAX_LOOPS indices, one per loop, because each loop has its own intensity.
 AIR, FAT, WALL, CAVITY, BONE, DISC, STOMACH, SPLEEN, VEIN, LARGE, CORTEX, MEDULLA, VESSEL, BOWEL = range(14)
 MAX_LOOPS = 9
 _LABEL_OF_TISSUE = np.zeros(BOWEL + MAX_LOOPS, np.uint8)
@@ -43,15 +43,15 @@ def ensure_demo_dataset(
     num_test: int = 8,
     shape: Sequence[int] = BASE_SHAPE,
 ) -> Path:
-    """Make the demo dataset unless `directory` holds a `dataset.json`; that dataset is returned as it is.
+    """Generate the demo dataset, unless `directory` already holds a `dataset.json`.
 
-    The volumes are written to a hidden folder beside `directory`, which is then renamed, so that an interruption leaves
-    no part of a dataset, and several processes may call this at once.
+    The volumes are written to a hidden folder beside `directory`, which is then renamed. An interruption therefore leaves
+    no partial dataset, and several processes may call this function at the same time.
 
     Args:
         directory: folder for `dataset.json`, `images/` and `labels/`; it may be empty or not exist.
         seed: non-negative; the same seed gives the same voxels.
-        num_training: number of cases, at least 1. A case does not depend on how many there are.
+        num_training: number of cases, at least 1. The voxels of a case do not depend on it.
         num_validation: number of cases, at least 0.
         num_test: number of cases, at least 0.
         shape: mean number of voxels along each axis, each at least 16. The field of view in mm stays the same.
@@ -69,9 +69,9 @@ def ensure_demo_dataset(
     if (target / "dataset.json").is_file():
         return target
     if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file: name a folder for the demo dataset.")
+        raise UserError(f"{target} is a file: give a folder for the demo dataset.")
     if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"{target} has files but no dataset.json: name another folder for the demo dataset.")
+        raise UserError(f"{target} has files but no dataset.json: choose another folder for the demo dataset.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         new = Path(scratch, "new")
@@ -79,7 +79,7 @@ def ensure_demo_dataset(
         try:
             new.rename(target)
         except OSError:
-            if not (target / "dataset.json").is_file():  # otherwise another process was faster
+            if not (target / "dataset.json").is_file():  # otherwise another process made the dataset first
                 raise
     return target
 
@@ -87,13 +87,13 @@ def ensure_demo_dataset(
 def make_demo_case(
     seed: int, split: str, index: int, shape: Sequence[int] = BASE_SHAPE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make one case of the demo dataset.
+    """Generate one case of the demo dataset.
 
     Args:
         seed: non-negative seed of the dataset.
-        split: "training", "validation" or "test"; with `index` it only picks the random stream.
+        split: "training", "validation" or "test"; with `index` it selects the random stream.
         index: number of the case in its split, from 0.
-        shape: mean number of voxels along each axis, each at least 16; the case's differ by up to a tenth.
+        shape: mean number of voxels along each axis, each at least 16; the actual sizes differ by up to 10 %.
 
     Returns:
         The image (int16, X x Y x Z, arbitrary units, 0 to a few thousand), the labels (uint8, same grid, values of
@@ -106,7 +106,7 @@ def make_demo_case(
         raise ValueError(f"shape must be three sizes of at least 16 voxels, not {tuple(shape)}")
     rng = default_rng([seed, SPLITS.index(split), index])
     low = np.array(MIN_VOXELS) * np.prod(shape) / np.prod(BASE_SHAPE)
-    # Most cases are stored RAS, some LPS: minus signs turn the first two axes round, and the patient stays in place.
+    # Most cases are stored as RAS, some as LPS: the first two axes are then reversed, but the patient does not move.
     step = np.multiply(BASE_SHAPE, BASE_SPACING) / shape * ((-1, -1, 1) if rng.random() < 0.3 else (1, 1, 1))
     step *= rng.uniform(0.94, 1.06, 3)
     for _ in range(50):
@@ -116,11 +116,11 @@ def make_demo_case(
         if np.all(np.bincount(label.ravel(), minlength=4)[1:] >= low):
             break
     else:
-        raise ValueError(f"no phantom with every class in it was found at shape {tuple(shape)}; ask for a larger one")
+        raise ValueError(f"no phantom with enough voxels of every class was found at shape {tuple(shape)}; use a larger shape")
     image = _render(rng, tissue, np.abs(step))
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = -step * (np.array(size) - 1) / 2 + rng.uniform(-60, 60, 3)
-    affine = affine.astype(np.float32).astype(np.float64)  # the precision of a NIfTI header, to read back what was made
+    affine = affine.astype(np.float32).astype(np.float64)  # the precision of a NIfTI header, so that reading gives the same affine
     return image, label, affine
 
 
@@ -134,13 +134,13 @@ def _rotate(points: np.ndarray, degrees: ArrayLike) -> np.ndarray:
 
 
 def _patient_coordinates(rng: Generator, size: Sequence[int], step: np.ndarray) -> np.ndarray:
-    """Coordinates (3, X, Y, Z) in mm of each voxel in the undeformed patient: pose, body size, smooth deformation."""
+    """Coordinates (3, X, Y, Z) in mm of each voxel in the reference patient, after pose, scaling and deformation."""
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(size, step, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     points += rng.uniform((-3, -3, -8), (3, 3, 8)).astype(np.float32)[:, None, None, None]
     points = _rotate(points, rng.uniform((-12, -7, -7), (12, 7, 7)))
     points /= rng.uniform((0.85, 0.85, 0.85), (1.08, 1.08, 1.15)).astype(np.float32)[:, None, None, None]
-    # Two scales: the build of the body and the shape of single organs. At these amplitudes the map seldom folds.
+    # Coarse and fine deformation, for body shape and organ shape. At these amplitudes the map seldom folds.
     for knots, amplitude in (((4, 4, 4), 3.0), ((7, 6, 6), 1.3)):
         points += amplitude * np.stack([_smooth_field(rng, size, knots) for _ in range(3)])
     return points
@@ -149,7 +149,7 @@ def _patient_coordinates(rng: Generator, size: Sequence[int], step: np.ndarray) 
 def _organ(
     rng: Generator, points: np.ndarray, centre: ArrayLike, radii: ArrayLike, shift: float | Sequence[float] = 4
 ) -> np.ndarray:
-    """Approximate signed distance in mm, negative inside, to an ellipsoid of varying place, size and orientation."""
+    """Approximate signed distance in mm, negative inside, to an ellipsoid of random position, size and orientation."""
     centre = np.asarray(centre) + np.asarray(shift) * rng.uniform(-1, 1, 3)
     radii = np.asarray(radii) * rng.uniform(0.82, 1.2) * rng.uniform(0.85, 1.15, 3)
     offset = _rotate(points - centre.astype(np.float32)[:, None], rng.uniform(-22, 22, 3))
@@ -160,7 +160,7 @@ def _organ(
 def _tube(
     rng: Generator, points: np.ndarray, at: Sequence[float], radii: Sequence[float] | np.ndarray, fork: float
 ) -> np.ndarray:
-    """Signed distance to a winding tube along z; below a random level its two legs part with the slope `fork`."""
+    """Signed distance to a winding tube along z; below a random level it forks into two legs with slope `fork`."""
     x, y, z = points
     turn, sway = 2 * np.pi * z / rng.uniform(55, 90), rng.uniform(1.0, 3.0)
     x = x - at[0] - rng.uniform(-2, 2) - sway * np.sin(turn + rng.uniform(0, 6.28))
@@ -170,7 +170,7 @@ def _tube(
 
 
 def _paint_anatomy(rng: Generator, points: np.ndarray) -> np.ndarray:
-    """Tissue indices (X, Y, Z), uint8. What is painted later lies over what was painted before."""
+    """Tissue indices (X, Y, Z), uint8. Tissues painted later cover earlier ones."""
     x, y, z = points
     tissue = np.full(points.shape[1:], AIR, np.uint8)
     depth = 29 * (((np.abs(x) / 33) ** 2.4 + (np.abs(y + 1) / 26) ** 2.4) ** (1 / 2.4) - 1)  # mm outside the cavity
@@ -188,7 +188,7 @@ def _paint_anatomy(rng: Generator, points: np.ndarray) -> np.ndarray:
 
 
 def _organs(rng: Generator, points: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Tissue indices and, at `points` (3, N), signed distances in mm of classes and distractors in painting order."""
+    """Tissue index and signed distance (mm) at `points` (3, N) of each class and distractor, in painting order."""
     x, y, z = points
     for number in range(rng.integers(5, MAX_LOOPS + 1)):
         yield BOWEL + number, _organ(rng, points, rng.uniform((-24, -6, -36), (24, 18, 0)), rng.permutation((5, 6, 10)))
@@ -199,7 +199,7 @@ def _organs(rng: Generator, points: np.ndarray) -> Iterator[tuple[int, np.ndarra
     yield LARGE, -3 * np.logaddexp(-main / 3, -lobe / 3)  # a smooth union, so that the lobe grows out of the organ
     for side in (-1, 1):
         yield WALL, _organ(rng, points, (11 * side, -17, -22), (5, 5, 26), shift=1.5)  # the muscle beside the spine
-        bent = np.stack([x + side * rng.uniform(0.015, 0.045) * (z + 8) ** 2, y, z])  # a bean, its poles to the spine
+        bent = np.stack([x + side * rng.uniform(0.015, 0.045) * (z + 8) ** 2, y, z])  # bean-shaped, with its poles towards the spine
         bean = _organ(rng, bent, (18 * side, -14, -8 - 3 * side), (6.5, 6, 11), shift=(3, 3, 7))
         yield CORTEX, bean
         yield MEDULLA, bean + rng.uniform(2.2, 3.2)
@@ -212,7 +212,7 @@ def _organs(rng: Generator, points: np.ndarray) -> Iterator[tuple[int, np.ndarra
 
 def _render(rng: Generator, tissue: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The image (int16) of a tissue map as a scanner would show it."""
-    mean = np.zeros(BOWEL + MAX_LOOPS, np.float32)  # of each tissue, 0 to 1: distractors lie about what they mimic
+    mean = np.zeros(BOWEL + MAX_LOOPS, np.float32)  # per tissue, 0 to 1; distractors are close to the classes they mimic
     mean[LARGE] = large = rng.uniform(0.5, 0.62)
     mean[CORTEX] = cortex = large + rng.uniform(-0.03, 0.14)
     mean[VESSEL] = vessel = large + rng.uniform(0.0, 0.2)
@@ -224,11 +224,11 @@ def _render(rng: Generator, tissue: np.ndarray, spacing: np.ndarray) -> np.ndarr
     image = mean[tissue]
     texture = ndimage.gaussian_filter(rng.standard_normal(tissue.shape, dtype=np.float32), 1.8 / spacing)
     image += (tissue != AIR) * texture * (rng.uniform(0.015, 0.045) / texture.std())
-    image = ndimage.gaussian_filter(image, rng.uniform(0.8, 1.3) / spacing)  # partial volume: about a voxel, in mm
+    image = ndimage.gaussian_filter(image, rng.uniform(0.8, 1.3) / spacing)  # partial volume effect of about 1 mm
     image = np.clip(image, 0, None) ** rng.uniform(0.75, 1.35)
     image *= np.exp(rng.uniform(0.05, 0.18) * _smooth_field(rng, tissue.shape, (3, 3, 3)))  # coil sensitivity
     noise = rng.uniform(0.02, 0.05) * rng.standard_normal((2, *tissue.shape), dtype=np.float32)
-    image = np.hypot(image + noise[0], noise[1])  # the magnitude of a complex signal: Rician noise, none below 0
+    image = np.hypot(image + noise[0], noise[1])  # magnitude of a complex signal: Rician noise
     return np.clip(np.rint(image * rng.uniform(500, 1500)), 0, 32767).astype(np.int16)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what volumes are like to the settings they train with."""
+"""Choose training settings from the measured properties of a dataset."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from scripts.errors import UserError
 from scripts.training.limits import activation_bytes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CT_MINIMUM = -200  # below what MR or PET hold; air is -1000 HU
-CPU_PATCH_VOXELS = 64**3  # larger patches fit into memory, but a step of them takes a CPU many seconds
+CT_MINIMUM = -200  # HU; MR and PET do not reach such low values, and air is -1000
+CPU_PATCH_VOXELS = 64**3  # larger ones may fit into memory, but a step would take a CPU many seconds
 GPU_PATCH_VOXELS = 128**3
-STEP_SHARE = 0.5  # of the memory, for a training step
-CACHE_SHARE = 0.5  # of the machine's memory, for prepared volumes
-PASSES = 3  # a layer's output, its gradient, and room for the teacher's pass and the convolutions' workspace
+STEP_SHARE = 0.5  # fraction of the device memory that a training step may use
+CACHE_SHARE = 0.5  # fraction of the main memory that cached volumes may use
+PASSES = 3  # of activations: output, gradient, and one more for the teacher and the convolutions' workspace
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use.
+    """Memory that a run may use.
 
     Attributes:
-        memory: bytes of the machine, for volumes.
-        step_memory: bytes of the device that trains.
-        gpu: whether that is a GPU.
+        memory: main memory in bytes, which holds the volumes.
+        step_memory: memory of the training device in bytes.
+        gpu: whether the training device is a GPU.
     """
 
     memory: int
@@ -46,7 +46,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine. Its whole memory counts, not what is free just now: the same folder gives the same file."""
+        """This machine. Total memory is used, not free memory, so that settings do not depend on what else is running."""
         memory = psutil.virtual_memory().total
         if torch.cuda.is_available():
             return cls(memory, torch.cuda.get_device_properties(0).total_memory, True)
@@ -58,18 +58,18 @@ class Plan:
     """Settings of a dataset's YAML.
 
     Attributes:
-        in_channels: image channels.
-        label_values: value in the label files of each class, background first.
-        label_names: of each class.
-        ignore_value: value of voxels that count for nothing.
-        spacing: mm, axes in the order of RAS.
-        size: median voxels of a volume at that spacing.
-        window: lowest and highest intensity that matter, for CT; `None` for z-scores.
-        modality: `CT` or `other`, and what says so.
-        roi_size: patch, voxels.
-        batch_labelled: patches a step.
-        batch_unlabelled: patches a step.
-        cache_rate: fraction of the prepared volumes that memory has room for.
+        in_channels: number of image channels.
+        label_values: value of each class in the label files, background first.
+        label_names: name of each class.
+        ignore_value: label value of voxels to ignore (`None`: no such value).
+        spacing: mm, axes in RAS order.
+        size: median size of a volume at that spacing, in voxels.
+        window: for CT, the intensities to clip to; `None` for z-scores.
+        modality: `CT` or `other`, and the reason.
+        roi_size: patch size in voxels.
+        batch_labelled: labelled patches per step.
+        batch_unlabelled: unlabelled patches per step.
+        cache_rate: fraction of the prepared volumes that fits into memory.
     """
 
     in_channels: int
@@ -87,7 +87,7 @@ class Plan:
 
 
 def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
-    """Median spacing (mm), and the median size (voxels) that volumes have at it."""
+    """Median spacing (mm), and the median size (voxels) of volumes resampled to it."""
     spacings = np.array([grid.spacing for grid in grids])
     spacing = np.median(spacings, axis=0).round(4)
     sizes = np.array([grid.shape for grid in grids]) * spacings / spacing
@@ -97,55 +97,55 @@ def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
 def classes_of(
     values: LabelValues, description: Description, names: Sequence[str] | None, ignore_value: int | None
 ) -> tuple[list[int], list[str]]:
-    """Value and name of each class: what label files hold and what a dataset.json declares, and 0 as background.
+    """Value and name of each class: all values in label files or in `dataset.json`, and 0 as background.
 
     Args:
-        values: counted in label files.
-        description: may name values.
-        names: the user's, one a class.
-        ignore_value: value that is no class.
+        values: values in the label files.
+        description: gives names to values.
+        names: the user's names, one per class; `None`: those of the description.
+        ignore_value: value that is not a class.
 
     Raises:
-        UserError: for names that do not fit, a single class, or a negative value.
+        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, or a negative value.
     """
     found = sorted(({0} | set(values.cases) | set(description.label_names)) - {ignore_value})
     if found[0] < 0:
         raise UserError(
-            f"Label files hold the value {found[0]}, and a class must be 0 or more: if it means voxels to ignore, say "
-            f"--ignore_value {found[0]}."
+            f"Label files hold the value {found[0]}, but class values must be at least 0: if it marks voxels to ignore, "
+            f"add --ignore_value {found[0]}."
         )
     if len(found) < 2:
-        raise UserError("The labels hold nothing but 0, the background: at least one structure is needed.")
+        raise UserError("The label files contain only 0, the background: at least one other label value is needed.")
     if names is None:
         names = [description.label_names.get(v, f"structure {v}" if v else "background") for v in found]
     if len(names) != len(found):
         raise UserError(
-            f"--label_names gives {len(names)} names, but there are {len(found)} classes, of the values "
+            f"--label_names gives {len(names)} names, but there are {len(found)} classes, with the values "
             f"{', '.join(map(str, found))}."
         )
     code = next((name for name in names if name.startswith(("$", "@", "%")) or "#" in name), None)
     if code is not None:
         raise UserError(
-            f"The label name {code!r} has a sign that MONAI evaluates ($, @ or % in front, # anywhere): give others by "
-            "--label_names."
+            f"The label name {code!r} has a character that MONAI evaluates ($, @ or % at the start, # anywhere): give "
+            "other names with --label_names."
         )
     return found, list(names)
 
 
 def modality_of(intensities: Sequence[Intensity], description: Description) -> tuple[str, str]:
-    """`CT` if every channel is, else `other`; and what says so."""
+    """`CT` if every channel is CT, otherwise `other`; and the reason."""
     named = [name for name in description.channel_names if name]
     if named:
         is_ct = [re.search(r"(?<![a-z])ct(?![a-z])", name.lower()) is not None for name in named]
         return "CT" if all(is_ct) else "other", f"dataset.json names {', '.join(named)}"
     lowest = max(channel.minimum for channel in intensities)
     if lowest < CT_MINIMUM:
-        return "CT", f"volumes go down to {lowest:g} (median)"
-    return "other", f"volumes go down to {lowest:g} only (median)"
+        return "CT", f"the median lowest value of a volume is {lowest:g}"
+    return "other", f"the median lowest value of a volume is only {lowest:g}"
 
 
 def window_of(intensities: Sequence[Intensity]) -> tuple[float, float]:
-    """Lowest and highest foreground percentile over channels, at least 1 apart."""
+    """Lowest and highest foreground percentile of all channels, at least 1 apart."""
     low = round(min(channel.low for channel in intensities), 1)
     return low, max(round(max(channel.high for channel in intensities), 1), low + 1)
 
@@ -153,16 +153,16 @@ def window_of(intensities: Sequence[Intensity]) -> tuple[float, float]:
 def choose_patch(
     size: Sequence[int], divisor: int, most_voxels: int, fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
-    """The patch nearest to a volume's size that is small enough.
+    """The largest allowed patch, close to the size of a median volume.
 
     Args:
-        size: voxels of a median volume.
-        divisor: sides are multiples of it.
-        most_voxels: no patch has more.
+        size: size of a median volume in voxels.
+        divisor: the sides of a patch are multiples of it.
+        most_voxels: maximum number of voxels of a patch.
         fits: whether a patch fits into memory.
     """
     patch = [max(1, math.floor(n / divisor + 0.5)) * divisor for n in size]
-    if max(patch) == divisor:  # the deepest layer of the network would hold a single voxel, which no norm accepts
+    if max(patch) == divisor:  # the deepest layer would have a single voxel, which instance norm rejects
         patch[int(np.argmax(size))] = 2 * divisor
     while (math.prod(patch) > most_voxels or not fits(patch)) and max(patch) > 2 * divisor:
         longest = max(range(3), key=lambda axis: (patch[axis], size[axis]))
@@ -171,7 +171,7 @@ def choose_patch(
 
 
 def default_network(in_channels: int, label_names: Sequence[str]) -> tuple[nn.Module, int]:
-    """The network of `configs/train.yaml` for such images, and what its patches' sides must be multiples of."""
+    """The network of `configs/train.yaml`, and the number that the sides of its patches must be multiples of."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.yaml"))
     parser["in_channels"], parser["label_names"] = in_channels, list(label_names)
@@ -181,10 +181,10 @@ def default_network(in_channels: int, label_names: Sequence[str]) -> tuple[nn.Mo
 def choose_step(
     size: Sequence[int], channels: int, names: Sequence[str], with_unlabelled: bool, machine: Machine
 ) -> tuple[list[int], int]:
-    """Patch, and patches a step of each stream: 2, and 4 where a GPU has room for them."""
+    """Patch size, and patches per step of each stream: 4 if a GPU has enough memory, otherwise 2."""
     network, divisor = default_network(channels, names)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    patches = 4 if with_unlabelled else 1  # a labelled one, an unlabelled one, and their two mixtures (CopyPasteTerm)
+    patches = 4 if with_unlabelled else 1  # labelled, unlabelled, and their two mixtures (CopyPasteTerm)
 
     def fits(patch: Sequence[int], batch: int = 2) -> bool:
         need = PASSES * activation_bytes(network, (patches * batch, channels, *patch)) + 5 * weights
@@ -195,7 +195,7 @@ def choose_step(
 
 
 def cache_rate(grids: Sequence[Grid], spacing: Sequence[float], memory: int) -> float:
-    """Fraction of prepared volumes (float32 images, uint8 labels) that the cache may hold, in steps of 0.05."""
+    """Fraction of the prepared volumes (float32 images, uint8 labels) to cache, in steps of 0.05."""
     need = sum(
         resampled_bytes(resampled_shape(grid.shape, grid.spacing, spacing), grid.channels, with_label=True)
         for grid in grids
@@ -211,18 +211,18 @@ def make_plan(
     with_unlabelled: bool,
     machine: Machine,
 ) -> Plan:
-    """Choose every setting; each is chosen by a function above.
+    """Choose all settings.
 
     Args:
-        fingerprint: what the volumes are like.
-        description: what the dataset says about itself.
-        label_names: the user's name for each class; `None`: those of the description.
-        ignore_value: label value of voxels that are ignored; `None`: there is none.
+        fingerprint: measured properties of the volumes.
+        description: names and values from `dataset.json`.
+        label_names: the user's names, one per class; `None`: those of the description.
+        ignore_value: label value of voxels to ignore (`None`: no such value).
         with_unlabelled: whether there are unlabelled cases.
-        machine: that is to train.
+        machine: the machine to train on.
 
     Raises:
-        UserError: for labels from which no classes can be made.
+        UserError: for labels or names that do not give valid classes, see `classes_of`.
     """
     values, names = classes_of(fingerprint.labels, description, label_names, ignore_value)
     grids, intensities = fingerprint.grids, fingerprint.intensities

@@ -127,15 +127,15 @@ class Roles:
 
 
 def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
-    """The cases of a folder with absolute paths, what it says about itself, and where that was read.
+    """The cases of a folder with absolute paths, the description of the dataset, and the source of both.
 
     Raises:
-        UserError: for a folder that is absent, or holds no images or no label, or names that do not pair.
+        UserError: for a missing folder, a folder without images or labels, or names that cannot be paired.
     """
     folder = request.folder
     for path in filter(None, (folder, request.labels, request.unlabelled)):
         if not path.is_dir():
-            raise UserError(f"The folder {path} does not exist." if not path.exists() else f"{path} is no folder.")
+            raise UserError(f"The folder {path} does not exist." if not path.exists() else f"{path} is not a folder.")
     description, listed = Description(), None
     file = folder / "dataset.json"
     if file.is_file() and not read_generated(file):
@@ -146,7 +146,7 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
         for option in ("channels", "unlabelled"):
             if getattr(request, option) is not None:
                 raise UserError(
-                    f"{file} lists the cases already, so --{option} would do nothing: leave out one of both."
+                    f"{file} already lists the cases, so --{option} would do nothing: remove the file or the option."
                 )
         return listed, description, "dataset.json"
     cases = _found_cases(request)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What new_dataset writes: the table on the screen, `dataset.json`, and the dataset's YAML."""
+"""The texts that new_dataset produces: the summary, `dataset.json` and the YAML file of the dataset."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
 from scripts.images.header import case_name
 
-# ------------------------------------------------------------------ the table
+# ------------------------------------------------------------------ the summary
 
 
 def table_of(folder: Path, source: str, fingerprint: Fingerprint, roles: Roles, plan: Plan) -> str:
-    """Lines to print.
+    """The summary to print.
 
     Args:
         folder: the folder that was searched.
-        source: what told images from labels.
-        fingerprint: what was measured.
-        roles: which case does what.
+        source: where the cases were read from.
+        fingerprint: measured properties of the volumes.
+        roles: the cases by role.
         plan: the settings.
     """
     spacings = np.array([grid.spacing for grid in fingerprint.grids])
@@ -89,7 +89,7 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
 
     Args:
         roles: cases with absolute paths.
-        relative_to: paths below it are written relative to it; `None` writes every path absolute.
+        relative_to: paths inside this folder are written relative to it; `None`: all paths are absolute.
     """
 
     def written(path: str) -> str:
@@ -111,7 +111,7 @@ def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
 
 
 def same_splits(path: Path, lists: Mapping[str, list[Any]]) -> bool:
-    """Whether a datalist, ours or one that came with the data, gives every case the same role."""
+    """Whether an existing datalist gives every case the same role."""
     home = path.parent
     try:
         there = load_cases(DatasetSpec(home, path.name))
@@ -144,40 +144,40 @@ def json_of(name: str, plan: Plan, lists: Mapping[str, list[Any]]) -> str:
 
 
 def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: str, file: Path) -> str:
-    """The text of a dataset's YAML, each value with its reason.
+    """The text of a dataset's YAML file, with a comment on each value.
 
     Args:
         plan: the settings.
-        roles: which case does what.
-        name: of the dataset.
+        roles: the cases by role.
+        name: name of the dataset.
         dataset_dir: folder of the datalist.
-        datalist: its name.
-        file: where the YAML will be, for the command in its first lines.
+        datalist: file name of the datalist.
+        file: path of the YAML file, for the command in its first lines.
     """
     entries = [
         ("dataset_name", _flow(name), ""),
-        ("dataset_dir", _flow(str(dataset_dir)), "folder that paths in the datalist start from"),
+        ("dataset_dir", _flow(str(dataset_dir)), "folder that paths in the datalist are relative to"),
         ("datalist", _flow(datalist), "lists the training, unlabelled, validation and test cases"),
         ("labelled_cases", "null", f"number of training cases whose labels are used; null: all {len(roles.labelled)}"),
-        ("validation_cases", "0", "number of labelled cases, the last ones, held out to choose a checkpoint"),
-        ("in_channels", str(plan.in_channels), "channels of every image"),
+        ("validation_cases", "0", "number of labelled cases (the last ones) held out to choose a checkpoint"),
+        ("in_channels", str(plan.in_channels), "number of image channels"),
         ("label_names", _flow(plan.label_names), "name of each class, background first; rename them freely"),
         *_label_entries(plan),
-        ("spacing", _flow(plan.spacing), "mm; the median of all volumes, to which each is resampled"),
+        ("spacing", _flow(plan.spacing), "mm; median of all volumes; every volume is resampled to it"),
     ]
     lines = [_line(*entry) for entry in entries]
     lines += _intensity_lines(plan)
     size = " x ".join(map(str, plan.size))
     entries = [
-        ("roi_size", _flow(plan.roi_size), f"patch, voxels; a median volume has {size}; limited by this machine"),
-        ("flip_axes", "[]", "axes (0: left-right) along which anatomy may be mirrored; files cannot tell which"),
+        ("roi_size", _flow(plan.roi_size), f"patch size, voxels; the median volume has {size}; limited by the memory of this machine"),
+        ("flip_axes", "[]", "axes to mirror at random (0: left-right); add those along which the anatomy is symmetric"),
         ("batch_labelled", str(plan.batch_labelled), "labelled patches per step"),
         ("batch_unlabelled", str(plan.batch_unlabelled), _unlabelled_reason(plan)),
-        ("max_steps", "1000", "optimiser steps; raise it while the curves still rise"),
+        ("max_steps", "1000", "optimiser steps; increase it if validation Dice still rises at the end"),
     ]
     lines += [_line(*entry) for entry in entries]
     if plan.cache_rate < 1:
-        reason = "fraction of the training cases that fit into memory; the others are read at each visit"
+        reason = "fraction of the training cases kept in memory; the others are read again each time"
         lines.append(_line("cache_rate", str(plan.cache_rate), reason))
     head = f"""\
 # Written by python -m scripts {COMMAND}. Edit it freely.
@@ -194,7 +194,7 @@ def _label_entries(plan: Plan) -> list[tuple[str, str, str]]:
     if plan.label_values != list(range(len(plan.label_values))):
         entries.append(("label_values", _flow(plan.label_values), "value of each class in the label files"))
     if plan.ignore_value is not None:
-        entries.append(("ignore_value", str(plan.ignore_value), "voxels of this value in label files are ignored"))
+        entries.append(("ignore_value", str(plan.ignore_value), "label value of voxels to ignore"))
     return entries
 
 
@@ -225,5 +225,5 @@ def _line(key: str, value: str, reason: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A text, number or list as JSON, which is YAML too and takes any character."""
+    """A value as JSON, which is valid YAML and can represent any character."""
     return json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, split_wo
 from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_method, remember, run_in_monai, run_words, shown_path
 from scripts.errors import UserError
 
-DATASET_HELP = "dataset: the name given to new-dataset, the name of a file in configs/datasets, or a path (default: the demo)"
+DATASET_HELP = "dataset: name given to new-dataset, name of a file in configs/datasets, or path (default: the demo)"
 PASSED_ON = """\
 Every other option replaces a key of the config files (--max_steps 500, --train::trainer::amp true) and is passed on to
 `python -m monai.bundle run`. The keys are explained at the top of {file}."""
@@ -77,16 +77,15 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 def new_dataset(words: list[str]) -> int:
     """Prepare a folder of images and labels for training."""
     text = """\
-Finds which image and label belong together, measures them, chooses settings, and writes FOLDER/dataset.json and
-FOLDER/NAME.yaml.
+Pairs images and labels, measures them, chooses settings, and writes FOLDER/dataset.json and FOLDER/NAME.yaml.
 
-FOLDER may hold images and labels side by side (a.nii.gz, a_seg.nii.gz), in subfolders (images, labels), in a folder for
-each case (a/imaging.nii.gz, a/segmentation.nii.gz), in the layout of the Decathlon (imagesTr, labelsTr, imagesTs) or of
+FOLDER may hold images and labels side by side (a.nii.gz, a_seg.nii.gz), in subfolders (images, labels), in one folder
+per case (a/imaging.nii.gz, a/segmentation.nii.gz), in the layout of the Decathlon (imagesTr, labelsTr, imagesTs) or of
 nnU-Net (imagesTr/a_0000.nii.gz), or be listed in a dataset.json. Images are .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd
 files and folders of DICOM files. Cases without a label are used as unlabelled images.
 
-The test cases are those below imagesTs or test that have a label; otherwise a fifth of the labelled cases, those whose
-names have the lowest SHA-256 hash. docs/data.md explains how the settings are chosen."""
+The labelled cases in imagesTs or test are the test cases. If there are none, a fifth of the labelled cases is chosen by
+hashing their names (SHA-256). docs/data.md explains how the settings are chosen."""
     parser = Parser(new_dataset, "new-dataset", text)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER")
@@ -106,13 +105,13 @@ names have the lowest SHA-256 hash. docs/data.md explains how the settings are c
     )
     number("--test_cases", type=int, metavar="N", help="number of labelled cases")
     split("--patient_pattern", metavar="REGEX",
-          help="regular expression that finds the patient in a case name; cases of a patient stay together")  # fmt: skip
-    split("--use_test_images", action="store_true", help="use images in imagesTs that have no label as unlabelled cases")
+          help="finds the patient in the name of a case; all cases of a patient stay together")  # fmt: skip
+    split("--use_test_images", action="store_true", help="use images of imagesTs without label as unlabelled cases")
     output = parser.add_argument_group("output").add_argument
     output("--output", type=Path, metavar="FOLDER",
            help="write dataset.json and NAME.yaml to this folder instead, with absolute paths")  # fmt: skip
     output("--config", type=Path, metavar="FILE", help="path of the YAML file to write")
-    output("--copy_to", type=Path, metavar="FOLDER", help="copy images and labels to this folder and write dataset.json there")
+    output("--copy_to", type=Path, metavar="FOLDER", help="copy images and labels there, and write dataset.json there")
     output("--force", action="store_true", help="overwrite existing files")
     output("--dry_run", action="store_true", help="show the summary and the YAML, but write nothing")
     options = vars(parser.parse_args(words))

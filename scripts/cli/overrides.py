@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the options of `python -m monai.bundle run`: MONAI silently ignores unknown options, so they are refused here."""
+"""Check the options of `python -m monai.bundle run`: MONAI itself silently ignores unknown ones."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
         if _comes_later(value):
             continue
         if not rule.holds(value):
-            hint = f"write --{key} None for null" if value == "null" else f"correct it in the config file or with --{key}"
+            hint = f"write --{key} None for null" if value == "null" else f"correct it in its file or with --{key}"
             raise UserError(f"{key} must be {rule.words}, got {value!r}: {hint}.")
 
 
@@ -102,7 +102,7 @@ def _differ(values: Any) -> bool:
 
 TEXT = Rule("a non-empty string", _is_text)
 FOLDER = Rule("the path of a folder", _is_text)
-SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # the command line gives strings
+SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # a command line gives strings
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
@@ -133,5 +133,7 @@ RULES: dict[str, Rule] = {
     ),
     "label_names": Rule("a list of at least two different names, background first", _are_names),
     "label_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
-    **dict.fromkeys(("flip_axes", "mirror_axes"), Rule("a list of different axes from 0, 1 and 2, such as [0], or []", _are_axes)),
+    **dict.fromkeys(
+        ("flip_axes", "mirror_axes"), Rule("a list of different axes (0, 1 or 2), such as [0], or []", _are_axes)
+    ),
 }

@@ -45,8 +45,8 @@ def ensure_demo_dataset(
 ) -> Path:
     """Generate the demo dataset, unless `directory` already holds a `dataset.json`.
 
-    The volumes are written to a hidden folder beside `directory`, which is then renamed. An interruption therefore leaves
-    no partial dataset, and several processes may call this function at the same time.
+    The volumes are written to a hidden folder beside `directory`, which is then renamed. An interruption leaves no
+    partial dataset, and several processes may call this function at the same time.
 
     Args:
         directory: folder for `dataset.json`, `images/` and `labels/`; it may be empty or not exist.
@@ -116,11 +116,11 @@ def make_demo_case(
         if np.all(np.bincount(label.ravel(), minlength=4)[1:] >= low):
             break
     else:
-        raise ValueError(f"no phantom with enough voxels of every class was found at shape {tuple(shape)}; use a larger shape")
+        raise ValueError(f"no phantom with enough voxels of each class found at shape {tuple(shape)}; use a larger one")
     image = _render(rng, tissue, np.abs(step))
     affine = np.diag([*step, 1.0])
     affine[:3, 3] = -step * (np.array(size) - 1) / 2 + rng.uniform(-60, 60, 3)
-    affine = affine.astype(np.float32).astype(np.float64)  # the precision of a NIfTI header, so that reading gives the same affine
+    affine = affine.astype(np.float32).astype(np.float64)  # the precision of a NIfTI header
     return image, label, affine
 
 
@@ -199,7 +199,7 @@ def _organs(rng: Generator, points: np.ndarray) -> Iterator[tuple[int, np.ndarra
     yield LARGE, -3 * np.logaddexp(-main / 3, -lobe / 3)  # a smooth union, so that the lobe grows out of the organ
     for side in (-1, 1):
         yield WALL, _organ(rng, points, (11 * side, -17, -22), (5, 5, 26), shift=1.5)  # the muscle beside the spine
-        bent = np.stack([x + side * rng.uniform(0.015, 0.045) * (z + 8) ** 2, y, z])  # bean-shaped, with its poles towards the spine
+        bent = np.stack([x + side * rng.uniform(0.015, 0.045) * (z + 8) ** 2, y, z])  # bean shape, poles to the spine
         bean = _organ(rng, bent, (18 * side, -14, -8 - 3 * side), (6.5, 6, 11), shift=(3, 3, 7))
         yield CORTEX, bean
         yield MEDULLA, bean + rng.uniform(2.2, 3.2)
@@ -212,7 +212,7 @@ def _organs(rng: Generator, points: np.ndarray) -> Iterator[tuple[int, np.ndarra
 
 def _render(rng: Generator, tissue: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """The image (int16) of a tissue map as a scanner would show it."""
-    mean = np.zeros(BOWEL + MAX_LOOPS, np.float32)  # per tissue, 0 to 1; distractors are close to the classes they mimic
+    mean = np.zeros(BOWEL + MAX_LOOPS, np.float32)  # per tissue, 0 to 1; distractors are close to what they mimic
     mean[LARGE] = large = rng.uniform(0.5, 0.62)
     mean[CORTEX] = cortex = large + rng.uniform(-0.03, 0.14)
     mean[VESSEL] = vessel = large + rng.uniform(0.0, 0.2)

@@ -150,9 +150,11 @@ def _write_case(source: Source, output: Path, crop: bool) -> None:
     image, label, affine = _read_h5(source.path) if source.path.suffix == ".h5" else _read_nrrd(source.path)
     values = np.unique(label)
     if image.shape != label.shape or image.ndim != 3:
-        raise UserError(f"{source.path} has an image of {image.shape} and a label of {label.shape} voxels: both must be 3D, with one shape.")
+        raise UserError(
+            f"{source.path} has an image of {image.shape} and a label of {label.shape}: they must be 3D and equal."
+        )
     if not np.isin(values, (0, 1, 255)).all() or len(values) > 2:
-        raise UserError(f"The label of {source.path} holds {values[:5].tolist()}, but it may hold only 0 and 1, or 0 and 255.")
+        raise UserError(f"The label of {source.path} holds {values[:5].tolist()}, but only 0 and 1 or 255 are allowed.")
     label = (label > 0).astype(np.uint8)
     if crop:
         if not label.any():

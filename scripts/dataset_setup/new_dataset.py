@@ -40,7 +40,9 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
         UserError: for an unusable folder or request, or a file that exists already; nothing is written then.
     """
     if not NAME.fullmatch(request.name) or request.name.startswith((".", "-")):
-        raise UserError(f"--name {request.name!r} must consist of letters, digits, _, - and dots, and not start with - or a dot.")
+        raise UserError(
+            f"--name {request.name!r} may have letters, digits, _, - and dots, and starts with no - or dot."
+        )
     home = _home(request)
     config = (request.config or home / f"{request.name}.yaml").absolute()
     cases, description, source = gather(request)
@@ -81,7 +83,7 @@ def _home(request: Request) -> Path:
     if request.copy_to is not None and home.is_relative_to(folder):
         raise UserError(f"--copy_to {request.copy_to} is inside the folder to copy: choose one outside of it.")
     if "#" in str(home):
-        raise UserError(f"{home} contains #, which MONAI treats as a key separator: choose another folder with --output.")
+        raise UserError(f"{home} contains #, which separates keys in MONAI: choose another folder with --output.")
     if home == folder and folder.is_dir() and not os.access(folder, os.W_OK) and not request.dry_run:
         raise UserError(f"{folder} is not writable: choose a folder for dataset.json with --output.")
     return home

@@ -46,7 +46,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine. Total memory is used, not free memory, so that settings do not depend on what else is running."""
+        """This machine. Total memory counts, not free memory, so that the same folder gives the same settings."""
         memory = psutil.virtual_memory().total
         if torch.cuda.is_available():
             return cls(memory, torch.cuda.get_device_properties(0).total_memory, True)
@@ -111,7 +111,7 @@ def classes_of(
     found = sorted(({0} | set(values.cases) | set(description.label_names)) - {ignore_value})
     if found[0] < 0:
         raise UserError(
-            f"Label files hold the value {found[0]}, but class values must be at least 0: if it marks voxels to ignore, "
+            f"Label files hold the value {found[0]}, but a class value must be at least 0: to ignore these voxels, "
             f"add --ignore_value {found[0]}."
         )
     if len(found) < 2:

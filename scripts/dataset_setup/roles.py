@@ -146,20 +146,20 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
         for option in ("channels", "unlabelled"):
             if getattr(request, option) is not None:
                 raise UserError(
-                    f"{file} already lists the cases, so --{option} would do nothing: remove the file or the option."
+                    f"{file} already lists the cases, so --{option} would do nothing: leave it out, or rename the file."
                 )
         return listed, description, "dataset.json"
     cases = _found_cases(request)
     if not any(case.label for case in cases):
         raise UserError(
-            f"No label lies in {folder}, and at least one is needed: put labels into a folder `labels`, end their "
-            "names in _seg, or name their folder by --labels."
+            f"No labels were found in {folder}, and at least one is needed: put labels into a folder `labels`, end "
+            "their names in _seg, or give their folder with --labels."
         )
     return cases, description, "names of files and folders"
 
 
 def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
-    """The cases of a datalist; `None` for nnU-Net's, which lists none, or names no existing file."""
+    """The cases of a datalist; `None` if it lists no cases (nnU-Net) or its first image does not exist."""
     training = content.get("training")
     if not isinstance(training, list) or not training:
         return None

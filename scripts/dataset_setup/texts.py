@@ -169,11 +169,15 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
     lines += _intensity_lines(plan)
     size = " x ".join(map(str, plan.size))
     entries = [
-        ("roi_size", _flow(plan.roi_size), f"patch size, voxels; the median volume has {size}; limited by the memory of this machine"),
+        (
+            "roi_size",
+            _flow(plan.roi_size),
+            f"patch size, voxels; the median volume has {size}; limited by this machine",
+        ),
         ("flip_axes", "[]", "axes to mirror at random (0: left-right); add those along which the anatomy is symmetric"),
         ("batch_labelled", str(plan.batch_labelled), "labelled patches per step"),
         ("batch_unlabelled", str(plan.batch_unlabelled), _unlabelled_reason(plan)),
-        ("max_steps", "1000", "optimiser steps; increase it if validation Dice still rises at the end"),
+        ("max_steps", "1000", "optimiser steps; increase it if the curves still rise at the end"),
     ]
     lines += [_line(*entry) for entry in entries]
     if plan.cache_rate < 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder to files that train: layouts on disk, splits, what is written and what is never overwritten."""
+"""`new_dataset` chooses settings from the volumes, finds cases in all layouts, and splits them."""
 
 from __future__ import annotations
 
@@ -7,74 +7,18 @@ import json
 import re
 from pathlib import Path
 
-import itk
 import nibabel
 import numpy as np
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from scripts.cli.commands import main
-from scripts.data.datalist import load_cases
-from scripts.data.spec import DatasetSpec
-from scripts.dataset_setup.layouts import read_generated
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
-from scripts.errors import UserError
-from scripts.images.read import read_volume
+from tests.scan_folder import MACHINE, SHAPE, make_folder, refusal, volume
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINE = Machine(memory=2**33, step_memory=2**33, gpu=False)
-SHAPE = (20, 18, 16)
-
-
-def volume(path: Path, seed: int = 0, air: float = 0.0, classes: tuple[int, ...] | None = None) -> None:
-    """An image with a bright box, or its label with boxes of the given values."""
-    rng = np.random.default_rng(seed)
-    array = np.zeros(SHAPE, np.int16)
-    if classes is None:
-        array[:] = rng.integers(0, 20, SHAPE) + air
-        array[4:14, 4:12, 4:12] = rng.integers(100, 200, (10, 8, 8))
-    else:
-        for number, value in enumerate(classes):
-            array[4 + 5 * number : 9 + 5 * number, 4:12, 4:12] = value
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([1.5, 1.5, 2.0, 1.0])), path)
-
-
-def make_folder(folder: Path, labelled: int = 5, unlabelled: int = 3, classes: tuple[int, ...] = (1,), **image) -> Path:
-    """`images` and `labels`, cases `c0`, `c1`, ...; the first so many have labels."""
-    for n in range(labelled + unlabelled):
-        volume(folder / "images" / f"c{n}.nii.gz", seed=n, **image)
-        if n < labelled:
-            volume(folder / "labels" / f"c{n}.nii.gz", classes=classes)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path):
-    """Run on a folder; returns the YAML's content, the cases that it trains with, and the printed text."""
-
-    def call(folder: Path, name: str = "mine", **options):
-        config = options.pop("config", tmp_path / "configs" / f"{name}.yaml")
-        shown: list[str] = []
-        new_dataset(Request(folder, name, config=config, **options), MACHINE, shown.append)
-        text = "\n".join(shown)
-        settings = yaml.safe_load(config.read_text()) if config.exists() else {}
-        cases = load_cases(DatasetSpec(settings["dataset_dir"], settings["datalist"])) if settings else None
-        return settings, cases, text
-
-    return call
-
-
-def refusal(call, *args, **options) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # ------------------------------------------------------------------ what is written
@@ -196,6 +140,13 @@ def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, 
     assert Path(cases.test[0]["image"]).parent == numbered / "images"
 
 
+def test_readme_shows_the_commands_that_are_printed(tmp_path: Path, run) -> None:
+    _, _, text = run(make_folder(tmp_path / "data"))
+    printed = re.findall(r"^\w+: +(python -m scripts .+)$", text, re.MULTILINE)
+    assert len(printed) == 3
+    assert set(printed) <= set((ROOT / "README.md").read_text().splitlines())
+
+
 # ------------------------------------------------------------------ layouts on disk
 
 
@@ -312,192 +263,3 @@ def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
     assert len(cases.unlabelled) == 3
     assert all(not case["case"].startswith(tested) for case in cases.labelled + cases.unlabelled)
     assert "1 unlabelled cases of test patients are left out" in text
-
-
-# ------------------------------------------------------------------ what is never overwritten
-
-
-@pytest.mark.parametrize("there", ["mine.yaml", "dataset.json"])
-def test_an_existing_file_is_kept_unless_forced(tmp_path: Path, run, there: str) -> None:
-    folder = make_folder(tmp_path / "data")
-    run(folder)
-    files = {"dataset.json": folder / "dataset.json", "mine.yaml": tmp_path / "configs" / "mine.yaml"}
-    first = {name: file.read_bytes() for name, file in files.items()}
-    for name in {*files} - {there}:
-        files[name].unlink()
-    files[there].write_bytes(first[there].replace(b"c0", b"c1"))  # in dataset.json another split
-    kept = files[there].read_bytes()
-    with pytest.raises(UserError, match=rf"{there}.*--force"):
-        run(folder)
-    assert files[there].read_bytes() == kept
-    assert not any(files[name].exists() for name in {*files} - {there})
-    run(folder, force=True)
-    assert {name: file.read_bytes() for name, file in files.items()} == first
-
-
-def test_a_datalist_with_the_same_split_is_kept(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    run(folder)
-    file = folder / "dataset.json"
-    file.write_text(file.read_text().replace("structure 1", "liver"))
-    edited = file.read_bytes()
-    (tmp_path / "configs" / "mine.yaml").unlink()
-    settings, cases, text = run(folder)
-    assert settings["datalist"] == "dataset.json" and len(cases.labelled) == 4
-    assert file.read_bytes() == edited and f"Wrote {file}" not in text
-
-
-def test_an_empty_or_foreign_file_is_not_taken_for_ours(tmp_path: Path) -> None:
-    for text in ('{"training": []}', "", "[1]", '{"written_by": "someone"}'):
-        (tmp_path / "dataset.json").write_text(text)
-        assert read_generated(tmp_path / "dataset.json") == {}
-
-
-def test_another_name_leaves_the_first_ones_split_alone(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    run(folder)
-    first = (folder / "dataset.json").read_bytes()
-    same, _, _ = run(folder, name="again")
-    assert same["datalist"] == "dataset.json"
-    other, cases, _ = run(folder, name="other", test_cases=3)
-    assert other["datalist"] == "dataset_other.json" and len(cases.test) == 3
-    assert (folder / "dataset.json").read_bytes() == first
-
-
-def test_a_dry_run_writes_nothing(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    _, _, text = run(folder, dry_run=True)
-    assert not (folder / "dataset.json").exists() and not (tmp_path / "configs").exists()
-    assert "label_names:" in text and "5 with label" in text
-
-
-def test_a_datalist_elsewhere_has_absolute_paths(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    settings, cases, _ = run(folder, output=tmp_path / "lists")
-    assert settings["dataset_dir"] == str(tmp_path / "lists")
-    listed = json.loads((tmp_path / "lists" / "dataset.json").read_text())
-    assert all(Path(case["image"]).is_absolute() for case in listed["training"])
-    assert len(cases.labelled) == 4
-    assert not (folder / "dataset.json").exists()
-
-
-def test_a_folder_that_cannot_be_written_to_asks_for_another(tmp_path: Path, run, monkeypatch) -> None:
-    folder = make_folder(tmp_path / "data")
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert "by --output" in refusal(run, folder)
-
-
-def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data", unlabelled=0)
-    volume(tmp_path / "more" / "x.nii.gz")
-    settings, cases, _ = run(folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy")
-    assert settings["dataset_dir"] == str(tmp_path / "copy")
-    listed = json.loads((tmp_path / "copy" / "dataset.json").read_text())
-    assert listed["unlabeled"] == [{"image": "more/x.nii.gz"}]
-    assert all((tmp_path / "copy" / case["label"]).is_file() for case in listed["training"])
-    copied = Path(cases.labelled[0]["image"])
-    assert copied.read_bytes() == (folder / "images" / copied.name).read_bytes()
-    assert not (folder / "dataset.json").exists()
-    copied.write_bytes(b"another file")
-    message = refusal(run, folder, unlabelled=tmp_path / "more", copy_to=tmp_path / "copy", force=True)
-    assert str(copied) in message and "--copy_to" in message
-    assert "--copy_to" in refusal(run, folder, copy_to=folder / "copy")
-    (tmp_path / "file").write_text("")
-    assert "cannot be copied" in refusal(run, folder, copy_to=tmp_path / "file", name="again")
-
-
-def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
-    for n in range(3):
-        image = itk.image_from_array(np.asarray(nibabel.load(folder / "images" / f"c{n}.nii.gz").dataobj).T.copy())
-        image.SetSpacing([1.5, 1.5, 2.0])
-        image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))  # ITK's axes point left and back
-        (folder / "images" / f"c{n}.nii.gz").unlink()
-        itk.imwrite(image, str(folder / "images" / f"c{n}.mhd"))
-    _, cases, _ = run(folder, copy_to=tmp_path / "copy", test_cases=1)
-    for case in cases.labelled + cases.test:
-        assert read_volume(case["image"])[1].shape == (1, *SHAPE)
-
-
-# ------------------------------------------------------------------ bad folders
-
-
-def test_bad_folders_are_told_in_one_sentence(tmp_path: Path, run) -> None:
-    assert "does not exist" in refusal(run, tmp_path / "nowhere")
-    (tmp_path / "file").write_text("")
-    assert "is no folder" in refusal(run, tmp_path / "file")
-    (tmp_path / "empty").mkdir()
-    assert "is empty" in refusal(run, tmp_path / "empty")
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "readme.txt").write_text("")
-    assert "holds no image" in refusal(run, tmp_path / "notes")
-    bare = make_folder(tmp_path / "bare", labelled=0)
-    assert "at least one is needed" in refusal(run, bare)
-    (bare / "labels").mkdir()
-    (bare / "labels" / "c0.nii.gz").write_bytes(b"no image")
-    assert "c0.nii.gz cannot be read" in refusal(run, bare)
-    assert not (bare / "dataset.json").exists()
-    assert "--labels" in refusal(run, bare, labels=bare)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", ".hidden", "it's"])
-def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, run, name: str) -> None:
-    assert "--name" in refusal(run, make_folder(tmp_path / "data", 1, 0), name=name, config=tmp_path / "x.yaml")
-
-
-def test_the_command_prints_one_sentence_and_ends_with_two(tmp_path: Path, capsys) -> None:
-    assert main(["new-dataset", str(tmp_path / "nowhere"), "--name", "x"]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("\nError: ") and str(tmp_path / "nowhere") in captured.err
-    assert "Traceback" not in captured.err
-    assert main(["new-dataset", str(tmp_path / "nowhere"), "--name", "x", "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> None:
-    folder = make_folder(tmp_path / "data")
-    config = tmp_path / "x.yaml"
-    assert (
-        main(
-            ["new-dataset", str(folder), "--name", "x", "--config", str(config), "--label_names", "nothing", "all else"]
-        )
-        == 0
-    )
-    printed = capsys.readouterr().out
-    assert f"Wrote {folder / 'dataset.json'}" in printed and f"Wrote {config}" in printed
-    assert all(f"python -m scripts {command} x\n" in printed for command in ("check", "train", "evaluate"))
-    assert yaml.safe_load(config.read_text())["label_names"] == ["nothing", "all else"]
-
-
-def test_readme_shows_the_commands_that_are_printed(tmp_path: Path, run) -> None:
-    _, _, text = run(make_folder(tmp_path / "data"))
-    printed = re.findall(r"^\w+: +(python -m scripts .+)$", text, re.MULTILINE)
-    assert len(printed) == 3
-    assert set(printed) <= set((ROOT / "README.md").read_text().splitlines())
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [
-        (PermissionError(13, "Permission denied", "/data/a.nii.gz"), 1, "/data/a.nii.gz"),
-        (KeyboardInterrupt(), 130, "Interrupted"),
-        (UserError("No image."), 2, "No image."),
-    ],
-)
-def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypatch, capsys, tmp_path) -> None:
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr("scripts.dataset_setup.new_dataset.new_dataset", fail)
-    assert main(["new-dataset", str(tmp_path), "--name", "x"]) == code
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("Error: ") and words in line
-
-
-@pytest.mark.parametrize("option", [{"channels": ("t1",)}, {"unlabelled": Path(".")}])
-def test_an_option_that_a_listed_folder_would_pass_over_is_refused(option, tmp_path) -> None:
-    folder = make_folder(tmp_path / "data")
-    cases = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(5)]
-    (folder / "dataset.json").write_text(json.dumps({"training": cases}))
-    with pytest.raises(UserError, match=rf"dataset\.json lists the cases already, so --{next(iter(option))} would"):
-        new_dataset(Request(folder, "x", config=tmp_path / "x.yaml", **option), MACHINE)

@@ -17,7 +17,7 @@ SHAPE = (20, 18, 16)
 
 
 def volume(path: Path, seed: int = 0, air: float = 0.0, classes: tuple[int, ...] | None = None) -> None:
-    """An image with a bright box, or its label with boxes of the given values."""
+    """Write an image with a bright box, or with `classes` a label with one box per value."""
     rng = np.random.default_rng(seed)
     array = np.zeros(SHAPE, np.int16)
     if classes is None:
@@ -31,7 +31,7 @@ def volume(path: Path, seed: int = 0, air: float = 0.0, classes: tuple[int, ...]
 
 
 def make_folder(folder: Path, labelled: int = 5, unlabelled: int = 3, classes: tuple[int, ...] = (1,), **image) -> Path:
-    """`images` and `labels`, cases `c0`, `c1`, ...; the first so many have labels."""
+    """`images` and `labels` with the cases `c0`, `c1`, ...; the first `labelled` cases have a label."""
     for n in range(labelled + unlabelled):
         volume(folder / "images" / f"c{n}.nii.gz", seed=n, **image)
         if n < labelled:

@@ -140,8 +140,8 @@ def modality_of(intensities: Sequence[Intensity], description: Description) -> t
         return "CT" if all(is_ct) else "other", f"dataset.json names {', '.join(named)}"
     lowest = max(channel.minimum for channel in intensities)
     if lowest < CT_MINIMUM:
-        return "CT", f"the median lowest value of a volume is {lowest:g}"
-    return "other", f"the median lowest value of a volume is only {lowest:g}"
+        return "CT", f"lowest value {lowest:g} (median over the volumes)"
+    return "other", f"lowest value {lowest:g} (median over the volumes)"
 
 
 def window_of(intensities: Sequence[Intensity]) -> tuple[float, float]:

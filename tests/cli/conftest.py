@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two small config files, and a process whose hooks are put back."""
+"""Two small config files, and a fixture that restores hooks and flags of the process."""
 
 from __future__ import annotations
 

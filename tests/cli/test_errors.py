@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sentence about an exception names the file, the component or the key, and says nothing misleading."""
+"""The message about an exception names the file, component or key, and contains nothing misleading."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The help in docs/command_line.md is the real one; so are exit code and named files and keys in docs/errors.md."""
+"""docs/command_line.md shows the actual help; docs/errors.md shows the actual exit codes, files and keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMED = [
     ["data/scanz", "dataset_dir"],
     ["data/scans/labels/l1.nii.gz", " 7,", "label_values", "ignore_value"],
 ]
-"""What the lines of docs/errors.md name, in their order."""
+"""What each error of docs/errors.md names, in order."""
 
 
 def words_of(line: str) -> list[str]:
@@ -33,7 +33,7 @@ def words_of(line: str) -> list[str]:
     return words[3:]
 
 
-def test_the_page_shows_the_help_as_it_is(capsys) -> None:
+def test_the_page_shows_the_actual_help(capsys) -> None:
     shown = HELP.findall((DOCS / "command_line.md").read_text(encoding="utf-8"))
     assert len(shown) == 2
     for line, text in shown:
@@ -46,7 +46,7 @@ def test_the_page_shows_the_help_as_it_is(capsys) -> None:
 
 @pytest.fixture
 def scans(tmp_path: Path, monkeypatch) -> None:
-    """A current folder with `data/scans` as the page has it."""
+    """A current folder with the `data/scans` of the page."""
     folder = CheckFolder(tmp_path / "data/scans")
     (folder.root / "dataset.json").write_text(json.dumps(folder.lists))
     settings = {
@@ -65,7 +65,7 @@ def scans(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(NAMED)))
-def test_the_page_shows_what_a_mistake_ends_with(number: int, scans, capsys) -> None:
+def test_the_page_shows_the_actual_error(number: int, scans, capsys) -> None:
     shown = ERROR.findall((DOCS / "errors.md").read_text(encoding="utf-8"))
     assert len(shown) == len(NAMED)
     line, sentence, code = shown[number]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unknown options, unknown keys and unreadable config files are refused; all that MONAI knows passes."""
+"""Unknown options, unknown keys and unreadable config files are refused; options that MONAI knows pass."""
 
 from __future__ import annotations
 

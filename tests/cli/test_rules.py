@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Impossible values of keys are told by name; possible ones, expressions and unknown keys pass."""
+"""An invalid value is refused with the name of its key; valid values, expressions and unknown keys pass."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("feature_channels", 0), ("flip_prob", 1.1), ("flip_axes", [0, 0]), ("spacing", [0, 1, 1]),
     ],
 )  # fmt: skip
-def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value) -> None:
+def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
     with pytest.raises(UserError) as caught:
         check_settings({key: value})
-    assert str(caught.value).startswith(f"{key} must be {RULES[key].words}, got {value!r}")
+    assert repr(value) in str(caught.value)
     assert f"--{key}" in str(caught.value)
 
 
@@ -50,7 +50,7 @@ def test_an_impossible_value_is_told_with_its_key_and_what_it_must_be(key, value
         ("spacing", "$[1, 2, 3]"), ("max_steps", "@other"), ("nobody_knows", "abc"),
     ],
 )  # fmt: skip
-def test_a_possible_value_an_expression_or_another_key_passes(key, value) -> None:
+def test_a_valid_value_an_expression_or_an_unknown_key_passes(key, value) -> None:
     check_settings({key: value})
 
 
@@ -59,7 +59,7 @@ def test_every_config_of_the_bundle_keeps_the_rules(file) -> None:
     check_settings(ConfigParser.load_config_file(file))
 
 
-def test_null_of_a_command_line_is_told_how_to_write_it() -> None:
+def test_the_text_null_is_refused_with_the_way_to_write_it() -> None:
     with pytest.raises(UserError, match="--labelled_cases None"):
         check_settings({"labelled_cases": "null"})
 

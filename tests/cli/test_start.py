@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands first in every config: the command line is checked, errors become sentences, generators are seeded."""
+"""The first entries of every config check the command line, turn errors into one line, and seed the generators."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reported(capsys):
 
 
 def test_a_misspelt_option_is_refused(config):
-    with pytest.raises(UserError, match="--max_step "):
+    with pytest.raises(UserError, match="--max_step\\b"):
         begin(argv=command(config, "--max_step", "5"))
 
 
@@ -44,12 +44,12 @@ def test_a_value_out_of_range_is_refused(config):
         begin(argv=command(config, "--max_steps", "0"))
 
 
-def test_the_command_line_is_checked_when_a_word_has_replaced_initialize(config, tmp_path):
+def test_the_command_line_is_checked_if_a_word_replaces_initialize(config, tmp_path):
     with pytest.raises(UserError, match="'seed'"):
         ready([tmp_path], command(config, "seed", "3"))
 
 
-def test_an_error_that_ends_the_process_is_one_sentence(config, capsys):
+def test_an_error_that_ends_the_process_is_printed_in_one_line(config, capsys):
     begin(argv=command(config))
     assert reported(capsys).strip() == "Error: The folder x does not exist."
 
@@ -69,7 +69,7 @@ def test_another_program_keeps_its_options_and_its_hook():
     assert sys.excepthook is sys.__excepthook__
 
 
-def test_monais_own_command_ends_with_one_sentence_before_it_writes_anything(tmp_path):
+def test_monais_own_command_prints_one_line_before_it_writes_anything(tmp_path):
     files = ["--config_file", "configs/train.yaml", "--bundle_root", str(tmp_path)]
     words = ["run", "training", *files, "--max_step", "5"]
     done = subprocess.run(
@@ -81,7 +81,7 @@ def test_monais_own_command_ends_with_one_sentence_before_it_writes_anything(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_the_seed_decides_weights_made_afterwards():
+def test_the_seed_determines_weights_made_afterwards():
     weights = []
     for seed in (3, 3, 4):
         begin(seed=seed, argv=["pytest"])
@@ -90,7 +90,7 @@ def test_the_seed_decides_weights_made_afterwards():
     assert not torch.equal(weights[0][0], weights[2][0]) and weights[0][1] != weights[2][1]
 
 
-def test_without_a_seed_generators_are_left_alone():
+def test_without_a_seed_the_generators_do_not_change():
     torch.manual_seed(9)
     begin(argv=["pytest"])
     assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(9))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""check_data on a sound folder, spoilt in one way at a time: it names this one and no other."""
+"""check_data on a valid folder with one defect at a time: it reports this defect and no other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def test_a_sound_folder_is_clean(folder) -> None:
     shown, error = folder.run()
     assert error is None
     assert "4 labelled, 2 unlabelled, 1 validation and 2 test cases: 9 images and 7 labels are read" in shown
-    assert "Nothing is wrong." in shown
     assert folder.rows() == []
 
 
@@ -38,7 +37,7 @@ def test_a_truncated_file_is_unreadable(folder) -> None:
     for path in (folder.image("u1"), folder.label("t0")):
         path.write_bytes(path.read_bytes()[:-200])
     assert folder.check() == {("unreadable file", "u1"), ("unreadable file", "t0")}
-    assert len(folder.rows()) == 2, "headers and voxels fail on the same file, which is told once"
+    assert len(folder.rows()) == 2, "headers and voxels fail on the same file, which is reported once"
 
 
 def test_a_file_of_another_kind_is_unreadable(folder) -> None:
@@ -46,7 +45,7 @@ def test_a_file_of_another_kind_is_unreadable(folder) -> None:
     assert folder.check() == {("unreadable file", "l2")}
 
 
-def test_missing_files_are_named_all_of_them(folder) -> None:
+def test_all_missing_files_are_named(folder) -> None:
     folder.image("l0").unlink()
     folder.image("t1").unlink()
     folder.label("v0").unlink()
@@ -84,7 +83,7 @@ def test_numbers_of_cases_out_of_range_do_not_hide_the_rest(folder) -> None:
     assert folder.check(labelled_cases=9) >= {("setting", ""), ("missing image", "l0")}
 
 
-def test_an_image_in_two_lists_is_told_once(folder) -> None:
+def test_an_image_in_two_lists_is_reported_once(folder) -> None:
     folder.lists["test"][0] = folder.entry("l3")
     assert folder.check() == {("image in two lists", "l3"), ("label without image", "")}  # t0's label is left over
 
@@ -98,7 +97,7 @@ def test_an_image_and_a_label_of_different_shape_are_an_error(folder) -> None:
 
 
 def with_channels(folder: CheckFolder, second: np.ndarray, grid: np.ndarray | None = None) -> dict:
-    """Give every case a second channel, and l2 the one that is told."""
+    """Give every case a second channel; that of l2 is `second`."""
     for entries in folder.lists.values():
         for number, entry in enumerate(entries):
             name = Path(entry["image"]).name.split(".")[0]
@@ -145,7 +144,7 @@ def test_a_flipped_axis_is_an_error(folder, axis) -> None:
     assert folder.check() == {("grids differ", "l3")}
 
 
-def test_a_direction_that_is_off_by_rounding_is_nothing(folder) -> None:
+def test_a_rounding_error_of_the_direction_is_accepted(folder) -> None:
     grid = oblique()
     folder.save_image("l3", folder.image_of("l3"), grid)
     rounded = grid.copy()
@@ -201,7 +200,7 @@ def test_a_label_scaled_by_its_header_is_rounded(folder) -> None:
     assert folder.check() == {("label rounded", "l2")}
 
 
-def test_255_is_an_error_until_somebody_says_what_it_means(folder) -> None:
+def test_255_is_an_error_unless_it_is_declared_or_ignored(folder) -> None:
     labelled(folder, "l0", 255)
     assert folder.check() == {("label value 255", "l0")}
     assert folder.check(ignore_value=255) == set()
@@ -251,7 +250,7 @@ def test_constant_images_are_errors_and_no_copies_of_each_other(folder) -> None:
 
 
 def test_a_header_without_orientation_is_a_warning(folder) -> None:
-    """Read as L, P, S from 0, which is where image and label then lie both."""
+    """Image and label are both read as LPS with the origin at 0."""
     for path in (folder.image("l0"), folder.label("l0")):
         image = nibabel.load(path)
         image.set_sform(None, code=0)
@@ -341,14 +340,14 @@ def test_all_problems_are_reported_each_with_its_case(folder) -> None:
     assert "6 errors, 0 warnings, 0 notes" in error and str(folder.output / "check_data.csv") in error
     assert "\n" not in error
     assert all(kind in shown for kind in ("unreadable file", "shapes differ", "missing label"))
-    assert str(folder.root) not in shown, "paths are shown from the dataset's folder on"
+    assert str(folder.root) not in shown, "paths are shown relative to the dataset's folder"
 
 
 # ------------------------------------------------------------------ the command
 
 
 def test_the_command_prints_every_finding_and_ends_with_an_exit_code(folder, tmp_path) -> None:
-    """With the label files of unlabelled cases unreadable, as they are in every folder here."""
+    """The label files of unlabelled cases are unreadable, as in all folders of this file."""
     labelled(folder, "l0", 255)
     folder.lists["training"][0]["case"] = "first"
     folder.run()  # writes dataset.json
@@ -379,4 +378,4 @@ def test_the_configuration_hands_on_what_the_dataset_declares(folder, make_workf
         roi_size=[16, 16, 16],
     )  # fmt: skip
     workflow.run()
-    assert "Nothing is wrong." in capsys.readouterr().out
+    assert "No problems" in capsys.readouterr().out

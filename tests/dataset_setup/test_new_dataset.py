@@ -66,7 +66,7 @@ def test_settings_follow_the_volumes(tmp_path: Path, run) -> None:
     ]
 
 
-def test_every_setting_has_its_reason_beside_it(tmp_path: Path, run) -> None:
+def test_every_setting_has_a_comment(tmp_path: Path, run) -> None:
     run(make_folder(tmp_path / "data", air=-1000.0))
     lines = (tmp_path / "configs" / "mine.yaml").read_text().splitlines()
     bare = [line.split(":")[0] for line in lines if ":" in line and "#" not in line]
@@ -128,14 +128,14 @@ def test_volumes_beyond_memory_are_cached_in_part_by_the_default_config(tmp_path
     assert all(parser[f"train::{name}::cache_rate"] == "@cache_rate" for name in ("dataset", "unlabelled_dataset"))
 
 
-def test_a_folder_with_signs_that_configs_use_is_read_as_a_name(tmp_path: Path, run) -> None:
+def test_a_folder_name_with_special_characters_of_configs_is_read_literally(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "a@b 1: $x %y, it's {z}")
     run(folder)
     parser = ConfigParser()
     parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")])
     assert parser.get_parsed_content("dataset_dir") == str(folder)
     numbered = folder.rename(tmp_path / "scans #2")
-    assert "by --output" in refusal(run, numbered, name="numbered")
+    assert "--output" in refusal(run, numbered, name="numbered")
     _, cases, _ = run(numbered, name="numbered", output=tmp_path / "lists")
     assert Path(cases.test[0]["image"]).parent == numbered / "images"
 
@@ -166,7 +166,7 @@ def test_decathlon_test_images_are_left_out_unless_asked_for(tmp_path: Path, run
     settings, cases, text = run(folder)
     assert settings["label_names"] == ["background", "hippocampus"]
     assert "dataset.json names MRI" in text
-    assert "1 images of test or validation folders have no label and are left out" in text
+    assert "--use_test_images" in text
     assert (len(cases.labelled), len(cases.unlabelled), len(cases.test)) == (4, 0, 1)
     assert settings["datalist"] == "dataset_mine.json"
     assert (folder / "dataset.json").read_bytes() == before
@@ -200,7 +200,7 @@ def test_cases_in_folders_keep_their_folders_names(tmp_path: Path, run) -> None:
     assert [case["case"] for case in cases.unlabelled] == ["c"]
 
 
-def test_unlabelled_images_may_lie_in_a_folder_of_their_own(tmp_path: Path, run) -> None:
+def test_unlabelled_images_may_be_in_a_separate_folder(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "labelled", unlabelled=0)
     volume(tmp_path / "more" / "test" / "x.nii.gz")
     volume(tmp_path / "more" / "test" / "x_seg.nii.gz", classes=(7,))  # not opened: these are images only
@@ -209,7 +209,7 @@ def test_unlabelled_images_may_lie_in_a_folder_of_their_own(tmp_path: Path, run)
     assert "label_values" not in settings
 
 
-def test_labels_in_the_folder_named_unlabelled_are_not_used(tmp_path: Path, run) -> None:
+def test_labels_in_the_folder_of_the_option_unlabelled_are_not_used(tmp_path: Path, run) -> None:
     folder = tmp_path / "data"
     for n in range(3):
         volume(folder / "a" / f"l{n}.nii.gz")
@@ -221,7 +221,7 @@ def test_labels_in_the_folder_named_unlabelled_are_not_used(tmp_path: Path, run)
     assert len(settings["label_names"]) == 2
 
 
-def test_labels_may_lie_in_a_folder_of_their_own_outside(tmp_path: Path, run) -> None:
+def test_labels_may_be_in_a_folder_outside_the_dataset(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "data")
     (folder / "labels").rename(tmp_path / "experts")
     _, cases, _ = run(folder, labels=tmp_path / "experts")
@@ -249,7 +249,7 @@ def test_test_cases_can_be_counted_or_left_out(tmp_path: Path, run) -> None:
     assert (len(cases.labelled), len(cases.test)) == (3, 2)
     _, cases, text = run(folder, test_fraction=0, force=True)
     assert (len(cases.labelled), len(cases.test)) == (5, 0)
-    assert "nothing to evaluate" in text and "Evaluate:" not in text
+    assert "--test_cases" in text and "Evaluate:" not in text
 
 
 def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
@@ -262,4 +262,4 @@ def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
     tested = cases.test[0]["case"][:2]
     assert len(cases.unlabelled) == 3
     assert all(not case["case"].startswith(tested) for case in cases.labelled + cases.unlabelled)
-    assert "1 unlabelled cases of test patients are left out" in text
+    assert "Note: 1 unlabelled" in text

@@ -53,13 +53,13 @@ def test_a_datalist_with_the_same_split_is_kept(tmp_path: Path, run) -> None:
     assert file.read_bytes() == edited and f"Wrote {file}" not in text
 
 
-def test_an_empty_or_foreign_file_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_an_empty_or_foreign_file_does_not_count_as_generated(tmp_path: Path) -> None:
     for text in ('{"training": []}', "", "[1]", '{"written_by": "someone"}'):
         (tmp_path / "dataset.json").write_text(text)
         assert read_generated(tmp_path / "dataset.json") == {}
 
 
-def test_another_name_leaves_the_first_ones_split_alone(tmp_path: Path, run) -> None:
+def test_a_second_name_does_not_change_the_first_split(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "data")
     run(folder)
     first = (folder / "dataset.json").read_bytes()
@@ -87,10 +87,11 @@ def test_a_datalist_elsewhere_has_absolute_paths(tmp_path: Path, run) -> None:
     assert not (folder / "dataset.json").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_asks_for_another(tmp_path: Path, run, monkeypatch) -> None:
+def test_a_read_only_folder_asks_for_the_option_output(tmp_path: Path, run, monkeypatch) -> None:
     folder = make_folder(tmp_path / "data")
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert "by --output" in refusal(run, folder)
+    message = refusal(run, folder)
+    assert str(folder) in message and "--output" in message
 
 
 def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
@@ -109,10 +110,10 @@ def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
     assert str(copied) in message and "--copy_to" in message
     assert "--copy_to" in refusal(run, folder, copy_to=folder / "copy")
     (tmp_path / "file").write_text("")
-    assert "cannot be copied" in refusal(run, folder, copy_to=tmp_path / "file", name="again")
+    assert str(tmp_path / "file") in refusal(run, folder, copy_to=tmp_path / "file", name="again")
 
 
-def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> None:
+def test_a_separate_voxel_file_is_copied_with_its_header(tmp_path: Path, run) -> None:
     folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
     for n in range(3):
         image = itk.image_from_array(np.asarray(nibabel.load(folder / "images" / f"c{n}.nii.gz").dataobj).T.copy())
@@ -128,30 +129,30 @@ def test_the_file_of_voxels_is_copied_with_its_header(tmp_path: Path, run) -> No
 # ------------------------------------------------------------------ bad folders
 
 
-def test_bad_folders_are_told_in_one_sentence(tmp_path: Path, run) -> None:
-    assert "does not exist" in refusal(run, tmp_path / "nowhere")
+def test_bad_folders_are_named_in_one_line(tmp_path: Path, run) -> None:
+    assert str(tmp_path / "nowhere") in refusal(run, tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "is no folder" in refusal(run, tmp_path / "file")
+    assert str(tmp_path / "file") in refusal(run, tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    assert "is empty" in refusal(run, tmp_path / "empty")
+    assert str(tmp_path / "empty") in refusal(run, tmp_path / "empty")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("")
-    assert "holds no image" in refusal(run, tmp_path / "notes")
+    assert str(tmp_path / "notes") in refusal(run, tmp_path / "notes")
     bare = make_folder(tmp_path / "bare", labelled=0)
-    assert "at least one is needed" in refusal(run, bare)
+    assert str(bare) in refusal(run, bare)
     (bare / "labels").mkdir()
     (bare / "labels" / "c0.nii.gz").write_bytes(b"no image")
-    assert "c0.nii.gz cannot be read" in refusal(run, bare)
+    assert "c0.nii.gz" in refusal(run, bare)
     assert not (bare / "dataset.json").exists()
     assert "--labels" in refusal(run, bare, labels=bare)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "-x", ".hidden", "it's"])
-def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, run, name: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, run, name: str) -> None:
     assert "--name" in refusal(run, make_folder(tmp_path / "data", 1, 0), name=name, config=tmp_path / "x.yaml")
 
 
-def test_the_command_prints_one_sentence_and_ends_with_two(tmp_path: Path, capsys) -> None:
+def test_the_command_prints_one_line_and_exits_with_2(tmp_path: Path, capsys) -> None:
     assert main(["new-dataset", str(tmp_path / "nowhere"), "--name", "x"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("\nError: ") and str(tmp_path / "nowhere") in captured.err
@@ -160,7 +161,7 @@ def test_the_command_prints_one_sentence_and_ends_with_two(tmp_path: Path, capsy
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> None:
+def test_the_command_prints_the_written_files_and_the_next_commands(tmp_path: Path, capsys) -> None:
     folder = make_folder(tmp_path / "data")
     config = tmp_path / "x.yaml"
     assert (
@@ -183,7 +184,7 @@ def test_the_command_writes_and_says_what_to_do_next(tmp_path: Path, capsys) -> 
         (UserError("No image."), 2, "No image."),
     ],
 )
-def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypatch, capsys, tmp_path) -> None:
+def test_any_error_of_the_command_is_printed_in_one_line(error, code, words, monkeypatch, capsys, tmp_path) -> None:
     def fail(*_):
         raise error
 
@@ -194,9 +195,9 @@ def test_whatever_ends_the_command_is_one_sentence(error, code, words, monkeypat
 
 
 @pytest.mark.parametrize("option", [{"channels": ("t1",)}, {"unlabelled": Path(".")}])
-def test_an_option_that_a_listed_folder_would_pass_over_is_refused(option, tmp_path) -> None:
+def test_an_option_without_effect_on_a_listed_dataset_is_refused(option, tmp_path) -> None:
     folder = make_folder(tmp_path / "data")
     cases = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(5)]
     (folder / "dataset.json").write_text(json.dumps({"training": cases}))
-    with pytest.raises(UserError, match=rf"dataset\.json lists the cases already, so --{next(iter(option))} would"):
+    with pytest.raises(UserError, match=rf"dataset\.json.*--{next(iter(option))}"):
         new_dataset(Request(folder, "x", config=tmp_path / "x.yaml", **option), MACHINE)

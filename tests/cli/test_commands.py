@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m scripts`: which configuration a name stands for, what is run, and how a command ends."""
+"""`python -m scripts`: names of datasets and methods, the commands that are run, and exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def started(monkeypatch, tmp_path) -> list[list[str]]:
-    """The words of the runs that would have been started, from an empty folder."""
+    """Collects the arguments of the runs that would be started; the current folder is empty."""
     words: list[list[str]] = []
     monkeypatch.setattr(commands, "run_in_monai", words.append)
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_help_lists_every_command_and_imports_no_library() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(command, capsys) -> None:
+def test_each_command_has_a_help(command, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
@@ -88,7 +88,7 @@ def test_an_unknown_dataset_is_named(name, tmp_path, monkeypatch) -> None:
         find_dataset(name)
 
 
-def test_an_unknown_name_comes_with_the_nearest() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'hipocampus'.* hippocampus"):
         find_dataset("hipocampus")
     with pytest.raises(UserError, match=r"'snet'.* ssnet"):
@@ -190,7 +190,7 @@ def test_the_printed_line_of_plain_paths_is_legible(monkeypatch) -> None:
         (["convert-left-atrium", "folder"], "OUTPUT"),
     ],
 )
-def test_wrong_arguments_end_with_one_sentence_and_2(words, named, capsys, started) -> None:
+def test_wrong_arguments_print_one_line_and_exit_with_2(words, named, capsys, started) -> None:
     assert main(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("Error: ") and named in line
@@ -198,14 +198,14 @@ def test_wrong_arguments_end_with_one_sentence_and_2(words, named, capsys, start
 
 
 def test_a_run_of_the_front_door_is_a_run_of_monai(tmp_path, capsys) -> None:
-    """Also without `scripts` being importable from the current folder."""
+    """It also works if `scripts` cannot be imported from the current folder."""
     file = tmp_path / "run.yaml"
     file.write_text("text: unsaid\nrun: [\"$print('The text is', @text)\"]\n")
     runs.run_in_monai(["run", "--config_file", str(file), "--text", "said"])
     assert "The text is said" in capsys.readouterr().out
 
 
-def test_an_error_inside_a_run_ends_with_one_sentence_and_1(tiny_demo, tmp_path, capsys) -> None:
+def test_an_error_inside_a_run_prints_one_line_and_exits_with_1(tiny_demo, tmp_path, capsys) -> None:
     (tmp_path / "mine.yaml").write_text(f"labelled_cases: $1 / 0\ndataset_dir: {tiny_demo}\n")
     words = ["check", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "out")]
     assert main(words) == 1
@@ -217,7 +217,7 @@ def test_an_error_inside_a_run_ends_with_one_sentence_and_1(tiny_demo, tmp_path,
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_with_130(monkeypatch, capsys) -> None:
+def test_ctrl_c_exits_with_130(monkeypatch, capsys) -> None:
     def interrupted(_words):
         raise KeyboardInterrupt
 

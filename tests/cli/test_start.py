@@ -35,7 +35,7 @@ def reported(capsys):
 
 
 def test_a_misspelt_option_is_refused(config):
-    with pytest.raises(UserError, match="--max_step\\b"):
+    with pytest.raises(UserError, match=r"--max_step\b"):
         begin(argv=command(config, "--max_step", "5"))
 
 

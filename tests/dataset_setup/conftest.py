@@ -17,7 +17,7 @@ from tests.scan_folder import MACHINE
 
 @pytest.fixture
 def run(tmp_path: Path):
-    """A function that runs `new_dataset` on a folder and returns the YAML's content, the cases, and the printed text."""
+    """Run `new_dataset` on a folder; returns the YAML's content, the cases, and the printed text."""
 
     def call(folder: Path, name: str = "mine", **options):
         config = options.pop("config", tmp_path / "configs" / f"{name}.yaml")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that was killed and resumed ends like one that was not.
+"""A run that was killed and resumed gives the same result as an uninterrupted run.
 
 Here an exception at the start of a step stands for SIGKILL: everything that was not saved is lost.
 """
@@ -24,7 +24,7 @@ from tests.training.toy_run import EPOCH, Run, assert_same, file_names
 CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
 
 
-# ------------------------------------------------------------------ a resumed run ends like one that never stopped
+# ------------------------------------------------------------------ a resumed run equals an uninterrupted one
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
         (5, 7, 5),  # within the second epoch
     ],
 )
-def test_a_killed_and_resumed_run_ends_like_one_that_was_not(tmp_path, interval, killed_at, resumed_from):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, interval, killed_at, resumed_from):
     whole = Run(tmp_path / "whole", 7, interval=interval).go()
     Run(tmp_path / "parts", 7, interval=interval, killed_at=killed_at).go_until_killed()
     resumed = Run(tmp_path / "parts", 7, interval=interval, resume=True).go()
@@ -45,7 +45,7 @@ def test_a_killed_and_resumed_run_ends_like_one_that_was_not(tmp_path, interval,
     assert resumed.steps == list(range(resumed_from + 1, 8))
     assert_same(resumed.everything(), whole.everything())
     assert resumed.trainer.state.epoch == whole.trainer.state.epoch
-    # The run is worth comparing: every part of it has moved.
+    # Every part of the state has changed, so the comparison means something.
     assert whole.memory.counts.tolist() == [4, 4]
     assert int(whole.teacher.n_averaged) == 7
     assert whole.scheduler.get_last_lr()[0] == pytest.approx(0.05 * 0.8**7)
@@ -77,7 +77,7 @@ def test_a_resume_may_have_another_epoch_length(tmp_path):
 
 
 @pytest.mark.parametrize("max_steps", [4, 5, 3])
-def test_a_finished_run_that_is_resumed_does_no_step_and_changes_nothing(tmp_path, max_steps):
+def test_resuming_a_finished_run_changes_nothing(tmp_path, max_steps):
     before = Run(tmp_path, 5).go().everything()
     files = {name: (tmp_path / name).read_bytes() for name in file_names(tmp_path)}
     again = Run(tmp_path, max_steps, resume=True).go()
@@ -113,7 +113,7 @@ def test_a_truncated_checkpoint_is_skipped_for_the_one_before(tmp_path, caplog):
 
 
 def test_a_resume_without_a_readable_checkpoint_is_refused(tmp_path):
-    """Starting over silently would lose the run, of which a good copy may exist."""
+    """Starting over silently would lose the run, although a readable copy may exist elsewhere."""
     for name in ("checkpoint_00000002.pt", "checkpoint_00000004.pt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
@@ -164,7 +164,7 @@ def test_a_foreign_file_is_skipped(tmp_path):
     assert Run(tmp_path, 7, resume=True).go().steps[0] == 3
 
 
-def test_files_with_similar_names_are_left_alone(tmp_path):
+def test_files_with_similar_names_are_kept(tmp_path):
     other = tmp_path / "checkpoint_mine.pt"
     torch.save({"somebody": torch.ones(1)}, other)
     Run(tmp_path, 3).go()
@@ -184,7 +184,7 @@ def test_a_new_run_over_an_unfinished_one_is_refused_and_removes_nothing(tmp_pat
 
 
 def test_a_new_run_over_a_finished_one_removes_its_checkpoints(tmp_path):
-    # They have higher steps: a later resume would mistake them for those of the new run.
+    # Their step numbers are higher: a later resume would take them for checkpoints of the new run.
     Run(tmp_path, 7, interval=2).go()
     Run(tmp_path, 7, interval=2, killed_at=4).go_until_killed()
     assert file_names(tmp_path) == ["checkpoint_00000002.pt"]
@@ -271,7 +271,7 @@ def test_a_rank_dependent_setting_may_change_with_the_number_of_ranks_only(tmp_p
 # ------------------------------------------------------------------ files
 
 
-def test_a_flipped_bit_in_a_weight_is_noticed_though_torch_loads_the_file(tmp_path, caplog):
+def test_a_flipped_bit_that_torch_does_not_notice_is_detected(tmp_path, caplog):
     whole = Run(tmp_path / "whole", 7).go()
     Run(tmp_path / "parts", 7, killed_at=6).go_until_killed()
     newest = tmp_path / "parts/checkpoint_00000005.pt"
@@ -287,7 +287,7 @@ def test_a_flipped_bit_in_a_weight_is_noticed_though_torch_loads_the_file(tmp_pa
     assert_same(resumed.everything(), whole.everything())
 
 
-def test_wherever_a_byte_is_changed_or_the_file_ends_the_content_is_refused_or_unchanged(tmp_path):
+def test_a_changed_byte_or_truncated_file_is_refused_or_loads_unchanged(tmp_path):
     """Bytes between the entries of the archive, and some of their descriptions, do not affect the content."""
     path = tmp_path / "checkpoint_00000001.pt"
     content = {"network": {"weight": torch.arange(7.0), "count": torch.tensor(3)}, "run": {"step": 1, "finished": True}}

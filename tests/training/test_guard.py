@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step with a non-finite loss or gradient leaves no trace in MONAI's stock trainer."""
+"""A step with a non-finite loss or gradient changes no state of MONAI's stock trainer."""
 
 from __future__ import annotations
 
@@ -138,9 +138,9 @@ def test_a_run_with_a_bad_step_ends_like_one_without_it(zeros):
     assert bad.loss.scale.item() == good.loss.scale.item()
 
 
-def test_embeddings_that_a_bad_step_wrote_into_the_memory_are_taken_out():
+def test_embeddings_of_a_bad_step_are_removed_from_the_memory():
     run = Training(images(3)).run()
-    # Step n writes an embedding of n; 3 is missing, the newest is in front.
+    # Step n writes an embedding with the value n, newest first; that of step 3 is missing.
     assert run.loss.memory.prototypes(0)[:, 0].tolist() == [5, 4, 2, 1]
 
 
@@ -158,7 +158,7 @@ def test_a_bad_step_is_logged_with_its_number_and_cases(caplog):
     assert "Step 4 " in messages[1] and "a4, b4" in messages[1]
 
 
-def test_patience_ends_the_run_at_the_last_of_that_many_bad_steps_in_a_row():
+def test_the_run_ends_after_patience_bad_steps_in_a_row():
     run = Training(images(2, 3, 4, 5), patience=3)
     with pytest.raises(UserError) as caught:
         run.run()
@@ -177,7 +177,7 @@ def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run():
     assert run.guard.bad_steps == 4
 
 
-def test_a_batch_without_case_names_is_skipped_all_the_same(caplog):
+def test_a_bad_batch_without_case_names_is_skipped_too(caplog):
     batches = [{key: batch[key] for key in ("image", "label")} for batch in images(3)]
     with caplog.at_level(logging.WARNING, "GradientGuard"):
         assert Training(batches).run().guard.bad_steps == 1
@@ -227,7 +227,7 @@ def test_a_gradient_longer_than_max_norm_is_scaled_down_to_it():
     assert step_of(max_norm=2.5) == pytest.approx([1.5, 2.0], rel=1e-5)
 
 
-def test_a_gradient_within_max_norm_is_left_alone():
+def test_a_gradient_within_max_norm_is_not_changed():
     assert step_of(max_norm=5.1) == [3.0, 4.0]
 
 

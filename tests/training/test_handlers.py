@@ -31,7 +31,7 @@ BEFORE = [
 ]
 
 
-def test_handlers_are_attached_in_the_order_that_they_need(names):
+def test_handlers_are_attached_in_the_required_order(names):
     order = names()
     assert len(order) == len(set(order))
     for first, second in BEFORE:
@@ -44,7 +44,7 @@ def test_a_handler_of_the_method_comes_first(names):
     assert order[:2] == ["ExtraOptimizer", "MemoryBankUpdater"]
 
 
-def test_the_checkpoint_knows_what_a_resume_must_share(make_workflow):
+def test_the_checkpoint_stores_the_settings_that_a_resume_must_share(make_workflow):
     workflow = make_workflow("train.yaml", labelled_cases=2, batch_unlabelled=1, learning_rate=0.003, seed=5)
     (handlers,) = workflow.parser.get_parsed_content("train::handlers")
     (checkpoint,) = [each for each in handlers.handlers if type(each).__name__ == "TrainingCheckpoint"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the inferer returns, and that it leaves no hook behind."""
+"""The inferer returns logits and features, and removes its hooks."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_no_hook_is_left_after_an_exception(network):
     assert hooks_of(network) == []
 
 
-def test_hooks_of_others_stay(network):
+def test_foreign_hooks_are_kept(network):
     network.fine.register_forward_hook(lambda *_: None)
     inferer("fine", divisor=2)(image(4, 6, 8), network)
     assert hooks_of(network) == ["fine"]
@@ -132,7 +132,7 @@ def test_coarse_features_keep_the_cells_that_hold_image(network):
     assert torch.equal(output.features, network.coarse(network.fine(padded))[:, :, :2, :3, :5])
 
 
-def test_divisor_decides_how_far_is_padded(network):
+def test_the_divisor_determines_the_padding(network):
     seen = []
     network.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape[2:])))
     for divisor in (1, 2, 4, 16):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a step fits is said before it is tried."""
+"""The memory check refuses a step that does not fit, before the step is tried."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_layer_outputs_are_counted_once_each(network) -> None:
     assert activation_bytes(network, (2, 1, 4, 6, 8)) == 4 * voxels * (3 + 3 + 2)
 
 
-def test_counting_leaves_the_network_as_it_was(network) -> None:
+def test_counting_does_not_change_the_network(network) -> None:
     activation_bytes(network, (1, 1, 4, 4, 4))
     assert all(p.device.type == "cpu" for p in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
@@ -37,7 +37,7 @@ def need_of(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
-def test_a_step_fits_to_the_byte(network, spare, fits, monkeypatch) -> None:
+def test_the_memory_limit_is_exact_to_the_byte(network, spare, fits, monkeypatch) -> None:
     available = need_of(network) + spare
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
     arguments = dict(in_channels=1, roi_size=[10, 16, 17], batch_size=2, divisor=16, device="cpu")
@@ -48,7 +48,7 @@ def test_a_step_fits_to_the_byte(network, spare, fits, monkeypatch) -> None:
             check_memory(network, **arguments)
 
 
-def test_patches_so_small_that_a_norm_has_one_value_are_refused():
+def test_patches_that_leave_one_value_to_a_norm_are_refused():
     network = VNet(base_filters=2, norm="instance")
     with pytest.raises(UserError, match=r"16x16x16.*roi_size") as caught:
         check_memory(network, 1, [16, 16, 16], 2, 16, "cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which voxels enter the memory, and when: by hand on a few voxels, then with MONAI's stock trainer."""
+"""Which voxels enter the memory, and when: checked on a few voxels, then in MONAI's stock trainer."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_unlabelled_voxels_stay_out_by_default():
     assert stored(batch_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 2])) == {1: [0, 1]}
 
 
-def test_confident_unlabelled_voxels_enter_with_both_behind_the_labelled_ones():
+def test_confident_unlabelled_voxels_rank_behind_labelled_ones():
     batch = batch_of([1, 1, 0], [1, 1, 0], unlabelled=[1, 2, 1], unlabelled_probability=[0.96, 0.99, 0.94])
     assert stored(batch, source="both") == {1: [0, 1, 3], 2: [4]}
     assert stored(batch, source="both", confidence=0.98) == {1: [0, 1], 2: [4]}
@@ -98,7 +98,7 @@ def test_unlabelled_voxels_take_only_the_room_that_labelled_ones_leave():
     assert memory[1][:2] == [0, 1] and memory[1][2] in (3, 4)
 
 
-def test_teacher_labels_the_unlabelled_voxels_if_there_is_one():
+def test_a_teacher_labels_the_unlabelled_voxels():
     batch = batch_of([1, 1], [1, 1], unlabelled=[1, 1])
     batch = replace(batch, teacher_logits=logits_of([2, 2], [0.99, 0.5]))
     assert stored(batch, source="both") == {1: [0, 1], 2: [2]}
@@ -177,7 +177,7 @@ def test_class_that_is_not_in_the_batch_keeps_its_prototypes():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_projection_head_works_in_evaluation_mode_and_is_left_as_it_was(training):
+def test_the_projection_head_runs_in_evaluation_mode_and_keeps_its_mode(training):
     torch.manual_seed(0)
     head = ProjectionHead(2, 2).train(training)
     head[1].running_mean.fill_(0.3)

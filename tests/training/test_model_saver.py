@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The final weights and the best ones on validation cases."""
+"""The final weights, and the best weights on validation cases, are saved."""
 
 from __future__ import annotations
 

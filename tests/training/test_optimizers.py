@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second optimiser in MONAI's stock trainer: what it moves, when, and what it leaves alone."""
+"""A second optimiser in MONAI's stock trainer: which parameters it updates, and when."""
 
 from __future__ import annotations
 
@@ -71,25 +71,25 @@ class Run:
         return self
 
 
-def test_it_steps_where_its_parameters_have_a_gradient_and_nowhere_else(tmp_path):
+def test_it_updates_its_parameters_only_in_steps_that_use_them(tmp_path):
     """A constant gradient: Adam's steps are of size lr. Step 2 does not use b, step 4 is undone, 6 does not use b."""
     run = Run(tmp_path).go()
     assert run.values == pytest.approx([0.9, 0.9, 0.8, 0.8, 0.7, 0.7], abs=1e-5)
     assert run.extra.state[run.loss.b]["step"] == 3
 
 
-def test_the_main_optimiser_leaves_its_parameters_to_it(tmp_path):
+def test_the_main_optimiser_does_not_update_its_parameters(tmp_path):
     run = Run(tmp_path)
     held = [p for group in run.main.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in (*run.network.parameters(), run.loss.a)}
 
 
-def test_parameters_are_listed_once_and_all_of_them_without_another_optimiser():
+def test_all_parameters_are_listed_once_without_a_second_optimiser():
     shared = nn.Linear(2, 3)
     assert [p.shape for p in remaining_parameters([shared, nn.Sequential(shared)], None)] == [(3, 2), (3,)]
 
 
-def test_saved_resumed_and_gone_on_equals_never_having_stopped(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     whole = Run(tmp_path / "whole").go()
     Run(tmp_path / "parts", max_steps=2).go()
     rest = Run(tmp_path / "parts", resume=True).go()
@@ -97,6 +97,6 @@ def test_saved_resumed_and_gone_on_equals_never_having_stopped(tmp_path):
     assert torch.equal(rest.extra.state[rest.loss.b]["exp_avg"], whole.extra.state[whole.loss.b]["exp_avg"])
 
 
-def test_a_method_without_it_saves_nothing_for_it(tmp_path):
+def test_without_a_second_optimiser_nothing_is_saved_for_it(tmp_path):
     state = TrainingCheckpoint({"extra": None, "network": nn.Linear(1, 1)}, tmp_path, 1, 1)
     assert list(state.objects) == ["network"]

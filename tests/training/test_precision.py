@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number format of a run."""
+"""The floating-point format of a run: automatic choice, explicit settings and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def able(request, monkeypatch):
     return request.param
 
 
-def test_auto_is_bf16_on_a_cpu_that_has_it(able):
+def test_auto_is_bf16_on_a_cpu_that_supports_it(able):
     assert autocast_dtype("auto", "cpu", (64, 64, 48)) == (torch.bfloat16 if able else None)
 
 
@@ -31,7 +31,7 @@ def test_fp32_is_fp32_everywhere(able):
     assert autocast_dtype("fp32", "cuda:0", (64, 64, 48)) is None
 
 
-def test_bf16_is_refused_where_it_is_not_computed(able):
+def test_bf16_is_refused_on_a_device_without_it(able):
     if able:
         assert autocast_dtype("bf16", "cpu", (64, 64, 48)) is torch.bfloat16
     else:
@@ -69,6 +69,6 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_fp32(monkeypatch):
 
 
 @pytest.mark.parametrize("setting", ["fp16", "AUTO", "", None])
-def test_another_setting_is_refused_with_the_three_that_exist(setting):
+def test_an_unknown_setting_is_refused(setting):
     with pytest.raises(UserError, match=f"precision.*'{setting}'"):
         autocast_dtype(setting, "cpu", (64, 64, 48))

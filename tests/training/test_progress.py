@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bar over the whole run."""
+"""The progress bar of the whole run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def training(step=lambda iteration: None, max_steps=5, start=0):
     def update(engine, batch):
         step(engine.state.iteration)
         batch = make_batch(torch.ones(1, 2, 1, 1, 1), torch.ones(1, 2, 1, 1, 1), torch.zeros(1, 1, 1, 1))
-        return [{"loss": terms(batch)}]  # as BatchAsItem leaves it
+        return [{"loss": terms(batch)}]  # the form that BatchAsItem gives it
 
     engine = Engine(update)
     engine.logger.disabled = True
@@ -51,7 +51,7 @@ def test_the_bar_counts_the_steps_of_the_run_and_not_of_an_epoch(capsys):
     assert "5/5" in capsys.readouterr().err
 
 
-def test_a_resumed_run_begins_where_it_stands():
+def test_the_bar_of_a_resumed_run_starts_at_its_step():
     engine, _, seen = training(start=3)
     engine.run([0] * 3, max_epochs=2)
     # Steps of the earlier part count as done, but not for the speed.
@@ -74,7 +74,7 @@ def test_a_finished_run_that_is_resumed_shows_no_bar(capsys):
 
 @pytest.mark.parametrize("error", [UserError("look at these images."), KeyboardInterrupt()])
 @pytest.mark.parametrize("at", [1, 3])
-def test_an_error_goes_on_after_the_line_is_finished(error, at, capsys):
+def test_an_error_is_raised_after_the_line_is_finished(error, at, capsys):
     def fail(iteration):
         if iteration == at:
             raise error

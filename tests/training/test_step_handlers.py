@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens around every step: seeds, the step's number, the stop."""
+"""The handlers of every step: seeding, step number and stop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draws(seed=0, start=0, steps=6, disturb=0):
     return drawn
 
 
-def test_a_step_draws_the_same_numbers_after_a_resume_and_whatever_else_was_drawn():
+def test_the_random_numbers_of_a_step_depend_on_seed_and_step_only():
     whole = draws()
     assert list(whole) == [1, 2, 3, 4, 5, 6]
     assert draws(disturb=7) == whole
@@ -77,7 +77,7 @@ def test_a_run_stops_after_max_steps_also_within_an_epoch(max_steps):
 
 
 @pytest.mark.parametrize(("done", "steps"), [(3, [4, 5]), (5, []), (8, [])])
-def test_a_run_that_is_resumed_does_only_what_is_left(done, steps):
+def test_a_resumed_run_does_only_the_remaining_steps(done, steps):
     seen, completed = [], []
     engine = Engine(lambda e, _: seen.append(e.state.iteration))
     resumed_at(engine, done, 3)
@@ -85,7 +85,7 @@ def test_a_run_that_is_resumed_does_only_what_is_left(done, steps):
     engine.add_event_handler(Events.COMPLETED, lambda: completed.append(True))
     engine.run([0] * 3, max_epochs=9)
     assert seen == steps
-    assert completed == [True]  # so that the final model is written in any case
+    assert completed == [True]  # so that the final model is always written
 
 
 def test_handlers_after_the_stop_still_see_the_last_step():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The moving average by hand."""
+"""The teacher is the moving average of the student, checked by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def set_to(network, value):
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
-        # The first update takes the student over; then (1 + n) / (10 + n) = 2/11 and 3/12 of the old stay.
+        # The first update copies the student; the next decays are (1 + n) / (10 + n) = 2/11 and 3/12.
         (0.99, [5.0, 2 / 11 * 5 + 9 / 11 * 9, 0.25 * (2 / 11 * 5 + 9 / 11 * 9) + 0.75 * 1]),
         (0.2, [5.0, 2 / 11 * 5 + 9 / 11 * 9, 0.2 * (2 / 11 * 5 + 9 / 11 * 9) + 0.8 * 1]),
         (0.0, [5.0, 9.0, 1.0]),
@@ -96,7 +96,7 @@ def test_teacher_has_no_gradient():
     assert student.weight.requires_grad
 
 
-def test_saved_and_loaded_teacher_goes_on_as_if_it_had_never_stopped():
+def test_a_loaded_teacher_continues_like_the_saved_one():
     student = Number(100.0)
     teacher = ema_teacher(student)
     for value in (5.0, 9.0):

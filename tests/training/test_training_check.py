@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training finds out by itself before it loads anything."""
+"""The checks that training runs before it loads any volume."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def test_the_error_names_the_first_mistake_and_counts_the_others(folder, cases) 
         check(cases)
 
 
-def test_unlabelled_images_are_looked_at_only_if_they_are_used(folder, cases) -> None:
+def test_unlabelled_images_are_checked_only_if_they_are_used(folder, cases) -> None:
     folder.image("u1").write_text("no image")
     with pytest.raises(UserError, match=r"u1\.nii\.gz"):
         check(cases)
     check(cases, with_unlabelled=False)
 
 
-def test_test_cases_are_not_touched(folder, cases) -> None:
+def test_test_cases_are_not_read(folder, cases) -> None:
     folder.image("t0").write_text("no image")
     folder.label("t1").unlink()
     check(cases)
 
 
-def test_evaluation_looks_at_the_channels_of_its_cases(folder, cases) -> None:
+def test_evaluation_checks_the_channels_of_its_cases(folder, cases) -> None:
     check_before_evaluation(cases.test, in_channels=1)
     folder.save_image("t1", np.stack([folder.intensities(0)] * 2, axis=-1))
     with pytest.raises(UserError, match=r"t1\.nii\.gz .*2 channels"):
@@ -90,7 +90,7 @@ def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:
 
 
 @pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
-def test_the_cache_fits_to_the_byte(cases, memory, spare, fits) -> None:
+def test_the_limit_of_the_cache_is_exact_to_the_byte(cases, memory, spare, fits) -> None:
     memory(NEED + spare)
     if fits:
         check(cases)
@@ -99,8 +99,8 @@ def test_the_cache_fits_to_the_byte(cases, memory, spare, fits) -> None:
             check(cases)
 
 
-def test_the_rate_that_is_named_fits(cases, memory) -> None:
-    """Validation cases are kept whole: 5 bytes a voxel of 33; half of the training cases' 28 is 14."""
+def test_the_suggested_cache_rate_fits(cases, memory) -> None:
+    """All validation cases are cached: 5 of 33 bytes per voxel. Half of the 28 bytes of the training cases is 14."""
     memory(VOXELS * (5 + 14) + 1)
     with pytest.raises(UserError, match=r"--cache_rate 0\.5\b"):
         check(cases)

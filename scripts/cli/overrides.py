@@ -18,7 +18,7 @@ import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, merge_kv
 
 from scripts.errors import UserError, first_line
 
@@ -56,8 +56,10 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
     files = _config_files(options.get("config_file", arguments.get("config_file")))
     contents = {file: _read_mapping(file) for file in files}
-    parser = ConfigParser()
-    parser.read_config(files)
+    parser = ConfigParser({})
+    for content in contents.values():  # as MONAI joins files, without reading them again
+        for key, value in content.items():
+            merge_kv(parser, key, value)
     tree = parser.get()
     referred = set(re.findall(r"[@%]([A-Za-z_]\w*)", "".join(Path(file).read_text(encoding="utf-8") for file in files)))
     # A key that a file refers to as @name but no file defines must be given on the command line.

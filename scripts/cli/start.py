@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,6 +14,7 @@ from monai.utils import set_determinism
 from scripts.cli.errors import print_error
 from scripts.cli.overrides import check_overrides, is_command_line, parse_words
 from scripts.cli.rules import check_settings
+from scripts.distributed.threads import limit_threads
 from scripts.errors import UserError
 from scripts.files import require_folders
 
@@ -55,7 +57,8 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
 def check_command_line(argv: tuple[str, ...]) -> None:
     """Check the options and config files of `python -m monai.bundle run`, once per process; ignore other commands.
 
-    After this call, an exception that ends the process is printed as a one-line message.
+    After this call, an exception that ends the process is printed as a one-line message, and Python and torch are set
+    up for a run.
 
     Raises:
         UserError: for an unknown option or key, or a value out of range.
@@ -66,3 +69,5 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     debug = options.get("debug", "false").lower() != "false"
     sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)
     check_settings(check_overrides(argv))
+    gc.freeze()  # the half million objects of imported modules stay: Python need not search them for garbage again
+    limit_threads()

@@ -3,61 +3,66 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from monai.utils.enums import CommonKeys as Keys
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.files import atomic_write
 
-PALETTE = ("#e41a1c", "#377eb8", "#4daf4a", "#ff7f00", "#984ea3", "#ffff33", "#a65628", "#f781bf", "#17becf", "#999999")
+_HEX = ("#e41a1c", "#377eb8", "#4daf4a", "#ff7f00", "#984ea3", "#ffff33", "#a65628", "#f781bf", "#17becf", "#999999")
+PALETTE = np.array([ImageColor.getrgb(name) for name in _HEX])
 """Colours of classes 1, 2, ..., repeated if there are more classes than colours."""
 
+SIDE, CAPTION, TITLE, GAP = 240, 20, 32, 6  # pixels: a panel, its caption, the title of all panels, between panels
 
-def overlay_figure(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, title: str) -> Figure:
-    """Draw three orthogonal slices through the centre of the foreground: reference in the upper row, prediction below.
+
+def overlay_panels(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Three orthogonal slices through the centre of the foreground, with the reference, then with the prediction.
 
     Args:
         image: `(D, H, W)`, any range.
         label: reference `(D, H, W)`, classes from 0. If it has no foreground, the centre of the volume is used.
         prediction: `(D, H, W)`, classes from 0.
-        title: title of the figure.
+
+    Returns:
+        For each panel its caption and its picture, uint8 `(rows, columns, 3)`; the first axis of a slice runs to the
+        right, the second one up.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = figure.subplots(2, 3)
-    centre = (
-        [int(c) for c in np.argwhere(label > 0).mean(axis=0)] if (label > 0).any() else [s // 2 for s in label.shape]
-    )
+    centre = np.argwhere(label > 0).mean(axis=0).astype(int) if (label > 0).any() else np.array(label.shape) // 2
     low, high = np.percentile(image, [1, 99])
-    for row, (name, classes) in enumerate((("reference", label), ("prediction", prediction))):
-        for axis in range(3):
-            panel = axes[row][axis]
-            panel.imshow(np.take(image, centre[axis], axis).T, cmap="gray", vmin=low, vmax=high, origin="lower")
-            shown = np.take(classes, centre[axis], axis).T
-            colours = np.where(shown > 0, (shown - 1) % len(PALETTE), 0)
-            panel.imshow(
-                np.ma.masked_where(shown == 0, colours),
-                cmap=ListedColormap(PALETTE),
-                vmin=0,
-                vmax=len(PALETTE) - 1,
-                alpha=0.5,
-                origin="lower",
-                interpolation="nearest",
-            )
-            panel.set_title(f"{name}, slice {centre[axis]} of axis {axis}", fontsize=8)
-            panel.set_axis_off()
-    return figure
+    grey = np.clip((image - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
+    panels = []
+    for name, classes in (("reference", label), ("prediction", prediction)):
+        for axis, index in enumerate(centre):
+            shown = np.take(classes, index, axis).T[::-1, :, None]
+            background = 255 * np.take(grey, index, axis).T[::-1, :, None]
+            colours = PALETTE[(shown[..., 0] - 1) % len(PALETTE)]
+            mixed = np.where(shown > 0, (background + colours) / 2, background)
+            panels.append((f"{name}, slice {index} of axis {axis}", mixed.astype(np.uint8)))
+    return panels
+
+
+def draw_panels(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Image.Image:
+    """Panels of `overlay_panels` in two rows of three, with captions and a title."""
+    picture = Image.new("RGB", (3 * SIDE, TITLE + 2 * (CAPTION + SIDE)), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((picture.width / 2, TITLE / 2), title, "black", ImageFont.load_default(15), anchor="mm")
+    for number, (caption, colours) in enumerate(panels):
+        left, top = number % 3 * SIDE, TITLE + number // 3 * (CAPTION + SIDE)
+        pen.text((left + SIDE / 2, top + CAPTION / 2), caption, "black", ImageFont.load_default(11), anchor="mm")
+        panel = Image.fromarray(colours)
+        factor = (SIDE - GAP) / max(panel.size)
+        width, height = (max(1, round(factor * side)) for side in panel.size)
+        place = (left + (SIDE - width) // 2, top + CAPTION + (SIDE - height) // 2)
+        picture.paste(panel.resize((width, height), Image.Resampling.NEAREST), place)
+    return picture
 
 
 class OverlayPictures:
@@ -89,16 +94,9 @@ class OverlayPictures:
         """Register with an evaluator that decollates its batches."""
         engine.add_event_handler(Events.STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
-        engine.add_event_handler(Events.COMPLETED, self._free)
 
     def _reset(self, engine: Engine) -> None:
         self._count = 0
-
-    def _free(self, engine: Engine) -> None:
-        # A figure is thousands of objects that refer to each other. Python collects such cycles only when the number of
-        # new objects reaches a quarter of the half million in use, so memory would grow for about a thousand steps.
-        if self._count > 0:
-            gc.collect()
 
     def _draw(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
@@ -109,13 +107,14 @@ class OverlayPictures:
             label, prediction = _classes(output[Keys.LABEL]), _classes(output[Keys.PRED])
             image = torch.as_tensor(batch[self.image_key])[0].cpu().numpy()
             step = self.step() if self.step is not None else None
-            figure = overlay_figure(image, label, prediction, name if step is None else f"{name}, step {step}")
+            panels = overlay_panels(image, label, prediction)
+            picture = draw_panels(panels, name if step is None else f"{name}, step {step}")
             # Names come from the datalist: a slash in one must not lead out of the folder.
             file = re.sub(r"[/\\]", "_", name) + ".png"
             with atomic_write(self.output_dir / file) as beside:
-                figure.savefig(beside, dpi=80, format="png")
+                picture.save(beside, format="png")
             if self.summary_writer is not None:
-                self.summary_writer.add_figure(f"overlay/{name}", figure, global_step=step)
+                self.summary_writer.add_image(f"overlay/{name}", np.asarray(picture), step, dataformats="HWC")
 
 
 def _classes(volume: torch.Tensor) -> np.ndarray:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import itk
 import numpy as np
 
 from scripts.errors import UserError
 from scripts.images import itk as itk_format
-from scripts.images.dicom_slices import Slice, chosen_series, split_series
+from scripts.images.dicom_slices import Slice, chosen_series, gdcm, split_series
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
 TOLERANCE_MM = 0.02  # largest distance of a slice from its place on the grid; positions are often rounded to 0.01 mm
@@ -173,7 +172,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     shape = (*slices[0].size, len(slices))
 
     def voxels() -> np.ndarray:
-        planes = [itk_format.read_array(each.path, itk.GDCMImageIO.New(), each.dtype)[0, :, :, 0] for each in slices]
+        planes = [itk_format.read_array(each.path, gdcm(), each.dtype)[0, :, :, 0] for each in slices]
         return np.stack(planes, axis=-1)[None]
 
     dtype = np.result_type(*(each.dtype for each in slices))

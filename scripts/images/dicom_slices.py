@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-
-import itk
+from typing import TYPE_CHECKING
 
 from scripts.errors import UserError
 from scripts.images.itk import stored_type
+
+if TYPE_CHECKING:
+    from itk.itkGDCMImageIOPython import itkGDCMImageIO
 
 logger = logging.getLogger("dicom")
 
@@ -102,7 +104,7 @@ def looks_like_slice(file: Path) -> bool:
     if file.suffix.lower() in SLICE_ENDINGS:
         return True
     # Files without a preamble begin with an element of group 2 or 8, but so may files of another format.
-    return head[:2] in (b"\2\0", b"\b\0") and itk.GDCMImageIO.New().CanReadFile(str(file))
+    return head[:2] in (b"\2\0", b"\b\0") and gdcm().CanReadFile(str(file))
 
 
 def _storage_class(head: bytes) -> str:
@@ -114,9 +116,16 @@ def _storage_class(head: bytes) -> str:
     return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
-def image_io(path: str) -> itk.GDCMImageIO:
+def gdcm() -> itkGDCMImageIO:
+    """ITK's reader of DICOM files; see `scripts.images.itk` for how it is imported."""
+    from itk.itkGDCMImageIOPython import itkGDCMImageIO
+
+    return itkGDCMImageIO.New()
+
+
+def image_io(path: str) -> itkGDCMImageIO:
     """Return a GDCM reader that has read the header of the file."""
-    io = itk.GDCMImageIO.New()
+    io = gdcm()
     io.SetFileName(path)
     io.ReadImageInformation()
     return io

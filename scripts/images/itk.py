@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read NRRD and MetaImage (MHA, MHD) through ITK, and the parts of their headers that ITK does not report."""
+"""Read NRRD and MetaImage (MHA, MHD) through ITK, and the parts of their headers that ITK does not report.
+
+ITK is imported by its single modules, and only when a file needs it: `itk.NrrdImageIO` would load every format and
+filter that ITK knows, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import itk
 import numpy as np
 
 from scripts.errors import UserError
@@ -24,6 +28,9 @@ from scripts.images.header import (
     in_lower_case,
     shape_and_channels,
 )
+
+if TYPE_CHECKING:
+    from itk.itkImageIOBasePython import itkImageIOBase
 
 LONGEST = 1 << 20  # bytes; a header is a few hundred
 RANGE_KINDS = re.compile(r"list|vector|point|normal|color|complex|quaternion|matrix|stub|scalar", re.IGNORECASE)
@@ -123,7 +130,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     return header, voxels
 
 
-def read_array(file: str, io: itk.ImageIOBase, stored: str) -> np.ndarray:
+def read_array(file: str, io: itkImageIOBase, stored: str) -> np.ndarray:
     """Read the voxels `(components, X, Y, ...)` in their stored type.
 
     Args:
@@ -131,21 +138,30 @@ def read_array(file: str, io: itk.ImageIOBase, stored: str) -> np.ndarray:
         io: ITK's reader for the format, with the header read.
         stored: NumPy name of the type of the stored numbers.
     """
-    component = getattr(itk, WRAPPED.get(stored, "D"))
+    from itk import itkImageFileReaderPython, itkPyBufferPython
+
+    letters, kind = (WRAPPED[stored], stored) if stored in WRAPPED else ("D", "float64")
     # A vector image works for every number of components, also for one.
-    reader = itk.ImageFileReader[itk.VectorImage[component, io.GetNumberOfDimensions()]].New(FileName=file, ImageIO=io)
+    name = f"VI{letters}{io.GetNumberOfDimensions()}"
+    reader = getattr(itkImageFileReaderPython, f"itkImageFileReader{name}").New()
+    reader.SetFileName(file)
+    reader.SetImageIO(io)
     reader.Update()
-    return itk.array_from_image(reader.GetOutput()).T.astype(stored, copy=False)
+    image = reader.GetOutput()
+    bytes_of_voxels = getattr(itkPyBufferPython, f"itkPyBuffer{name}")._GetArrayViewFromImage(image)
+    sides = [int(side) for side in image.GetBufferedRegion().GetSize()]
+    array = np.array(bytes_of_voxels).view(kind).reshape(*reversed(sides), image.GetNumberOfComponentsPerPixel())
+    return array.T.astype(stored, copy=False)
 
 
-def stored_type(io: itk.ImageIOBase) -> np.dtype:
+def stored_type(io: itkImageIOBase) -> np.dtype:
     """Return the NumPy type of the stored numbers."""
     name = io.GetComponentTypeAsString(io.GetComponentType())
     kind = "u" if name.startswith("unsigned") else "f" if name in ("float", "double") else "i"
     return np.dtype(f"{kind}{io.GetComponentSize()}")
 
 
-def lps_affine(io: itk.ImageIOBase) -> np.ndarray:
+def lps_affine(io: itkImageIOBase) -> np.ndarray:
     """Return the affine `(4, 4)` from voxel index to mm (LPS); a missing third axis is perpendicular, 1 mm."""
     affine = np.eye(4)
     for axis in range(min(3, io.GetNumberOfDimensions())):
@@ -155,8 +171,16 @@ def lps_affine(io: itk.ImageIOBase) -> np.ndarray:
     return affine
 
 
-def _image_io(file: str) -> itk.ImageIOBase:
-    io = (itk.MetaImageIO if ending_of(file) in METAIMAGE else itk.NrrdImageIO).New()
+def _image_io(file: str) -> itkImageIOBase:
+    io: itkImageIOBase
+    if ending_of(file) in METAIMAGE:
+        from itk.itkMetaImageIOPython import itkMetaImageIO
+
+        io = itkMetaImageIO.New()
+    else:
+        from itk.itkNrrdImageIOPython import itkNrrdImageIO
+
+        io = itkNrrdImageIO.New()
     if not io.CanReadFile(file):
         raise ValueError("its header does not have the format of its ending")
     io.SetFileName(file)

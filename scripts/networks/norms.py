@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extra forward passes that leave a network's running statistics alone."""
+"""Norms: instance norm in channels-last layout, and passes that leave running statistics alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from monai.networks.layers.factories import Norm
 from torch import nn
+from torch.nn.functional import batch_norm, instance_norm
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -33,3 +36,31 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
         for recording, momentum in zip(instance_norms, momenta, strict=True):
             recording.momentum = momentum
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """torch's instance norm with the same result and state dict, for inputs in channels-last layout.
+
+    torch copies such inputs to the other layout and returns the result in it, so that the layers behind it mix both
+    layouts. The batch norm of a single case is its instance norm, and keeps the layout.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise each channel of each case, `(B, C, D, H, W)`."""
+        if torch.jit.is_scripting():
+            return instance_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        other_layout = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last_3d)
+        if self.track_running_stats or not other_layout or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return super().forward(input)
+        return torch.cat(
+            [batch_norm(case, None, None, self.weight, self.bias, True, 0.0, self.eps) for case in input.split(1)]
+        )
+
+
+INSTANCE_NORM = "instance_any_layout"
+"""Name of `InstanceNorm3d` in MONAI's norm factory."""
+
+
+@Norm.factory_function(INSTANCE_NORM)
+def _instance_norm_factory(dim: int) -> type[nn.Module]:
+    return {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: InstanceNorm3d}[dim]

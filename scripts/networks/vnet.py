@@ -11,6 +11,8 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Dropout
 from torch import nn
 
+from scripts.networks.norms import INSTANCE_NORM
+
 STAGE_LAYERS = (1, 2, 3, 3, 3)
 """3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
 
@@ -22,7 +24,7 @@ def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None
     if norm.lower() == "group":
         return "group", {"num_groups": math.gcd(8, base_filters)}
     if norm.lower() == "instance":
-        return "instance", {"affine": True}
+        return INSTANCE_NORM, {"affine": True}
     return norm
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from scripts.distributed.collectives import all_gather_batch, fork_rng_per_rank,
 from scripts.errors import UserError
 from scripts.losses.base import TrainingBatch
 from scripts.networks.norms import running_statistics_kept
+from scripts.training.precision import mixed_precision
 
 
 class FeatureInferer(Inferer):
@@ -108,10 +109,11 @@ class FeatureInferer(Inferer):
     def _sharded_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """Logits of all inputs; a hook on the network sees only this process's share of them."""
         part = shard_batch(inputs)
-        with self._autocast(part), fork_rng_per_rank(self._passes, part.device):
+        with mixed_precision(network, part.device.type, self.dtype), fork_rng_per_rank(self._passes, part.device):
             logits = network(self._padded(part))
         self._passes += 1
-        return all_gather_batch(_wide(self._cropped(logits, part)), len(inputs))
+        # A reduction over classes, as argmax, is many times slower where the classes lie next to each other.
+        return all_gather_batch(_wide(self._cropped(logits, part)).contiguous(), len(inputs))
 
     @torch.no_grad()
     def _teacher_logits(self, teacher: nn.Module, weak: torch.Tensor) -> torch.Tensor:
@@ -129,9 +131,6 @@ class FeatureInferer(Inferer):
             some = ", ".join(name for name in layers if name)[:300]
             raise UserError(f"{type(network).__name__} has no layer '{self.layer}' (feature_layer). It has: {some} ...")
         return layers[self.layer]
-
-    def _autocast(self, inputs: torch.Tensor) -> AbstractContextManager:
-        return nullcontext() if self.dtype is None else torch.autocast(inputs.device.type, dtype=self.dtype)
 
     def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
         missing = [-side % self.divisor for side in inputs.shape[2:]]

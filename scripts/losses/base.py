@@ -18,10 +18,13 @@ from scripts.prototypes.voxels import NO_CLASS
 class ForwardPass(Protocol):
     """A further pass of the network being trained, with the same autocast and padding as the step's own pass."""
 
-    def __call__(self, images: torch.Tensor, keep_statistics: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: torch.Tensor, keep_statistics: bool = True, fixed_parameters: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits `(B, K, D, H, W)` and features `(B, F, d, h, w)` of images `(B, C, D, H, W)`, float32.
 
-        With `keep_statistics` the running statistics of norms do not change.
+        With `keep_statistics` the running statistics of norms do not change. With `fixed_parameters` the result has a
+        gradient for the images only, and the pass keeps fewer activations.
         """
 
 
@@ -167,7 +170,7 @@ class WeightedLoss(nn.Module):
         self.terms = nn.ModuleDict(dict(terms))
         self.max_steps = max_steps
         self.step = 1
-        self.last: dict[str, float] = {}
+        self._values: dict[str, torch.Tensor] = {}
 
     def forward(self, batch: TrainingBatch, label: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the weighted sum, a scalar.
@@ -187,8 +190,15 @@ class WeightedLoss(nn.Module):
         if not values:
             # The trainer calls `backward` even before the first ramp starts.
             total = batch.logits[:0].sum()
-        self.last = {name: float(value.detach()) for name, value in values.items()}
+        self._values = {name: value.detach().to(total.dtype) for name, value in values.items()}
         return total
+
+    @property
+    def last(self) -> dict[str, float]:
+        """Unweighted values of the terms of the last call, fetched from the device in one transfer."""
+        if not self._values:
+            return {}
+        return dict(zip(self._values, torch.stack(list(self._values.values())).tolist(), strict=True))
 
     def scalars(self, total: torch.Tensor | float) -> dict[str, float]:
         """`Loss/total`, and the unweighted value of each term of the last call as `Loss/<name>`."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,12 @@ class AdversarialDirection(NamedTuple):
 
     Attributes:
         direction: unit direction per case, `(B, C, D, H, W)`, without gradient.
-        distances: distance between the clean and the probed prediction at each iteration.
+        distances: distance between the clean and the probed prediction at each iteration, scalars without gradient.
         gradient_norm: 2-norm per case of the last gradient, `(B,)`.
     """
 
     direction: torch.Tensor
-    distances: list[float]
+    distances: list[torch.Tensor]
     gradient_norm: torch.Tensor
 
 
@@ -62,7 +63,7 @@ def adversarial_direction(
         with torch.enable_grad():
             distance = linear_dice_loss(predict(images + probe * direction), clean)
             gradient = torch.autograd.grad(distance, direction)[0]
-        distances.append(float(distance.detach()))
+        distances.append(distance.detach())
         direction, norm = unit_directions(gradient)
     return AdversarialDirection(direction.detach(), distances, norm)
 
@@ -127,12 +128,13 @@ class SmoothnessTerm(LossTerm):
             keep[: batch.num_labelled, 0] = (~batch.ignored).to(keep)
             return probabilities * keep
 
-        def predict(moved: torch.Tensor) -> torch.Tensor:
-            return counted(batch.forward_pass(moved)[0].softmax(dim=1))
+        def predict(moved: torch.Tensor, fixed_parameters: bool = False) -> torch.Tensor:
+            return counted(batch.forward_pass(moved, fixed_parameters=fixed_parameters)[0].softmax(dim=1))
 
         with torch.no_grad():
             own = self.clean_pass == "own"
             logits = batch.forward_pass(images, keep_statistics=False)[0] if own else batch.logits
             clean = counted(logits.softmax(dim=1))
-        found = adversarial_direction(predict, images, clean, self.noise(images), self.probe, self.iterations)
+        probe = partial(predict, fixed_parameters=True)
+        found = adversarial_direction(probe, images, clean, self.noise(images), self.probe, self.iterations)
         return linear_dice_loss(predict(images + self.epsilon * found.direction), clean)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -84,9 +84,12 @@ class FeatureInferer(Inferer):
         )
 
     def _further_pass(
-        self, images: torch.Tensor, keep_statistics: bool = True, *, network: nn.Module
+        self, images: torch.Tensor, keep_statistics: bool = True, fixed_parameters: bool = False, *, network: nn.Module
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with running_statistics_kept(network) if keep_statistics else nullcontext():
+        with (
+            running_statistics_kept(network) if keep_statistics else nullcontext(),
+            _parameters_fixed(network) if fixed_parameters else nullcontext(),
+        ):
             return self.logits_and_features(images, network)
 
     def logits_and_features(self, inputs: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,3 +155,15 @@ class FeatureInferer(Inferer):
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def _parameters_fixed(network: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

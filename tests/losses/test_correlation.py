@@ -89,7 +89,7 @@ class Step:
         self.weak, self.seen = torch.randn(1, 1, 1, 1, len(classes)), []
         second_logits = logits_of(second_classes or classes, second_probability)
 
-        def forward_pass(images, keep_statistics=True):
+        def forward_pass(images, keep_statistics=True, fixed_parameters=False):
             assert keep_statistics
             self.seen.append(images)
             return second_logits, self.second

@@ -61,7 +61,7 @@ class VoxelNetwork(nn.Module):
         torch.manual_seed(3)
         self.features, self.logits = nn.Conv3d(2, WIDTH, 1), nn.Conv3d(WIDTH, CLASSES, 1)
 
-    def forward(self, images, keep_statistics=True):
+    def forward(self, images, keep_statistics=True, fixed_parameters=False):
         features = self.features(images).tanh()
         return 3 * self.logits(features), features
 

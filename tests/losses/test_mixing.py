@@ -58,7 +58,7 @@ class Network:
     def __init__(self, read):
         self.read, self.images = read, None
 
-    def __call__(self, images, keep_statistics=True):
+    def __call__(self, images, keep_statistics=True, fixed_parameters=False):
         assert keep_statistics, "mixtures must not enter the running statistics"
         self.images = images
         return self.read(images), None

@@ -36,7 +36,7 @@ def value_and_gradients(request):
             features,
             torch.tensor([1, 1, 2, 2]).reshape(1, 1, 1, 4),
             weak_images=torch.zeros(1, 1, 1, 1, 4),
-            forward_pass=lambda images, keep_statistics=True: (logits[1:], weak),
+            forward_pass=lambda images, keep_statistics=True, fixed_parameters=False: (logits[1:], weak),
         )
         with torch.autocast("cpu", dtype=torch.bfloat16) if autocast else nullcontext():
             value = make_term(memory.to(dtype))(step)

@@ -35,9 +35,9 @@ def moved_images(term, step):
     seen = []
     original = step.forward_pass
 
-    def spy(images, keep_statistics=True):
+    def spy(images, keep_statistics=True, fixed_parameters=False):
         seen.append((images.detach(), keep_statistics))
-        return original(images, keep_statistics)
+        return original(images, keep_statistics, fixed_parameters)
 
     object.__setattr__(step, "forward_pass", spy)
     term(step)

@@ -276,3 +276,24 @@ def test_a_terms_own_pass_records_statistics_only_if_asked(keep, recorded):
     output = inferer("0", divisor=1)(image(4, 4, 4), network)
     output.forward_pass(image(4, 4, 4) + 5, keep_statistics=keep)
     assert network[1].num_batches_tracked == recorded
+
+
+def test_a_pass_with_fixed_parameters_gives_the_images_the_same_gradient(network):
+    output = inferer("fine", divisor=4)(image(4, 8, 8), network)
+    gradients = []
+    for fixed in (False, True):
+        moved = image(4, 8, 8).requires_grad_()
+        network.zero_grad()
+        logits, _ = output.forward_pass(moved, fixed_parameters=fixed)
+        logits.square().sum().backward()
+        gradients.append(moved.grad)
+        assert (network.fine.weight.grad is None) == fixed
+    assert torch.equal(*gradients)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_parameters_that_were_fixed_before_stay_fixed(network):
+    network.fine.weight.requires_grad_(False)
+    output = inferer("fine", divisor=4)(image(4, 8, 8), network)
+    output.forward_pass(image(4, 8, 8), fixed_parameters=True)
+    assert not network.fine.weight.requires_grad and network.fine.bias.requires_grad

@@ -15,6 +15,7 @@ have random weights, which cost as much time as trained ones.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import statistics
@@ -37,6 +38,7 @@ from nibabel.openers import Opener
 
 from scripts.data.demo import ensure_demo_dataset
 from scripts.networks.vnet import VNet
+from scripts.training.precision import place
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -292,38 +294,44 @@ def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
 
 
 def patch_cost(options: argparse.Namespace, folder: Path) -> None:
-    """Time per patch in training and in inference for several batch sizes.
+    """Time of a patch in training and in inference, by the number of patches in a batch and the memory layout.
 
-    On a CPU, torch uses a slower convolution for a batch of one if the layers are small (`aten::slow_conv3d_forward` in
-    its profiler), so that two patches can take less time than one.
+    On a CPU, torch takes another, slower path through the convolution of a batch of one whose layers are small
+    (`aten::slow_conv3d_forward` in its profiler), so that two patches can cost less than one. Both layouts are measured
+    in turn.
     """
-    network = VNet(base_filters=options.base_filters, norm="instance")
-    print(f"threads {torch.get_num_threads()}, patch {options.roi_size}, base_filters {options.base_filters}")
-    print("batch  training s  s/patch  inference s  s/patch")
+    plain = VNet(base_filters=options.base_filters, norm=options.norm)
+    networks = {"contiguous": plain, "channels-last": place(copy.deepcopy(plain), "cpu")}
+    print(
+        f"threads {torch.get_num_threads()}, patch {options.roi_size}, base_filters {options.base_filters}, "
+        f"norm {options.norm}"
+    )
+    print("batch  layout         training s  s/patch  inference s  s/patch")
     for size in options.batches:
         batch = torch.randn(size, 1, *options.roi_size)
-        training = median_seconds(partial(_train_once, network, batch), options.repeats)
+        training = median_seconds([partial(_train_once, each, batch) for each in networks.values()], options.repeats)
         with torch.no_grad():
-            inference = median_seconds(partial(network, batch), options.repeats)
-        print(
-            f"{size:5d}  {training:10.3f}  {training / size:7.3f}  {inference:11.3f}  {inference / size:7.3f}",
-            flush=True,
-        )
+            inference = median_seconds([partial(each, batch) for each in networks.values()], options.repeats)
+        for layout, first, second in zip(networks, training, inference, strict=True):
+            print(
+                f"{size:5d}  {layout:13s}  {first:10.3f}  {first / size:7.3f}  {second:11.3f}  {second / size:7.3f}",
+                flush=True,
+            )
 
 
 def _train_once(network: VNet, batch: torch.Tensor) -> None:
     network(batch).mean().backward()
 
 
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call in seconds, after one warm-up call."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def median_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median wall time of each call in seconds. They take turns, and a first turn is not counted."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats + 1):
+        for call, measured in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            measured.append(time.perf_counter() - start)
+    return [statistics.median(measured[1:]) for measured in times]
 
 
 # ------------------------------------------------------------------ command line
@@ -362,6 +370,7 @@ def make_parser() -> argparse.ArgumentParser:
     option = add(patch_cost)
     option("--roi_size", nargs=3, type=int, default=[48, 48, 32])
     option("--base_filters", type=int, default=8)
+    option("--norm", default="instance")
     option("--batches", nargs="+", type=int, default=[1, 2, 4])
     option("--repeats", type=int, default=7)
     return parser

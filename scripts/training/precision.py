@@ -92,8 +92,8 @@ def _leave_fp32(layer: nn.Conv3d, args: tuple[torch.Tensor], _output: Any) -> No
 def place(network: nn.Module, device: str | torch.device) -> nn.Module:
     """Move a network to a device, on a CPU with the weights of its 3D convolutions in channels-last layout.
 
-    The layout changes the speed and the rounding, not the result: a training pass of a V-Net is 1.0 to 1.5 times as
-    fast on a CPU (`python -m scripts.experiments.load memory-layout`). Activations follow the weights' layout.
+    The layout changes the speed and the rounding, not the result. `python -m scripts.experiments.load patch-cost`
+    compares both. Activations follow the weights' layout.
 
     Args:
         network: changed in place.

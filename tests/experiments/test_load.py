@@ -87,20 +87,27 @@ def test_growth_above_two_per_cent_and_any_new_file_or_thread_is_reported() -> N
     assert len(load.grown(first, row(400.0, 100.0, 41, 10))) == 2
 
 
-def test_patch_cost_prints_a_line_for_each_batch_size(capsys) -> None:
+def test_patch_cost_prints_a_line_for_each_batch_size_and_layout(capsys) -> None:
     words = ["patch-cost", "--roi_size", "16", "16", "32", "--base_filters", "2", "--batches", "1", "3"]
     load.main([*words, "--repeats", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["1", "3"]
-    assert all(float(word) >= 0 for line in lines[2:] for word in line.split())
+    rows = [line.split() for line in lines[2:]]
+    layouts = ["contiguous", "channels-last"]
+    assert [row[:2] for row in rows] == [[size, layout] for size in ("1", "3") for layout in layouts]
+    assert all(float(word) >= 0 for row in rows for word in row[2:])
 
 
-def test_the_first_call_is_not_counted(monkeypatch) -> None:
-    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 25.0])
-    calls = []
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert load.median_seconds(lambda: calls.append(1), repeats=3) == 3.0
-    assert len(calls) == 4
+def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch) -> None:
+    seconds = {"a": [9.0, 1.0, 5.0, 3.0], "b": [9.0, 2.0, 2.0, 7.0]}
+    clock, order = [0.0], []
+
+    def call(name):
+        order.append(name)
+        clock[0] += seconds[name][order.count(name) - 1]
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    medians = load.median_seconds([lambda: call("a"), lambda: call("b")], repeats=3)
+    assert medians == [3.0, 2.0] and order == ["a", "b"] * 4
 
 
 def traced_peak(folder: Path) -> int:

@@ -12,7 +12,6 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
-from torch.nn.utils import parameters_to_vector
 
 from scripts.distributed.collectives import is_rank0, rank
 from tests.conftest import ROOT, TINY
@@ -95,7 +94,7 @@ def attach_recorder(workflow: ConfigWorkflow) -> Record:
         record["steps"][engine.state.iteration] = {
             "loss": float(engine.state.output[0][Keys.LOSS].detach()),
             "gradient": torch.cat([g.reshape(-1) for g in gradients]).clone(),
-            "weights": parameters_to_vector(parameters).detach().clone(),
+            "weights": torch.cat([each.detach().flatten() for each in parameters]),
             "memory": memory.features.clone(),
             "counts": memory.counts.clone(),
         }

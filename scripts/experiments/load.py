@@ -35,6 +35,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from nibabel.openers import Opener
+from torch import nn
 
 from scripts.data.demo import ensure_demo_dataset
 from scripts.networks.vnet import VNet
@@ -319,7 +320,7 @@ def patch_cost(options: argparse.Namespace, folder: Path) -> None:
             )
 
 
-def _train_once(network: VNet, batch: torch.Tensor) -> None:
+def _train_once(network: nn.Module, batch: torch.Tensor) -> None:
     network(batch).mean().backward()
 
 

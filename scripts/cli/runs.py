@@ -8,12 +8,11 @@ import gc
 import json
 import os
 import re
+import runpy
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from scripts.errors import UserError
 from scripts.files import write_text
@@ -137,44 +136,18 @@ def run_in_monai(words: Sequence[str]) -> None:
         Exception: any error of the run.
     """
     print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
-    bundle = _import_bundle()
-    from fire.parser import DefaultParseValue
+    gc.disable()  # searching for garbage would lengthen the import of MONAI
+    import monai.bundle
 
-    from scripts.cli.overrides import parse_words
+    gc.enable()
+
     from scripts.cli.start import check_command_line
 
+    program = str(Path(monai.bundle.__file__).with_name("__main__.py"))
     before = sys.argv
-    sys.argv = [str(Path(bundle.__file__ or "").with_name("__main__.py")), *words]
+    sys.argv = [program, *words]
     try:
         check_command_line(tuple(sys.argv))
-        options, alone = parse_words(words[1:])
-        values = {name: DefaultParseValue(value) if value else True for name, value in options.items()}
-        bundle.run(*alone, **values)
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
-
-
-def run_config(run_id: str, files: Sequence[Path], overrides: Mapping[str, Any]) -> None:
-    """Run config files in this process. Each further run costs seconds less than a process of its own, for its imports.
-
-    Args:
-        run_id: the list in the config files to run.
-        files: config files; later ones replace keys of earlier ones.
-        overrides: values of keys, as `max_steps` or `train::trainer::amp`.
-
-    Raises:
-        Exception: whatever ends the run.
-    """
-    _import_bundle().run(run_id, config_file=[str(file) for file in files], **{"bundle_root": str(ROOT), **overrides})
-
-
-def _import_bundle() -> ModuleType:
-    """Import `monai.bundle` without searching for garbage, which would take a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        import monai.bundle
-    finally:
-        if enabled:
-            gc.enable()
-    return monai.bundle

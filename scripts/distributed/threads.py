@@ -13,20 +13,22 @@ import torch
 logger = logging.getLogger("threads")
 
 CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows the limits of control groups; other systems have no such folder."""
 
 
-def available_cores(cgroups: Path = CGROUPS) -> int:
-    """The cores that this process may use: those of its affinity mask, or fewer if its container has a smaller quota.
+def limit_threads(cgroups: Path = CGROUPS) -> None:
+    """Let torch use no more threads than its container's quota of cores, unless OMP_NUM_THREADS is set.
 
-    It does not depend on what else the machine does, because results repeat to the bit only with the same number of
-    threads.
+    OpenMP knows the affinity mask but not the quota: it would start a thread for each core of the machine. What else
+    runs does not count, because results repeat to the bit only with the same number of threads.
 
     Args:
-        cgroups: where the kernel shows the limits of control groups.
+        cgroups: folder of the control groups' limits.
     """
-    cores = len(os.sched_getaffinity(0))
     quota = _quota(cgroups)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+    if quota is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
+    logger.info(f"Arithmetic on the CPU uses {torch.get_num_threads()} threads.")
 
 
 def _quota(cgroups: Path) -> float | None:
@@ -39,13 +41,3 @@ def _quota(cgroups: Path) -> float | None:
             continue
         return quota / period if quota > 0 and period > 0 else None
     return None
-
-
-def limit_threads() -> None:
-    """Let torch use no more threads than there are cores for this process, unless OMP_NUM_THREADS says how many.
-
-    OpenMP knows the affinity mask but not a container's quota: it would start a thread for each core of the machine.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    logger.info(f"Arithmetic on the CPU uses {torch.get_num_threads()} threads.")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure what a run costs before it computes, and what threads cost on shared cores.
 
-    python -m scripts.experiments.starting start-up --other ../before --json start_up.json
+    python -m scripts.experiments.starting start-up --other ../before --images SERIES --json start_up.json
     python -m scripts.experiments.starting threads --json threads.json
 
 All variants are measured in turn (A B A B). Seconds are medians; compare ratios, because other work on the machine
@@ -79,7 +79,7 @@ def _processor() -> str:
 
 
 def start_up(options: argparse.Namespace) -> None:
-    """Wall and processor time of a one-step run of the demo, whose volumes exist already, and of its first import."""
+    """Wall and processor time of a one-step run of the demo, whose volumes exist, and of its import of MONAI."""
     checkouts = {"this": ROOT} | ({"other": options.other.resolve()} if options.other else {})
     with tempfile.TemporaryDirectory() as folder:
         # The first call writes the demo and Python's cached bytecode.
@@ -91,6 +91,10 @@ def start_up(options: argparse.Namespace) -> None:
                 ("front door", ["-m", "scripts", "train"]),
             )
         }
+        if options.images:
+            words = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+            words += ["--dataset_dir", str(options.images.resolve()), "--output_dir", str(Path(folder, "inference"))]
+            commands |= {f"inference, {name}": (root, words) for name, root in checkouts.items()}
         commands["import monai.bundle"] = (ROOT, ["-c", "import monai.bundle"])
         for root, words in commands.values():
             run(root, words)
@@ -178,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, machine and versions there")
         if function is start_up:
             command.add_argument("--other", type=Path, metavar="FOLDER", help="another checkout to compare with")
+            command.add_argument("--images", type=Path, metavar="FOLDER", help="images or a DICOM series for inference")
         else:
             command.add_argument("--steps", type=int, default=10, help="steps of each measurement")
             command.add_argument("--side", type=int, default=32, help="side of the patches in voxels")

@@ -63,4 +63,4 @@ INSTANCE_NORM = "instance_any_layout"
 
 @Norm.factory_function(INSTANCE_NORM)
 def _instance_norm_factory(dim: int) -> type[nn.Module]:
-    return {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: InstanceNorm3d}[dim]
+    return InstanceNorm3d

@@ -49,7 +49,7 @@ def mixed_precision(network: nn.Module, device_type: str, dtype: torch.dtype | N
 
     On a CPU, torch 2.13 (oneDNN) returns wrong bf16 weight gradients, up to NaN, for a 3D convolution whose kernel is
     longer than the input along the first spatial axis, as 3x3x3 over 2x4x4. Such layers compute in fp32.
-    tests/training/test_precision.py shows the fault, and when a release of torch has mended it.
+    A test in tests/training/test_precision.py fails as soon as a release of torch no longer has this fault.
 
     Args:
         network: its layers are hooked inside this context only.

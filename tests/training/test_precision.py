@@ -86,7 +86,7 @@ def test_bf16_weight_gradients_are_right_over_every_grid(kernel, grid):
 
 
 def test_torch_itself_computes_such_a_weight_gradient_wrongly():
-    # When this fails, torch has mended the fault and `mixed_precision` can become `torch.autocast`.
+    # When this test fails, torch has fixed the fault, and plain `torch.autocast` can replace `mixed_precision`.
     torch.manual_seed(0)
     layer = nn.Conv3d(16, 16, 3, padding=1)
     images = torch.randn(2, 16, 2, 4, 4)

@@ -12,7 +12,7 @@ import pytest
 from scripts.dataset_setup.plan import Machine
 from scripts.errors import UserError
 
-MACHINE = Machine(memory=2**33, step_memory=2**33, gpu=False)
+MACHINE = Machine(step_memory=2**33, gpu=False)
 SHAPE = (20, 18, 16)
 
 

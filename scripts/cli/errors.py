@@ -35,7 +35,7 @@ def describe(error: BaseException) -> str:
     cause = next((e for e in chain if UNDEFINED_REFERENCE in str(e)), chain[-1])
     words = _words_of(cause)
     if isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
-        return f"Out of memory ({words}). Lower roi_size, the batch sizes or cache_rate. {HINT}"
+        return f"Out of memory ({words}). Lower roi_size or the batch sizes, or give --cache disk. {HINT}"
     if isinstance(cause, OSError) and cause.strerror:
         name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else "a file"
         return f"Cannot read or write {name}: {cause.strerror}. {HINT}"

@@ -9,7 +9,7 @@ import inspect
 import pydoc
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,9 @@ RUN_ARGUMENTS = {
     "workflow_name", "workflow_type", "properties_path", "debug",
 }  # fmt: skip
 """Options of `run` itself, and `--debug` of this bundle."""
+
+RENAMED = {"cache_rate": "cache"}
+"""Former keys, and those that do their work now."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
 TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
@@ -117,9 +120,14 @@ def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: se
         used = (referred | own).union(*(names for other, names in keys.items() if other != file))
         for name in keys[file]:
             if name not in used and not name.startswith("_") and not _is_own(file):
-                near = difflib.get_close_matches(name, sorted(used), n=1)
-                hint = f"did you mean {near[0]}?" if near else "remove it, or refer to it as @" + name + "."
+                similar = _similar(name, used)
+                hint = f"did you mean {similar}?" if similar else "remove it, or refer to it as @" + name + "."
                 raise UserError(f"The key '{name}' in {file} is not used by any config file: {hint}")
+
+
+def _similar(name: str, known: Iterable[str]) -> str | None:
+    """The key that was probably meant."""
+    return RENAMED.get(name) or next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
 def _name(key: str) -> str:
@@ -153,9 +161,9 @@ def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, Any], known: set[str]) -> None:
     path = option.replace("#", "::").split("::")
     if path[0] not in known:
-        near = difflib.get_close_matches(path[0], sorted(known), n=1)
-        hint = "::".join([*near, *path[1:]]) if near else ""
-        _refuse(option, f"Did you mean --{hint}?" if near else "The keys are listed at the top of configs/train.yaml.")
+        similar = _similar(path[0], known)
+        hint = "The keys are listed at the top of configs/train.yaml."
+        _refuse(option, f"Did you mean --{'::'.join([similar, *path[1:]])}?" if similar else hint)
     node: Any = tree.get(path[0])
     if option in tree or node is None:
         return

@@ -106,7 +106,7 @@ SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "f
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir"), FOLDER),
+    **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir"), FOLDER),
     **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "checkpoint", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
@@ -116,13 +116,15 @@ RULES: dict[str, Rule] = {
     ),
     "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
     "intensity": Rule("a transform: a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
-    **dict.fromkeys(("num_workers", "seed", "batch_unlabelled", "validation_cases"), _whole(0)),
+    **dict.fromkeys(("seed", "batch_unlabelled", "validation_cases"), _whole(0)),
+    "num_workers": Rule("auto, or a whole number of at least 0", lambda v: v == "auto" or (_is_whole(v) and v >= 0)),
+    "cache": Rule("auto, memory or disk", lambda v: v in ("auto", "memory", "disk")),
     **dict.fromkeys(("max_steps", "val_interval", "save_interval", "keep_states", "batch_labelled"), _whole(1)),
     **dict.fromkeys(("in_channels", "base_filters", "size_divisor", "prototype_dim", "elements_per_class"), _whole(1)),
     "feature_channels": _whole(1),
     "labelled_cases": _or_null(_whole(1)),
     "ignore_value": _or_null(Rule("a whole number", _is_whole)),
-    **dict.fromkeys(("unlabelled_start", "teacher_decay", "cache_rate", "flip_prob"), FRACTION),
+    **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
     "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
     "spacing": Rule(
         "three numbers above 0 (mm), such as [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)

@@ -22,17 +22,15 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     return tuple(round((n - 1) * s / t + 1) for n, s, t in zip(shape, spacing, target, strict=True))
 
 
-def resampled_bytes(shape: Sequence[int], channels: int, with_label: bool, roi_size: Sequence[int] = (1, 1, 1)) -> int:
-    """Return the bytes of a cached training case: a float32 image, padded to the patch, and an 8-bit label.
+def resampled_bytes(shape: Sequence[int], channels: int, with_label: bool) -> int:
+    """Return the bytes of a cached training case: a float32 image and an 8-bit label.
 
     Args:
         shape: shape of the resampled image, from `resampled_shape`.
         channels: number of image channels.
         with_label: whether the label is cached too.
-        roi_size: patch size, voxels.
     """
-    voxels = math.prod(max(pair) for pair in zip(shape, roi_size, strict=True))
-    return voxels * (FLOAT32 * channels + (INT8 if with_label else 0))
+    return math.prod(shape) * (FLOAT32 * channels + (INT8 if with_label else 0))
 
 
 Progress = Callable[[Iterable, str], Iterable]

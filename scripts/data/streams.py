@@ -20,7 +20,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scripts.distributed.collectives import all_gather_batch, num_ranks, rank
+from scripts.distributed.collectives import all_gather_batch, num_local_ranks, num_ranks, rank
+from scripts.distributed.threads import available_cores, one_thread
 from scripts.errors import UserError
 from scripts.images.header import case_name
 from scripts.seeding import derive_seed, draw_index
@@ -71,7 +72,8 @@ class TwoStreamDataset(Dataset):
         stream, index, seed = key
         dataset = self.datasets[stream]
         dataset.transform.set_random_state(seed)
-        item = dataset[index]
+        with one_thread():
+            item = dataset[index]
         # Cropping transforms return a list of samples; here it has one.
         return item[0] if isinstance(item, list) else item
 
@@ -190,6 +192,21 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
+MOST_WORKERS = 4
+"""More loader processes than these fill the memory with patches that wait for the network."""
+
+
+def loader_workers(num_workers: int | str) -> int:
+    """Number of loader processes.
+
+    Args:
+        num_workers: a number, or `auto`: one less than there are cores for this rank, at most `MOST_WORKERS`.
+    """
+    if num_workers != "auto":
+        return int(num_workers)
+    return max(0, min(MOST_WORKERS, available_cores() // num_local_ranks() - 1))
+
+
 class TwoStreamLoader(DataLoader):
     """A loader of endless two-stream batches.
 
@@ -199,7 +216,7 @@ class TwoStreamLoader(DataLoader):
         batch_labelled: labelled cases per batch of this rank.
         batch_unlabelled: unlabelled cases per batch of this rank.
         seed: the run's seed.
-        num_workers: loader processes; results do not depend on it.
+        num_workers: loader processes, or `auto`, see `loader_workers`; results do not depend on it.
         unlabelled_start: first iteration with unlabelled cases.
 
     Attributes:
@@ -213,7 +230,7 @@ class TwoStreamLoader(DataLoader):
         batch_labelled: int,
         batch_unlabelled: int,
         seed: int,
-        num_workers: int = 0,
+        num_workers: int | str = 0,
         unlabelled_start: int = 0,
     ) -> None:
         self.batches = TwoStreamBatchSampler(
@@ -223,7 +240,7 @@ class TwoStreamLoader(DataLoader):
             TwoStreamDataset(labelled, unlabelled),
             batch_sampler=self.batches,
             collate_fn=collate,
-            num_workers=num_workers,
+            num_workers=loader_workers(num_workers),
             worker_init_fn=heed_loader_alone,
         )
 

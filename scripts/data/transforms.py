@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import Compose, MapTransform, RandFlipd
+from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
 from scripts.data.labels import to_classes
@@ -65,17 +65,6 @@ class LabelsToClassesd(MapTransform):
                 )
             result[key] = convert_to_dst_type(classes, dst=data[key], dtype=classes.dtype)[0]
         return result
-
-
-def random_flips(keys: KeysCollection, axes: Iterable[int], prob: float) -> Compose:
-    """Mirror along each axis on its own.
-
-    Args:
-        keys: volumes that are mirrored together; missing ones are passed over.
-        axes: among 0 (left-right), 1 (back-front) and 2 (down-up).
-        prob: probability for each axis.
-    """
-    return Compose([RandFlipd(keys, prob, axis, allow_missing_keys=True) for axis in axes])
 
 
 class IgnoredToBackgroundd(MapTransform):

@@ -15,7 +15,6 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.data.sizes import resampled_bytes, resampled_shape
 from scripts.dataset_setup.fingerprint import Fingerprint, Grid, Intensity, LabelValues
 from scripts.dataset_setup.layouts import Description
 from scripts.errors import UserError
@@ -26,7 +25,6 @@ CT_MINIMUM = -200  # HU; MR and PET do not reach such low values, and air is -10
 CPU_PATCH_VOXELS = 64**3  # larger ones may fit into memory, but a step would take a CPU many seconds
 GPU_PATCH_VOXELS = 128**3
 STEP_SHARE = 0.5  # fraction of the device memory that a training step may use
-CACHE_SHARE = 0.5  # fraction of the main memory that cached volumes may use
 PASSES = 3  # of activations: output, gradient, and one more for the teacher and the convolutions' workspace
 
 
@@ -35,22 +33,19 @@ class Machine:
     """Memory that a run may use.
 
     Attributes:
-        memory: main memory in bytes, which holds the volumes.
         step_memory: memory of the training device in bytes.
         gpu: whether the training device is a GPU.
     """
 
-    memory: int
     step_memory: int
     gpu: bool
 
     @classmethod
     def here(cls) -> Machine:
         """This machine. Total memory counts, not free memory, so that the same folder gives the same settings."""
-        memory = psutil.virtual_memory().total
         if torch.cuda.is_available():
-            return cls(memory, torch.cuda.get_device_properties(0).total_memory, True)
-        return cls(memory, memory, False)
+            return cls(torch.cuda.get_device_properties(0).total_memory, True)
+        return cls(psutil.virtual_memory().total, False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,6 @@ class Plan:
         roi_size: patch size in voxels.
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step.
-        cache_rate: fraction of the prepared volumes that fits into memory.
     """
 
     in_channels: int
@@ -83,7 +77,6 @@ class Plan:
     roi_size: list[int]
     batch_labelled: int
     batch_unlabelled: int
-    cache_rate: float
 
 
 def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
@@ -194,15 +187,6 @@ def choose_step(
     return patch, 4 if machine.gpu and fits(patch, 4) else 2
 
 
-def cache_rate(grids: Sequence[Grid], spacing: Sequence[float], memory: int) -> float:
-    """Fraction of the prepared volumes (float32 images, uint8 labels) to cache, in steps of 0.05."""
-    need = sum(
-        resampled_bytes(resampled_shape(grid.shape, grid.spacing, spacing), grid.channels, with_label=True)
-        for grid in grids
-    )
-    return 1.0 if need <= CACHE_SHARE * memory else math.floor(20 * CACHE_SHARE * memory / need) / 20
-
-
 def make_plan(
     fingerprint: Fingerprint,
     description: Description,
@@ -241,5 +225,4 @@ def make_plan(
         roi_size=patch,
         batch_labelled=batch,
         batch_unlabelled=batch if with_unlabelled else 0,
-        cache_rate=cache_rate(grids, spacing, machine.memory),
     )

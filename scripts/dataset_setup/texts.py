@@ -180,9 +180,6 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
         ("max_steps", "1000", "optimiser steps; increase it if the curves still rise at the end"),
     ]
     lines += [_line(*entry) for entry in entries]
-    if plan.cache_rate < 1:
-        reason = "fraction of the training cases kept in memory; the others are read again each time"
-        lines.append(_line("cache_rate", str(plan.cache_rate), reason))
     head = f"""\
 # Written by python -m scripts {COMMAND}. Edit it freely.
 #

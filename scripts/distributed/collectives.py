@@ -11,6 +11,7 @@ gradients of a sharded batch are gathered.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -31,6 +32,11 @@ def num_ranks() -> int:
 def rank() -> int:
     """Number of this process, from 0; 0 outside a process group."""
     return distributed.get_rank() if num_ranks() > 1 else 0
+
+
+def num_local_ranks() -> int:
+    """Number of processes of the run on this machine, which share its cores and memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
 
 
 def is_rank0() -> bool:

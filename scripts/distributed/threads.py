@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,17 +29,38 @@ def limit_threads(cgroups: Path = CGROUPS) -> None:
     """
     quota = _quota(cgroups)
     if quota is not None and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, math.ceil(quota))))
+        torch.set_num_threads(min(torch.get_num_threads(), quota))
     logger.info(f"Arithmetic on the CPU uses {torch.get_num_threads()} threads.")
 
 
-def _quota(cgroups: Path) -> float | None:
-    """Cores that the control group of a container grants; `None` if it has no limit."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, as loader processes do: sums that several threads share differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def available_cores(cgroups: Path = CGROUPS) -> int:
+    """Number of cores that this process may use: those of its affinity mask, but not more than its container's quota.
+
+    Args:
+        cgroups: folder of the control groups' limits.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _quota(cgroups) or cores)
+
+
+def _quota(cgroups: Path) -> int | None:
+    """Cores that the control group of a container grants, rounded up; `None` if it has no limit."""
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2 and 1
         try:
             words = " ".join((cgroups / name).read_text(encoding="utf-8") for name in names).split()
             quota, period = int(words[0]), int(words[1])
         except (OSError, ValueError, IndexError):  # no such file, or "max"
             continue
-        return quota / period if quota > 0 and period > 0 else None
+        return math.ceil(quota / period) if quota > 0 and period > 0 else None
     return None

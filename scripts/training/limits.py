@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before the first step: device memory, headers of files, and memory of the cache."""
+"""Checks before the first step: device memory, and headers of files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from scripts.data.cases import Case, CaseLists, cases_with_roles, images_of
-from scripts.data.checks.case import OpenCase, check_all_headers
+from scripts.data.checks.case import check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
-from scripts.data.sizes import progress_bar, resampled_bytes
+from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.read import read_header
@@ -94,7 +94,6 @@ def check_before_training(
     cases: CaseLists,
     batch_labelled: int,
     batch_unlabelled: int,
-    cache_rate: float,
     divisor: int,
     device: str | torch.device,
 ) -> None:
@@ -106,22 +105,19 @@ def check_before_training(
         cases: of its datalist.
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
-        cache_rate: fraction of the training cases that are kept in memory.
         divisor: sides of patches are padded to multiples of it.
         device: where the run computes.
 
     Raises:
-        UserError: if a step does not fit the device's memory; for the first header that would harm training, with the
-            number of others; or if the resampled volumes do not fit into the memory that is left.
+        UserError: if a step does not fit the device's memory, or for the first header that would harm training, with
+            the number of others.
     """
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
     check_memory(network, dataset.in_channels, dataset.roi_size, batch, divisor, device)
-    check_headers_before_training(dataset, cases, cache_rate, batch_unlabelled > 0)
+    check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 
 
-def check_headers_before_training(
-    dataset: DatasetSpec, cases: CaseLists, cache_rate: float, with_unlabelled: bool = True
-) -> None:
+def check_headers_before_training(dataset: DatasetSpec, cases: CaseLists, with_unlabelled: bool = True) -> None:
     """The part of `check_before_training` that reads files.
 
     Raises:
@@ -138,12 +134,7 @@ def check_headers_before_training(
     warnings = sum(finding.severity is Severity.WARNING for finding in findings)
     if warnings:
         logger.warning(f"Warnings about headers of {len(read)} cases: {warnings}; `run check_data` lists them.")
-    _check_cache(
-        [(role, each) for (_, role), each in zip(read, checked, strict=True)],
-        dataset.in_channels,
-        dataset.roi_size,
-        cache_rate,
-    )
+    logger.info(f"Headers of {len(read)} cases are valid.")
 
 
 def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
@@ -159,30 +150,3 @@ def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
     for case in cases:
         for finding in number_of_channels([read_header(path) for path in images_of(case)], in_channels):
             raise UserError(finding.sentence)
-
-
-def _check_cache(
-    cases: Sequence[tuple[str, OpenCase]], channels: int, roi_size: Sequence[int], cache_rate: float
-) -> None:
-    """Compare the memory of the resampled volumes with what is left, and log both."""
-    training = validation = 0
-    for role, each in cases:
-        if each.shape is None:  # a header that cannot be read has already ended the run
-            continue
-        if role == "validation":
-            validation += resampled_bytes(each.shape, channels, True)
-        else:
-            training += resampled_bytes(each.shape, channels, role == "labelled", roi_size)
-    need, supply = cache_rate * training + validation, psutil.virtual_memory().available
-    sizes = f"{_gib(need)} of memory, and {_gib(supply)} are left"
-    if need > supply:
-        fitting = max(0.0, math.floor(20 * (supply - validation) / training) / 20)
-        raise UserError(
-            f"The resampled volumes of {len(cases)} cases take about {sizes}: give --cache_rate {fitting:g}, so that "
-            "the other training cases are read again at each visit."
-        )
-    logger.info(f"Headers of {len(cases)} cases are valid; their resampled volumes take about {sizes}.")
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -197,3 +197,7 @@ def test_another_program_is_not_taken_for_monais_run(argv):
 
 def test_monais_run_is_recognised_by_its_path(config):
     assert is_command_line(command(config))
+
+
+def test_a_former_key_is_refused_with_the_one_that_does_its_work(config):
+    assert refusal(config, "--cache_rate", "0.5").endswith("--cache?")

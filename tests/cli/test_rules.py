@@ -21,7 +21,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("max_steps", "abc"), ("max_steps", 0), ("max_steps", 2.5), ("max_steps", True), ("max_steps", None),
         ("num_workers", -1), ("batch_labelled", 0), ("labelled_cases", 0), ("learning_rate", -1), ("learning_rate", 0),
         ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", "1e-3"), ("unlabelled_start", 1.5),
-        ("cache_rate", -0.1), ("resume", "yes"), ("precision", "fp16"), ("device", "gpu"), ("device", "cuda:99"),
+        ("cache", "tape"), ("cache_dir", ""), ("num_workers", "many"),
+        ("resume", "yes"), ("precision", "fp16"), ("device", "gpu"), ("device", "cuda:99"),
         ("spacing", [1, 1]), ("spacing", [1, 1, 0]), ("spacing", 1), ("roi_size", 5), ("roi_size", [32, 32, 1.5]),
         ("label_names", ["background"]), ("label_names", ["a", "a"]), ("label_names", "ab"), ("label_names", ["a", 1]),
         ("label_values", [0, 0]), ("label_values", [0, 0.5]), ("flip_axes", [3]), ("flip_axes", 0), ("datalist", ""),
@@ -43,7 +44,8 @@ def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_steps", 1), ("resume", "true"), ("num_workers", 0), ("labelled_cases", None), ("ignore_value", 255),
+        ("max_steps", 1), ("resume", "true"), ("num_workers", 0), ("num_workers", "auto"), ("cache", "disk"),
+        ("labelled_cases", None), ("ignore_value", 255),
         ("label_values", [0, 255]), ("save_confidence", False), ("save_uncertainty", "true"), ("mirror_axes", [0, 2]),
         ("largest_component", True), ("largest_component", ["liver", "left lung"]), ("output_format", "input"),
         ("spacing", (0.5, 1, 2.0)), ("flip_axes", []), ("unlabelled_start", 0), ("teacher_decay", 1.0),

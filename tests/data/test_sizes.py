@@ -29,7 +29,3 @@ def test_the_shape_is_that_of_monais_resampling(shape, spacing, target) -> None:
 def test_bytes_of_a_case_by_hand() -> None:
     assert resampled_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
     assert resampled_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4
-
-
-def test_small_volumes_count_with_the_size_of_the_patch() -> None:
-    assert resampled_bytes((10, 20, 30), 1, True, roi_size=(16, 16, 16)) == 16 * 20 * 30 * 5

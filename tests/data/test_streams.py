@@ -21,6 +21,7 @@ from scripts.data.streams import (
     TwoStreamLoader,
     collate,
     heed_loader_alone,
+    loader_workers,
     prepare_two_stream_batch,
 )
 from scripts.errors import UserError
@@ -341,3 +342,12 @@ def test_only_the_sigterm_of_its_loader_ends_a_worker(sender, status) -> None:
     if sender == "loader":
         os.kill(worker, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == status
+
+
+@pytest.mark.parametrize(("wanted", "cores", "ranks", "workers"), [
+    (0, 8, 1, 0), (3, 1, 1, 3), ("auto", 1, 1, 0), ("auto", 2, 1, 1), ("auto", 4, 2, 1), ("auto", 64, 1, 4),
+])  # fmt: skip
+def test_auto_leaves_a_core_of_each_rank_to_the_network(wanted, cores, ranks, workers, monkeypatch):
+    monkeypatch.setattr("scripts.data.streams.available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert loader_workers(wanted) == workers

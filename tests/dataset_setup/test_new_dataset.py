@@ -14,7 +14,6 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.dataset_setup.new_dataset import new_dataset
-from scripts.dataset_setup.plan import Machine
 from scripts.dataset_setup.roles import Request
 from tests.scan_folder import MACHINE, SHAPE, make_folder, refusal, volume
 
@@ -115,17 +114,6 @@ def test_findings_are_shown_before_anything_is_written(tmp_path: Path) -> None:
 
     assert new_dataset(Request(folder, "x"), MACHINE, show) == config
     assert "8: 5 with label" in shown[0] and there == [(False, False), (True, True)]
-
-
-def test_volumes_beyond_memory_are_cached_in_part_by_the_default_config(tmp_path: Path, run) -> None:
-    folder = make_folder(tmp_path / "data")
-    new_dataset(Request(folder, "x", config=tmp_path / "x.yaml"), Machine(300_000, 2**33, False), lambda text: None)
-    parser = ConfigParser()
-    parser.read_config([str(ROOT / "configs" / "train.yaml"), str(tmp_path / "x.yaml")])
-    need = 8 * np.prod(SHAPE) * 5
-    assert need > 150_000
-    assert 0 < parser["cache_rate"] <= 150_000 / need
-    assert all(parser[f"train::{name}::cache_rate"] == "@cache_rate" for name in ("dataset", "unlabelled_dataset"))
 
 
 def test_a_folder_name_with_special_characters_of_configs_is_read_literally(tmp_path: Path, run) -> None:

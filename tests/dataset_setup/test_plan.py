@@ -12,7 +12,6 @@ from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
 from scripts.dataset_setup.layouts import Description
 from scripts.dataset_setup.plan import (
     Machine,
-    cache_rate,
     choose_patch,
     choose_step,
     classes_of,
@@ -24,7 +23,7 @@ from scripts.dataset_setup.plan import (
 from scripts.errors import UserError
 from scripts.training.limits import check_memory
 
-BIG = Machine(2**45, 2**45, gpu=True)
+BIG = Machine(2**45, gpu=True)
 
 
 def always(_patch) -> bool:
@@ -116,7 +115,7 @@ def test_a_patch_shrinks_until_it_fits_and_stays_trainable() -> None:
 
 def test_less_memory_makes_smaller_patches_that_the_memory_check_of_training_passes() -> None:
     size, names = (120, 120, 120), ["background", "a"]
-    patches = [choose_step(size, 1, names, True, Machine(m, m, False))[0] for m in (2**29, 2**31, 2**40)]
+    patches = [choose_step(size, 1, names, True, Machine(m, False))[0] for m in (2**29, 2**31, 2**40)]
     voxels = [a * b * c for a, b, c in patches]
     assert voxels[0] < voxels[1] < voxels[2] == 64**3
     network, divisor = default_network(1, names)
@@ -128,13 +127,6 @@ def test_a_gpu_takes_larger_patches_and_more_of_them() -> None:
 
 
 def test_the_smallest_volumes_still_get_a_patch_that_the_network_takes() -> None:
-    patch, _ = choose_step((9, 12, 10), 2, ["background", "a", "b"], False, Machine(2**33, 2**33, False))
+    patch, _ = choose_step((9, 12, 10), 2, ["background", "a", "b"], False, Machine(2**33, False))
     network, divisor = default_network(2, ["background", "a", "b"])
     check_memory(network, 2, patch, 2, divisor, "cpu")
-
-
-def test_volumes_beyond_memory_are_cached_in_part() -> None:
-    grids = [Grid((100, 100, 100), (1.0, 1.0, 1.0), 1)] * 10  # 5 bytes a voxel: 50 MB
-    assert cache_rate(grids, [1.0, 1.0, 1.0], 200_000_000) == 1.0
-    assert cache_rate(grids, [1.0, 1.0, 1.0], 50_000_000) == 0.5
-    assert cache_rate(grids, [2.0, 2.0, 2.0], 50_000_000) == 1.0

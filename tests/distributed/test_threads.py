@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.distributed.threads import limit_threads
+from scripts.distributed.threads import available_cores, limit_threads, one_thread
 
 
 @pytest.fixture(autouse=True)
@@ -51,4 +51,17 @@ def test_torch_uses_no_more_threads_than_the_container_grants(files, used, tmp_p
 def test_omp_num_threads_wins_over_the_quota(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     limit_threads(granted(tmp_path, {"cpu.max": "300000 100000"}))
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("800000 100000", 3)])
+def test_available_cores_are_those_of_the_affinity_mask_and_the_quota(quota, cores, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    assert available_cores(granted(tmp_path, {"cpu.max": quota})) == cores
+
+
+def test_one_thread_computes_and_the_others_come_back() -> None:
+    with pytest.raises(KeyError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
     assert torch.get_num_threads() == 4

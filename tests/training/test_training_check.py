@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import nibabel
 import numpy as np
 import pytest
@@ -15,13 +13,13 @@ from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
 from scripts.training.limits import check_before_evaluation, check_headers_before_training
-from tests.check_folder import SHAPE, CheckFolder
+from tests.check_folder import CheckFolder
 from tests.volume_files import affine
 
 
-def check(cases, cache_rate=1.0, with_unlabelled=True, **dataset):
+def check(cases, with_unlabelled=True, **dataset):
     given = {"spacing": [1.5, 2.0, 2.5], "roi_size": [16, 16, 16], **dataset}
-    check_headers_before_training(DatasetSpec("", **given), cases, cache_rate, with_unlabelled)
+    check_headers_before_training(DatasetSpec("", **given), cases, with_unlabelled)
 
 
 @pytest.fixture
@@ -35,22 +33,10 @@ def cases(folder) -> CaseLists:
     return load_cases(DatasetSpec(folder.root, labelled_cases=4))
 
 
-@pytest.fixture
-def memory(monkeypatch):
-    def have(available: int) -> None:
-        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
-
-    return have
-
-
-VOXELS = int(np.prod(SHAPE))
-NEED = VOXELS * (4 * 5 + 2 * 4 + 5)  # 4 labelled, 2 unlabelled, 1 validation case
-
-
-def test_a_valid_folder_passes_and_its_memory_is_logged(cases, caplog) -> None:
+def test_a_valid_folder_passes_and_is_logged(cases, caplog) -> None:
     with caplog.at_level("INFO", logger="check"):
         check(cases)
-    assert "7 cases" in caplog.text and "GiB" in caplog.text
+    assert "7 cases" in caplog.text
 
 
 def test_the_error_names_the_first_mistake_and_counts_the_others(folder, cases) -> None:
@@ -87,32 +73,6 @@ def test_warnings_are_counted_and_do_not_stop(folder, cases, caplog) -> None:
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), folder.image("u0"))
     check(cases)
     assert ": 1;" in caplog.text
-
-
-@pytest.mark.parametrize(("spare", "fits"), [(0, True), (-1, False)])
-def test_the_limit_of_the_cache_is_exact_to_the_byte(cases, memory, spare, fits) -> None:
-    memory(NEED + spare)
-    if fits:
-        check(cases)
-    else:
-        with pytest.raises(UserError, match=r"--cache_rate 0\.95\b"):
-            check(cases)
-
-
-def test_the_suggested_cache_rate_fits(cases, memory) -> None:
-    """All validation cases are cached: 5 of 33 bytes per voxel. Half of the 28 bytes of the training cases is 14."""
-    memory(VOXELS * (5 + 14) + 1)
-    with pytest.raises(UserError, match=r"--cache_rate 0\.5\b"):
-        check(cases)
-    check(cases, cache_rate=0.5)
-
-
-def test_coarser_spacing_takes_less_and_a_larger_patch_takes_more(cases, memory) -> None:
-    memory(NEED - 1)
-    check(cases, spacing=[3.0, 4.0, 5.0], roi_size=[4, 4, 4])
-    memory(NEED + 1)
-    with pytest.raises(UserError, match="--cache_rate"):
-        check(cases, roi_size=[32, 32, 32])
 
 
 def test_training_stops_on_a_shifted_label_before_a_volume_is_read(folder, make_workflow, monkeypatch) -> None:

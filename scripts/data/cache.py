@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep resampled volumes between visits: in memory, or on disk where memory has no room for them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import psutil
+import torch
+from monai.data import CacheDataset, Dataset, PersistentDataset
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
+from monai.utils import convert_to_tensor
+
+from scripts.data.cases import Case, images_of
+from scripts.data.sizes import resampled_bytes, resampled_shape
+from scripts.data.spec import DatasetSpec
+from scripts.distributed.collectives import is_rank0, num_local_ranks
+from scripts.distributed.threads import one_thread
+from scripts.errors import UserError
+from scripts.files import save_atomically
+from scripts.images.header import case_name
+from scripts.images.read import read_header
+
+logger = logging.getLogger("cache")
+
+MEMORY_SHARE = 0.75
+"""Fraction of the free memory that volumes may take with `auto`; a step needs the rest."""
+
+SOURCES = ("data", "images")
+"""Folders of `scripts` whose code decides what a cached volume holds."""
+
+
+class VolumeCache:
+    """Where the resampled volumes of a run's datasets are kept between visits.
+
+    Args:
+        cache: `memory`, `disk`, or `auto`: a dataset is kept in memory as long as all of them together take at most
+            `MEMORY_SHARE` of what is free at the start.
+        directory: folder of the files on disk.
+        dataset: the dataset block.
+    """
+
+    def __init__(self, cache: str, directory: str | Path, dataset: DatasetSpec) -> None:
+        self.cache = cache
+        self.directory = directory
+        self.dataset = dataset
+        self.free = psutil.virtual_memory().available * (1.0 if cache == "memory" else MEMORY_SHARE)
+
+    def takes_memory(self, cases: Sequence[Case]) -> bool:
+        """Choose where the volumes of `cases` are kept, log it, and count the memory as taken.
+
+        Every process of a run keeps all of them in its memory; on disk they share them.
+
+        Raises:
+            UserError: if `memory` is chosen and they do not fit.
+        """
+        need = num_local_ranks() * sum(_case_bytes(case, self.dataset) for case in cases)
+        volumes = f"{len(cases)} resampled cases ({_gib(need)})"
+        if self.cache == "memory" and need > self.free:
+            raise UserError(
+                f"{volumes} do not fit into the {_gib(self.free)} of memory that are left: give --cache disk."
+            )
+        in_memory = self.cache != "disk" and need <= self.free
+        self.free -= need if in_memory else 0
+        if cases and is_rank0():
+            logger.info(f"{volumes} are kept {'in memory' if in_memory else f'in {self.directory}'}.")
+        return in_memory
+
+
+def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache) -> Dataset:
+    """A dataset that computes the transforms in front of the first random one once.
+
+    Random transforms must not write into their input: they receive the cached volumes themselves, not copies.
+
+    Args:
+        data: the cases.
+        transform: of an item.
+        cache: chooses where the volumes are kept.
+    """
+    if cache.takes_memory(data):
+        with one_thread():
+            return CacheDataset(data, transform, copy_cache=False)
+    return DiskCacheDataset(data, transform, cache.directory)
+
+
+class DiskCacheDataset(PersistentDataset):
+    """MONAI's `PersistentDataset` with files that several runs may share, and of which a visit reads only a part.
+
+    A case's volumes are computed at the first visit. The name of their file is a hash of the case, of size and time of
+    its files, of the transforms, and of the code that reads and transforms. So whatever changes leads to a new file; an
+    old one is never read again and may be deleted. MONAI moves a file in from another folder, which is not atomic, and
+    loads it whole. Here it is renamed into place and mapped, so that cropping reads the pages of a patch.
+
+    Args:
+        data: the cases.
+        transform: of an item; what it makes of the deterministic part must be tensors, texts, numbers, lists of them.
+        cache_dir: folder of the files, which is created.
+
+    Raises:
+        UserError: if a transform cannot be hashed.
+    """
+
+    def __init__(self, data: Sequence[Case], transform: Compose, cache_dir: str | Path) -> None:
+        super().__init__(data, transform, cache_dir, hash_func=_fingerprint)
+        try:
+            self.set_transform_hash(pickle_hashing)
+        except (AttributeError, TypeError, UnpicklingError) as error:
+            raise UserError(
+                f"A deterministic transform cannot be hashed for cache: disk ({error}): give --cache memory."
+            ) from error
+
+    def _cachecheck(self, item_transformed: Case) -> Any:
+        name = hashlib.sha256(self.hash_func(item_transformed) + self.transform_hash.encode()).hexdigest()
+        file = Path(self.cache_dir or "") / f"{name}.pt"
+        try:
+            return _mapped(file)
+        except FileNotFoundError:
+            pass
+        except (OSError, RuntimeError, UnpicklingError, EOFError):
+            logger.warning(f"{file} is damaged and is computed anew.")
+        with one_thread():
+            item = self._pre_transform(deepcopy(item_transformed))
+        if "case" not in item:  # names are in the meta data, which is not kept
+            item["case"] = case_name(item["image"].meta["filename_or_obj"])
+        save_atomically(convert_to_tensor(item, track_meta=False, convert_numeric=False), file)
+        return _mapped(file)
+
+
+def _mapped(file: Path) -> Any:
+    return torch.load(file, weights_only=True, mmap=True)
+
+
+def _fingerprint(case: Mapping[str, Any]) -> bytes:
+    """Hash a case, size and time of its files, and the code."""
+    paths = [Path(path) for path in [*images_of(dict(case)), *([case["label"]] if "label" in case else [])]]
+    stats = [(str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for path in paths for file in _files(path)]
+    return pickle_hashing([dict(case), stats, _code()])
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a volume: a folder's slices, a header's detached data."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return sorted(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() in (".nhdr", ".mhd") else [path]
+
+
+@lru_cache
+def _code() -> str:
+    files = sorted(file for folder in SOURCES for file in Path(__file__).parents[1].joinpath(folder).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _case_bytes(case: Case, dataset: DatasetSpec) -> int:
+    header = read_header(images_of(case)[0]).in_ras()
+    shape = resampled_shape(header.shape, header.spacing, dataset.spacing)
+    return resampled_bytes(shape, dataset.in_channels, "label" in case)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

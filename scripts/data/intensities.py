@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random changes of intensity that MONAI has too, several times as fast (`scripts/experiments/augmentation.py`).
+
+They draw from the same distributions as their namesakes in MONAI. Those compute noise and fields in float64, filter by
+dense convolutions, or take powers and standard deviations by slow kernels, and a network on a CPU waits for them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.networks.layers.convutils import gaussian_1d
+from monai.transforms import MapTransform, RandomizableTransform
+
+TINY = 1e-7
+"""Keeps logarithms and quotients finite where an image is constant."""
+
+
+class _RandIntensityd(RandomizableTransform, MapTransform):
+    """Change images with a probability.
+
+    Args:
+        keys: images `(C, D, H, W)`; the result holds plain float32 tensors.
+        prob: probability of a change.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with changed images, or with the same ones."""
+        result = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.key_iterator(data):
+                result[key] = self.change(torch.as_tensor(data[key]).as_subclass(torch.Tensor).float())
+        return result
+
+    @abstractmethod
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """Draw what is done, and return a new image."""
+
+
+class RandNoised(_RandIntensityd):
+    """Add Gaussian noise, as MONAI's `RandGaussianNoised`.
+
+    Args:
+        keys: images.
+        prob: probability.
+        std: largest standard deviation; it is drawn uniformly from 0 on.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, std: float = 0.1) -> None:
+        super().__init__(keys, prob)
+        self.std = std
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        std = self.R.uniform(0, self.std)
+        generator = torch.Generator().manual_seed(int(self.R.randint(2**31)))
+        return torch.randn(image.shape, generator=generator).mul_(std).add_(image)
+
+
+class RandBlurd(_RandIntensityd):
+    """Blur with a Gaussian, as MONAI's `RandGaussianSmoothd`, but repeat the edge where that assumes zeros.
+
+    Args:
+        keys: images.
+        prob: probability.
+        sigma: least and largest standard deviation, voxels; drawn for each axis.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, sigma: Sequence[float] = (0.5, 1.0)) -> None:
+        super().__init__(keys, prob)
+        self.sigma = sigma
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        return along_axes(image, [blur_matrix(side, self.R.uniform(*self.sigma)) for side in image.shape[1:]])
+
+
+class RandContrastd(_RandIntensityd):
+    """Gamma correction that keeps mean and standard deviation, as MONAI's `RandAdjustContrastd(retain_stats=True)`.
+
+    Args:
+        keys: images.
+        prob: probability.
+        gamma: least and largest exponent of intensities that are scaled to [0, 1].
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, gamma: Sequence[float] = (0.7, 1.5)) -> None:
+        super().__init__(keys, prob)
+        self.gamma = gamma
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        low, high = image.aminmax()
+        powers = (image - low).div_(high - low + TINY).clamp_(min=TINY)
+        powers.log_().mul_(self.R.uniform(*self.gamma)).exp_()  # much faster than `**`
+        spread = torch.linalg.vector_norm(image - image.mean())
+        powers -= powers.mean()
+        return powers.mul_(spread / (torch.linalg.vector_norm(powers) + TINY)).add_(image.mean())
+
+
+class RandSmoothFieldd(_RandIntensityd):
+    """Multiply by the exponential of a random polynomial of degree 3, as MONAI's `RandBiasFieldd`.
+
+    Args:
+        keys: images.
+        prob: probability.
+        coefficients: least and largest coefficient of a product of Legendre polynomials, each on [-1, 1].
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, coefficients: Sequence[float] = (0.0, 0.1)) -> None:
+        super().__init__(keys, prob)
+        self.coefficients = coefficients
+
+    def change(self, image: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        orders = np.indices((4, 4, 4)).sum(0)
+        drawn = np.where(orders <= 3, self.R.uniform(*self.coefficients, size=orders.shape), 0)
+        return along_axes(torch.from_numpy(drawn[None]).float(), [_legendre(n) for n in image.shape[1:]]).exp_() * image
+
+
+def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Multiply each axis of a volume by a matrix of its own.
+
+    Args:
+        volume: `(C, A, B, E)`.
+        matrices: `(D, A)`, `(H, B)` and `(W, E)`.
+
+    Returns:
+        `(C, D, H, W)`.
+    """
+    first, second, third = matrices
+    rows = second @ (volume @ third.T)
+    return (first @ rows.flatten(2)).unflatten(2, rows.shape[2:])
+
+
+def blur_matrix(side: int, sigma: float) -> torch.Tensor:
+    """The convolution with a Gaussian as a matrix `(side, side)`; beyond its ends the axis repeats them.
+
+    Args:
+        side: voxels of the axis.
+        sigma: standard deviation, voxels.
+    """
+    kernel = gaussian_1d(torch.tensor(sigma), normalize=True)
+    reach = len(kernel) // 2
+    source = (torch.arange(side)[:, None] + torch.arange(-reach, reach + 1)).clamp_(0, side - 1)
+    return torch.zeros(side, side).scatter_add_(1, source, kernel.expand(side, -1))
+
+
+@lru_cache
+def _legendre(side: int) -> torch.Tensor:
+    """Legendre polynomials of degree 0 to 3 on [-1, 1], `(side, 4)`."""
+    return torch.from_numpy(np.polynomial.legendre.legvander(np.linspace(-1, 1, side), 3)).float()

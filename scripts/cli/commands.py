@@ -168,6 +168,24 @@ def evaluate(words: list[str]) -> int:
     return _run_on_dataset(evaluate, "evaluate", "evaluating", [CONFIGS / "evaluate.yaml"], words)
 
 
+def compare(words: list[str]) -> int:
+    """Compare the Dice of two evaluations of the same cases."""
+    text = """\
+RUN_A and RUN_B are folders with the metrics.csv of `evaluate`, or such files. Cases are matched by name. Prints the
+mean difference B - A with its 95 % bootstrap interval, the number of better and worse cases, and a Wilcoxon signed-rank
+test, over all classes and for each class. docs/metrics.md explains what it can show with few cases."""
+    parser = Parser(compare, "compare", text)
+    parser.add_argument("run_a", metavar="RUN_A", help="the evaluation to compare with")
+    parser.add_argument("run_b", metavar="RUN_B", help="the evaluation that may be better or worse")
+    parser.add_argument(
+        "--output_dir", metavar="FOLDER", help="folder for compare.json; without it, no file is written"
+    )
+    options = parser.parse_args(words)
+    given = ["--runs", f"[{options.run_a!r},{options.run_b!r}]"]
+    given += ["--comparison_dir", options.output_dir] if options.output_dir else []
+    return _run("compare", [CONFIGS / "evaluate.yaml"], options.debug, given)
+
+
 def pseudo_label(words: list[str]) -> int:
     """Label the unlabelled cases with a trained network, to be corrected by an expert."""
     return _run_on_dataset(pseudo_label, "pseudo-label", "pseudo_label", [CONFIGS / "labelling.yaml"], words)
@@ -229,6 +247,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check": check,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "predict": predict,
     "pseudo-label": pseudo_label,
     "prioritise": prioritise,

@@ -88,6 +88,10 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and all(map(_is_text, value))
 
 
+def _are_two_texts(value: Any) -> bool:
+    return _are_texts(value) and len(value) == 2
+
+
 def _are_label_values(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_whole, value)) and _differ(value)
 
@@ -125,6 +129,9 @@ RULES: dict[str, Rule] = {
     "labelled_cases": _or_null(_whole(1)),
     "ignore_value": _or_null(Rule("a whole number", _is_whole)),
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
+    "runs": _or_null(Rule("a list of two paths, such as ['outputs/a','outputs/b']", _are_two_texts)),
+    "comparison_dir": _or_null(FOLDER),
+    "surface_tolerance_mm": Rule("a number of at least 0 (mm)", lambda v: _is_number(v) and v >= 0),
     "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
     "spacing": Rule(
         "three numbers above 0 (mm), such as [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)

@@ -4,8 +4,8 @@
 The whole bundle uses this convention:
 
 * absent in the reference and in the prediction (`absent`): every metric is NaN and excluded from means;
-* in the reference but not predicted (`missed`), or predicted but not in the reference (`false_positive`): Dice and
-  Jaccard are 0, and both distances are the diagonal of the volume, the largest possible distance;
+* in the reference but not predicted (`missed`), or predicted but not in the reference (`false_positive`): Dice,
+  Jaccard and surface Dice are 0, and both distances are the diagonal of the volume, the largest possible distance;
 * in both (`found`): all metrics are computed.
 
 MONAI's `HausdorffDistanceMetric` differs in two ways. It takes the larger of the two directed
@@ -27,10 +27,12 @@ from monai.metrics.utils import get_mask_edges, get_surface_distance
 from monai.utils import convert_to_tensor
 
 STATUSES = ("found", "missed", "false_positive", "absent")
-METRICS = ("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm")
+METRICS = ("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm", "surface_dice")
+TOLERANCE_MM = 1.0
 CONVENTION = (
     "A structure absent in reference and prediction is not counted; one that is missed, or predicted where the "
-    "reference has none, counts with Dice 0, Jaccard 0 and distances equal to the diagonal of the volume."
+    "reference has none, counts with Dice, Jaccard and surface Dice 0 and distances equal to the diagonal of the "
+    "volume."
 )
 
 
@@ -76,23 +78,31 @@ def surface_distances(
     """
     masks = _mask_pair(prediction, reference)
     size = (1.0, 1.0, 1.0) if spacing is None else _checked_spacing(spacing)
-    return _distances(masks, get_mask_edges(*masks), size)
+    return _distances(masks, get_mask_edges(*masks), size, TOLERANCE_MM)[:2]
 
 
 def structure_metrics(
-    prediction: NdarrayOrTensor, reference: NdarrayOrTensor, spacing: Sequence[float] | None
+    prediction: NdarrayOrTensor,
+    reference: NdarrayOrTensor,
+    spacing: Sequence[float] | None,
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, Any]:
     """All metrics of one structure, with distances in voxels and in mm, and its status.
+
+    Surface Dice is the fraction of the voxels of both surfaces whose distance to the other surface is at most
+    `tolerance_mm` (Nikolov et al. 2018, arXiv:1809.04430), with surfaces and distances as in `surface_distances`. It
+    is MONAI's `compute_surface_dice(use_subvoxels=False)`, without a second distance transform.
 
     Args:
         prediction: binary mask `(D, H, W)`, boolean or of zeros and ones.
         reference: binary mask of the same shape.
         spacing: size of a voxel along D, H, W in mm; `None` if it is unknown.
+        tolerance_mm: the largest distance that surface Dice accepts.
 
     Returns:
-        `dice`, `jaccard` in [0, 1], `hd95_voxel`, `asd_voxel` in voxels, `hd95_mm`, `asd_mm` in mm (NaN if
-        `spacing` is `None`), all floats, and `status`, one of `STATUSES`. See `overlap_metrics` and
-        `surface_distances`; the convention for empty masks is at the top of this module.
+        `dice`, `jaccard` in [0, 1], `hd95_voxel`, `asd_voxel` in voxels, `hd95_mm`, `asd_mm` in mm and
+        `surface_dice` in [0, 1] (all three NaN if `spacing` is `None`), all floats, and `status`, one of `STATUSES`.
+        See `overlap_metrics` and `surface_distances`; the convention for empty masks is at the top of this module.
 
     Raises:
         ValueError: as in `surface_distances`.
@@ -100,8 +110,8 @@ def structure_metrics(
     masks = _mask_pair(prediction, reference)
     size_mm = None if spacing is None else _checked_spacing(spacing)
     edges = get_mask_edges(*masks)
-    in_voxels = _distances(masks, edges, (1.0, 1.0, 1.0))
-    in_mm = (math.nan, math.nan) if size_mm is None else _distances(masks, edges, size_mm)
+    in_voxels = _distances(masks, edges, (1.0, 1.0, 1.0), tolerance_mm)[:2]
+    in_mm = (math.nan,) * 3 if size_mm is None else _distances(masks, edges, size_mm, tolerance_mm)
     values = (*_overlap(*masks), *in_voxels, *in_mm)
     return {**dict(zip(METRICS, values, strict=True)), "status": _status(*masks)}
 
@@ -118,18 +128,23 @@ def _distances(
     masks: tuple[torch.Tensor, torch.Tensor],
     edges: tuple[torch.Tensor, torch.Tensor],
     size: tuple[float, float, float],
-) -> tuple[float, float]:
+    tolerance: float,
+) -> tuple[float, float, float]:
+    """95HD, ASD and surface Dice, the distances and the tolerance in the unit of `size`."""
     status = _status(*masks)
     if status == "absent":
-        return math.nan, math.nan
+        return math.nan, math.nan, math.nan
     if status != "found":
         # The diagonal of the whole volume, not of the box that MONAI crops to before it looks for edges.
         diagonal = math.hypot(*(n * s for n, s in zip(masks[0].shape, size, strict=True)))
-        return diagonal, diagonal
+        return diagonal, diagonal, 0.0
     there = get_surface_distance(edges[0], edges[1], spacing=size).double().numpy()
     back = get_surface_distance(edges[1], edges[0], spacing=size).double().numpy()
+    pooled = np.concatenate([there, back])
+    # Affines in files have rounding errors: a shift by one voxel of 1.0000001 mm is within a tolerance of 1 mm.
+    within = pooled <= tolerance * (1 + 1e-5)
     # NumPy's percentile, because torch.quantile refuses more than 2**24 values.
-    return float(np.percentile(np.concatenate([there, back]), 95)), float(there.mean())
+    return float(np.percentile(pooled, 95)), float(there.mean()), float(within.mean())
 
 
 def _status(prediction: torch.Tensor, reference: torch.Tensor) -> str:

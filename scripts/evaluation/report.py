@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.utils.enums import CommonKeys
 from torch import distributed
 
-from scripts.evaluation.metrics import METRICS
+from scripts.evaluation.metrics import METRICS, TOLERANCE_MM
 from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, summarise
 from scripts.files import csv_text, write_text
 
@@ -38,18 +38,24 @@ class SegmentationReport:
         label_names: name of each label value; 0 is background and gets no row.
         output_dir: folder for `metrics.csv` and `summary.json`.
         extra: further entries of `summary.json`.
+        surface_tolerance_mm: tolerance of surface Dice, the same for all cases; also an entry of `summary.json`.
 
     Raises:
         ValueError: if `label_names` has no foreground or repeats a name; during a run, if a volume is not as above.
     """
 
     def __init__(
-        self, label_names: Mapping[int, str], output_dir: str | os.PathLike, extra: Mapping[str, Any] | None = None
+        self,
+        label_names: Mapping[int, str],
+        output_dir: str | os.PathLike,
+        extra: Mapping[str, Any] | None = None,
+        surface_tolerance_mm: float = TOLERANCE_MM,
     ) -> None:
         foreground(label_names)
         self.label_names = dict(label_names)
         self.output_dir = output_dir
-        self.extra = extra
+        self.tolerance_mm = surface_tolerance_mm
+        self.extra = {"surface_tolerance_mm": surface_tolerance_mm, **(extra or {})}
         self.logger = logging.getLogger("SegmentationReport")
         self._cases: list[tuple[str, list[dict[str, Any]]]] = []
 
@@ -74,14 +80,15 @@ class SegmentationReport:
                 raise ValueError(f"label must be a MetaTensor with a spacing, got {type(label).__name__}.")
             path = _file_of(batch.get(CommonKeys.IMAGE)) or _file_of(label) or _number_of(len(self._cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
-            self._cases.append((path, case_rows(path, *volumes, label.pixdim.tolist(), self.label_names)))
+            rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm)
+            self._cases.append((path, rows))
 
     def _finish(self, engine: Engine) -> None:
         cases = _of_all_processes(self._cases)
         names = case_names([path for path, _ in cases])
         rows = [{**row, "case": name} for name, (_, own) in zip(names, cases, strict=True) for row in own]
         if distributed.is_initialized() and distributed.get_rank() > 0:
-            engine.state.summary = summarise(rows, self.label_names) | dict(self.extra or {})
+            engine.state.summary = summarise(rows, self.label_names) | self.extra
             return
         engine.state.summary = write_report(rows, self.label_names, self.output_dir, self.extra)
         self.logger.info("%s: %d cases\n%s", self.output_dir, len(cases), format_summary(engine.state.summary))
@@ -122,7 +129,8 @@ def write_report(
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Format a summary of `summarise` as a plain-text table: one line per class, then the mean over classes."""
-    head = ["class", "cases", "dice", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm", "missed", "false+"]
+    head = ["class", "cases", "dice", "95 % interval", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm"]
+    head += ["surf dice", "missed", "false+"]
     lines = [head]
     for name, c in summary["per_class"].items():
         lines.append([name, *_cells(c, c["std_dice"])])
@@ -130,7 +138,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text.insert(-1, "-" * len(text[0]))
-    return "\n".join([*text, summary["convention"]])
+    tolerance = summary.get("surface_tolerance_mm")
+    notes = [summary["convention"], summary["interval_note"]]
+    notes += [] if tolerance is None else [f"Surface Dice accepts distances of up to {tolerance:g} mm."]
+    return "\n".join([*text, *notes])
 
 
 def case_names(paths: Sequence[str]) -> list[str]:
@@ -154,14 +165,27 @@ def case_names(paths: Sequence[str]) -> list[str]:
 
 
 def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
-    dice, jaccard, *distances = (entry[f"mean_{m}"] for m in METRICS)
+    dice, jaccard, *distances, surface_dice = (entry[f"mean_{m}"] for m in METRICS)
     return [
         str(entry["num_cases"]),
-        *("-" if v is None else f"{v:.4f}" for v in (dice, std_dice, jaccard)),
+        decimals(dice),
+        interval_text(entry["dice_interval"]),
+        *map(decimals, (std_dice, jaccard)),
         *("-" if v is None else f"{v:.2f}" for v in distances),
+        decimals(surface_dice),
         str(entry["missed"]),
         str(entry["false_positives"]),
     ]
+
+
+def decimals(value: float | None) -> str:
+    """A number with four decimals; a dash for `None`."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """An interval with three decimals; a dash for `None`."""
+    return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

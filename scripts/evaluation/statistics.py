@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a case as rows, one per class, and means over cases and classes."""
+"""Metrics of a case as rows, one per class, means over cases and classes, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 from monai.utils import convert_to_tensor
+from scipy import stats
 
-from scripts.evaluation.metrics import CONVENTION, METRICS, structure_metrics
+from scripts.evaluation.metrics import CONVENTION, METRICS, TOLERANCE_MM, structure_metrics
 
 COLUMNS = ("case", "class", "label", *METRICS, "status")
 BACKGROUND = 0
+RESAMPLES = 9999
+MIN_CASES = 6
+"""No 95 % interval is given for fewer cases. A bootstrap interval of a mean lies within the range of the values. The
+range of n values of a symmetric distribution contains its mean with a probability of 1 - 2 / 2**n, which is 93.75 % for
+5 values: no interval from 5 cases can be trusted at 95 %."""
+INTERVAL_NOTE = (
+    "The interval is a 95 % percentile bootstrap of the mean Dice over cases. There is none if a class has fewer than "
+    f"{MIN_CASES} cases, because even the range from the lowest to the highest of {MIN_CASES - 1} values misses the "
+    f"true mean too often (in {2 / 2 ** (MIN_CASES - 1):.2%} of samples of a symmetric distribution)."
+)
 
 
 def case_rows(
@@ -25,6 +37,7 @@ def case_rows(
     reference: NdarrayOrTensor,
     spacing_mm: Sequence[float] | None,
     label_names: Mapping[int, str],
+    tolerance_mm: float = TOLERANCE_MM,
 ) -> list[dict[str, Any]]:
     """Metrics of one case, one row per foreground class.
 
@@ -35,6 +48,7 @@ def case_rows(
         spacing_mm: size of a voxel along D, H, W in mm; `None` if it is unknown.
         label_names: name of each label value; 0 is background and gets no row. Voxels whose value has no
             name belong to no class.
+        tolerance_mm: of surface Dice.
 
     Returns:
         Dicts with the keys `COLUMNS`, in the order of the label values: `class` is the name, `label` the value in the
@@ -47,7 +61,7 @@ def case_rows(
     volumes = _label_volume("prediction", prediction), _label_volume("reference", reference)
     rows = []
     for label, name in foreground(label_names).items():
-        metrics = structure_metrics(volumes[0] == label, volumes[1] == label, spacing_mm)
+        metrics = structure_metrics(volumes[0] == label, volumes[1] == label, spacing_mm, tolerance_mm)
         rows.append({"case": case_name, "class": name, "label": label, **metrics})
     return rows
 
@@ -63,9 +77,10 @@ def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str])
         label_names: as in `case_rows`.
 
     Returns:
-        `mean_<metric>` for each of `METRICS`, `num_cases` (distinct names), `missed`, `false_positives`, `per_class`
-        (by name: the same means, `std_dice` (population), `num_cases` counted, `missed`, `false_positives`) and
-        `convention`. A mean of nothing is `None`, never NaN.
+        `mean_<metric>` for each of `METRICS`, `dice_interval` (`[low, high]` or `None`, see `bootstrap_interval`),
+        `num_cases` (distinct names), `missed`, `false_positives`, `per_class` (by name: the same means and interval,
+        `std_dice` (population), `num_cases` counted, `missed`, `false_positives`), `convention` and `interval_note`.
+        A mean of nothing is `None`, never NaN.
 
     Raises:
         ValueError: if a row has a label that `label_names` does not name, or `label_names` is invalid as in
@@ -79,12 +94,46 @@ def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str])
     means = {f"mean_{m}": _mean([c[f"mean_{m}"] for c in per_class.values()]) for m in METRICS}
     return {
         **means,
+        "dice_interval": bootstrap_interval(_dice_table(rows, list(classes))),
         "num_cases": len({row["case"] for row in rows}),
         "missed": sum(c["missed"] for c in per_class.values()),
         "false_positives": sum(c["false_positives"] for c in per_class.values()),
         "per_class": per_class,
         "convention": CONVENTION,
+        "interval_note": INTERVAL_NOTE,
     }
+
+
+def bootstrap_interval(values: np.ndarray) -> list[float] | None:
+    """95 % percentile bootstrap interval, over cases, of the mean over cases and then over classes.
+
+    All classes of a case are drawn together, and the seed is fixed, so that the same values give the same interval.
+
+    Args:
+        values: `(N, K)`, one row per case and one column per class; NaN is not counted.
+
+    Returns:
+        `[low, high]`; `None` if a class that is counted at all has fewer than `MIN_CASES` values, or none is counted.
+
+    Example:
+        >>> bootstrap_interval(np.full((8, 1), 0.5))
+        [0.5, 0.5]
+    """
+    counted = ~np.isnan(values)
+    values = values[:, counted.any(axis=0)][counted.any(axis=1)]
+    if values.size == 0 or (~np.isnan(values)).sum(axis=0).min() < MIN_CASES:
+        return None
+
+    def mean(cases: np.ndarray, axis: int = -1) -> np.ndarray:
+        drawn = values[cases]  # (..., N, K)
+        with np.errstate(invalid="ignore"):  # a resample may lack a class, which then does not count
+            of_classes = np.nansum(drawn, axis=-2) / (~np.isnan(drawn)).sum(axis=-2)
+        return np.nanmean(of_classes, axis=-1)
+
+    result = stats.bootstrap(
+        (np.arange(len(values)),), mean, n_resamples=RESAMPLES, batch=1000, method="percentile", rng=0
+    )
+    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
 def foreground(label_names: Mapping[int, str]) -> dict[int, str]:
@@ -121,13 +170,23 @@ def _class_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **{f"mean_{m}": _mean([row[m] for row in counted]) for m in METRICS},
         "std_dice": pstdev(dice) if dice else None,
+        "dice_interval": bootstrap_interval(np.array(dice).reshape(-1, 1)),
         "num_cases": len(counted),
         "missed": statuses["missed"],
         "false_positives": statuses["false_positive"],
     }
 
 
+def _dice_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> np.ndarray:
+    """Dice `(N, K)` of N cases and K classes; NaN where a structure is not counted."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    table = np.full((len(cases), len(labels)), np.nan)
+    for row in rows:
+        table[cases.index(row["case"]), labels.index(row["label"])] = row["dice"]
+    return table
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
-    # A NaN is a distance in mm of a case whose spacing is unknown.
+    # A NaN is a metric in mm of a case whose spacing is unknown.
     known = [v for v in values if v is not None and not math.isnan(v)]
     return fmean(known) if known else None

@@ -184,6 +184,7 @@ def test_the_printed_line_of_plain_paths_is_legible(monkeypatch) -> None:
         (["train", "demo", "again"], "again"),
         (["train", "--config_file", "a.yaml"], "--config_file"),
         (["predict"], "INPUT"),
+        (["compare", "outputs"], "RUN_B"),
         (["export", "tf"], "onnx"),
         (["export", "ts", "--dataset", "nowhere.yaml"], "nowhere.yaml"),
         (["new-dataset", "folder"], "--name"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.metrics import compute_surface_dice
 from monai.networks import one_hot
 
 from scripts.evaluation.metrics import METRICS, StructureDice, overlap_metrics, structure_metrics, surface_distances
@@ -282,3 +283,57 @@ def test_structure_dice_starts_again_after_a_reset():
         metric.reset()
         metric([one_hot(prediction, 3, dim=0)], [one_hot(reference, 3, dim=0)])
     assert metric.aggregate().item() == 1.0
+
+
+# ------------------------------------------------------------------ surface Dice
+
+
+def cube_at(d, h, w):
+    cube = np.zeros((9, 9, 9), dtype=bool)
+    cube[d : d + 3, h : h + 3, w : w + 3] = True
+    return cube
+
+
+@pytest.mark.parametrize(
+    ("moved", "tolerance", "expected"),
+    [
+        # A cube of 3 x 3 x 3 voxels has 26 surface voxels. One slice (3 mm) apart along the last axis, the layers at
+        # both ends (9 voxels each) differ. The inner layer of one cube lies on an end layer of the other, except that
+        # its centre lies inside the other's.
+        ((3, 3, 4), 0.1, 2 * 16 / 52),  # the 8 + 8 voxels of rings that both have
+        ((3, 3, 4), 0.5, 2 * 17 / 52),  # and the centre of the near end layer, 0.5 mm from the ring around it
+        ((3, 3, 4), 2.9, 2 * 17 / 52),
+        ((3, 3, 4), 3.0, 1.0),
+        # Along the first axis the same shift is 0.5 mm.
+        ((4, 3, 3), 0.4, 2 * 16 / 52),
+        ((4, 3, 3), 0.5, 1.0),
+    ],
+)
+def test_surface_dice_of_shifted_cubes_in_anisotropic_spacing(moved, tolerance, expected):
+    a, b = cube_at(3, 3, 3), cube_at(*moved)
+    spacing = (0.5, 1.0, 3.0)
+    for pair in ((a, b), (b, a)):
+        assert structure_metrics(*pair, spacing, tolerance)["surface_dice"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.9, 2.0])
+def test_surface_dice_is_that_of_monai(tolerance):
+    rng = np.random.default_rng(3)
+    a, b = blob(rng, SHAPE, 0.3), blob(rng, SHAPE, 0.4)
+    spacing = (0.7, 1.1, 1.9)
+    pair = (torch.as_tensor(mask)[None, None].float() for mask in (a, b))
+    expected = compute_surface_dice(*pair, [tolerance], include_background=True, spacing=spacing).item()
+    assert structure_metrics(a, b, spacing, tolerance)["surface_dice"] == pytest.approx(expected)
+
+
+def test_rounding_of_the_spacing_does_not_put_a_neighbour_outside_the_tolerance():
+    metrics = structure_metrics(mask_of((1, 1, 1)), mask_of((2, 1, 1)), (1.0000002, 1.0, 1.0), 1.0)
+    assert metrics["surface_dice"] == 1
+
+
+def test_surface_dice_of_empty_masks_and_of_unknown_spacing():
+    empty, voxel = mask_of(), mask_of((1, 1, 1))
+    assert structure_metrics(voxel, empty, (1, 1, 1))["surface_dice"] == 0
+    assert structure_metrics(empty, voxel, (1, 1, 1))["surface_dice"] == 0
+    assert math.isnan(structure_metrics(empty, empty, (1, 1, 1))["surface_dice"])
+    assert math.isnan(structure_metrics(voxel, voxel, None)["surface_dice"])

@@ -18,6 +18,7 @@ from monai.transforms import AsDiscreted
 
 from scripts.errors import UserError
 from scripts.evaluation import report as metric_report
+from scripts.evaluation.metrics import METRICS
 from scripts.evaluation.report import SegmentationReport, case_names, format_summary, write_report
 from scripts.evaluation.statistics import COLUMNS, summarise
 
@@ -83,7 +84,7 @@ def test_two_cases_give_four_rows_and_a_summary(tmp_path, batch_size):
     # Two voxels apart along D (0.5 mm each) in the first case, along W (3 mm each) in the second.
     assert [float(r["hd95_voxel"]) for r in rows[:3]] == pytest.approx([2, 0, 2])
     assert [float(r["hd95_mm"]) for r in rows[:3]] == pytest.approx([1, 0, 6])
-    assert [rows[3][c] for c in COLUMNS[3:-1]] == [""] * 6
+    assert [rows[3][c] for c in COLUMNS[3:-1]] == [""] * 7
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == evaluator.state.summary
     assert summary["mean_dice"] == pytest.approx((0 + 1) / 2)
@@ -99,6 +100,15 @@ def test_spacing_is_the_length_of_the_affine_columns_of_each_case(tmp_path):
     plain = item("/d/b.nii", {(0, 0, 0): 1}, {(0, 1, 0): 1})
     evaluate([turned, plain], SegmentationReport({1: "liver"}, tmp_path))
     assert [float(r["hd95_mm"]) for r in read_csv(tmp_path)] == pytest.approx([5, 1])
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(0.5, 0.0), (3.0, 1.0)])
+def test_tolerance_decides_about_surface_dice_and_is_in_the_summary(tmp_path, tolerance, expected):
+    shifted = item("/d/a.nii", {(0, 0, 0): 1}, {(0, 0, 1): 1})  # by 3 mm
+    report = SegmentationReport({1: "liver"}, tmp_path, surface_tolerance_mm=tolerance)
+    summary = evaluate([shifted], report).state.summary
+    assert (summary["mean_surface_dice"], summary["surface_tolerance_mm"]) == (expected, tolerance)
+    assert float(read_csv(tmp_path)[0]["surface_dice"]) == expected
 
 
 def test_missed_structure_counts_as_the_diagonal_of_its_volume(tmp_path):
@@ -180,7 +190,7 @@ def test_cases_of_all_ranks_are_joined_and_repeated_ones_dropped(monkeypatch):
 
 
 def found_row(**others):
-    values = dict.fromkeys(("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm"), 0.5)
+    values = dict.fromkeys(METRICS, 0.5)
     return {"case": "a", "class": "liver", "label": 1, **values, "status": "found", **others}
 
 
@@ -214,18 +224,24 @@ def test_failed_write_leaves_the_earlier_report_and_no_temporary_file(tmp_path, 
 
 
 def row(label, status, dice):
-    values = dict.fromkeys(("dice", "jaccard", "hd95_voxel", "asd_voxel", "hd95_mm", "asd_mm"), dice)
+    values = dict.fromkeys(METRICS, dice)
     return {"case": "a", "class": NAMES[label], "label": label, **values, "status": status}
 
 
 def test_table_is_aligned_and_shows_nulls_as_dashes():
     table = format_summary(summarise([row(1, "found", 0.8765), row(2, "absent", math.nan)], NAMES)).splitlines()
-    head, liver, spleen, rule, mean, convention = table
+    head, liver, spleen, rule, mean, convention, interval_note = table
     assert len({len(line) for line in (head, liver, spleen, rule, mean)}) == 1
     assert liver.split()[:3] == ["liver", "1", "0.8765"]
-    assert spleen.split() == ["spleen", "0", *["-"] * 7, "0", "0"]
+    assert spleen.split() == ["spleen", "0", *["-"] * 9, "0", "0"]
     assert mean.split()[:4] == ["mean", "1", "0.8765", "-"]
-    assert "diagonal" in convention
+    assert "diagonal" in convention and "6 cases" in interval_note
+
+
+def test_table_shows_the_interval_and_the_tolerance():
+    rows = [row(1, "found", 0.5) | {"case": str(case)} for case in range(6)]
+    table = format_summary(summarise(rows, {1: "liver"}) | {"surface_tolerance_mm": 2.5}).splitlines()
+    assert "0.500 to 0.500" in table[1] and "2.5 mm" in table[-1]
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.evaluation.statistics import COLUMNS, case_rows, summarise
+from scripts.evaluation.statistics import COLUMNS, bootstrap_interval, case_rows, summarise
 
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 
 
 def row(case, label, status="found", dice=1.0, **others):
     values = {"dice": dice, "jaccard": dice, "hd95_voxel": 1.0, "asd_voxel": 1.0, "hd95_mm": 1.0, "asd_mm": 1.0}
+    values["surface_dice"] = dice
     if status == "absent":
         values = dict.fromkeys(values, math.nan)
     return {"case": case, "class": NAMES[label], "label": label, **values, "status": status, **others}
@@ -71,10 +72,11 @@ def test_mean_is_over_the_cases_of_a_class_and_then_over_classes():
 
 
 def test_each_metric_has_its_own_mean():
-    a = row("a", 1, dice=0.5, jaccard=0.1, hd95_voxel=2.0, asd_voxel=4.0, hd95_mm=6.0, asd_mm=8.0)
-    b = row("b", 1, dice=0.7, jaccard=0.3, hd95_voxel=3.0, asd_voxel=6.0, hd95_mm=9.0, asd_mm=12.0)
+    a = row("a", 1, dice=0.5, jaccard=0.1, hd95_voxel=2.0, asd_voxel=4.0, hd95_mm=6.0, asd_mm=8.0, surface_dice=0.2)
+    b = row("b", 1, dice=0.7, jaccard=0.3, hd95_voxel=3.0, asd_voxel=6.0, hd95_mm=9.0, asd_mm=12.0, surface_dice=0.6)
     summary = summarise([a, b], {1: "liver"})
     expected = {"dice": 0.6, "jaccard": 0.2, "hd95_voxel": 2.5, "asd_voxel": 5.0, "hd95_mm": 7.5, "asd_mm": 10.0}
+    expected["surface_dice"] = 0.4
     for name, value in expected.items():
         assert summary[f"mean_{name}"] == pytest.approx(value)
         assert summary["per_class"]["liver"][f"mean_{name}"] == pytest.approx(value)
@@ -121,3 +123,54 @@ def test_no_rows_give_a_summary_of_nulls():
 def test_row_of_an_unnamed_label_is_refused():
     with pytest.raises(ValueError, match=r"label_names.*\[2\]"):
         summarise([row("a", 2)], {1: "liver"})
+
+
+# ------------------------------------------------------------------ intervals
+
+
+def test_equal_values_give_an_interval_without_width():
+    assert bootstrap_interval(np.full((6, 1), 0.75)) == [0.75, 0.75]
+
+
+def test_interval_is_that_of_all_possible_resamples():
+    """Of six zeros and ones, half each, the mean of a resample is binomial: 6 draws of probability 1/2.
+
+    P(mean = 0) = 1/64 = 1.6 %, less than 2.5 %, and P(mean <= 1/6) = 7/64 = 10.9 %: the percentiles are 1/6 and 5/6.
+    """
+    assert bootstrap_interval(np.array([[0.0], [1.0]] * 3)) == pytest.approx([1 / 6, 5 / 6])
+
+
+def test_classes_of_a_case_are_drawn_together():
+    values = np.linspace(0, 1, 8)
+    assert bootstrap_interval(np.stack([values, 1 - values], axis=1)) == pytest.approx([0.5, 0.5])
+
+
+def test_interval_has_the_same_weights_as_the_mean():
+    """Class 1 is in all twelve cases with Dice 1, class 2 in six of them with Dice 0: the mean is always 1/2."""
+    values = np.array([[1.0, 0.0]] * 6 + [[1.0, math.nan]] * 6)
+    assert bootstrap_interval(values) == pytest.approx([0.5, 0.5])
+
+
+def test_interval_is_the_same_each_time_and_ignores_cases_without_any_structure():
+    values = np.random.default_rng(1).random((7, 2))
+    low, high = bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert bootstrap_interval(np.concatenate([values, np.full((3, 2), math.nan)])) == [low, high]
+
+
+@pytest.mark.parametrize("counted", [0, 1, 5])
+def test_fewer_than_six_cases_of_a_class_give_no_interval(counted):
+    values = np.full((8, 2), 0.5)
+    values[counted:, 1] = math.nan
+    # A class that is in no case is not in the mean either.
+    assert bootstrap_interval(values) == ([0.5, 0.5] if counted == 0 else None)
+    assert bootstrap_interval(values[:counted]) is None
+
+
+def test_summary_has_an_interval_where_there_are_enough_cases():
+    rows = [row(str(case), 1, dice=0.5) for case in range(6)] + [row("0", 2, dice=0.5)]
+    summary = summarise(rows, NAMES)
+    assert summary["per_class"]["liver"]["dice_interval"] == [0.5, 0.5]
+    assert summary["per_class"]["spleen"]["dice_interval"] is None
+    assert summary["dice_interval"] is None and "6 cases" in summary["interval_note"]
+    assert summarise(rows[:6], {1: "liver"})["dice_interval"] == [0.5, 0.5]

@@ -35,7 +35,7 @@ def test_recorded_pair_is_reproduced(path, i):
     expected = {"dice": dice, "jaccard": jaccard, "hd95_voxel": hd95, "asd_voxel": asd}
     expected |= {"hd95_mm": hd95_mm, "asd_mm": asd_mm}
     metrics = structure_metrics(prediction, target, spacing)
-    assert metrics.pop("status") == "found"
+    assert metrics.pop("status") == "found" and 0 <= metrics.pop("surface_dice") <= 1
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         compare(path.stem, name, metrics[name], value, TOLERANCE)

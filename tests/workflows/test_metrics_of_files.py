@@ -77,6 +77,9 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
+TOLERANCE = max(INFERENCE_SPACING)  # the default
+
+
 def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
 
@@ -84,16 +87,18 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def independent(prediction: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Dice, 95HD and ASD in mm of two masks on the files' grid; a structure on one side only is the worst case."""
     if not prediction.any() and not reference.any():
-        return dict.fromkeys(("dice", "hd95_mm", "asd_mm"), math.nan)
+        return dict.fromkeys(("dice", "hd95_mm", "asd_mm", "surface_dice"), math.nan)
     if not prediction.any() or not reference.any():
         diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(SHAPE, SPACING, strict=True)))
-        return {"dice": 0.0, "hd95_mm": diagonal, "asd_mm": diagonal}
+        return {"dice": 0.0, "hd95_mm": diagonal, "asd_mm": diagonal, "surface_dice": 0.0}
     to_reference = ndimage.distance_transform_edt(~surface(reference), sampling=SPACING)[surface(prediction)]
     to_prediction = ndimage.distance_transform_edt(~surface(prediction), sampling=SPACING)[surface(reference)]
+    pooled = np.concatenate([to_reference, to_prediction])
     return {
         "dice": 2 * (prediction & reference).sum() / (prediction.sum() + reference.sum()),
-        "hd95_mm": np.percentile(np.concatenate([to_reference, to_prediction]), 95),
+        "hd95_mm": np.percentile(pooled, 95),
         "asd_mm": to_reference.mean(),
+        "surface_dice": (pooled < TOLERANCE + 1e-3).mean(),
     }
 
 
@@ -134,7 +139,8 @@ def test_evaluation_is_what_scipy_computes_from_the_files(nearest_brightness, fi
     assert statuses[("absent", "second")] == "absent" and statuses[("both", "second")] == "found"
 
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    for metric in ("dice", "hd95_mm", "asd_mm"):
+    assert summary["surface_tolerance_mm"] == TOLERANCE
+    for metric in ("dice", "hd95_mm", "asd_mm", "surface_dice"):
         means = [np.mean(found[(name, metric)]) for name in NAMES[1:]]
         assert summary[f"mean_{metric}"] == pytest.approx(np.mean(means), abs=1e-4)
         assert summary["per_class"]["second"][f"mean_{metric}"] == pytest.approx(means[1], abs=1e-4)

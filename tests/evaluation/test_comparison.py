@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from scripts.evaluation.comparison import compare_dice, compare_runs, conclusion
 from scripts.evaluation.metrics import METRICS
 from scripts.evaluation.report import write_report
 
+ROOT = Path(__file__).parents[2]
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 
 
@@ -106,6 +111,17 @@ def test_front_door_prints_the_line_the_table_and_the_unmatched_and_writes_a_fil
     result = json.loads((tmp_path / "new/compare.json").read_text())
     assert (result["b"], result["only_in_a"], result["per_class"]["liver"]["better"]) == (str(b), ["c7"], 7)
     assert result["conclusion"] in table
+
+
+def test_the_printed_line_does_the_same_from_another_folder(tmp_path):
+    evaluation(tmp_path / "a", run(0.5, 0.75)), evaluation(tmp_path / "b", run(0.5, 0.5))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
+    printed = subprocess.run([sys.executable, str(ROOT / "scripts"), "compare", "a", "b"], **options).stdout
+    line, *table = printed.splitlines()
+    assert table[0] == "A: a"
+    pasted = subprocess.run([sys.executable, *shlex.split(line)[1:]], **options).stdout.splitlines()
+    assert pasted[-len(table) :] == table
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, capsys):

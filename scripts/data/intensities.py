@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes of intensity that MONAI has too, several times as fast (`scripts/experiments/augmentation.py`).
+"""Random changes of intensity that MONAI has too, made cheap enough that a network on a CPU does not wait for them.
 
 They draw from the same distributions as their namesakes in MONAI. Those compute noise and fields in float64, filter by
-dense convolutions, or take powers and standard deviations by slow kernels, and a network on a CPU waits for them.
+dense convolutions, or take powers and standard deviations by slow kernels.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RandNoised(_RandIntensityd):
         """See the base class."""
         std = self.R.uniform(0, self.std)
         generator = torch.Generator().manual_seed(int(self.R.randint(2**31)))
-        return torch.randn(image.shape, generator=generator).mul_(std).add_(image)
+        return torch.randn(image.shape, generator=generator, dtype=image.dtype).mul_(std).add_(image)
 
 
 class RandBlurd(_RandIntensityd):
@@ -151,10 +151,10 @@ def blur_matrix(side: int, sigma: float) -> torch.Tensor:
         side: voxels of the axis.
         sigma: standard deviation, voxels.
     """
-    kernel = gaussian_1d(torch.tensor(sigma), normalize=True)
+    kernel = gaussian_1d(torch.tensor(sigma), normalize=True).float()
     reach = len(kernel) // 2
     source = (torch.arange(side)[:, None] + torch.arange(-reach, reach + 1)).clamp_(0, side - 1)
-    return torch.zeros(side, side).scatter_add_(1, source, kernel.expand(side, -1))
+    return torch.zeros(side, side, dtype=torch.float32).scatter_add_(1, source, kernel.expand(side, -1))
 
 
 @lru_cache

@@ -66,6 +66,7 @@ def test_auto_takes_the_disk_where_memory_gets_short_and_says_so(case, memory, c
     memory(round(NEED / MEMORY_SHARE) + 1)
     assert choose("auto", [case])
     memory(round(NEED / MEMORY_SHARE) - 1)
+    caplog.clear()
     with caplog.at_level("INFO", logger="cache"):
         assert not choose("auto", [case])
     assert len(caplog.records) == 1 and "1 resampled" in caplog.text and "folder" in caplog.text

@@ -38,6 +38,16 @@ def test_a_seed_determines_the_change_and_the_input_stays(transform, image):
     assert type(first) is torch.Tensor and first.shape == SHAPE and first.dtype == torch.float32
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+def test_the_default_type_of_torch_changes_nothing(transform, image):
+    before = applied(transform, image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(applied(transform, image), before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("kind", [RandNoised, RandBlurd, RandContrastd, RandSmoothFieldd])
 def test_the_probability_holds(kind, image):
     transform = kind("image", 0.25)

@@ -78,4 +78,8 @@ def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, 
         assert list(curves[name]) == due, f"{name} is computed exactly where it has a weight"
         assert all(math.isfinite(value) for value in curves[name].values()), name
         assert max(curves[name].values()) > 0, f"{name} never acted"
-    assert curves["supervised"][STEPS] < curves["supervised"][1]
+    # Patches and their augmentation differ from step to step, so a single step says little.
+    first, last = (
+        [curves["supervised"][step] for step in steps] for steps in (range(1, 4), range(STEPS - 2, STEPS + 1))
+    )
+    assert min(last) < min(first) or sum(last) < sum(first)

@@ -50,6 +50,10 @@ def data(request) -> dict:
         "label_names": ["background", "first", "second"],
         "spacing": [1.0, 1.5, 4.0],
         "roi_size": [32, 16, 16],
+        # Ten steps learn less than augmented patches differ from each other.
+        "train#spatial_transforms#0#prob": 0,
+        "train#spatial_transforms#0#elastic_prob": 0,
+        "train#intensity_transforms": [],
     }
 
 
@@ -78,8 +82,4 @@ def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, 
         assert list(curves[name]) == due, f"{name} is computed exactly where it has a weight"
         assert all(math.isfinite(value) for value in curves[name].values()), name
         assert max(curves[name].values()) > 0, f"{name} never acted"
-    # Patches and their augmentation differ from step to step, so a single step says little.
-    first, last = (
-        [curves["supervised"][step] for step in steps] for steps in (range(1, 4), range(STEPS - 2, STEPS + 1))
-    )
-    assert min(last) < min(first) or sum(last) < sum(first)
+    assert curves["supervised"][STEPS] < curves["supervised"][1]

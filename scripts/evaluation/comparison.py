@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from scripts.errors import UserError, first_line
-from scripts.evaluation.report import decimals, interval_text
+from scripts.evaluation.report import decimals, interval_text, table_lines
 from scripts.evaluation.statistics import MIN_CASES, bootstrap_interval
 from scripts.files import write_text
 
@@ -157,9 +157,7 @@ def format_comparison(result: Mapping[str, Any]) -> str:
         means = [decimals(entry[key]) for key in ("mean_a", "mean_b", "mean_difference")]
         counts = [str(entry[key]) for key in ("better", "worse", "equal")]
         lines.append([name, str(entry["num_cases"]), *means, interval, *counts, decimals(entry["p_value"])])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    text.insert(-1, "-" * len(text[0]))
+    text = table_lines(lines)
     for run in "ab":
         names = result[f"only_in_{run}"]
         text += [f"Only in {run.upper()}, not compared: {len(names)} ({', '.join(names)})"] if names else []

@@ -135,13 +135,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     for name, c in summary["per_class"].items():
         lines.append([name, *_cells(c, c["std_dice"])])
     lines.append(["mean", *_cells(summary, None)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    text.insert(-1, "-" * len(text[0]))
     tolerance = summary.get("surface_tolerance_mm")
     notes = [summary["convention"], summary["interval_note"]]
     notes += [] if tolerance is None else [f"Surface Dice accepts distances of up to {tolerance:g} mm."]
-    return "\n".join([*text, *notes])
+    return "\n".join([*table_lines(lines), *notes])
 
 
 def case_names(paths: Sequence[str]) -> list[str]:
@@ -176,6 +173,13 @@ def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
         str(entry["missed"]),
         str(entry["false_positives"]),
     ]
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A plain-text table: the first column to the left, the others to the right, and a rule above the last row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return [*text[:-1], "-" * len(text[0]), text[-1]]
 
 
 def decimals(value: float | None) -> str:

@@ -20,14 +20,13 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
-from scripts.data.cases import Case, images_of
+from scripts.data.cases import Case, images_of, with_name
 from scripts.data.sizes import resampled_bytes, resampled_shape
 from scripts.data.spec import DatasetSpec
 from scripts.distributed.collectives import is_rank0, num_local_ranks
 from scripts.distributed.threads import one_thread
 from scripts.errors import UserError
 from scripts.files import save_atomically
-from scripts.images.header import case_name
 from scripts.images.read import read_header
 
 logger = logging.getLogger("cache")
@@ -129,8 +128,7 @@ class DiskCacheDataset(PersistentDataset):
             logger.warning(f"{file} is damaged and is computed anew.")
         with one_thread():
             item = self._pre_transform(deepcopy(item_transformed))
-        if "case" not in item:  # names are in the meta data, which is not kept
-            item["case"] = case_name(item["image"].meta["filename_or_obj"])
+        item = with_name(item)  # before the metadata goes
         save_atomically(convert_to_tensor(item, track_meta=False, convert_numeric=False), file)
         return _mapped(file)
 

@@ -26,8 +26,8 @@ from monai.transforms.utils import (
 from monai.utils import ensure_tuple_rep
 from torch.nn import functional
 
+from scripts.data.cases import with_name
 from scripts.data.intensities import along_axes
-from scripts.images.header import case_name
 
 NODES = 4
 """Intervals of the elastic deformation's control grid along the longest side of a patch."""
@@ -117,12 +117,10 @@ class RandPatchd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with patches in place of volumes, and without the lists of voxels."""
-        result = dict(data)
+        result = with_name(data)  # before the metadata goes
         class_voxels = result.pop(self.class_voxels, None)
         volumes = [(key, mode, data[key]) for key, mode in self.key_iterator(data, self.modes)]
         shape = tuple(volumes[0][2].shape[1:])
-        if "case" not in data and "filename_or_obj" in getattr(volumes[0][2], "meta", {}):
-            result["case"] = case_name(volumes[0][2].meta["filename_or_obj"])
         self.randomize(shape, class_voxels)
         grid = None if self.affine is None and self.displacement is None else self._sampling_grid(shape)
         for key, mode, volume in volumes:

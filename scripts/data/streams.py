@@ -20,10 +20,10 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scripts.data.cases import with_name
 from scripts.distributed.collectives import all_gather_batch, num_local_ranks, num_ranks, rank
 from scripts.distributed.threads import available_cores, one_thread
 from scripts.errors import UserError
-from scripts.images.header import case_name
 from scripts.seeding import derive_seed, draw_index
 
 
@@ -154,8 +154,7 @@ def _places_of_rank(per_rank: int) -> list[tuple[int, int]]:
 
 
 def _case_of(item: Mapping[str, Any]) -> str:
-    """A case's name; cases from another program (MONAI Label) have only the name of their image."""
-    return item["case"] if "case" in item else case_name(item["image"].meta["filename_or_obj"])
+    return with_name(item)["case"]
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

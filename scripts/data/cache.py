@@ -110,6 +110,7 @@ class DiskCacheDataset(PersistentDataset):
 
     def __init__(self, data: Sequence[Case], transform: Compose, cache_dir: str | Path) -> None:
         super().__init__(data, transform, cache_dir, hash_func=_fingerprint)
+        self._known_files: dict[str, Path] = {}
         try:
             self.set_transform_hash(pickle_hashing)
         except (AttributeError, TypeError, UnpicklingError) as error:
@@ -118,8 +119,7 @@ class DiskCacheDataset(PersistentDataset):
             ) from error
 
     def _cachecheck(self, item_transformed: Case) -> Any:
-        name = hashlib.sha256(self.hash_func(item_transformed) + self.transform_hash.encode()).hexdigest()
-        file = Path(self.cache_dir or "") / f"{name}.pt"
+        file = self._file_of(item_transformed)
         try:
             return _mapped(file)
         except FileNotFoundError:
@@ -131,6 +131,14 @@ class DiskCacheDataset(PersistentDataset):
         item = with_name(item)  # before the metadata goes
         save_atomically(convert_to_tensor(item, track_meta=False, convert_numeric=False), file)
         return _mapped(file)
+
+    def _file_of(self, case: Case) -> Path:
+        """The file of a case, found once per process: hashing looks at each slice of a DICOM folder."""
+        key = repr(case)
+        if key not in self._known_files:
+            name = hashlib.sha256(self.hash_func(case) + self.transform_hash.encode()).hexdigest()
+            self._known_files[key] = Path(self.cache_dir or "") / f"{name}.pt"
+        return self._known_files[key]
 
 
 def _mapped(file: Path) -> Any:

@@ -115,11 +115,10 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
             raise UserError(f"batch_labelled must be at least 1, got {batch_labelled}.")
         if batch_unlabelled < 0:
             raise UserError(f"batch_unlabelled must be at least 0, got {batch_unlabelled}.")
-        self.places = [(LABELLED, labelled_size, *batch_index) for batch_index in _places_of_rank(batch_labelled)]
+        self.kept: dict[str, Sequence[int]] = {LABELLED: range(labelled_size), UNLABELLED: range(unlabelled_size)}
+        self.places = [(LABELLED, *batch_index) for batch_index in _places_of_rank(batch_labelled)]
         if unlabelled_size > 0:
-            self.places += [
-                (UNLABELLED, unlabelled_size, *batch_index) for batch_index in _places_of_rank(batch_unlabelled)
-            ]
+            self.places += [(UNLABELLED, *batch_index) for batch_index in _places_of_rank(batch_unlabelled)]
         self.batch_labelled, self.batch_unlabelled = batch_labelled, batch_unlabelled
         self.seed = seed
         self.start = 0
@@ -139,12 +138,18 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
         return [
             (
                 stream,
-                draw_index(self.seed, stream, iteration * per_batch + batch_index, size),
+                self.kept[stream][
+                    draw_index(self.seed, stream, iteration * per_batch + batch_index, len(self.kept[stream]))
+                ],
                 derive_seed(self.seed, stream, "augment", iteration, batch_index),
             )
-            for stream, size, batch_index, per_batch in self.places
+            for stream, batch_index, per_batch in self.places
             if stream == LABELLED or iteration >= self.unlabelled_start
         ]
+
+    def select_unlabelled(self, kept: Sequence[int]) -> None:
+        """Draw only the unlabelled cases of these indices from now on; at least one."""
+        self.kept[UNLABELLED] = kept
 
 
 def _places_of_rank(per_rank: int) -> list[tuple[int, int]]:
@@ -162,18 +167,19 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `image` `(L + U, C, D, H, W)`, `label` `(L, 1, D, H, W)`, `case` (names), and where items hold `weak` (the image
-        before intensity augmentation) those of the unlabelled items, `(U, C, D, H, W)`.
+        before intensity augmentation) or `stored` (pseudo-labels) those of the unlabelled items, `(U, C, D, H, W)`.
     """
-    for key in ("image", "label", "weak"):
+    for key in ("image", "label", "weak", "stored"):
         _check_shapes(key, [item for item in items if key in item])
     batch: dict[str, Any] = {
         "image": torch.stack([_plain(item["image"]) for item in items]),
         "label": torch.stack([_plain(item["label"]) for item in items if "label" in item]),
         "case": [_case_of(item) for item in items],
     }
-    weak = [_plain(item["weak"]) for item in items if "weak" in item and "label" not in item]
-    if weak:
-        batch["weak"] = torch.stack(weak)
+    for key in ("weak", "stored"):
+        found = [_plain(item[key]) for item in items if key in item and "label" not in item]
+        if found:
+            batch[key] = torch.stack(found)
     return batch
 
 
@@ -278,11 +284,13 @@ def prepare_two_stream_batch(
     """
     image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
     label = batch["label"].to(device, non_blocking=non_blocking)
-    weak = batch.get("weak")
+    weak, stored = batch.get("weak"), batch.get("stored")
     if weak is not None:
         weak = all_gather_batch(weak.to(device, non_blocking=non_blocking, **kwargs))
+    if stored is not None:
+        stored = all_gather_batch(stored.to(device, non_blocking=non_blocking))
     streams = image.split([len(label), len(image) - len(label)])
     if num_ranks() > 1:  # a step before `unlabelled_start` has no second stream
         image = torch.cat([all_gather_batch(stream) for stream in streams if len(stream) > 0])
     label = all_gather_batch(label)
-    return image, label, (), {"label": label, "weak": weak, "cases": batch.get("case", ())}
+    return image, label, (), {"label": label, "weak": weak, "stored": stored, "cases": batch.get("case", ())}

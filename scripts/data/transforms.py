@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, RandomizableTrait
 from monai.utils import convert_to_dst_type
 
 from scripts.data.labels import to_classes
@@ -94,3 +96,27 @@ class IgnoredToBackgroundd(MapTransform):
 
 def _plain(volume: Any) -> torch.Tensor:
     return torch.as_tensor(volume).as_subclass(torch.Tensor)
+
+
+class StoredLabelsd(RandomizableTrait, MapTransform):
+    """Add the pseudo-label that `scripts.training.self_training.SelfTraining` stored for an unlabelled case.
+
+    It is on the training grid. Items with a label, and cases without a file, remain as they are. MONAI's caches keep
+    what comes before the first `RandomizableTrait`; the files do not exist yet when the cache is filled.
+
+    Args:
+        key: of the result, `(1, D, H, W)`, uint8.
+        directory: folder of the files `<case>.npy`.
+    """
+
+    def __init__(self, key: str, directory: str | Path) -> None:
+        super().__init__(key)
+        self.directory = Path(directory)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Read the file."""
+        result = dict(data)
+        file = self.directory / f"{data['case']}.npy"
+        if "label" not in data and file.exists():
+            result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
+        return result

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -48,6 +48,7 @@ class TrainingBatch:
         weak_images: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, or `None`.
         teacher_logits: the teacher's output for `weak_images`, `(U, K, D, H, W)`, or `None` without a teacher.
         teacher_pass: runs the teacher once more, or `None` without a teacher.
+        deep_features: outputs of further layers by their names, `(L + U, F, d, h, w)` each, for deep supervision.
         cases: names of the cases that this process loaded, for messages.
     """
 
@@ -59,6 +60,7 @@ class TrainingBatch:
     weak_images: torch.Tensor | None = None
     teacher_logits: torch.Tensor | None = None
     teacher_pass: TeacherPass | None = None
+    deep_features: Mapping[str, torch.Tensor] = field(default_factory=dict)
     cases: Sequence[str] = ()
 
     @property

@@ -83,6 +83,25 @@ def poly_rate(step: int, max_steps: int, power: float = 0.9, warmup: int = 0) ->
     return factor * min(1.0, (step + 1) / warmup) if warmup > 0 else factor
 
 
+def cosine_rate(step: int, max_steps: int, warmup: int = 0, lowest: float = 0.01, restart: float = 1.0) -> float:
+    """Factor on the learning rate: linear warm-up, then half a cosine to `lowest`, once or twice.
+
+    `max(lowest, (1 + cos(pi s / L)) / 2)` with s steps of L done (Loshchilov & Hutter, ICLR 2017). With self-training,
+    which starts anew during a run, the curve starts anew with it.
+
+    Args:
+        step: number of steps done.
+        max_steps: length of the run, at least 1.
+        warmup: number of steps over which the factor increases from 1 / warmup.
+        lowest: smallest factor after the warm-up, in [0, 1].
+        restart: fraction of the run, in (0, 1], at which the curve starts anew; 1: never.
+    """
+    first = min(max_steps, round(restart * max_steps))
+    done, length = (step, first) if step < first or first == max_steps else (step - first, max_steps - first)
+    factor = max(lowest, (1 + math.cos(math.pi * min(done / length, 1.0))) / 2)
+    return factor * min(1.0, (done + 1) / warmup) if warmup > 0 else factor
+
+
 def step_rate(step: int, max_steps: int, stages: int = 6, factor: float = 0.1) -> float:
     """Factor on the learning rate, multiplied by `factor` after each of `stages` equal parts of the run.
 

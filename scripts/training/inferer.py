@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -37,16 +37,23 @@ class FeatureInferer(Inferer):
         divisor: each side must be a multiple of it for the network in use (16 for `VNet`).
         dtype: autocast's type, `torch.bfloat16`, or `None` for no autocast.
         teacher: network that computes `teacher_logits`, or `None`. It runs in evaluation mode without gradient.
+        deep_layers: names of further layers whose outputs become `deep_features`, for deep supervision.
 
     Raises:
         UserError: when called, if the network has no such layer or the layer's output is not a feature map.
     """
 
     def __init__(
-        self, layer: str, divisor: int = 16, dtype: torch.dtype | None = None, teacher: nn.Module | None = None
+        self,
+        layer: str,
+        divisor: int = 16,
+        dtype: torch.dtype | None = None,
+        teacher: nn.Module | None = None,
+        deep_layers: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
+        self.deep_layers = tuple(deep_layers)
         self._passes = 0  # in this step
 
     def __call__(
@@ -55,6 +62,7 @@ class FeatureInferer(Inferer):
         network: nn.Module,
         label: torch.Tensor,
         weak: torch.Tensor | None = None,
+        stored: torch.Tensor | None = None,
         cases: Sequence[str] = (),
     ) -> TrainingBatch:
         """Run the step's forward passes.
@@ -64,22 +72,29 @@ class FeatureInferer(Inferer):
             network: image to logits.
             label: classes of the labelled cases, `(L, 1, D, H, W)`.
             weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
+            stored: pseudo-labels of the unlabelled cases, `(U, 1, D, H, W)`, that `SelfTraining` stored; then the
+                teacher does not run.
             cases: names of the cases, for messages.
         """
         # Plain tensors: indexing a MetaTensor batch fails on its metadata, which a training step does not need.
         images, label = inputs.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
         weak = weak.as_subclass(torch.Tensor) if weak is not None and len(weak) > 0 else None
         self._passes = 0
-        logits, features = self.logits_and_features(images, network)
+        logits, outputs = self._logits_and_layers(images, network, (self.layer, *self.deep_layers))
+        if stored is not None:
+            target = certain_logits(stored.as_subclass(torch.Tensor)[:, 0].long(), logits.shape[1])
+        else:
+            target = None if self.teacher is None or weak is None else self._teacher_logits(self.teacher, weak)
         return TrainingBatch(
             logits=logits,
-            features=features,
+            features=outputs[self.layer],
             labels=label[:, 0].long(),
             images=images,
             forward_pass=partial(self._further_pass, network=network),
             weak_images=weak,
-            teacher_logits=None if self.teacher is None or weak is None else self._teacher_logits(self.teacher, weak),
+            teacher_logits=target,
             teacher_pass=None if self.teacher is None else partial(self._teacher_pass, self.teacher),
+            deep_features={name: outputs[name] for name in self.deep_layers},
             cases=cases,
         )
 
@@ -97,17 +112,29 @@ class FeatureInferer(Inferer):
 
         Both are float32 or wider, also under autocast.
         """
-        caught: list[torch.Tensor] = []
-        handle = self._find_layer(network).register_forward_hook(lambda _module, _args, output: caught.append(output))
+        logits, outputs = self._logits_and_layers(inputs, network, (self.layer,))
+        return logits, outputs[self.layer]
+
+    def _logits_and_layers(
+        self, inputs: torch.Tensor, network: nn.Module, layers: Sequence[str]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        caught: dict[str, torch.Tensor] = {}
+
+        def catch(name: str) -> Callable[..., None]:
+            return lambda _module, _args, output: caught.update({name: output})
+
+        handles = [self._find_layer(network, name).register_forward_hook(catch(name)) for name in layers]
         try:
             logits = self._sharded_pass(inputs, network)
         finally:
-            handle.remove()
-        if not caught or not isinstance(caught[-1], torch.Tensor) or caught[-1].ndim != inputs.ndim:
-            raise UserError(
-                f"Layer '{self.layer}' has no feature map (B, F, d, h, w); set feature_layer to another one."
-            )
-        return logits, all_gather_batch(_wide(self._cropped(caught[-1], inputs)), len(inputs))
+            for handle in handles:
+                handle.remove()
+        for name in layers:
+            output = caught.get(name)
+            if not isinstance(output, torch.Tensor) or output.ndim != inputs.ndim:
+                raise UserError(f"Layer '{name}' has no feature map (B, F, d, h, w); set feature_layer to another one.")
+            caught[name] = all_gather_batch(_wide(self._cropped(output, inputs, name)), len(inputs))
+        return logits, caught
 
     def _sharded_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """Logits of all inputs; a hook on the network sees only this process's share of them."""
@@ -116,7 +143,7 @@ class FeatureInferer(Inferer):
             logits = network(self._padded(part))
         self._passes += 1
         # A reduction over classes, as argmax, is many times slower where the classes lie next to each other.
-        return all_gather_batch(_wide(self._cropped(logits, part)).contiguous(), len(inputs))
+        return all_gather_batch(_wide(self._cropped(logits, part, "output")).contiguous(), len(inputs))
 
     @torch.no_grad()
     def _teacher_logits(self, teacher: nn.Module, weak: torch.Tensor) -> torch.Tensor:
@@ -126,14 +153,14 @@ class FeatureInferer(Inferer):
     def _teacher_pass(self, teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.logits_and_features(images, teacher.eval())
 
-    def _find_layer(self, network: nn.Module) -> nn.Module:
+    def _find_layer(self, network: nn.Module, layer: str) -> nn.Module:
         # DistributedDataParallel keeps the network in `module`.
         network = getattr(network, "module", network)
         layers = dict(network.named_modules())
-        if self.layer not in layers:
+        if layer not in layers:
             some = ", ".join(name for name in layers if name)[:300]
-            raise UserError(f"{type(network).__name__} has no layer '{self.layer}' (feature_layer). It has: {some} ...")
-        return layers[self.layer]
+            raise UserError(f"{type(network).__name__} has no layer '{layer}' (feature_layer). It has: {some} ...")
+        return layers[layer]
 
     def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
         missing = [-side % self.divisor for side in inputs.shape[2:]]
@@ -142,15 +169,28 @@ class FeatureInferer(Inferer):
         # torch pads the last axis first. Padding at the end keeps coarse features in place.
         return pad(inputs, [amount for m in reversed(missing) for amount in (0, m)])
 
-    def _cropped(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def _cropped(self, output: torch.Tensor, inputs: torch.Tensor, layer: str) -> torch.Tensor:
         """Crop the padding; a layer at 1/s of the resolution keeps ceil(side / s) cells."""
         for axis in range(2, inputs.ndim):
             side = inputs.shape[axis]
             stride = (side + -side % self.divisor) // output.shape[axis]
             if stride < 1:
-                raise UserError(f"Layer '{self.layer}' is finer than the image; set feature_layer to another one.")
+                raise UserError(f"Layer '{layer}' is finer than the image; set feature_layer to another one.")
             output = output.narrow(axis, 0, -(-side // stride))
         return output
+
+
+CERTAIN = 20.0
+"""Logit of a certain class, 0 being that of the others: a probability of 1 - 2e-9 with two classes."""
+
+
+def certain_logits(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Logits whose softmax is the one-hot form of `labels` `(B, D, H, W)`; all 0 (undecided) where they are `NO_CLASS`.
+
+    Returns:
+        `(B, K, D, H, W)`, float32.
+    """
+    return CERTAIN * torch.stack([labels == index for index in range(num_classes)], dim=1).float()
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-training: train on labels, store pseudo-labels of whole volumes, and train again on both."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import Dataset
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from scripts.data.cases import Case
+from scripts.data.sizes import progress_bar
+from scripts.data.streams import TwoStreamLoader
+from scripts.distributed.collectives import broadcast_from_rank0, num_ranks, rank, shard_items
+from scripts.errors import UserError
+from scripts.files import csv_text, write_text
+from scripts.images.components import keep_largest, largest_component
+
+logger = logging.getLogger("SelfTraining")
+
+TABLE = "stability.csv"
+
+
+class SelfTraining:
+    """Restart training with pseudo-labels of the unlabelled cases (Lee, ICML-W 2013; ST++, Yang et al., CVPR 2022).
+
+    Before the first step after `start` completed steps, the teacher segments every unlabelled case as a whole volume,
+    on the training grid. It does so twice, on the image and on the image with another contrast. The mean of both is
+    the pseudo-label, and their Dice is the case's stability. Cases whose stability is an outlier (below the lower
+    quartile by more than 1.5 times the interquartile range, Tukey's fence) are left out of training. A class which is
+    one connected component in every labelled case keeps its largest component only.
+
+    Then network and loss get their initial weights back, optimiser and teacher start anew, and the transform
+    `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the batches of unlabelled cases.
+
+    A resumed run reads the stored pseudo-labels. With several ranks each segments its share of the cases.
+
+    Args:
+        modules: network and loss, with their initial weights.
+        teacher: averages the network; it makes the pseudo-labels.
+        optimizer: of the trainer.
+        loader: of both streams; its `unlabelled_start` must be at least `start`.
+        inferer: of whole volumes, such as MONAI's `SlidingWindowInferer`.
+        transforms: the deterministic transforms of a case, which put image and label on the training grid.
+        labelled: the labelled cases.
+        unlabelled: the unlabelled cases; each needs a name of its own.
+        directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
+        start: number of completed steps after which training starts anew.
+
+    Raises:
+        UserError: if two unlabelled cases have the same name, or if the pseudo-labels of a resumed run are missing.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        teacher: AveragedModel,
+        optimizer: Optimizer,
+        loader: TwoStreamLoader,
+        inferer: Inferer,
+        transforms: Callable,
+        labelled: Sequence[Case],
+        unlabelled: Sequence[Case],
+        directory: str | Path,
+        start: int,
+    ) -> None:
+        names = [case["case"] for case in unlabelled]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"Two unlabelled cases have the name {twice}: self-training needs a name for each case.")
+        self.modules, self.teacher, self.optimizer, self.loader = list(modules), teacher, optimizer, loader
+        self.initial = [deepcopy(module.state_dict()) for module in self.modules]
+        self.inferer, self.start, self.directory = inferer, start, Path(directory)
+        self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
+        self.names = names
+
+    def attach(self, engine: Engine) -> None:
+        """Act before the step after `start`; a resumed run reads its selection when an epoch starts."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.restart)
+
+    def resume(self, engine: Engine) -> None:
+        """Select the stable cases if training has already started anew."""
+        if self.names and engine.state.iteration > self.start:
+            self._select()
+
+    def restart(self, engine: Engine) -> None:
+        """Make the pseudo-labels and start anew."""
+        if not self.names:
+            return
+        self._store_pseudo_labels(engine.state.device)
+        self._select()
+        for module, state in zip(self.modules, self.initial, strict=True):
+            module.load_state_dict(state)
+        self.optimizer.state.clear()
+        self.teacher.load_state_dict(
+            {**self.teacher.state_dict(), "n_averaged": torch.zeros_like(self.teacher.n_averaged)}
+        )
+
+    def _store_pseudo_labels(self, device: torch.device) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        single = self._single_components()
+        network = self.teacher.module.eval()
+        rows: list[tuple[str, float]] = []
+        for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
+            image = self.unlabelled[index]["image"].as_tensor()[None].to(device)
+            with torch.no_grad():
+                views = [self.inferer(view, network).float().softmax(dim=1) for view in (image, other_contrast(image))]
+            labels = sum(views).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            keep_largest(labels, single)
+            np.save(self.directory / f"{self.names[index]}.npy", labels)
+            rows.append((self.names[index], agreement(*(view.argmax(dim=1) for view in views), views[0].shape[1])))
+        table = self.directory / f"{TABLE}.{rank()}"
+        write_text(table, csv_text(("case", "stability"), rows))
+        if num_ranks() > 1:
+            torch.distributed.barrier()
+        broadcast_from_rank0(self._join_tables)
+
+    def _join_tables(self) -> None:
+        rows: list[tuple[str, str]] = []
+        for number in range(num_ranks()):
+            part = self.directory / f"{TABLE}.{number}"
+            rows += [(row["case"], row["stability"]) for row in _rows(part)]
+            part.unlink()
+        write_text(self.directory / TABLE, csv_text(("case", "stability"), sorted(rows)))
+
+    def _single_components(self) -> list[int]:
+        """Classes that are one component, 26-connected, in every labelled case that holds them."""
+        seen: set[int] = set()
+        several: set[int] = set()
+        for item in self.labelled:
+            labels = item["label"].as_tensor()[0].cpu().numpy()
+            for label in map(int, np.unique(labels[labels > 0])):
+                seen.add(label)
+                mask = labels == label
+                # A stray voxel of a careless annotation does not make a structure of two parts.
+                if largest_component(mask).sum() < 0.99 * mask.sum():
+                    several.add(label)
+        return sorted(seen - several)
+
+    def _select(self) -> None:
+        table = self.directory / TABLE
+        if not table.exists():
+            raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
+        stability = {row["case"]: float(row["stability"]) for row in _rows(table)}
+        values = [stability[name] for name in self.names]
+        kept = [index for index, value in enumerate(values) if value >= lower_fence(values)]
+        self.loader.batches.select_unlabelled(kept)
+        logger.info(
+            f"Pseudo-labels of {len(kept)} of {len(values)} unlabelled cases are used; their stability "
+            f"(Dice, median {np.median(values):.3f}) is in {table}."
+        )
+
+
+def other_contrast(image: torch.Tensor) -> torch.Tensor:
+    """The image with another contrast and brightness: `0.9 sign(x) |x|^0.8 + 0.1`, for normalised intensities."""
+    return 0.9 * image.sign() * image.abs() ** 0.8 + 0.1
+
+
+def agreement(first: torch.Tensor, second: torch.Tensor, num_classes: int) -> float:
+    """Mean Dice of two label volumes over the foreground classes that at least one of them holds; 1 if none does."""
+    scores = []
+    for label in range(1, num_classes):
+        a, b = first == label, second == label
+        size = int(a.sum() + b.sum())
+        if size > 0:
+            scores.append(2 * int((a & b).sum()) / size)
+    return sum(scores) / len(scores) if scores else 1.0
+
+
+def lower_fence(values: Sequence[float]) -> float:
+    """Tukey's lower fence: the lower quartile minus 1.5 times the interquartile range."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    return float(low - 1.5 * (high - low))
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

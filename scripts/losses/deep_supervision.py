@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from scripts.losses.schedules import Schedule
 from scripts.prototypes.voxels import NO_CLASS
 
 
-def class_fractions(labels: torch.Tensor, num_classes: int, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+def class_fractions(labels: torch.Tensor, num_classes: int, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Average labels over the cells of a coarser grid.
 
     Args:
@@ -28,8 +28,9 @@ def class_fractions(labels: torch.Tensor, num_classes: int, shape: torch.Size) -
         without a voxel of `NO_CLASS`.
     """
     counted = one_hot(labels.clamp(min=0), num_classes).movedim(-1, 1).float()
-    fractions = adaptive_avg_pool3d(counted, shape)
-    ignored = adaptive_avg_pool3d((labels == NO_CLASS).float()[:, None], shape)[:, 0]
+    cells = (shape[0], shape[1], shape[2])
+    fractions = adaptive_avg_pool3d(counted, cells)
+    ignored = adaptive_avg_pool3d((labels == NO_CLASS).float()[:, None], cells)[:, 0]
     return fractions, ignored == 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +24,9 @@ def _norm_for(norm: str | tuple, channels: int) -> str | tuple:
     return (INSTANCE_NORM, {"affine": True}) if norm == "instance" else norm
 
 
-def _triple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) * 3 if isinstance(value, int) else tuple(value)
+def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
+    first, second, third = (value,) * 3 if isinstance(value, int) else value
+    return first, second, third
 
 
 class ResidualUNet(nn.Module):
@@ -84,9 +86,7 @@ class ResidualUNet(nn.Module):
             raise ValueError(f"ResidualUNet: strides must have one entry less than widths: {strides}, {widths}.")
         steps = [_triple(stride) for stride in (strides if strides is not None else [2] * (len(widths) - 1))]
         stem = _triple(stem_stride)
-        self.divisors = stem
-        for step in steps:
-            self.divisors = tuple(a * b for a, b in zip(self.divisors, step, strict=True))
+        self.divisors = tuple(math.prod(axis) for axis in zip(stem, *steps, strict=True))
 
         self.stem = _convolution(in_channels, widths[0], norm, stem)
         self.encoder = nn.ModuleList()

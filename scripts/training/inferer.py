@@ -81,10 +81,11 @@ class FeatureInferer(Inferer):
         weak = weak.as_subclass(torch.Tensor) if weak is not None and len(weak) > 0 else None
         self._passes = 0
         logits, outputs = self._logits_and_layers(images, network, (self.layer, *self.deep_layers))
+        target: torch.Tensor | None = None
         if stored is not None:
             target = certain_logits(stored.as_subclass(torch.Tensor)[:, 0].long(), logits.shape[1])
-        else:
-            target = None if self.teacher is None or weak is None else self._teacher_logits(self.teacher, weak)
+        elif self.teacher is not None and weak is not None:
+            target = self._teacher_logits(self.teacher, weak)
         return TrainingBatch(
             logits=logits,
             features=outputs[self.layer],

@@ -14,7 +14,6 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.inferers import Inferer
-from monai.transforms import Compose
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -116,16 +115,22 @@ class SelfTraining:
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
             image = self.unlabelled[index]["image"].as_tensor()[None].to(device)
             with torch.no_grad():
-                views = [self.inferer(view, network).float().softmax(dim=1) for view in (image, other_contrast(image))]
-            labels = sum(views).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+                plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
+            labels = (plain + changed).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             keep_largest(labels, single)
             np.save(self.directory / f"{self.names[index]}.npy", labels)
-            rows.append((self.names[index], agreement(*(view.argmax(dim=1) for view in views), views[0].shape[1])))
+            stability = agreement(plain.argmax(dim=1), changed.argmax(dim=1), plain.shape[1])
+            rows.append((self.names[index], stability))
         table = self.directory / f"{TABLE}.{rank()}"
         write_text(table, csv_text(("case", "stability"), rows))
         if num_ranks() > 1:
             torch.distributed.barrier()
         broadcast_from_rank0(self._join_tables)
+
+    def _probabilities(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        logits = self.inferer(image, network)
+        assert isinstance(logits, torch.Tensor)
+        return logits.float().softmax(dim=1)
 
     def _join_tables(self) -> None:
         rows: list[tuple[str, str]] = []

@@ -106,17 +106,18 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
 
     Args:
         key: of the result, `(1, D, H, W)`, uint8.
-        directory: folder of the files `<case>.npy`.
+        directory: folder of the files `<case>.npy`; `None`: no case has one.
     """
 
-    def __init__(self, key: str, directory: str | Path) -> None:
+    def __init__(self, key: str, directory: str | Path | None) -> None:
         super().__init__(key)
-        self.directory = Path(directory)
+        self.directory = None if directory is None else Path(directory)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the file."""
         result = dict(data)
-        file = self.directory / f"{data['case']}.npy"
-        if "label" not in data and file.exists():
-            result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
+        if self.directory is not None and "label" not in data:
+            file = self.directory / f"{data['case']}.npy"
+            if file.exists():
+                result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
         return result

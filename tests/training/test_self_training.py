@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-training: what is stored, which cases are used, and that training starts anew."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, State
+from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+from torch import nn
+
+from scripts.data.streams import TwoStreamLoader
+from scripts.data.transforms import StoredLabelsd
+from scripts.errors import UserError
+from scripts.training.self_training import SelfTraining, agreement, lower_fence, other_contrast
+from scripts.training.teacher import ema_teacher
+
+SHAPE = (3, 4, 12)
+
+
+def volume(*boxes):
+    """An image `(1, 3, 4, 12)` of -1, with 1 in slices of the last axis."""
+    image = -torch.ones(1, *SHAPE)
+    for first, last in boxes:
+        image[..., first:last] = 1.0
+    return image
+
+
+class Threshold(nn.Module):
+    """Class 1 where the image is positive; `scale` stands for trained weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.cat([-x, x], dim=1) * self.scale
+
+
+def as_items(cases):
+    return {"image": MetaTensor(cases["image"]), **({"label": MetaTensor(cases["label"])} if "label" in cases else {})}
+
+
+class Run:
+    def __init__(self, folder, labelled, unlabelled, start=5):
+        self.network = Threshold()
+        self.teacher = ema_teacher(self.network)
+        self.optimizer = torch.optim.AdamW(self.network.parameters())
+        self.loader = TwoStreamLoader(labelled, unlabelled, 1, 1, seed=0)
+        self.folder = folder
+        self.handler = SelfTraining(
+            [self.network],
+            self.teacher,
+            self.optimizer,
+            self.loader,
+            SimpleInferer(),
+            as_items,
+            labelled,
+            unlabelled,
+            folder,
+            start,
+        )
+        self.engine = Engine(lambda *_: None)
+        self.engine.state = State(device=torch.device("cpu"), iteration=start)
+
+    def stored(self, name):
+        return np.load(self.folder / f"{name}.npy")
+
+    def drawn(self):
+        return {key[1] for i in range(60) for key in self.loader.batches.batch(i) if key[0] == "unlabelled"}
+
+
+def labelled_case(*boxes):
+    return {"case": "l", "image": volume(*boxes), "label": (volume(*boxes) > 0).to(torch.uint8)}
+
+
+def unlabelled_case(name, *boxes):
+    return {"case": name, "image": volume(*boxes)}
+
+
+def test_pseudo_labels_are_the_teachers_classes_and_single_structures_keep_their_largest_component(tmp_path):
+    cases = [unlabelled_case("a", (2, 6)), unlabelled_case("b", (0, 2), (4, 9))]
+    one = Run(tmp_path / "one", [labelled_case((1, 4))], cases)
+    one.handler.restart(one.engine)
+    assert np.array_equal(one.stored("a"), (volume((2, 6)) > 0)[0].numpy())
+    assert np.array_equal(one.stored("b"), (volume((4, 9)) > 0)[0].numpy())
+    several = Run(tmp_path / "several", [labelled_case((1, 4)), labelled_case((0, 2), (5, 9))], cases)
+    several.handler.restart(several.engine)
+    assert np.array_equal(several.stored("b"), (volume((0, 2), (4, 9)) > 0)[0].numpy())
+
+
+def test_the_teacher_labels_not_the_student(tmp_path):
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
+    with torch.no_grad():
+        run.network.scale.fill_(-1.0)
+    run.handler.restart(run.engine)
+    assert np.array_equal(run.stored("a"), (volume((2, 6)) > 0)[0].numpy())
+
+
+def test_training_starts_anew(tmp_path):
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
+    for _ in range(3):
+        run.network.scale.square().backward()
+        run.optimizer.step()
+        run.teacher.update_parameters(run.network)
+    assert float(run.network.scale.detach()) != 1.0
+    run.handler.restart(run.engine)
+    assert float(run.network.scale.detach()) == 1.0 and not run.optimizer.state
+    with torch.no_grad():
+        run.network.scale.fill_(7.0)
+    run.teacher.update_parameters(run.network)
+    assert float(run.teacher.module.scale) == 7.0  # the first update copies
+
+
+def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(tmp_path):
+    cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(8)]
+    cases[3]["image"][:] = -0.001  # another brightness turns it into class 1
+    run = Run(tmp_path, [labelled_case((1, 4))], cases)
+    assert run.drawn() == set(range(8))
+    run.handler.restart(run.engine)
+    with (tmp_path / "stability.csv").open(newline="") as file:
+        stability = {row["case"]: float(row["stability"]) for row in csv.DictReader(file)}
+    assert stability == {f"c{i}": 0.0 if i == 3 else 1.0 for i in range(8)}
+    assert run.drawn() == set(range(8)) - {3}
+    later = Run(tmp_path, [labelled_case((1, 4))], cases)
+    later.handler.resume(later.engine)
+    assert later.drawn() == set(range(8))  # at the step of the restart itself nothing is selected yet
+    later.engine.state.iteration += 1
+    later.handler.resume(later.engine)
+    assert later.drawn() == set(range(8)) - {3}
+
+
+def test_the_restart_comes_once_after_the_given_number_of_steps(tmp_path):
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=3)
+    seen = []
+
+    def step(engine, _):
+        seen.append((engine.state.iteration, (tmp_path / "stability.csv").exists()))
+
+    engine = Engine(step)
+    engine.state.device = torch.device("cpu")
+    run.handler.attach(engine)
+    engine.run(range(6), max_epochs=1)
+    assert seen == [(1, False), (2, False), (3, False), (4, True), (5, True), (6, True)]
+
+
+def test_a_run_without_unlabelled_cases_goes_on(tmp_path):
+    run = Run(tmp_path / "none", [labelled_case((1, 4))], [])
+    run.handler.restart(run.engine)
+    assert not (tmp_path / "none").exists()
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"twin"):
+        Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("twin"), unlabelled_case("twin")])
+
+
+def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a")])
+    run.engine.state.iteration += 1
+    with pytest.raises(UserError, match=r"stability\.csv"):
+        run.handler.resume(run.engine)
+
+
+def test_agreement_is_the_mean_dice_of_the_structures_that_are_found():
+    first = torch.tensor([0, 1, 1, 2, 2, 2])
+    second = torch.tensor([0, 1, 0, 2, 2, 2])
+    assert agreement(first, second, 4) == pytest.approx((2 / 3 + 1) / 2)
+    assert agreement(first * 0, second * 0, 4) == 1.0
+
+
+def test_the_fence_is_tukeys():
+    assert lower_fence([0.8, 0.9, 0.9, 1.0]) == pytest.approx(0.875 - 1.5 * 0.05)
+
+
+def test_contrast_changes_but_not_the_order_of_the_values():
+    image = torch.linspace(-3, 3, 50)
+    changed = other_contrast(image)
+    assert (changed.diff() > 0).all() and not torch.allclose(changed, image, atol=0.05)
+
+
+def test_stored_labels_go_to_unlabelled_cases_that_have_a_file(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(SHAPE, np.uint8))
+    add = StoredLabelsd("stored", tmp_path)
+    assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
+    for item in ({"case": "b", "image": 0}, {"case": "a", "image": 0, "label": 1}):
+        assert "stored" not in add(item)
+    assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})

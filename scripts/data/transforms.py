@@ -105,12 +105,12 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
     what comes before the first `RandomizableTrait`; the files do not exist yet when the cache is filled.
 
     Args:
-        key: of the result, `(1, D, H, W)`, uint8.
+        keys: of the result, `(1, D, H, W)`, uint8.
         directory: folder of the files `<case>.npy`; `None`: no case has one.
     """
 
-    def __init__(self, key: str, directory: str | Path | None) -> None:
-        super().__init__(key)
+    def __init__(self, keys: KeysCollection, directory: str | Path | None) -> None:
+        super().__init__(keys)
         self.directory = None if directory is None else Path(directory)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

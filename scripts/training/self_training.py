@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from scripts.data.cases import Case
+from scripts.data.preprocessing_record import save_weights
 from scripts.data.sizes import progress_bar
 from scripts.data.streams import TwoStreamLoader
-from scripts.distributed.collectives import broadcast_from_rank0, num_ranks, rank, shard_items
+from scripts.distributed.collectives import broadcast_from_rank0, is_rank0, num_ranks, rank, shard_items
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
@@ -56,6 +58,8 @@ class SelfTraining:
         unlabelled: the unlabelled cases; each needs a name of its own.
         directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
         start: number of completed steps after which training starts anew.
+        labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
+        record: of `scripts.data.preprocessing_record.preprocessing_record`; it is saved with these weights.
 
     Raises:
         UserError: if two unlabelled cases have the same name, or if the pseudo-labels of a resumed run are missing.
@@ -73,6 +77,8 @@ class SelfTraining:
         unlabelled: Sequence[Case],
         directory: str | Path,
         start: int,
+        labels_only: str | Path,
+        record: Mapping[str, Any],
     ) -> None:
         names = [case["case"] for case in unlabelled]
         if len(set(names)) < len(names):
@@ -83,6 +89,7 @@ class SelfTraining:
         self.inferer, self.start, self.directory = inferer, start, Path(directory)
         self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
         self.names = names
+        self.labels_only, self.record = Path(labels_only), record
 
     def attach(self, engine: Engine) -> None:
         """Act before the step after `start`; a resumed run reads its selection when an epoch starts."""
@@ -98,6 +105,8 @@ class SelfTraining:
         """Make the pseudo-labels and start anew."""
         if not self.names:
             return
+        if is_rank0():
+            save_weights(self.teacher.module.state_dict(), self.labels_only, self.record)
         self._store_pseudo_labels(engine.state.device)
         self._select()
         for module, state in zip(self.modules, self.initial, strict=True):

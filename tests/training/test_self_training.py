@@ -63,6 +63,8 @@ class Run:
             unlabelled,
             folder,
             start,
+            folder / "labels_only.pt",
+            {"spacing": [1.0, 1.0, 1.0]},
         )
         self.engine = Engine(lambda *_: None)
         self.engine.state = State(device=torch.device("cpu"), iteration=start)
@@ -107,9 +109,11 @@ def test_training_starts_anew(tmp_path):
         run.network.scale.square().backward()
         run.optimizer.step()
         run.teacher.update_parameters(run.network)
-    assert float(run.network.scale.detach()) != 1.0
+    trained = float(run.teacher.module.scale)
+    assert trained != 1.0
     run.handler.restart(run.engine)
     assert float(run.network.scale.detach()) == 1.0 and not run.optimizer.state
+    assert float(torch.load(tmp_path / "labels_only.pt")["scale"]) == trained
     with torch.no_grad():
         run.network.scale.fill_(7.0)
     run.teacher.update_parameters(run.network)

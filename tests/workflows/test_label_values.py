@@ -143,8 +143,8 @@ def test_no_patch_is_centred_on_an_ignored_voxel(make_workflow, tmp_path) -> Non
         "roi_size": [4, 4, 4],
         "spacing": SPACING,
         "batch_labelled": 30,
-        "train#spatial_transforms#0#prob": 0,
-        "train#spatial_transforms#0#elastic_prob": 0,
+        "train#spatial_transforms#1#prob": 0,
+        "train#spatial_transforms#1#elastic_prob": 0,
     }
     workflow = make_workflow("train.yaml", ignore_value=255, **data | options)
     label = next(iter(workflow.parser.get_parsed_content("train::dataloader")))["label"]

@@ -67,8 +67,8 @@ def test_thirteen_classes_train_fill_the_memory_and_are_reported_one_by_one(orga
         "teacher_decay": 0.9,
         "batch_labelled": 2,
         "max_steps": 80,
-        "train#spatial_transforms#0#prob": 0,
-        "train#spatial_transforms#0#elastic_prob": 0,
+        "train#spatial_transforms#1#prob": 0,
+        "train#spatial_transforms#1#elastic_prob": 0,
         "train#intensity_transforms": [],
     }
     workflow = make_workflow("train.yaml", **options)

@@ -101,12 +101,15 @@ def _plain(volume: Any) -> torch.Tensor:
 class StoredLabelsd(RandomizableTrait, MapTransform):
     """Add the pseudo-label that `scripts.training.self_training.SelfTraining` stored for an unlabelled case.
 
-    It is on the training grid. Items with a label, and cases without a file, remain as they are. MONAI's caches keep
-    what comes before the first `RandomizableTrait`; the files do not exist yet when the cache is filled.
+    It is on the training grid. Items with a label remain as they are. MONAI's caches keep what comes before the first
+    `RandomizableTrait`; the files do not exist yet when the cache is filled.
 
     Args:
         keys: of the result, `(1, D, H, W)`, uint8.
         directory: folder of the files `<case>.npy`; `None`: no case has one.
+
+    Raises:
+        UserError: when called, if the file of an unlabelled case does not exist yet.
     """
 
     def __init__(self, keys: KeysCollection, directory: str | Path | None) -> None:
@@ -118,6 +121,10 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
         result = dict(data)
         if self.directory is not None and "label" not in data:
             file = self.directory / f"{data['case']}.npy"
-            if file.exists():
-                result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
+            if not file.exists():
+                raise UserError(
+                    f"{file} does not exist: unlabelled cases may be drawn only after self-training has labelled them. "
+                    "Give a higher --unlabelled_start, or a lower --restart."
+                )
+            result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
         return result

@@ -187,10 +187,14 @@ def test_contrast_changes_but_not_the_order_of_the_values():
     assert (changed.diff() > 0).all() and not torch.allclose(changed, image, atol=0.05)
 
 
-def test_stored_labels_go_to_unlabelled_cases_that_have_a_file(tmp_path):
+def test_stored_labels_go_to_unlabelled_cases(tmp_path):
     np.save(tmp_path / "a.npy", np.ones(SHAPE, np.uint8))
     add = StoredLabelsd("stored", tmp_path)
     assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
-    for item in ({"case": "b", "image": 0}, {"case": "a", "image": 0, "label": 1}):
-        assert "stored" not in add(item)
+    assert "stored" not in add({"case": "a", "image": 0, "label": 1})
     assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})
+
+
+def test_an_unlabelled_case_that_is_drawn_before_it_is_labelled_ends_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"b\.npy.*unlabelled_start"):
+        StoredLabelsd("stored", tmp_path)({"case": "b", "image": 0})

@@ -56,6 +56,24 @@ def test_memory_selectors_pool_and_their_optimiser_resume_exactly(method, make_w
     assert ("extra_optimizer" in first) == (method == "prototype_selectors")
 
 
+def test_self_training_resumes_exactly_after_its_restart(make_workflow, tmp_path) -> None:
+    """The resumed part begins after the restart and draws cases by the stored selection."""
+    overrides = {
+        "max_steps": 6, "save_interval": 4, "restart": 0.4, "unlabelled_start": 0.5, "learning_rate_curve::warmup": 1,
+        "base_filters": 2,
+    }  # fmt: skip
+    files = ("train.yaml", "networks/residual_unet.yaml", "methods/self_training.yaml")
+    make_workflow(*files, widths=[8, 8, 8, 8], **overrides).run()
+    last = tmp_path / "models/checkpoint_00000006.pt"
+    first = torch.load(last, weights_only=True)
+    last.unlink()
+    again = make_workflow(*files, widths=[8, 8, 8, 8], resume=True, **overrides)
+    again.run()
+    assert again.trainer.state.iteration == 6
+    assert differences(first, torch.load(last, weights_only=True)) == []
+    assert (tmp_path / "models/model_labels_only.pt").exists()
+
+
 def test_only_their_own_optimiser_trains_the_selectors(make_workflow) -> None:
     workflow = make_workflow("train.yaml", "methods/prototype_selectors.yaml", learning_rate=0.02)
     workflow.run()

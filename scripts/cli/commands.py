@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.cli.errors import print_error
 from scripts.cli.export import export
 from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, split_words
-from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_method, remember, run_in_monai, run_words, shown_path
+from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_part, remember, run_in_monai, run_words, shown_path
 from scripts.errors import UserError
 
 DATASET_HELP = "dataset: name given to new-dataset, name of a file in configs/datasets, or path (default: the demo)"
@@ -200,27 +200,30 @@ def _run_on_dataset(
     command: Callable[[list[str]], int], name: str, run_id: str, more: Sequence[Path], words: Sequence[str]
 ) -> int:
     parser = Parser(command, name, PASSED_ON.format(file=f"configs/{more[0].name if more else 'train.yaml'}"))
-    parser.usage = f"{parser.prog} [NAME] [--method METHOD] [--KEY VALUE ...]"
+    parser.usage = f"{parser.prog} [NAME] [--network NETWORK] [--method METHOD] [--KEY VALUE ...]"
     parser.add_argument("dataset", nargs="?", metavar="NAME", help=DATASET_HELP)
+    parser.add_argument("--network", metavar="NETWORK", help="name of a file in configs/networks, or a path")
     parser.add_argument("--method", metavar="METHOD", help="name of a file in configs/methods, or a path")
-    own, passed = split_words(words, ["--method"])
+    own, passed = split_words(words, ["--network", "--method"])
     options = parser.parse_args(own)
     files = [CONFIGS / "train.yaml"]
     files += [find_dataset(options.dataset)] if options.dataset else []
-    files += [find_method(options.method)] if options.method else []
+    files += [find_part("network", options.network)] if options.network else []
+    files += [find_part("method", options.method)] if options.method else []
     return _run(run_id, [*files, *more], options.debug, passed)
 
 
 def predict(words: list[str]) -> int:
     """Segment images with a trained network."""
     parser = Parser(predict, "predict", PASSED_ON.format(file="configs/inference.yaml"))
-    parser.usage = f"{parser.prog} INPUT [--output_dir FOLDER] [--dataset NAME] [--KEY VALUE ...]"
+    parser.usage = f"{parser.prog} INPUT [--output_dir FOLDER] [--dataset NAME] [--network NETWORK] [--KEY VALUE ...]"
     parser.add_argument(
         "input", metavar="INPUT", help="image, folder of images or of DICOM files, or list (.txt, .json)"
     )
     parser.add_argument("--output_dir", metavar="FOLDER", help="where NAME_seg.nii.gz is written (outputs/inference)")
     parser.add_argument("--dataset", metavar="NAME", help=MODEL_HELP)
-    own, passed = split_words(words, ["--output_dir", "--dataset"])
+    parser.add_argument("--network", metavar="NETWORK", help="the network of that model (V-Net)")
+    own, passed = split_words(words, ["--output_dir", "--dataset", "--network"])
     options = parser.parse_args(own)
     files = [CONFIGS / "inference.yaml"]
     given = ["--dataset_dir", options.input]
@@ -229,6 +232,7 @@ def predict(words: list[str]) -> int:
         files.append(find_dataset(options.dataset))
         if not has_option(passed, "--ckpt_dir"):
             given += ["--ckpt_dir", shown_path(TRAINED)]
+    files += [find_part("network", options.network)] if options.network else []
     return _run(None, files, options.debug, [*given, *passed])
 
 

@@ -50,16 +50,20 @@ def find_dataset(name: str) -> Path:
     return _named(name, known, "dataset", "run `python -m scripts new-dataset FOLDER --name NAME` first")
 
 
-def find_method(name: str) -> Path:
-    """The config file of a method: a path, or a name in `configs/methods`.
+def find_part(kind: str, name: str) -> Path:
+    """The config file of a network or a method: a path, or a name in `configs/networks` or `configs/methods`.
+
+    Args:
+        kind: `network` or `method`.
+        name: path of the file, or its name without ending.
 
     Raises:
         UserError: if there is no such file; the message suggests the most similar name.
     """
     if Path(name).is_file():
         return Path(name)
-    known = {file.stem: file for file in sorted((CONFIGS / "methods").glob("*.yaml"))}
-    return _named(name, known, "method", f"the methods are {', '.join(known)}")
+    known = {file.stem: file for file in sorted((CONFIGS / f"{kind}s").glob("*.yaml"))}
+    return _named(name, known, kind, f"choose one of {', '.join(known)}")
 
 
 def _named(name: str, known: dict[str, Path], kind: str, otherwise: str) -> Path:

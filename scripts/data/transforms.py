@@ -107,9 +107,6 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
     Args:
         keys: of the result, `(1, D, H, W)`, uint8.
         directory: folder of the files `<case>.npy`; `None`: no case has one.
-
-    Raises:
-        UserError: when called, if the file of an unlabelled case does not exist yet.
     """
 
     def __init__(self, keys: KeysCollection, directory: str | Path | None) -> None:
@@ -120,11 +117,5 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
         """Read the file."""
         result = dict(data)
         if self.directory is not None and "label" not in data:
-            file = self.directory / f"{data['case']}.npy"
-            if not file.exists():
-                raise UserError(
-                    f"{file} does not exist: unlabelled cases may be drawn only after self-training has labelled them. "
-                    "Give a higher --unlabelled_start, or a lower --restart."
-                )
-            result[self.keys[0]] = torch.from_numpy(np.load(file))[None]
+            result[self.keys[0]] = torch.from_numpy(np.load(self.directory / f"{data['case']}.npy"))[None]
         return result

@@ -51,7 +51,7 @@ class SelfTraining:
         modules: network and loss, with their initial weights.
         teacher: averages the network; it makes the pseudo-labels.
         optimizer: of the trainer.
-        loader: of both streams; its `unlabelled_start` must be at least `start`.
+        loader: of both streams; it draws unlabelled cases after `start` only, whatever its own start says.
         inferer: of whole volumes, such as MONAI's `SlidingWindowInferer`.
         transforms: the deterministic transforms of a case, which put image and label on the training grid.
         labelled: the labelled cases.
@@ -86,6 +86,8 @@ class SelfTraining:
             raise UserError(f"Two unlabelled cases have the name {twice}: self-training needs a name for each case.")
         self.modules, self.teacher, self.optimizer, self.loader = list(modules), teacher, optimizer, loader
         self.initial = [deepcopy(module.state_dict()) for module in self.modules]
+        # The batch of the step before which the cases are labelled has been drawn by then.
+        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, start + 1)
         self.inferer, self.start, self.directory = inferer, start, Path(directory)
         self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
         self.names = names
@@ -115,6 +117,9 @@ class SelfTraining:
         self.teacher.load_state_dict(
             {**self.teacher.state_dict(), "n_averaged": torch.zeros_like(self.teacher.n_averaged)}
         )
+        # Loader workers are ahead of the training step: a new iterator draws from the selected cases.
+        self.loader.batches.start = engine.state.iteration
+        engine.set_data(self.loader)
 
     def _store_pseudo_labels(self, device: torch.device) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

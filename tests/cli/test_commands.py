@@ -13,7 +13,7 @@ import pytest
 
 from scripts.cli import commands, runs
 from scripts.cli.commands import COMMANDS, main
-from scripts.cli.runs import find_dataset, find_method, remember, run_words, shell_line
+from scripts.cli.runs import find_dataset, find_part, remember, run_words, shell_line
 from scripts.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -92,9 +92,9 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'hipocampus'.* hippocampus"):
         find_dataset("hipocampus")
     with pytest.raises(UserError, match=r"'snet'.* ssnet"):
-        find_method("snet")
+        find_part("method", "snet")
     with pytest.raises(UserError, match=r"'zzz'.*supervised"):
-        find_method("zzz")
+        find_part("method", "zzz")
 
 
 def test_remembering_fails_silently_in_a_read_only_bundle(tmp_path, monkeypatch) -> None:
@@ -118,6 +118,11 @@ def test_remembering_fails_silently_in_a_read_only_bundle(tmp_path, monkeypatch)
             ["evaluate", "hippocampus", "--method", "ssnet"],
             "evaluating",
             ["train.yaml", "datasets/hippocampus.yaml", "methods/ssnet.yaml", "evaluate.yaml"],
+        ),
+        (
+            ["train", "--method", "self_training", "--network", "residual_unet"],
+            "training",
+            ["train.yaml", "networks/residual_unet.yaml", "methods/self_training.yaml"],
         ),
         (["pseudo-label"], "pseudo_label", ["train.yaml", "labelling.yaml"]),
         (["prioritise"], "prioritise_unlabelled", ["train.yaml", "labelling.yaml"]),
@@ -181,6 +186,7 @@ def test_the_printed_line_of_plain_paths_is_legible(monkeypatch) -> None:
         (["tarin"], "train"),
         (["train", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--method", "snet"], "ssnet"),
+        (["predict", "scan.nii.gz", "--network", "residual"], "residual_unet"),
         (["train", "demo", "again"], "again"),
         (["train", "--config_file", "a.yaml"], "--config_file"),
         (["predict"], "INPUT"),

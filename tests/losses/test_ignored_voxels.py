@@ -14,6 +14,7 @@ import scripts.losses
 from scripts.losses.base import LossTerm
 from scripts.losses.contrast import CompactnessTerm, LabelledContrastTerm, SeparationTerm, UnlabelledContrastTerm
 from scripts.losses.correlation import CorrelationTerm
+from scripts.losses.deep_supervision import DeepSupervisionTerm
 from scripts.losses.mixing import CopyPasteTerm
 from scripts.losses.smoothness import SmoothnessTerm
 from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
@@ -47,6 +48,7 @@ TERMS = {
     "smoothness_own": lambda: SmoothnessTerm(epsilon=1.0, clean_pass="own"),
     "correlation": lambda: CorrelationTerm(memory(), confidence=0.0),
     "consistency": ConsistencyTerm,
+    "deep_supervision": lambda: DeepSupervisionTerm({"layer": 1.0}, [WIDTH], CLASSES),
     "entropy": EntropyTerm,
     "pseudo_label": PseudoLabelTerm,
     "soft_pseudo_label": SoftPseudoLabelTerm,
@@ -70,7 +72,10 @@ def step_of(images, labels):
     network = VoxelNetwork()
     logits, features = network(images)
     unlabelled = images[len(labels) :].detach()
-    return make_batch(logits, features, labels, network(unlabelled + 0.2)[0], images, unlabelled + 0.1, network)
+    teacher_logits, weak = network(unlabelled + 0.2)[0], unlabelled + 0.1
+    return make_batch(
+        logits, features, labels, teacher_logits, images, weak, network, deep_features={"layer": features}
+    )
 
 
 def case(ignored):

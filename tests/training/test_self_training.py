@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, State
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.inferers import SimpleInferer
+from monai.transforms import Compose
 from torch import nn
 
 from scripts.data.streams import TwoStreamLoader
@@ -50,7 +51,7 @@ class Run:
         self.network = Threshold()
         self.teacher = ema_teacher(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
-        self.loader = TwoStreamLoader(labelled, unlabelled, 1, 1, seed=0)
+        self.loader = TwoStreamLoader(Dataset(labelled, Compose([])), Dataset(unlabelled, Compose([])), 1, 1, seed=0)
         self.folder = folder
         self.handler = SelfTraining(
             [self.network],
@@ -138,18 +139,37 @@ def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(t
     assert later.drawn() == set(range(8)) - {3}
 
 
-def test_the_restart_comes_once_after_the_given_number_of_steps(tmp_path):
+def test_the_restart_comes_once_after_the_given_number_of_steps_and_unlabelled_cases_after_it(tmp_path):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=3)
     seen = []
 
-    def step(engine, _):
-        seen.append((engine.state.iteration, (tmp_path / "stability.csv").exists()))
+    def step(engine, batch):
+        seen.append((engine.state.iteration, (tmp_path / "stability.csv").exists(), batch["case"]))
 
     engine = Engine(step)
     engine.state.device = torch.device("cpu")
     run.handler.attach(engine)
-    engine.run(range(6), max_epochs=1)
-    assert seen == [(1, False), (2, False), (3, False), (4, True), (5, True), (6, True)]
+    engine.run(run.loader, max_epochs=1, epoch_length=6)
+    alone, both = ["l"], ["l", "a"]
+    assert seen == [(i, i > 3, both if i > 4 else alone) for i in range(1, 7)]
+
+
+def test_batches_that_workers_have_drawn_ahead_are_drawn_again_from_the_selected_cases(tmp_path):
+    cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(8)]
+    cases[3]["image"][:] = -0.001  # another brightness turns it into class 1
+    runs = [Run(tmp_path / str(workers), [labelled_case((1, 4))], cases, start=1) for workers in (0, 2)]
+    seen = []
+    for run, workers in zip(runs, (0, 2), strict=True):
+        loader = TwoStreamLoader(*run.loader.dataset.datasets.values(), 1, 2, seed=0, num_workers=workers)
+        run.handler.loader, names = loader, []
+        loader.batches.unlabelled_start = 2
+        engine = Engine(lambda _, batch, names=names: names.append(batch["case"]))
+        engine.state.device = torch.device("cpu")
+        run.handler.attach(engine)
+        engine.run(loader, max_epochs=1, epoch_length=20)
+        seen.append(names)
+    assert seen[0] == seen[1] and len(seen[0]) == 20
+    assert "c3" not in {name for names in seen[1] for name in names}
 
 
 def test_a_run_without_unlabelled_cases_goes_on(tmp_path):
@@ -193,8 +213,3 @@ def test_stored_labels_go_to_unlabelled_cases(tmp_path):
     assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
     assert "stored" not in add({"case": "a", "image": 0, "label": 1})
     assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})
-
-
-def test_an_unlabelled_case_that_is_drawn_before_it_is_labelled_ends_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"b\.npy.*unlabelled_start"):
-        StoredLabelsd("stored", tmp_path)({"case": "b", "image": 0})

@@ -51,8 +51,8 @@ def data(request) -> dict:
         "spacing": [1.0, 1.5, 4.0],
         "roi_size": [32, 16, 16],
         # Ten steps learn less than augmented patches differ from each other.
-        "train#spatial_transforms#0#prob": 0,
-        "train#spatial_transforms#0#elastic_prob": 0,
+        "train#spatial_transforms#1#prob": 0,
+        "train#spatial_transforms#1#elastic_prob": 0,
         "train#intensity_transforms": [],
     }
 

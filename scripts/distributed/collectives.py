@@ -91,6 +91,15 @@ def all_gather_batch(part: torch.Tensor, total: int | None = None) -> torch.Tens
 
 
 @torch.no_grad()
+def all_gather_items(items: list[T]) -> list[T]:
+    """The items of all ranks, those of the first rank first; they are pickled."""
+    if num_ranks() == 1:
+        return items
+    parts: list[Any] = [None] * num_ranks()
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
 def all_reduce_sum(tensors: Iterable[torch.Tensor], contribute: bool = True) -> None:
     """Replace each tensor by its sum over the ranks, in one exchange per dtype.
 

@@ -17,6 +17,7 @@ from monai.data import MetaTensor
 from monai.utils.enums import CommonKeys
 from torch import distributed
 
+from scripts.distributed.collectives import all_gather_items, num_ranks
 from scripts.evaluation.metrics import METRICS, TOLERANCE_MM
 from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, summarise
 from scripts.files import csv_text, write_text
@@ -215,12 +216,10 @@ def _numbered(names: Sequence[str]) -> list[str]:
 
 
 def _of_all_processes(cases: list[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if num_ranks() == 1:
         return cases
-    gathered: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(gathered, cases)
     # A distributed sampler repeats cases so that all processes have the same number; each must count once.
-    return list({path: (path, rows) for part in gathered for path, rows in part}.values())
+    return list({path: (path, rows) for path, rows in all_gather_items(cases)}.values())
 
 
 def _file_of(item: Any) -> str | None:

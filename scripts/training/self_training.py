@@ -23,7 +23,7 @@ from scripts.data.cases import Case
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.sizes import progress_bar
 from scripts.data.streams import TwoStreamLoader
-from scripts.distributed.collectives import broadcast_from_rank0, is_rank0, num_ranks, rank, shard_items
+from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
@@ -135,24 +135,14 @@ class SelfTraining:
             np.save(self.directory / f"{self.names[index]}.npy", labels)
             stability = agreement(plain.argmax(dim=1), changed.argmax(dim=1), plain.shape[1])
             rows.append((self.names[index], stability))
-        table = self.directory / f"{TABLE}.{rank()}"
-        write_text(table, csv_text(("case", "stability"), rows))
-        if num_ranks() > 1:
-            torch.distributed.barrier()
-        broadcast_from_rank0(self._join_tables)
+        # With fewer cases than ranks a case is on several of them.
+        text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
+        broadcast_from_rank0(lambda: write_text(self.directory / TABLE, text))
 
     def _probabilities(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
         logits = self.inferer(image, network)
         assert isinstance(logits, torch.Tensor)
         return logits.float().softmax(dim=1)
-
-    def _join_tables(self) -> None:
-        rows: list[tuple[str, str]] = []
-        for number in range(num_ranks()):
-            part = self.directory / f"{TABLE}.{number}"
-            rows += [(row["case"], row["stability"]) for row in _rows(part)]
-            part.unlink()
-        write_text(self.directory / TABLE, csv_text(("case", "stability"), sorted(rows)))
 
     def _single_components(self) -> list[int]:
         """Classes that are one component, 26-connected, in every labelled case that holds them."""

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from scripts.distributed.collectives import (
     all_gather_batch,
+    all_gather_items,
     all_reduce_sum,
     broadcast_from_rank0,
     fork_rng_per_rank,
@@ -63,6 +64,7 @@ def collect() -> dict:
         "mixed": mixed,
         "of_first": of_first,
         "items": (shard_items("abcde"), shard_items("a")),
+        "of_all": all_gather_items(["a"] * rank() + ["last"]),
         "from_first": broadcast_from_rank0(rank),
         "error": message_of_error(),
         "random": random_numbers(),
@@ -125,6 +127,10 @@ def test_tensors_of_several_dtypes_and_shapes_are_summed(two) -> None:
 
 def test_the_nan_of_a_rank_that_does_not_contribute_is_left_out(two) -> None:
     assert [result["of_first"][0].tolist() for result in two] == [[7.0], [7.0]]
+
+
+def test_lists_of_different_lengths_are_joined_in_the_order_of_the_ranks(two) -> None:
+    assert [result["of_all"] for result in two] == [["last", "a", "last"]] * 2
 
 
 def test_each_item_is_on_one_rank_and_too_few_items_are_on_all(two) -> None:

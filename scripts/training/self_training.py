@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +26,7 @@ from scripts.data.sizes import progress_bar
 from scripts.data.streams import TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
+from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
 
@@ -133,7 +135,7 @@ class SelfTraining:
             labels = (plain + changed).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             keep_largest(labels, single)
             np.save(self.directory / f"{self.names[index]}.npy", labels)
-            stability = agreement(plain.argmax(dim=1), changed.argmax(dim=1), plain.shape[1])
+            stability = agreement(plain.argmax(dim=1)[0], changed.argmax(dim=1)[0], plain.shape[1])
             rows.append((self.names[index], stability))
         # With fewer cases than ranks a case is on several of them.
         text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
@@ -178,14 +180,10 @@ def other_contrast(image: torch.Tensor) -> torch.Tensor:
 
 
 def agreement(first: torch.Tensor, second: torch.Tensor, num_classes: int) -> float:
-    """Mean Dice of two label volumes over the foreground classes that at least one of them holds; 1 if none does."""
-    scores = []
-    for label in range(1, num_classes):
-        a, b = first == label, second == label
-        size = int(a.sum() + b.sum())
-        if size > 0:
-            scores.append(2 * int((a & b).sum()) / size)
-    return sum(scores) / len(scores) if scores else 1.0
+    """Mean Dice of two label volumes `(D, H, W)` over the foreground classes that are in either; 1 if none is."""
+    scores = [overlap_metrics(first == label, second == label)[0] for label in range(1, num_classes)]
+    found = [score for score in scores if not math.isnan(score)]
+    return sum(found) / len(found) if found else 1.0
 
 
 def lower_fence(values: Sequence[float]) -> float:

@@ -19,6 +19,7 @@ from scripts.data.transforms import StoredLabelsd
 from scripts.errors import UserError
 from scripts.training.self_training import SelfTraining, agreement, lower_fence, other_contrast
 from scripts.training.teacher import ema_teacher
+from tests.rank_processes import run_ranks
 
 SHAPE = (3, 4, 12)
 
@@ -94,6 +95,19 @@ def test_pseudo_labels_are_the_teachers_classes_and_single_structures_keep_their
     several = Run(tmp_path / "several", [labelled_case((1, 4)), labelled_case((0, 2), (5, 9))], cases)
     several.handler.restart(several.engine)
     assert np.array_equal(several.stored("b"), (volume((0, 2), (4, 9)) > 0)[0].numpy())
+
+
+def stored_by_ranks(folder):
+    cases = [unlabelled_case(f"c{i}", (2, 3 + i)) for i in range(3)]
+    run = Run(folder, [labelled_case((1, 4))], cases)
+    run.handler.restart(run.engine)
+    return (folder / "stability.csv").read_text(), [int(run.stored(f"c{i}").sum()) for i in range(3)]
+
+
+def test_ranks_share_the_cases_and_each_reads_all_of_them(tmp_path):
+    expected = stored_by_ranks(tmp_path / "one")
+    assert run_ranks(2, tmp_path / "two", stored_by_ranks, tmp_path / "shared") == [expected] * 2
+    assert not list((tmp_path / "shared").glob("stability.csv.*"))
 
 
 def test_the_teacher_labels_not_the_student(tmp_path):
@@ -191,8 +205,8 @@ def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
 
 
 def test_agreement_is_the_mean_dice_of_the_structures_that_are_found():
-    first = torch.tensor([0, 1, 1, 2, 2, 2])
-    second = torch.tensor([0, 1, 0, 2, 2, 2])
+    first = torch.tensor([[[0, 1, 1, 2, 2, 2]]])
+    second = torch.tensor([[[0, 1, 0, 2, 2, 2]]])
     assert agreement(first, second, 4) == pytest.approx((2 / 3 + 1) / 2)
     assert agreement(first * 0, second * 0, 4) == 1.0
 

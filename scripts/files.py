@@ -84,6 +84,17 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
+def csv_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, as maps from column to text.
+
+    Raises:
+        OSError: if the file cannot be read.
+        csv.Error: if it is not CSV.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def require_file(path: str | Path, hint: str) -> None:
     """Stop before any work if the file `path` does not exist.
 

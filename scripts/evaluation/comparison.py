@@ -17,7 +17,7 @@ from scipy import stats
 from scripts.errors import UserError, first_line
 from scripts.evaluation.report import decimals, interval_text, table_lines
 from scripts.evaluation.statistics import MIN_CASES, bootstrap_interval
-from scripts.files import write_text
+from scripts.files import csv_rows, write_text
 
 
 def compare_runs(runs: Sequence[str | os.PathLike] | None, output_dir: str | os.PathLike | None = None) -> None:
@@ -51,8 +51,7 @@ def read_dice(run: str | os.PathLike) -> dict[str, dict[str, float]]:
     """
     path = Path(run) / "metrics.csv" if Path(run).is_dir() else Path(run)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = csv_rows(path)
         dice: dict[str, dict[str, float]] = {row["class"]: {} for row in rows}
         for row in rows:
             if row["status"] != "absent":

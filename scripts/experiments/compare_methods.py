@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.files import csv_rows
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN_COLUMNS = ("dataset", "method", "seed", "overrides")
 RESULT_COLUMNS = ("mean_dice", "mean_hd95_voxel", "mean_asd_voxel", "missed")
@@ -30,10 +32,7 @@ COLUMNS = (*RUN_COLUMNS, *RESULT_COLUMNS, "train_s")
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; an empty list if the file does not exist yet."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return csv_rows(path) if path.is_file() else []
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from scripts.data.streams import TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
-from scripts.files import csv_text, write_text
+from scripts.files import csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
 
 logger = logging.getLogger("SelfTraining")
@@ -164,7 +163,7 @@ class SelfTraining:
         table = self.directory / TABLE
         if not table.exists():
             raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
-        stability = {row["case"]: float(row["stability"]) for row in _rows(table)}
+        stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
         values = [stability[name] for name in self.names]
         kept = [index for index, value in enumerate(values) if value >= lower_fence(values)]
         self.loader.batches.select_unlabelled(kept)
@@ -190,8 +189,3 @@ def lower_fence(values: Sequence[float]) -> float:
     """Tukey's lower fence: the lower quartile minus 1.5 times the interquartile range."""
     low, high = np.quantile(values, [0.25, 0.75])
     return float(low - 1.5 * (high - low))
-
-
-def _rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

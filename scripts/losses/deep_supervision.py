@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool3d, one_hot
+from torch.nn.functional import adaptive_avg_pool3d, cross_entropy, one_hot
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import masked_dice_loss
@@ -81,7 +81,6 @@ class DeepSupervisionTerm(LossTerm):
 
 
 def _dice_and_cross_entropy(logits: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    log_probabilities = logits.log_softmax(dim=1)
-    cross_entropy = -(target * log_probabilities).sum(dim=1)
-    cross_entropy = (cross_entropy * counted).sum() / counted.sum().clamp(min=1)
-    return cross_entropy + masked_dice_loss(log_probabilities.exp(), target, counted[:, None])
+    ce = cross_entropy(logits, target, reduction="none")
+    ce = (ce * counted).sum() / counted.sum().clamp(min=1)
+    return ce + masked_dice_loss(logits.softmax(dim=1), target, counted[:, None])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from monai.networks.blocks import Convolution
 from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from scripts.networks.norms import INSTANCE_NORM
@@ -22,11 +23,6 @@ def _norm_for(norm: str | tuple, channels: int) -> str | tuple:
     if norm == "group":
         return "group", {"num_groups": max(1, channels // GROUP_CHANNELS), "num_channels": channels}
     return (INSTANCE_NORM, {"affine": True}) if norm == "instance" else norm
-
-
-def _triple(value: int | Sequence[int]) -> tuple[int, int, int]:
-    first, second, third = (value,) * 3 if isinstance(value, int) else value
-    return first, second, third
 
 
 class ResidualUNet(nn.Module):
@@ -84,8 +80,10 @@ class ResidualUNet(nn.Module):
             )
         if strides is not None and len(strides) != len(widths) - 1:
             raise ValueError(f"ResidualUNet: strides must have one entry less than widths: {strides}, {widths}.")
-        steps = [_triple(stride) for stride in (strides if strides is not None else [2] * (len(widths) - 1))]
-        stem = _triple(stem_stride)
+        steps = [
+            ensure_tuple_rep(stride, 3) for stride in (strides if strides is not None else [2] * (len(widths) - 1))
+        ]
+        stem = ensure_tuple_rep(stem_stride, 3)
         self.divisors = tuple(math.prod(axis) for axis in zip(stem, *steps, strict=True))
 
         self.stem = _convolution(in_channels, widths[0], norm, stem)

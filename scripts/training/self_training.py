@@ -91,17 +91,17 @@ class SelfTraining:
         loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, start + 1)
         self.inferer, self.start, self.directory = inferer, start, Path(directory)
         self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
-        self.names = names
+        self.names, self.selected = names, False
         self.labels_only, self.record = Path(labels_only), record
 
     def attach(self, engine: Engine) -> None:
-        """Act before the step after `start`; a resumed run reads its selection when an epoch starts."""
+        """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
         engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.restart)
 
     def resume(self, engine: Engine) -> None:
         """Select the stable cases if training has already started anew."""
-        if self.names and engine.state.iteration > self.start:
+        if self.names and not self.selected and engine.state.iteration > self.start:
             self._select()
 
     def restart(self, engine: Engine) -> None:
@@ -165,8 +165,10 @@ class SelfTraining:
             raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
         stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
         values = [stability[name] for name in self.names]
-        kept = [index for index, value in enumerate(values) if value >= lower_fence(values)]
+        lowest = lower_fence(values)
+        kept = [index for index, value in enumerate(values) if value >= lowest]
         self.loader.batches.select_unlabelled(kept)
+        self.selected = True
         logger.info(
             f"Pseudo-labels of {len(kept)} of {len(values)} unlabelled cases are used; their stability "
             f"(Dice, median {np.median(values):.3f}) is in {table}."

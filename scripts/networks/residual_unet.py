@@ -78,11 +78,10 @@ class ResidualUNet(nn.Module):
             raise ValueError(
                 f"ResidualUNet: blocks must have as many entries as widths, at least 2: {blocks}, {widths}."
             )
-        if strides is not None and len(strides) != len(widths) - 1:
+        strides = [2] * (len(widths) - 1) if strides is None else strides
+        if len(strides) != len(widths) - 1:
             raise ValueError(f"ResidualUNet: strides must have one entry less than widths: {strides}, {widths}.")
-        steps = [
-            ensure_tuple_rep(stride, 3) for stride in (strides if strides is not None else [2] * (len(widths) - 1))
-        ]
+        steps = [ensure_tuple_rep(stride, 3) for stride in strides]
         stem = ensure_tuple_rep(stem_stride, 3)
         self.divisors = tuple(math.prod(axis) for axis in zip(stem, *steps, strict=True))
 

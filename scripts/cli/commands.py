@@ -14,11 +14,22 @@ from pathlib import Path
 
 from scripts.cli.errors import print_error
 from scripts.cli.export import export
-from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, split_words
-from scripts.cli.runs import CONFIGS, TRAINED, find_dataset, find_part, remember, run_in_monai, run_words, shown_path
+from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, option_value, split_words
+from scripts.cli.runs import (
+    CONFIGS,
+    ROOT,
+    TRAINED,
+    find_dataset,
+    find_part,
+    remember,
+    run_in_monai,
+    run_words,
+    shown_path,
+)
 from scripts.errors import UserError
 
 DATASET_HELP = "dataset: name given to new-dataset, name of a file in configs/datasets, or path (default: the demo)"
+METHOD_HELP = "name of a file in configs/methods, or a path; auto: what `crossval` has chosen"
 PASSED_ON = """\
 Every other option replaces a key of the config files (--max_steps 500, --train::trainer::amp true) and is passed on to
 `python -m monai.bundle run`. The keys are explained at the top of {file}."""
@@ -64,11 +75,7 @@ Semi-supervised 3D segmentation. The commands, in the order of use:
 
 
 def _wants_traceback(words: Sequence[str]) -> bool:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name == "--debug":
-            return (value or following) != "false"
-    return False
+    return option_value(words, "--debug") not in (None, "false")
 
 
 # ------------------------------------------------------------------ from a folder to a dataset
@@ -186,6 +193,11 @@ test, over all classes and for each class. docs/metrics.md explains what it can 
     return _run("compare", [CONFIGS / "evaluate.yaml"], options.debug, given)
 
 
+def crossval(words: list[str]) -> int:
+    """Cross-validate on the labelled cases: what to expect, and whether unlabelled cases help."""
+    return _run_on_dataset(crossval, "crossval", "crossval", [CONFIGS / "crossval.yaml"], words)
+
+
 def pseudo_label(words: list[str]) -> int:
     """Label the unlabelled cases with a trained network, to be corrected by an expert."""
     return _run_on_dataset(pseudo_label, "pseudo-label", "pseudo_label", [CONFIGS / "labelling.yaml"], words)
@@ -203,14 +215,30 @@ def _run_on_dataset(
     parser.usage = f"{parser.prog} [NAME] [--network NETWORK] [--method METHOD] [--KEY VALUE ...]"
     parser.add_argument("dataset", nargs="?", metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--network", metavar="NETWORK", help="name of a file in configs/networks, or a path")
-    parser.add_argument("--method", metavar="METHOD", help="name of a file in configs/methods, or a path")
+    parser.add_argument("--method", metavar="METHOD", help=METHOD_HELP)
     own, passed = split_words(words, ["--network", "--method"])
     options = parser.parse_args(own)
     files = [CONFIGS / "train.yaml"]
     files += [find_dataset(options.dataset)] if options.dataset else []
     files += [find_part("network", options.network)] if options.network else []
-    files += [find_part("method", options.method)] if options.method else []
+    if options.method == "auto":
+        files += _advised_method(files[-1], passed)
+    elif options.method:
+        files.append(find_part("method", options.method))
     return _run(run_id, [*files, *more], options.debug, passed)
+
+
+def _advised_method(dataset: Path, options: Sequence[str]) -> list[Path]:
+    """The method that `crossval` has chosen for a dataset."""
+    import yaml
+
+    from scripts.crossval.estimate import advised_method
+
+    name = yaml.safe_load(dataset.read_text(encoding="utf-8")).get("dataset_name", dataset.stem)
+    output_dir = option_value(options, "--output_dir") or ROOT / "outputs"
+    files, sentence = advised_method(output_dir, name)
+    print(sentence)
+    return [Path(file) for file in files]
 
 
 def predict(words: list[str]) -> int:
@@ -252,6 +280,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "crossval": crossval,
     "predict": predict,
     "pseudo-label": pseudo_label,
     "prioritise": prioritise,

@@ -57,7 +57,7 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     """
     options, alone = parse_words(argv[2:])
     arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
-    files = _config_files(options.get("config_file", arguments.get("config_file")))
+    files = config_files_of(options.get("config_file", arguments.get("config_file")))
     contents = {file: _read_mapping(file) for file in files}
     parser = ConfigParser({})
     for content in contents.values():  # as MONAI joins files, without reading them again
@@ -215,7 +215,7 @@ def _refuse(option: str, hint: str) -> None:
     raise UserError(f"The config files have no key '{option}', so --{option} would have no effect. {hint}")
 
 
-def _config_files(value: Any) -> list[str]:
+def config_files_of(value: Any) -> list[str]:
     """The config files as a list, from a path, a list of paths, or such a list as a string."""
     if value is None:
         raise UserError("No config file is given: add --config_file FILE.")

@@ -55,3 +55,12 @@ def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], li
 def has_option(words: Sequence[str], option: str) -> bool:
     """Whether a command line holds an option, as `--option VALUE` or `--option=VALUE`."""
     return any(word.partition("=")[0] == option for word in words)
+
+
+def option_value(words: Sequence[str], option: str) -> str | None:
+    """The value of an option given as `--option VALUE` or `--option=VALUE`; `None` if it is not given."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else following
+    return None

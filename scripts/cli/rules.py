@@ -114,7 +114,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "checkpoint", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
-    **dict.fromkeys(("resume", "save_probabilities", "save_confidence", "save_uncertainty"), SWITCH),
+    **dict.fromkeys(("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty"), SWITCH),
     "largest_component": Rule(
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),
@@ -131,6 +131,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
     "runs": _or_null(Rule("a list of two paths, such as ['outputs/a','outputs/b']", _are_two_texts)),
     "comparison_dir": _or_null(FOLDER),
+    "crossval_dir": FOLDER,
+    "folds": _or_null(_whole(2)),
+    "patient_pattern": _or_null(TEXT),
     "surface_tolerance_mm": Rule("a number of at least 0 (mm)", lambda v: _is_number(v) and v >= 0),
     "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
     "spacing": Rule(

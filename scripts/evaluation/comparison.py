@@ -83,7 +83,7 @@ def compare_dice(a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[s
     """
     if set(a) != set(b):
         raise UserError(f"The runs have different classes, {', '.join(sorted(a))} and {', '.join(sorted(b))}.")
-    means = [_mean_per_case(run) for run in (a, b)]
+    means = [mean_per_case(run) for run in (a, b)]
     if not set(means[0]) & set(means[1]):
         raise UserError("The runs have no case in common: evaluate both on the same test cases.")
     overall = paired(*means)
@@ -163,6 +163,7 @@ def format_comparison(result: Mapping[str, Any]) -> str:
     return "\n".join([f"A: {result['a']}", f"B: {result['b']}", *text, result["conclusion"]])
 
 
-def _mean_per_case(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def mean_per_case(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean Dice of each case over the classes that are counted in it, from Dice by class and case."""
     cases = dict.fromkeys(case for of_class in dice.values() for case in of_class)
     return {case: fmean(d[case] for d in dice.values() if case in d) for case in cases}

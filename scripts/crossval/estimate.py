@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cross-validation says: the Dice to expect on a further scan, and whether the unlabelled scans help."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scripts.errors import UserError
+from scripts.evaluation.comparison import compare_dice, mean_per_case
+from scripts.evaluation.report import table_lines
+
+LEVEL = 0.9
+RESULT = "crossval.json"
+
+Dice = Mapping[str, Mapping[str, float]]
+"""Dice by class and case, as from `scripts.evaluation.comparison.read_dice`."""
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The interval between two order statistics into which a further value falls with a known probability.
+
+    If n values and a further one are exchangeable, the further one lies between the k-th lowest and the k-th highest
+    with a probability of (n + 1 - 2 k) / (n + 1), whatever their distribution (Wilks, 1941). k is the largest number
+    for which this is at least 90 %, or 1: fewer than 19 values cannot give 90 %.
+
+    Args:
+        values: n values.
+
+    Returns:
+        Low end, high end and probability.
+
+    Example:
+        >>> prediction_interval([0.8, 0.9, 0.85, 0.7])
+        (0.7, 0.9, 0.6)
+    """
+    ordered, n = sorted(values), len(values)
+    k = max(1, math.floor((1 - LEVEL) / 2 * (n + 1) + 1e-9))
+    return ordered[k - 1], ordered[n - k], (n + 1 - 2 * k) / (n + 1)
+
+
+def evaluate_folds(
+    control: Dice, method: Dice | None, unlabelled: int, folds: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Compare the method with its control on the held-out cases, and choose one of them.
+
+    The method is chosen if its mean Dice over the held-out cases is higher, and more of them are better than worse.
+
+    Args:
+        control: Dice of the held-out cases after training on labels alone.
+        method: the same of the method; `None` if there is no other method than the control.
+        unlabelled: number of unlabelled cases.
+        folds: names of the held-out cases of each fold.
+
+    Returns:
+        `use` (`method` or `control`), `control` and `method` (mean Dice by case; `method` may be `None`), `expected`
+        (`mean`, `low`, `high`, `probability`, see `prediction_interval`; of the chosen one), `comparison` (of
+        `compare_dice`, or `None`) and `sentences`.
+
+    Raises:
+        UserError: if no held-out case has a structure, so that nothing can be measured.
+    """
+    of_control = mean_per_case(control)
+    if not of_control:
+        raise UserError("No held-out case has a structure that can be measured: check the labels with `check`.")
+    comparison = None if method is None else compare_dice(control, method)
+    helps = comparison is not None and comparison["mean_difference"] > 0 and comparison["better"] > comparison["worse"]
+    values = mean_per_case(method) if method is not None and helps else of_control
+    low, high, probability = prediction_interval(list(values.values()))
+    expected = {"mean": fmean(values.values()), "low": low, "high": high, "probability": probability}
+    sentences = [_expectation(expected, len(values), folds)]
+    if comparison is not None:
+        sentences.append(_gain(comparison, helps, unlabelled))
+    return {
+        "use": "method" if helps else "control",
+        "control": of_control,
+        "method": None if method is None else mean_per_case(method),
+        "expected": expected,
+        "comparison": comparison,
+        "sentences": sentences,
+    }
+
+
+def _expectation(expected: Mapping[str, float], count: int, folds: Sequence[Sequence[str]]) -> str:
+    kind = "leave-one-out" if all(len(fold) == 1 for fold in folds) else f"{len(folds)} folds"
+    text = (
+        f"Expect a Dice of {expected['mean']:.2f} on a further scan of the same kind: it was between "
+        f"{expected['low']:.2f} and {expected['high']:.2f} on held-out cases ({kind}, {count} cases), and a "
+        f"further scan falls into this range with a probability of {expected['probability']:.0%}"
+    )
+    return text + (
+        "." if expected["probability"] >= LEVEL else f". No {LEVEL:.0%} range can be given from fewer than 19 cases."
+    )
+
+
+def _gain(comparison: Mapping[str, Any], helps: bool, unlabelled: int) -> str:
+    points, better = 100 * comparison["mean_difference"], comparison["better"]
+    changed = f"added {points:.1f} points of Dice" if points >= 0 else f"cost {-points:.1f} points of Dice"
+    choice = "uses them" if helps else "uses the labels alone"
+    return (
+        f"The {unlabelled} unlabelled scans {changed} on average; {better} of {comparison['num_cases']} held-out cases "
+        f"were better with them. `train --method auto` {choice}. {comparison['conclusion']}"
+    )
+
+
+def format_result(control: Dice, method: Dice | None, result: Mapping[str, Any]) -> str:
+    """A table with a row per held-out case and the means, and the sentences."""
+    cases = list(result["control"])
+    rows = [["case", "labels only", *([] if method is None else ["method", "difference"])]]
+
+    def row(name: str, a: float | None, b: float | None) -> list[str]:
+        cells = [name, "-" if a is None else f"{a:.4f}"]
+        if method is not None:
+            cells += ["-" if b is None else f"{b:.4f}", "-" if a is None or b is None else f"{b - a:+.4f}"]
+        return cells
+
+    of_method = result["method"] or {}
+    rows += [row(case, result["control"][case], of_method.get(case)) for case in cases]
+    means = [fmean(values.values()) if values else None for values in (result["control"], of_method)]
+    rows.append(row("mean", *means))
+    return "\n".join([*table_lines(rows), *result["sentences"]])
+
+
+def advised_method(output_dir: str | Path, dataset: str) -> tuple[list[str], str]:
+    """The method that a cross-validation has chosen, for `train --method auto`.
+
+    Args:
+        output_dir: the `output_dir` of the cross-validation.
+        dataset: name of the dataset.
+
+    Returns:
+        Config files of the method (none: the default method), and the sentence on what the unlabelled scans added.
+
+    Raises:
+        UserError: if the dataset has no finished cross-validation there.
+    """
+    path = Path(output_dir) / "crossval" / dataset / RESULT
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return result["files"][result["use"]], result["sentences"][-1]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{path} is not the result of a cross-validation: run `python -m scripts crossval {dataset}` first, or "
+            "name a method."
+        ) from error

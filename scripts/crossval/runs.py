@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-validate a training configuration: train and evaluate each fold in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.cli.overrides import CONFIGS, config_files_of, parse_words
+from scripts.crossval.estimate import RESULT, evaluate_folds, format_result
+from scripts.crossval.folds import fold_datalist, make_folds
+from scripts.data.cases import Case, CaseLists
+from scripts.errors import UserError
+from scripts.evaluation.comparison import mean_per_case, read_dice
+from scripts.files import csv_rows, csv_text, write_text
+
+logger = logging.getLogger("crossval")
+
+CONTROL = CONFIGS / "methods/supervised.yaml"
+COLUMNS = ("fold", "case", "class", "arm", "dice")
+
+
+def cross_validate(
+    cases: CaseLists,
+    directory: str | Path,
+    folds: int | None = None,
+    patient_pattern: str | None = None,
+    keep_models: bool | str = False,
+    cache_dir: str | Path | None = None,
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Train the method of this command line and its labels-only control in each fold, and report what to expect.
+
+    In each fold some labelled cases are held out: they are neither labelled nor unlabelled training cases, only
+    evaluated once at the end. The control is `configs/methods/supervised.yaml` with the same other settings. A fold
+    that is finished is not run again, and an interrupted training is resumed.
+
+    Args:
+        cases: of the dataset.
+        directory: for the folds and the results, `crossval.json` and `crossval.csv`.
+        folds: see `make_folds`.
+        patient_pattern: see `make_folds`.
+        keep_models: whether the trained models of the folds are kept, as an ensemble; otherwise they are deleted.
+        cache_dir: folder of cached volumes, shared by all folds.
+        argv: the command line; `None` takes that of this process.
+
+    Returns:
+        Content of `crossval.json`.
+
+    Raises:
+        UserError: if there are too few labelled cases, `directory` has results of other settings, or a run fails.
+    """
+    directory, keep_models = Path(directory).absolute(), str(keep_models).lower() == "true"
+    command = _Command(sys.argv if argv is None else argv)
+    held_out = make_folds(cases.labelled, folds, patient_pattern)
+    names = [[case["case"] for case in fold] for fold in held_out]
+    _check_settings(directory, {"command": command.words(), "folds": names, "unlabelled": len(cases.unlabelled)})
+    arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
+    dice: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in arms}
+    for number, fold in enumerate(held_out, start=1):
+        for arm in arms:
+            folder = directory / f"fold_{number}" / arm
+            found = _run_fold(folder, arm, fold, cases, command, cache_dir, f"Fold {number} of {len(held_out)}")
+            for name, values in found.items():
+                dice[arm].setdefault(name, {}).update(values)
+            if not keep_models:
+                shutil.rmtree(folder / "models", ignore_errors=True)
+    method = dice.get("method")
+    result = evaluate_folds(dice["control"], method, len(cases.unlabelled), names)
+    result = {**result, "folds": names, "files": {"control": [str(CONTROL)], "method": command.method_files}}
+    fold_of = {name: number for number, fold in enumerate(names, start=1) for name in fold}
+    rows = [
+        (fold_of[case], case, name, arm, value)
+        for arm in arms
+        for name, values in dice[arm].items()
+        for case, value in values.items()
+    ]
+    write_text(directory / "crossval.csv", csv_text(COLUMNS, rows))
+    write_text(directory / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    print(format_result(dice["control"], method, result))
+    print(f"Wrote {directory / RESULT} and crossval.csv")
+    if keep_models:
+        arm = result["use"]
+        models = [str(directory / f"fold_{n}" / arm / "models/model.pt") for n in range(1, len(held_out) + 1)]
+        print(f'The models of the folds as an ensemble: --checkpoint "{models}"')
+    return result
+
+
+class _Command:
+    """The command line of this process, from which those of the folds are made.
+
+    Args:
+        argv: `python -m monai.bundle run crossval ...`.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.options, _ = parse_words(argv[2:])
+        if "config_file" not in self.options:
+            raise UserError(
+                "Start a cross-validation with `python -m scripts crossval` or `monai.bundle run crossval`."
+            )
+        self.files = config_files_of(self.options.pop("config_file"))
+        methods = [file for file in self.files if Path(file).resolve().parent == CONFIGS / "methods"]
+        self.method_files = [str(Path(file).resolve()) for file in methods]
+        self.control_files = [file for file in self.files if file not in methods] + [str(CONTROL)]
+        self.is_control = self.method_files == [str(CONTROL)]
+
+    def words(self, arm: str = "method") -> list[str]:
+        """Config files and options of an arm. The control has no options that only the method's file knows."""
+        files, options = self.files, self.options
+        if arm == "control":
+            files = self.control_files
+            known = {key for file in files for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))}
+            only_method = {
+                key for file in self.method_files for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            } - known
+            options = {k: v for k, v in options.items() if k.replace("#", "::").split("::")[0] not in only_method}
+        words = ["--config_file", str([*files, str(CONFIGS / "evaluate.yaml")])]
+        return words + [word for key, value in options.items() for word in (f"--{key}", value) if word]
+
+
+def _run_fold(
+    folder: Path, arm: str, held_out: list[Case], cases: CaseLists, command: _Command, cache_dir: Any, title: str
+) -> dict[str, dict[str, float]]:
+    """Train and evaluate one arm of one fold, and return its Dice by class and case."""
+    out, label = folder / "out", {"control": "labels only", "method": "method"}[arm]
+    if not (out / "metrics.csv").is_file():
+        print(f"{title}, {label}: training, output in {folder / 'log.txt'}", flush=True)
+        content = fold_datalist(cases, held_out)
+        write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
+        words = [
+            *command.words(arm),
+            *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(content["training"]))),
+            *("--validation_cases", "0", "--corrected_labels", "None", "--resume", "true"),
+            *("--output_dir", str(out), "--ckpt_dir", str(folder / "models")),
+            *([] if cache_dir is None else ["--cache_dir", str(Path(cache_dir).absolute())]),
+        ]
+        start = time.monotonic()
+        for run_id in ("training", "evaluating"):
+            _run(run_id, words, folder / "log.txt")
+        took = f", {time.monotonic() - start:.0f} s"
+    else:
+        took = " (finished before)"
+    # One held-out case may have the same file name as that of another fold: the fold's list has its name.
+    evaluated = list(dict.fromkeys(row["case"] for row in csv_rows(out / "metrics.csv")))
+    name = dict(zip(evaluated, [case["case"] for case in held_out], strict=True))
+    dice = {
+        of_class: {name[case]: value for case, value in values.items()} for of_class, values in read_dice(out).items()
+    }
+    shown = ", ".join(f"{case} {value:.4f}" for case, value in mean_per_case(dice).items())
+    print(f"{title}, {label}: Dice {shown}{took}", flush=True)
+    return dice
+
+
+def _run(run_id: str, words: Sequence[str], log: Path) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", "run", run_id, *words], stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    if code:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("Error:")), f"it ended with code {code}")
+        raise UserError(f"`{run_id}` of a fold failed: {reason.removeprefix('Error: ')} Its output is in {log}.")
+
+
+def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those of the folds that are there."""
+    path = directory / "settings.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise UserError(
+            f"{directory} holds a cross-validation of another command line or other cases: remove that folder, or give "
+            "another --output_dir."
+        )
+    write_text(path, json.dumps(settings, indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.errors import UserError
 from scripts.evaluation.comparison import compare_dice, mean_per_case
-from scripts.evaluation.report import table_lines
+from scripts.evaluation.report import decimals, table_lines
 
 LEVEL = 0.9
 RESULT = "crossval.json"
@@ -107,21 +107,18 @@ def _gain(comparison: Mapping[str, Any], helps: bool, unlabelled: int) -> str:
     )
 
 
-def format_result(control: Dice, method: Dice | None, result: Mapping[str, Any]) -> str:
-    """A table with a row per held-out case and the means, and the sentences."""
-    cases = list(result["control"])
-    rows = [["case", "labels only", *([] if method is None else ["method", "difference"])]]
+def format_result(result: Mapping[str, Any]) -> str:
+    """The result of `evaluate_folds` as a table with a row per held-out case and the means, and the sentences."""
+    of_control, of_method = result["control"], result["method"]
+    rows = [["case", "labels only", *([] if of_method is None else ["method", "difference"])]]
 
-    def row(name: str, a: float | None, b: float | None) -> list[str]:
-        cells = [name, "-" if a is None else f"{a:.4f}"]
-        if method is not None:
-            cells += ["-" if b is None else f"{b:.4f}", "-" if a is None or b is None else f"{b - a:+.4f}"]
-        return cells
+    def add(name: str, a: float | None, b: float | None) -> None:
+        cells = [] if of_method is None else [decimals(b), "-" if a is None or b is None else f"{b - a:+.4f}"]
+        rows.append([name, decimals(a), *cells])
 
-    of_method = result["method"] or {}
-    rows += [row(case, result["control"][case], of_method.get(case)) for case in cases]
-    means = [fmean(values.values()) if values else None for values in (result["control"], of_method)]
-    rows.append(row("mean", *means))
+    for case in of_control | (of_method or {}):
+        add(case, of_control.get(case), (of_method or {}).get(case))
+    add("mean", fmean(of_control.values()), fmean(of_method.values()) if of_method else None)
     return "\n".join([*table_lines(rows), *result["sentences"]])
 
 
@@ -142,7 +139,7 @@ def advised_method(output_dir: str | Path, dataset: str) -> tuple[list[str], str
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result["files"][result["use"]], result["sentences"][-1]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"{path} is not the result of a cross-validation: run `python -m scripts crossval {dataset}` first, or "
             "name a method."

@@ -86,7 +86,7 @@ def cross_validate(
     ]
     write_text(directory / "crossval.csv", csv_text(COLUMNS, rows))
     write_text(directory / RESULT, json.dumps(result, indent=2, allow_nan=False) + "\n")
-    print(format_result(dice["control"], method, result))
+    print(format_result(result))
     print(f"Wrote {directory / RESULT} and crossval.csv")
     if keep_models:
         arm = result["use"]

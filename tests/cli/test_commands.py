@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -95,6 +96,28 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         find_part("method", "snet")
     with pytest.raises(UserError, match=r"'zzz'.*supervised"):
         find_part("method", "zzz")
+
+
+def advice(output_dir: Path, use: str) -> None:
+    """A finished cross-validation of the left atrium."""
+    (output_dir / "crossval/left_atrium").mkdir(parents=True)
+    files = {"control": [str(ROOT / "configs/methods/supervised.yaml")], "method": []}
+    result = {"use": use, "files": files, "sentences": ["Expect 0.8.", "They cost 1 point."]}
+    (output_dir / "crossval/left_atrium/crossval.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize(("use", "more"), [("control", ["methods/supervised.yaml"]), ("method", [])])
+def test_the_method_auto_is_that_of_the_cross_validation(started, tmp_path, capsys, use, more) -> None:
+    advice(tmp_path / "runs", use)
+    assert main(["train", "left_atrium", "--method", "auto", f"--output_dir={tmp_path}/runs"]) == 0
+    files = started[0][started[0].index("--config_file") + 1]
+    assert files == config("train.yaml", "datasets/left_atrium.yaml", *more)
+    assert "They cost 1 point." in capsys.readouterr().out
+
+
+def test_the_method_auto_needs_a_cross_validation(started, tmp_path, capsys) -> None:
+    assert main(["train", "left_atrium", "--method", "auto", "--output_dir", str(tmp_path)]) == 2
+    assert "crossval/left_atrium/crossval.json" in capsys.readouterr().err
 
 
 def test_remembering_fails_silently_in_a_read_only_bundle(tmp_path, monkeypatch) -> None:

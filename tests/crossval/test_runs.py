@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which commands a cross-validation runs, and that finished folds are not repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.crossval import runs
+from scripts.data.cases import CaseLists
+from scripts.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+METHOD = str(ROOT / "configs/methods/self_training.yaml")
+ARGV = ["monai/bundle/__main__.py", "run", "crossval", "--config_file"]
+LISTS = CaseLists(
+    labelled=[{"case": name, "image": f"/d/{name}/imaging.nii", "label": f"/d/{name}/l.nii"} for name in "abc"],
+    unlabelled=[{"case": "u", "image": "/d/u/imaging.nii"}],
+)
+
+
+def argv(*options: str, method: str | None = METHOD) -> list[str]:
+    files = [str(ROOT / "configs/train.yaml"), *([method] if method else []), str(ROOT / "configs/crossval.yaml")]
+    return [*ARGV, str(files), *options]
+
+
+class Bundle:
+    """Stands for the bundle's own commands: writes their results."""
+
+    def __init__(self) -> None:
+        self.commands: list[dict[str, str]] = []
+        self.fail_at: int | None = None
+
+    def __call__(self, command: list[str], stdout, **_) -> subprocess.CompletedProcess:
+        words = command[command.index("run") + 1 :]
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        self.commands.append({"run_id": words[0], **options})
+        if len(self.commands) == self.fail_at:
+            stdout.write("INFO something\nError: The disk of scans is gone.\n")
+            return subprocess.CompletedProcess(command, 2)
+        out = Path(options["--output_dir"])
+        out.mkdir(parents=True, exist_ok=True)
+        if words[0] == "training":
+            Path(options["--ckpt_dir"]).mkdir(exist_ok=True)
+            (Path(options["--ckpt_dir"]) / "model.pt").write_text("")
+        else:
+            value = 0.5 if "supervised" in options["--config_file"] else 0.6
+            # Each held-out image has the same file name, so evaluation gives each the same name of a case.
+            (out / "metrics.csv").write_text(f"case,class,label,dice,status\nimaging,organ,1,{value},ok\n")
+        return subprocess.CompletedProcess(command, 0)
+
+
+@pytest.fixture
+def bundle(monkeypatch) -> Bundle:
+    stand_in = Bundle()
+    monkeypatch.setattr(runs.subprocess, "run", stand_in)
+    return stand_in
+
+
+def test_each_fold_trains_and_evaluates_the_control_and_the_method(bundle, tmp_path, capsys) -> None:
+    result = runs.cross_validate(LISTS, tmp_path, argv=argv("--max_steps", "7"))
+    assert [command["run_id"] for command in bundle.commands] == ["training", "evaluating"] * 6
+    assert [("self_training" in c["--config_file"], "supervised" in c["--config_file"]) for c in bundle.commands] == [
+        *((False, True), (False, True), (True, False), (True, False)),
+    ] * 3
+    assert {command["--max_steps"] for command in bundle.commands} == {"7"}
+    for command in bundle.commands:
+        datalist = json.loads(Path(command["--datalist"]).read_text())
+        held_out = datalist["test"][0]["case"]
+        trained = [entry["case"] for entry in datalist["training"] + datalist["unlabeled"]]
+        assert sorted([held_out, *trained]) == ["a", "b", "c", "u"]
+        assert command["--labelled_cases"] == "2"
+    assert result["control"] == {"a": 0.5, "b": 0.5, "c": 0.5}
+    assert result["method"] == {"a": 0.6, "b": 0.6, "c": 0.6}
+    assert result["use"] == "method" and result["files"]["method"] == [METHOD]
+    assert json.loads((tmp_path / "crossval.json").read_text()) == result
+    assert (tmp_path / "crossval.csv").read_text().splitlines()[:2] == [
+        "fold,case,class,arm,dice",
+        "1,a,organ,control,0.5",
+    ]
+    assert "Fold 3 of 3" in capsys.readouterr().out
+
+
+def test_a_finished_fold_is_not_run_again(bundle, tmp_path) -> None:
+    bundle.fail_at = 6  # evaluation of the second fold's control
+    with pytest.raises(UserError, match=r"The disk of scans is gone.*log\.txt"):
+        runs.cross_validate(LISTS, tmp_path, argv=argv())
+    runs.cross_validate(LISTS, tmp_path, argv=argv())
+    folders = [Path(c["--output_dir"]).parent for c in bundle.commands if c["run_id"] == "evaluating"]
+    finished = [str(folder.relative_to(tmp_path)) for folder in folders]
+    assert finished == [
+        *("fold_1/control", "fold_1/method", "fold_2/control"),
+        *("fold_2/control", "fold_2/method", "fold_3/control", "fold_3/method"),
+    ]
+    assert all(command["--resume"] == "true" for command in bundle.commands)
+
+
+def test_folds_of_other_settings_are_not_mixed(bundle, tmp_path) -> None:
+    runs.cross_validate(LISTS, tmp_path, argv=argv())
+    with pytest.raises(UserError, match=str(tmp_path)):
+        runs.cross_validate(LISTS, tmp_path, argv=argv("--max_steps", "9"))
+
+
+def test_an_option_of_the_method_alone_is_not_given_to_the_control(bundle, tmp_path) -> None:
+    runs.cross_validate(LISTS, tmp_path, argv=argv("--restart", "0.4", "--learning_rate", "0.01"))
+    control, method = bundle.commands[0], bundle.commands[2]
+    assert "--restart" not in control and control["--learning_rate"] == "0.01"
+    assert method["--restart"] == "0.4"
+
+
+@pytest.mark.parametrize("keep", [True, "true", False])
+def test_models_are_kept_on_demand(bundle, tmp_path, keep) -> None:
+    runs.cross_validate(LISTS, tmp_path, keep_models=keep, argv=argv())
+    assert len(list(tmp_path.glob("fold_*/*/models/model.pt"))) == (6 if keep else 0)
+
+
+@pytest.mark.parametrize("case", ["supervised", "no unlabelled"])
+def test_without_unlabelled_cases_or_method_only_the_control_runs(bundle, tmp_path, case) -> None:
+    lists = LISTS if case == "supervised" else CaseLists(labelled=LISTS.labelled)
+    words = argv(method=str(ROOT / "configs/methods/supervised.yaml")) if case == "supervised" else argv(method=None)
+    result = runs.cross_validate(lists, tmp_path, argv=words)
+    assert len(bundle.commands) == 6
+    assert result["method"] is None and result["use"] == "control"

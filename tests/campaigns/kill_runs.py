@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.compare_methods import append_row, read_rows
+from scripts.experiments.accuracy import append_row, read_rows
 from tests import forked_command
 from tests.conftest import ROOT
 from tests.recorded_runs import differences, tiny_overrides

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.compare_methods import append_row
+from scripts.experiments.accuracy import append_row
 from tests.conftest import ROOT
 from tests.rank_processes import run_ranks
 from tests.recorded_runs import Record, method_settings, train_and_record

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Measure the accuracy of methods by number of labelled cases and seed, and make a table and figures of the results.
+
+    python -m scripts.experiments.accuracy run --dataset hippocampus --dataset_dir FOLDER \
+        --methods default supervised residual_unet+supervised --labelled 2 4 --seeds 0 1 2 --results accuracy.csv
+    python -m scripts.experiments.accuracy report accuracy.csv --figures FOLDER
+
+A method is the name of a file in `configs/methods`, the name of a file in `configs/networks`, or both joined by `+`;
+`default` is `configs/train.yaml` alone. Each run trains, then evaluates the weights of the last step once on the test
+cases. Its row is written as soon as it is evaluated, and runs that have a row are skipped, so an interrupted command
+continues where it stopped. Options after `--` are passed to training and evaluation unchanged.
+Figures need matplotlib (requirements-dev.txt).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from scripts.data.datalist import read_datalist
+from scripts.errors import UserError
+from scripts.evaluation.comparison import mean_per_case, read_dice
+from scripts.files import csv_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTROL = "supervised"
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What distinguishes a run from another; all values as text."""
+
+    dataset: str
+    datalist: str
+    method: str
+    labelled: str
+    choice: str
+    seed: str
+    overrides: str
+
+
+RUN_COLUMNS = tuple(field.name for field in fields(Run))
+RESULTS = ("mean_dice", "mean_surface_dice", "mean_hd95_voxel", "mean_asd_voxel", "missed")
+COLUMNS = (*RUN_COLUMNS, *RESULTS, "best_on_test_dice", "train_s", "threads", "dice_by_case")
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; an empty list if the file does not exist yet."""
+    return csv_rows(path) if path.is_file() else []
+
+
+def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Append a row to a CSV file; a new file gets a header first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.is_file()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def config_files(dataset: str, method: str) -> list[str]:
+    """Config files of a run, relative to the bundle's root.
+
+    Raises:
+        UserError: if a part of `method` is neither a network nor a method.
+    """
+    files = ["configs/train.yaml", f"configs/datasets/{dataset}.yaml"]
+    for part in method.split("+"):
+        found = [f"configs/{kind}/{part}.yaml" for kind in ("networks", "methods")]
+        found = [file for file in found if (ROOT / file).is_file()]
+        if not found and part != "default":
+            raise UserError(f"There is no file {part}.yaml in configs/networks or configs/methods.")
+        files += found
+    return files
+
+
+def without_folders(overrides: Sequence[str]) -> str:
+    """Overrides as one string, with paths cut to their last part, so that results show no folders of one machine."""
+    return " ".join(Path(word).name if "/" in word else word for word in overrides)
+
+
+def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any]:
+    """The datalist with its training cases rotated, so that another case is the first labelled one.
+
+    Args:
+        folder: of the dataset; paths become absolute.
+        datalist: its file.
+        first: index of the case that becomes the first.
+    """
+    content = read_datalist(folder, datalist)
+    sections = {
+        name: [_absolute(folder, entry) for entry in content[name]] for name in content if _is_list(content, name)
+    }
+    training = sections["training"]
+    first %= len(training)
+    return {**sections, "training": training[first:] + training[:first]}
+
+
+def _is_list(content: Mapping[str, Any], name: str) -> bool:
+    return name in ("training", "unlabeled", "test") and isinstance(content[name], list)
+
+
+def _absolute(folder: Path, entry: Any) -> dict[str, Any]:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+
+    def full(value: Any) -> Any:
+        return [full(part) for part in value] if isinstance(value, list) else str((folder / value).absolute())
+
+    return {key: full(value) if key in ("image", "label") else value for key, value in entry.items()}
+
+
+def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -> dict[str, Any]:
+    """Train, evaluate on the test cases, and return the results.
+
+    Args:
+        run: which run.
+        words: further options of training and evaluation.
+        folder: for everything that is written.
+        best_on_test: whether to report also the checkpoint with the best Dice on the test cases.
+
+    Raises:
+        subprocess.CalledProcessError: if a command fails, after it has printed its output.
+    """
+    files = config_files(run.dataset, run.method)
+
+    def bundle(run_id: str, files: Sequence[str], *more: str, output: str = "out") -> None:
+        command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+        folders = ["--output_dir", str(folder / output), "--ckpt_dir", str(folder / "models")]
+        subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True)
+
+    watched = ["--train::handlers::0::validator", "@validate::evaluator"]
+    watched += ["--validate::dataset::data::items", "$@cases.test"]
+    start = time.monotonic()
+    bundle("training", files, *(watched if best_on_test else []))
+    seconds = round(time.monotonic() - start)
+    bundle("evaluating", [*files, "configs/evaluate.yaml"])
+    best = ""
+    if best_on_test:
+        bundle("evaluating", [*files, "configs/evaluate.yaml"], "--checkpoint", "model_best.pt", output="best_on_test")
+        best = f"{_summary(folder / 'best_on_test')['mean_dice']:.4f}"
+    summary = _summary(folder / "out")
+    results = {key: summary[key] for key in RESULTS if key in summary}
+    return {
+        **{key: round(value, 4) if isinstance(value, float) else value for key, value in results.items()},
+        "best_on_test_dice": best,
+        "train_s": seconds,
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "dice_by_case": " ".join(f"{value:.4f}" for value in mean_per_case(read_dice(folder / "out")).values()),
+    }
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Run every combination that has no row yet."""
+    for seed in options.seeds:
+        for labelled in options.labelled:
+            for method in options.methods:
+                datalist, overridden = Path(options.datalist or "").name, without_folders(overrides)
+                run = Run(options.dataset, datalist, method, labelled, str(options.choice), str(seed), overridden)
+                done = {tuple(row[key] for key in RUN_COLUMNS) for row in read_rows(options.results)}
+                if astuple(run) in done:
+                    continue
+                config_files(run.dataset, method)
+                with tempfile.TemporaryDirectory() as folder:
+                    words = [*_data_words(options, labelled, Path(folder)), *overrides]
+                    row = run_once(run, words, Path(folder), options.best_on_test)
+                append_row(options.results, COLUMNS, {**dict(zip(RUN_COLUMNS, astuple(run), strict=True)), **row})
+
+
+def _data_words(options: argparse.Namespace, labelled: str, folder: Path) -> list[str]:
+    """Options that say which data a run uses."""
+    words = [] if options.dataset_dir is None else ["--dataset_dir", str(options.dataset_dir)]
+    words += [] if labelled == "" else ["--labelled_cases", "None" if labelled == ALL else labelled]
+    datalist = options.datalist
+    if options.choice:
+        if options.dataset_dir is None or not labelled.isdigit():
+            raise UserError("--choice needs --dataset_dir and a number of labelled cases.")
+        content = datalist_of_choice(options.dataset_dir, datalist or "dataset.json", options.choice * int(labelled))
+        datalist = folder / "dataset.json"
+        datalist.write_text(json.dumps(content), encoding="utf-8")
+    return words + ([] if datalist is None else ["--datalist", str(datalist)])
+
+
+# ------------------------------------------------------------------ report
+
+HEAD = ("data", "labelled", "method", "mean Dice, by seed", "mean", "share of the gap", "best on test", "95HD, voxels",
+        "missed", "training")  # fmt: skip
+
+
+def groups(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
+    """Rows that differ only in seed and choice of labelled cases, in the order of the file."""
+    found: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in RUN_COLUMNS if key not in ("seed", "choice")), []).append(row)
+    return found
+
+
+def share_of_gap(method: float, control: float, everything: float) -> float:
+    """(method - labels only) / (all labels - labels only): 0 adds nothing, 1 is as good as labelling every case."""
+    return (method - control) / (everything - control)
+
+
+def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """A Markdown table, one row for each group of runs.
+
+    The gap is that of the control with the same network, dataset and datalist: the mean Dice of `supervised` with the
+    same number of labels and with all labels.
+    """
+    grouped = groups(rows)
+    means = {key: fmean(float(row["mean_dice"]) for row in group) for key, group in grouped.items()}
+    # By dataset, datalist, network and number of labels; overrides differ between methods.
+    controls: dict[tuple[str, ...], list[float]] = {}
+    for (dataset, datalist, method, labelled, _), group in grouped.items():
+        network, name = _parts(method)
+        if name == CONTROL:
+            values = [float(row["mean_dice"]) for row in group]
+            controls.setdefault((dataset, datalist, network, labelled), []).extend(values)
+    yield f"| {' | '.join(HEAD)} |"
+    yield f"|{'---|' * len(HEAD)}"
+    for key, group in grouped.items():
+        dataset, datalist, method, labelled, overrides = key
+        network, name = _parts(method)
+        control, everything = (controls.get((dataset, datalist, network, n)) for n in (labelled, ALL))
+        gap = (
+            ""
+            if name == CONTROL or not control or not everything
+            else (f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}")
+        )
+        best = [float(row["best_on_test_dice"]) for row in group if row["best_on_test_dice"]]
+        cells = [
+            " ".join(filter(None, (dataset, datalist))),
+            labelled,
+            f"{method} `{overrides}`" if overrides else method,
+            ", ".join(row["mean_dice"] for row in group),
+            f"{means[key]:.4f}",
+            gap,
+            f"{fmean(best):.4f}" if best else "",
+            f"{fmean(float(row['mean_hd95_voxel']) for row in group):.2f}",
+            str(sum(int(row["missed"]) for row in group)),
+            f"{fmean(float(row['train_s']) for row in group) / 60:.0f} min",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _parts(method: str) -> tuple[str, str]:
+    """Network and method of `network+method`."""
+    parts = method.split("+")
+    networks = [part for part in parts if (ROOT / f"configs/networks/{part}.yaml").is_file()]
+    names = [part for part in parts if part not in networks]
+    return "+".join(networks), "+".join(names) or "default"
+
+
+def draw(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
+    """For each dataset, draw mean Dice against number of labels and against minutes; bars span the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        figure, (by_labels, by_minutes) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+        of_dataset = groups([row for row in rows if row["dataset"] == dataset])
+        for method in dict.fromkeys(key[2] for key in of_dataset):
+            points = [(key[3], group) for key, group in of_dataset.items() if key[2] == method and key[3].isdigit()]
+            points.sort(key=lambda point: int(point[0]))
+            if not points:
+                continue
+            dice = [[float(row["mean_dice"]) for row in group] for _, group in points]
+            means = [fmean(values) for values in dice]
+            spread = [
+                [m - min(v) for m, v in zip(means, dice, strict=True)],
+                [max(v) - m for m, v in zip(means, dice, strict=True)],
+            ]
+            line = by_labels.errorbar(
+                [int(labelled) for labelled, _ in points], means, spread, marker="o", capsize=3, label=method
+            )
+            minutes = [fmean(float(row["train_s"]) for row in group) / 60 for _, group in points]
+            by_minutes.plot(minutes, means, "o", color=line[0].get_color(), label=method)
+            for (labelled, _), x, y in zip(points, minutes, means, strict=True):
+                by_minutes.annotate(labelled, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
+        everything = [float(row["mean_dice"]) for row in rows if row["dataset"] == dataset and row["labelled"] == ALL]
+        for axes in (by_labels, by_minutes):
+            if everything:
+                axes.axhline(max(everything), linestyle=":", color="grey")
+            axes.grid(alpha=0.3)
+        by_labels.set(xlabel="labelled cases", ylabel="mean test Dice", title=dataset)
+        by_minutes.set(xlabel="training, minutes", title="numbers: labelled cases; dotted line: all labels")
+        by_labels.legend(fontsize=8)
+        written.append(folder / f"accuracy_{dataset}.png")
+        figure.savefig(written[-1], dpi=110)
+        pyplot.close(figure)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line described at the top of this module."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    own, overrides = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and evaluate")
+    run.add_argument("--dataset", default="demo", help="file in configs/datasets, without .yaml")
+    run.add_argument("--dataset_dir", type=Path, help="folder of the dataset (default: as its file says)")
+    run.add_argument("--datalist", help="another datalist than that of the dataset's file")
+    run.add_argument("--methods", nargs="+", default=["default", CONTROL])
+    run.add_argument(
+        "--labelled", nargs="+", default=[""], help="numbers of labelled cases, or `all` (default: as the file says)"
+    )
+    run.add_argument(
+        "--choice", type=int, default=0, help="0: the first cases of the list are labelled; 1: the next ones; ..."
+    )
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument(
+        "--best_on_test",
+        action="store_true",
+        help="also report the best checkpoint on the test cases, as much literature does",
+    )
+    run.add_argument("--results", type=Path, required=True, help="CSV file to which rows are appended")
+    report = commands.add_parser("report", help="print a table of the results")
+    report.add_argument("results", type=Path)
+    report.add_argument("--figures", type=Path, help="folder for figures")
+    options = parser.parse_args(own)
+    if options.command == "run":
+        measure(options, overrides)
+        return
+    rows = read_rows(options.results)
+    print("\n".join(report_lines(rows)))
+    if options.figures:
+        print("\n".join(f"Wrote {path}" for path in draw(rows, options.figures)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A comparison runs each combination once and continues where it stopped; its table is right."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
+from scripts.errors import UserError
+from scripts.experiments import accuracy
+
+METRICS = "case,class,label,dice,status\na,organ,1,0.4,found\na,tumour,2,0.6,found\nb,organ,1,0.9,found\n"
+SUMMARY = {"mean_dice": 0.5, "mean_surface_dice": 0.75, "mean_hd95_voxel": 2.0, "mean_asd_voxel": 1.0, "missed": 0}
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The options of the commands that would be run; instead of running them, results are written."""
+    called: list[dict[str, str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        words = command[command.index("run") + 1 :]
+        called.append({"run_id": words[0], **dict(zip(words[1::2], words[2::2], strict=True))})
+        datalist = called[-1].get("--datalist")
+        called[-1]["content"] = Path(datalist).read_text() if datalist and Path(datalist).is_file() else ""
+        out = Path(called[-1]["--output_dir"])
+        out.mkdir(exist_ok=True)
+        best = called[-1].get("--checkpoint") == "model_best.pt"
+        (out / "summary.json").write_text(json.dumps({**SUMMARY, **({"mean_dice": 0.6} if best else {})}))
+        (out / "metrics.csv").write_text(METRICS)
+
+    monkeypatch.setattr(accuracy.subprocess, "run", run)
+    return called
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the command with a results file, and return its rows."""
+
+    def call(*words: str) -> list[dict[str, str]]:
+        own, passed = (words[: words.index("--")], words[words.index("--") :]) if "--" in words else (words, ())
+        accuracy.main(["run", *own, "--results", str(tmp_path / "a.csv"), *passed])
+        with (tmp_path / "a.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    return call
+
+
+def test_every_combination_is_trained_and_evaluated_once(commands, run) -> None:
+    words = ["--methods", "default", "supervised", "--labelled", "2", "all", "--seeds", "0", "1"]
+    rows = run(*words)
+    assert [command["run_id"] for command in commands] == ["training", "evaluating"] * 8
+    assert [(row["method"], row["labelled"], row["seed"]) for row in rows] == [
+        (method, labelled, seed) for seed in "01" for labelled in ("2", "all") for method in ("default", "supervised")
+    ]
+    assert [c["--labelled_cases"] for c in commands[::2]] == ["2", "2", "None", "None"] * 2
+    run(*words)
+    assert len(commands) == 16
+    run(*words, "--", "--max_steps", "4")
+    assert len(commands) == 32
+
+
+def test_a_row_holds_the_results(commands, run) -> None:
+    (row,) = run("--methods", "default", "--seeds", "3")
+    assert {key: float(row[key]) for key in SUMMARY} == SUMMARY
+    assert row["dice_by_case"] == "0.5000 0.9000"
+    assert row["best_on_test_dice"] == "" and row["seed"] == "3" and row["labelled"] == ""
+    assert all(command["--seed"] == "3" and "--labelled_cases" not in command for command in commands)
+
+
+def test_config_files_come_in_the_order_dataset_network_method_evaluation(commands, run) -> None:
+    run("--dataset", "hippocampus", "--methods", "residual_unet+self_training", "--seeds", "0")
+    files = ["train", "datasets/hippocampus", "networks/residual_unet", "methods/self_training"]
+    assert commands[0]["--config_file"] == str([f"configs/{name}.yaml" for name in files])
+    assert commands[1]["--config_file"] == str([f"configs/{name}.yaml" for name in [*files, "evaluate"]])
+
+
+def test_an_unknown_method_is_refused_before_anything_runs(commands, run) -> None:
+    with pytest.raises(UserError, match=r"sself_training\.yaml"):
+        run("--methods", "residual_unet+sself_training", "--seeds", "0")
+    assert not commands
+
+
+def test_the_best_checkpoint_on_the_test_cases_is_a_column_of_its_own(commands, run) -> None:
+    (row,) = run("--methods", "default", "--seeds", "0", "--best_on_test")
+    assert (row["mean_dice"], row["best_on_test_dice"]) == ("0.5", "0.6000")
+    assert commands[0]["--validate::dataset::data::items"] == "$@cases.test"
+    assert [command.get("--checkpoint") for command in commands] == [None, None, "model_best.pt"]
+
+
+def test_the_best_on_test_run_is_a_valid_command(make_workflow) -> None:
+    workflow = make_workflow(
+        "train.yaml",
+        max_steps=1,
+        **{"train::handlers::0::validator": "@validate::evaluator", "validate::dataset::data::items": "$@cases.test"},
+    )
+    content = workflow.parser.get_parsed_content
+    assert content("validate::dataset").data == content("cases").test
+    assert any(type(handler).__name__ == "ValidationHandler" for handler in content("train::handlers")[0].handlers)
+
+
+def test_other_cases_are_labelled_by_choice(commands, run, tiny_demo, tmp_path) -> None:
+    words = ["--dataset_dir", str(tiny_demo), "--labelled", "2", "--seeds", "0", "--methods", "default"]
+    (row,) = run(*words, "--choice", "1")
+    (tmp_path / "rotated.json").write_text(commands[0]["content"])
+    before = load_cases(DatasetSpec(tiny_demo, labelled_cases=6))
+    after = load_cases(DatasetSpec(tiny_demo, str(tmp_path / "rotated.json"), labelled_cases=6))
+    assert after.labelled == before.labelled[2:] + before.labelled[:2]
+    assert after.test == before.test
+    assert (row["choice"], row["datalist"]) == ("1", "")
+
+
+def test_results_show_no_folder_of_this_machine(commands, run) -> None:
+    (row,) = run("--methods", "default", "--seeds", "0", "--", "--cache_dir", "/some/where/cache")
+    assert row["overrides"] == "--cache_dir cache"
+    assert commands[0]["--cache_dir"] == "/some/where/cache"
+
+
+def rows_of(*entries: tuple[str, str, str, float]) -> list[dict[str, str]]:
+    common = dict.fromkeys(accuracy.COLUMNS, "") | {"dataset": "demo", "mean_hd95_voxel": "2", "missed": "1"}
+    return [
+        {**common, "method": method, "labelled": labelled, "seed": seed, "mean_dice": str(dice), "train_s": "120"}
+        for method, labelled, seed, dice in entries
+    ]
+
+
+ROWS = rows_of(
+    ("supervised", "2", "0", 0.6),
+    ("supervised", "2", "1", 0.7),
+    ("supervised", "all", "0", 0.85),
+    ("default", "2", "0", 0.7),
+    ("default", "2", "1", 0.8),
+    ("residual_unet+default", "2", "0", 0.9),
+)
+
+
+def test_the_report_closes_the_gap_of_the_same_network() -> None:
+    lines = [line.strip("| ").split(" | ") for line in accuracy.report_lines(ROWS)][2:]
+    cells = {(line[2], line[1]): line for line in lines}
+    assert cells["supervised", "2"][3:6] == ["0.6, 0.7", "0.6500", ""]
+    assert cells["default", "2"][3:6] == ["0.7, 0.8", "0.7500", "50%"]
+    assert cells["residual_unet+default", "2"][5] == ""
+    assert cells["default", "2"][-2:] == ["2", "2 min"]
+
+
+def test_figures_are_drawn(tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    for row in ROWS:
+        accuracy.append_row(tmp_path / "a.csv", accuracy.COLUMNS, row)
+    accuracy.main(["report", str(tmp_path / "a.csv"), "--figures", str(tmp_path / "figures")])
+    assert (tmp_path / "figures/accuracy_demo.png").stat().st_size > 10_000
+    assert "| demo | 2 | default |" in capsys.readouterr().out

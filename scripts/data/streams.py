@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scripts.data.cases import with_name
-from scripts.distributed.collectives import all_gather_batch, num_local_ranks, num_ranks, rank
+from scripts.distributed.collectives import num_local_ranks, num_ranks, rank
 from scripts.distributed.threads import available_cores, one_thread
 from scripts.errors import UserError
 from scripts.seeding import derive_seed, draw_index
@@ -222,7 +222,8 @@ class TwoStreamLoader(DataLoader):
         batch_unlabelled: unlabelled cases per batch of this rank.
         seed: the run's seed.
         num_workers: loader processes, or `auto`, see `loader_workers`; results do not depend on it.
-        unlabelled_start: first iteration with unlabelled cases.
+        unlabelled_start: fraction of the run before which batches hold labelled cases only.
+        max_steps: length of the run.
 
     Attributes:
         batches: its batch sampler.
@@ -236,10 +237,13 @@ class TwoStreamLoader(DataLoader):
         batch_unlabelled: int,
         seed: int,
         num_workers: int | str = 0,
-        unlabelled_start: int = 0,
+        unlabelled_start: float = 0.0,
+        max_steps: int = 0,
     ) -> None:
+        self.unlabelled_start = unlabelled_start
+        first = round(unlabelled_start * max_steps)
         self.batches = TwoStreamBatchSampler(
-            len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, unlabelled_start
+            len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, first
         )
         super().__init__(
             TwoStreamDataset(labelled, unlabelled),
@@ -267,30 +271,3 @@ class StreamPosition:
     def __call__(self, engine: Engine) -> None:
         """Set the first batch to the number of completed iterations."""
         self.sampler.start = engine.state.iteration
-
-
-def prepare_two_stream_batch(
-    batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
-) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, Any]]:
-    """`prepare_batch` of MONAI's `SupervisedTrainer`: images, labels, and what `FeatureInferer` wants by name.
-
-    Of several ranks each receives the cases of all of them, labelled ones first, in the order of one process's batch.
-
-    Args:
-        batch: what `collate` made, on every rank with as many cases of each stream.
-        device: where tensors go.
-        non_blocking: see `torch.Tensor.to`.
-        kwargs: further arguments of `torch.Tensor.to`, for the images only.
-    """
-    image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
-    label = batch["label"].to(device, non_blocking=non_blocking)
-    weak, stored = batch.get("weak"), batch.get("stored")
-    if weak is not None:
-        weak = all_gather_batch(weak.to(device, non_blocking=non_blocking, **kwargs))
-    if stored is not None:
-        stored = all_gather_batch(stored.to(device, non_blocking=non_blocking))
-    streams = image.split([len(label), len(image) - len(label)])
-    if num_ranks() > 1:  # a step before `unlabelled_start` has no second stream
-        image = torch.cat([all_gather_batch(stream) for stream in streams if len(stream) > 0])
-    label = all_gather_batch(label)
-    return image, label, (), {"label": label, "weak": weak, "stored": stored, "cases": batch.get("case", ())}

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
-from monai.engines import IterationEvents
+from ignite.engine import Events
+from monai.engines import IterationEvents, SupervisedTrainer
 from monai.utils.enums import CommonKeys as Keys
 from torch import nn
 
@@ -25,11 +26,11 @@ class GradientGuard:
     prototypes) are restored to their values before the step. A warning names the step, the loss terms or parameters
     that are not finite, and the cases.
 
+    It acts on the trainer's network and loss function, which together hold everything that is trained.
+
     Args:
-        modules: everything the optimiser trains: the network and the loss function.
         max_norm: maximum 2-norm of the gradient over all parameters (12 in nnU-Net, Isensee et al., 2021).
         patience: number of consecutive bad steps after which the run ends with an error.
-        terms: the loss function, to name its non-finite terms in the warning; `None` leaves them out.
 
     Attributes:
         undone: whether the current step was undone, for handlers that act after it.
@@ -39,32 +40,25 @@ class GradientGuard:
         UserError: after `patience` bad steps in a row.
     """
 
-    def __init__(
-        self,
-        modules: list[nn.Module],
-        max_norm: float = 12.0,
-        patience: int = 5,
-        terms: WeightedLoss | None = None,
-    ) -> None:
-        self.modules, self.max_norm, self.patience, self.terms = modules, max_norm, patience, terms
+    def __init__(self, max_norm: float = 12.0, patience: int = 5) -> None:
+        self.max_norm, self.patience = max_norm, patience
         self.bad_steps = 0
         self.in_a_row = 0
         self.undone = False
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: SupervisedTrainer) -> None:
         """Save buffers at the start of each iteration, and check the step after the backward pass."""
         engine.add_event_handler(Events.ITERATION_STARTED, self.remember)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.judge)
 
-    def remember(self, engine: Engine) -> None:
+    def remember(self, engine: SupervisedTrainer) -> None:
         """Copy all buffers: statistics and prototypes, which are small compared with the weights."""
-        self._saved = [(buffer, buffer.clone()) for module in self.modules for buffer in module.buffers()]
+        self._saved = [(buffer, buffer.clone()) for buffer in _trained(engine).buffers()]
 
-    def judge(self, engine: Engine) -> None:
+    def judge(self, engine: SupervisedTrainer) -> None:
         """Clip the gradient, or undo the step."""
-        # A dict, because modules may share parameters and each must be scaled only once.
-        parameters = {p: name for m in self.modules for name, p in m.named_parameters() if p.grad is not None}
+        parameters = {p: name for name, p in _trained(engine).named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         loss = float(engine.state.output[Keys.LOSS].detach())
         self.undone = not (math.isfinite(loss) and bool(torch.isfinite(norm)))
@@ -74,7 +68,7 @@ class GradientGuard:
             return
         self.bad_steps += 1
         self.in_a_row += 1
-        reason = self._reason(loss, parameters)
+        reason = _reason(loss, engine.loss_function, parameters)
         for parameter in parameters:
             parameter.grad = None
         for buffer, saved in self._saved:
@@ -88,22 +82,6 @@ class GradientGuard:
                 f"{cases}). Lower --learning_rate, use --precision fp32, or look at these images."
             )
 
-    def _reason(self, loss: float, parameters: dict[nn.Parameter, str]) -> str:
-        """Describe what is not finite: loss terms, or else gradients of parameters."""
-        if not math.isfinite(loss):
-            terms = self.terms.last.items() if self.terms is not None else ()
-            bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
-            return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
-        names = [
-            name for p, name in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-        ]
-        if not names:  # each number is finite, but the sum of their squares overflows
-            return "the loss is finite, but the norm of its gradient is not"
-        return (
-            f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "
-            f"them {names[-1]}"
-        )
-
     def state_dict(self) -> dict[str, int]:
         """Return the numbers of bad steps in total and in a row."""
         return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
@@ -111,3 +89,24 @@ class GradientGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore both numbers."""
         self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]
+
+
+def _trained(trainer: SupervisedTrainer) -> nn.Module:
+    """Network and loss function as one module, which lists parameters that they share only once."""
+    assert isinstance(trainer.loss_function, nn.Module)
+    return nn.ModuleDict({"network": trainer.network, "loss": trainer.loss_function})
+
+
+def _reason(loss: float, loss_function: Any, parameters: dict[nn.Parameter, str]) -> str:
+    """Describe what is not finite: loss terms, or else gradients of parameters."""
+    if not math.isfinite(loss):
+        terms = loss_function.last.items() if isinstance(loss_function, WeightedLoss) else ()
+        bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
+        return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
+    names = [name for p, name in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    if not names:  # each number is finite, but the sum of their squares overflows
+        return "the loss is finite, but the norm of its gradient is not"
+    return (
+        f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "
+        f"them {names[-1]}"
+    )

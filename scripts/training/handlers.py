@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine
-from monai.engines import SupervisedEvaluator
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.lr_scheduler import LambdaLR
 
-from scripts.data.cases import CaseLists
 from scripts.data.spec import DatasetSpec
 from scripts.data.streams import StreamPosition, TwoStreamLoader
 from scripts.distributed.collectives import is_rank0, num_ranks
@@ -26,10 +24,9 @@ from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep
-from scripts.training.teacher import TeacherUpdater
+from scripts.training.teacher import Teacher, TeacherUpdater
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -45,14 +42,12 @@ class TrainingHandlers:
     - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
       because it raises them again, and ignite then calls no further listener; the stop at `max_steps` comes last.
 
+    Network, loss, optimiser, loader and inferer are those of the trainer, a `TwoStreamTrainer`.
+
     Args:
-        network: what is trained.
-        teacher: its averaged copy (`scripts.training.teacher.ema_teacher`); the final model is the teacher's.
-        loss: the loss function.
-        optimizer: of the trainer.
+        teacher: averaged copy of the network; the final model is the teacher's.
+        learning_rate_curve: factor on the learning rate as a function of the number of completed steps.
         extra_optimizer: an optimiser of the method's own, or `None`.
-        lr_scheduler: stepped after each iteration.
-        loader: of both streams.
         guard: undoes steps that are not finite.
         method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first.
         validator: evaluator of the validation cases, or `None` without such cases.
@@ -64,8 +59,6 @@ class TrainingHandlers:
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
-        cases: of its datalist.
-        settings: further values that a resumed run must share, by name.
         preprocessing_record: saved with the weights (`scripts.data.preprocessing_record`).
         summary_writer: of TensorBoard; `None` writes no curves.
     """
@@ -73,13 +66,9 @@ class TrainingHandlers:
     def __init__(
         self,
         *,
-        network: nn.Module,
-        teacher: AveragedModel,
-        loss: WeightedLoss,
-        optimizer: Optimizer,
+        teacher: Teacher,
+        learning_rate_curve: Callable[[int], float],
         extra_optimizer: Optimizer | None,
-        lr_scheduler: LRScheduler,
-        loader: TwoStreamLoader,
         guard: GradientGuard,
         method_handlers: Sequence[Any],
         validator: SupervisedEvaluator | None,
@@ -91,67 +80,83 @@ class TrainingHandlers:
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
-        cases: CaseLists,
-        settings: Mapping[str, Any],
         preprocessing_record: Mapping[str, Any],
         summary_writer: SummaryWriter | None,
     ) -> None:
+        self.teacher, self.learning_rate_curve, self.extra_optimizer = teacher, learning_rate_curve, extra_optimizer
+        self.guard, self.method_handlers = guard, method_handlers
+        self.validator, self.val_interval, self.best_model = validator, val_interval, best_model
+        self.ckpt_dir, self.save_interval, self.keep_checkpoints = Path(ckpt_dir), save_interval, keep_checkpoints
+        self.resume, self.max_steps = resume, max_steps
+        self.dataset, self.preprocessing_record = dataset, preprocessing_record
+        self.summary_writer = summary_writer
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Attach all of them to the trainer, in their order."""
+        for handler in self.handlers_of(engine):
+            handler.attach(engine)
+
+    def handlers_of(self, engine: SupervisedTrainer) -> list[Any]:
+        """The handlers for a trainer, in the order in which they are attached."""
+        network, loss, loader = engine.network, engine.loss_function, engine.data_loader
+        assert isinstance(loss, WeightedLoss) and isinstance(loader, TwoStreamLoader)
+        scheduler = LambdaLR(engine.optimizer, self.learning_rate_curve)
+        checkpoint = self._checkpoint(engine, loss, loader, scheduler)
+        writer, validator = self.summary_writer, self.validator
+        return [
+            *self.method_handlers,
+            *([] if validator is None else [ValidationHandler(self.val_interval, validator, epoch_level=False)]),
+            StreamPosition(loader),
+            StepSeeder(loader.batches.seed),
+            LossStep(loss),
+            RankSynchroniser(network, loss),
+            self.guard,
+            TeacherUpdater(self.teacher, network, self.guard),
+            BatchAsItem(),
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            *([] if writer is None else [_loss_curves(writer, loss)]),
+            checkpoint,
+            StopOnSignal(checkpoint),
+            *([RunProgressBar(loss, self.max_steps)] if is_rank0() else []),
+            FinalModelSaver(self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.preprocessing_record),
+            StopAtStep(self.max_steps),
+        ]
+
+    def _checkpoint(
+        self, engine: SupervisedTrainer, loss: WeightedLoss, loader: TwoStreamLoader, scheduler: LambdaLR
+    ) -> TrainingCheckpoint:
         batches = loader.batches
-        checkpoint = TrainingCheckpoint(
+        return TrainingCheckpoint(
             {
-                "network": network,
-                "teacher": teacher,
+                "network": engine.network,
+                "teacher": self.teacher,
                 "loss": loss,
-                "optimizer": optimizer,
-                "extra_optimizer": extra_optimizer,
-                "lr_scheduler": lr_scheduler,
-                "best": best_model,
-                "guard": guard,
+                "optimizer": engine.optimizer,
+                "extra_optimizer": self.extra_optimizer,
+                "lr_scheduler": scheduler,
+                "best": self.best_model,
+                "guard": self.guard,
             },
-            ckpt_dir,
-            save_interval,
-            max_steps,
-            resume,
-            keep_checkpoints,
-            outdated=[best_model.path],
+            self.ckpt_dir,
+            self.save_interval,
+            self.max_steps,
+            self.resume,
+            self.keep_checkpoints,
+            outdated=[self.best_model.path],
             settings={
-                **dataset.fixed_settings(),
-                "labelled": len(cases.labelled),
-                "unlabelled": len(cases.unlabelled),
+                **self.dataset.fixed_settings(),
+                **{stream: len(cases) for stream, cases in batches.kept.items()},
                 "terms": list(loss.terms),
-                "learning_rate": optimizer.param_groups[0]["initial_lr"],
+                "feature_layer": engine.inferer.layer,
+                "teacher_decay": self.teacher.decay,
+                "learning_rate": engine.optimizer.param_groups[0]["initial_lr"],
                 "batch_labelled": batches.batch_labelled * num_ranks(),
                 "batch_unlabelled": batches.batch_unlabelled * num_ranks(),
+                "unlabelled_start": loader.unlabelled_start,
                 "seed": batches.seed,
-                **settings,
             },
             rank_dependent=["batch_labelled", "batch_unlabelled", "learning_rate"],
         )
-        validation = [] if validator is None else [ValidationHandler(val_interval, validator, epoch_level=False)]
-        curves = [] if summary_writer is None else [_loss_curves(summary_writer, loss)]
-        self.handlers = [
-            *method_handlers,
-            *validation,
-            StreamPosition(loader),
-            StepSeeder(batches.seed),
-            LossStep(loss),
-            RankSynchroniser(network, loss),
-            guard,
-            TeacherUpdater(teacher, network, guard),
-            BatchAsItem(),
-            LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
-            *curves,
-            checkpoint,
-            StopOnSignal(checkpoint),
-            *([RunProgressBar(loss, max_steps)] if is_rank0() else []),
-            FinalModelSaver(teacher.module, Path(ckpt_dir) / "model.pt", max_steps, preprocessing_record),
-            StopAtStep(max_steps),
-        ]
-
-    def attach(self, engine: Engine) -> None:
-        """Attach all of them to the trainer, in their order."""
-        for handler in self.handlers:
-            handler.attach(engine)
 
 
 class ValidationHandlers:

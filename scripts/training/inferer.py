@@ -29,8 +29,7 @@ class FeatureInferer(Inferer):
     With several processes each one holds the whole batch, runs every pass on its share of the cases and receives the
     results of all. Loss and memory are therefore the same as in one process with the whole batch.
 
-    MONAI's `SupervisedTrainer` needs `prepare_batch: scripts.data.streams.prepare_two_stream_batch`, which hands the
-    labels to the inferer, and `decollate: false`.
+    The trainer is a `TwoStreamTrainer`, which hands the labels to the inferer.
 
     Args:
         layer: name of the layer as in `network.named_modules()`, e.g. `decoder.stage1` for `VNet`.

@@ -15,8 +15,8 @@ from scripts.losses.schedules import warmed_decay
 from scripts.training.guard import GradientGuard
 
 
-def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
-    """Make a copy of `network` whose weights are a moving average of those of `network`.
+class Teacher(AveragedModel):
+    """A copy of a network whose weights are a moving average of those of the network.
 
     torch's `AveragedModel` with a decay that warms up: the first update copies the weights, and update n + 1 averages
     with `min(decay, (1 + n) / (10 + n))`. Buffers (batch norm) are copied at each update. The attribute `module` is the
@@ -29,29 +29,33 @@ def ema_teacher(network: nn.Module, decay: float = 0.99) -> AveragedModel:
     Raises:
         ValueError: for a decay outside [0, 1).
     """
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"The teacher's decay (teacher_decay) must be in [0, 1), got {decay}.")
 
-    def average(averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], updates: torch.Tensor | int) -> None:
-        kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
-        for mean, new in zip(averaged, current, strict=True):
-            mean.copy_(torch.lerp(new, mean, kept))
+    def __init__(self, network: nn.Module, decay: float = 0.99) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"The teacher's decay (teacher_decay) must be in [0, 1), got {decay}.")
 
-    teacher = AveragedModel(network, multi_avg_fn=average, use_buffers=False)
-    teacher.requires_grad_(False)
-    return teacher
+        def average(
+            averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], updates: torch.Tensor | int
+        ) -> None:
+            kept = warmed_decay(decay, int(updates))  # one transfer from the device for all parameters
+            for mean, new in zip(averaged, current, strict=True):
+                mean.copy_(torch.lerp(new, mean, kept))
+
+        super().__init__(network, multi_avg_fn=average, use_buffers=False)
+        self.requires_grad_(False)
+        self.decay = decay
 
 
 class TeacherUpdater:
     """Update the teacher after each optimiser step.
 
     Args:
-        teacher: the result of `ema_teacher`.
+        teacher: the average.
         network: the student.
         guard: after a step that it has undone, the teacher is not updated.
     """
 
-    def __init__(self, teacher: AveragedModel, network: nn.Module, guard: GradientGuard | None = None) -> None:
+    def __init__(self, teacher: Teacher, network: nn.Module, guard: GradientGuard | None = None) -> None:
         self.teacher, self.network, self.guard = teacher, network, guard
 
     def attach(self, engine: Engine) -> None:

@@ -22,7 +22,6 @@ from scripts.data.streams import (
     collate,
     heed_loader_alone,
     loader_workers,
-    prepare_two_stream_batch,
 )
 from scripts.errors import UserError
 
@@ -225,6 +224,11 @@ def test_a_batch_holds_plain_tensors():
     assert batch["case"] == ["a", "b"]
 
 
+def test_a_loader_counts_its_first_unlabelled_batch_from_a_fraction_of_the_run():
+    loader = TwoStreamLoader(*datasets(), 1, 2, seed=0, unlabelled_start=0.4, max_steps=9)
+    assert [len(loader.batches.batch(i)) for i in range(6)] == [1, 1, 1, 1, 3, 3]  # 0.4 * 9 = 3.6
+
+
 def test_the_weak_view_of_a_labelled_case_is_left_out():
     items = [
         {"image": volume(1), "label": volume(0), "weak": volume(9), "case": "a"},
@@ -232,27 +236,6 @@ def test_the_weak_view_of_a_labelled_case_is_left_out():
     ]
     assert collate(items)["weak"][:, 0, 0, 0, 0].tolist() == [5]
     assert "weak" not in collate(items[:1])
-
-
-def test_prepare_passes_images_labels_and_the_weak_view_and_casts_no_label():
-    batch = {
-        "image": torch.ones(3, 1, 2, 2, 2),
-        "label": torch.ones(1, 1, 2, 2, 2, dtype=torch.uint8),
-        "weak": torch.zeros(2, 1, 2, 2, 2),
-        "case": ["a", "b", "c"],
-    }
-    image, label, args, kwargs = prepare_two_stream_batch(batch, torch.device("cpu"), dtype=torch.float64)
-    assert image.dtype == kwargs["weak"].dtype == torch.float64
-    assert label.dtype == torch.uint8
-    assert args == ()
-    assert torch.equal(image, batch["image"].double())
-    assert torch.equal(kwargs["weak"], batch["weak"].double())
-    assert kwargs["label"] is label and kwargs["cases"] == ["a", "b", "c"]
-
-
-def test_prepare_gives_none_without_a_weak_view():
-    batch = {"image": torch.ones(1, 1, 2, 2, 2), "label": torch.ones(1, 1, 2, 2, 2)}
-    assert prepare_two_stream_batch(batch, torch.device("cpu"))[3]["weak"] is None
 
 
 # ------------------------------------------------------------------ position in an engine

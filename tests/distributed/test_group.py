@@ -136,7 +136,8 @@ def one_step(bad_rank: int | None = None) -> dict:
 
     engine = Engine(step)
     engine.register_events(*IterationEvents)
-    guard = GradientGuard([network, head])
+    engine.network, engine.loss_function = network, head  # as a trainer has them
+    guard = GradientGuard()
     RankSynchroniser(network, head).attach(engine)
     start = {}
     engine.add_event_handler(

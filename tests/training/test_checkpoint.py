@@ -9,20 +9,15 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from ignite.engine import Engine
 from torch import nn
 
 from scripts.errors import UserError
 from scripts.training.checkpoint import TrainingCheckpoint, newest_checkpoint
 from tests.training.toy_run import EPOCH, Run, assert_same, file_names
-
-CONFIG = Path(__file__).parents[2] / "configs" / "train.yaml"
-
 
 # ------------------------------------------------------------------ a resumed run equals an uninterrupted one
 
@@ -88,11 +83,6 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path, max_steps):
 
 def test_resume_in_an_empty_folder_starts_from_the_beginning(tmp_path):
     assert Run(tmp_path / "new", 2, resume=True).go().steps == [1, 2]
-
-
-def test_the_training_config_gives_unused_parameters_no_gradient():
-    # Zeros instead of none would let Adam move parameters that a step does not use, but only until a resume.
-    assert yaml.safe_load(CONFIG.read_text())["train"]["trainer"]["optim_set_to_none"] is True
 
 
 # ------------------------------------------------------------------ damaged, missing and foreign checkpoints

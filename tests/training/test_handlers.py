@@ -11,10 +11,14 @@ def names(make_workflow):
     """Class names of the handlers of a run with validation cases, in the order in which they are attached."""
 
     def of(*files: str, **overrides) -> list[str]:
-        (handlers,) = make_workflow("train.yaml", *files, **overrides).parser.get_parsed_content("train::handlers")
-        return [type(handler).__name__ for handler in handlers.handlers]
+        return [type(handler).__name__ for handler in handlers_of(make_workflow("train.yaml", *files, **overrides))]
 
     return of
+
+
+def handlers_of(workflow) -> list:
+    (handlers,) = workflow.parser.get_parsed_content("train::handlers")
+    return handlers.handlers_of(workflow.trainer)
 
 
 BEFORE = [
@@ -45,13 +49,16 @@ def test_a_handler_of_the_method_comes_first(names):
 
 
 def test_the_checkpoint_stores_the_settings_that_a_resume_must_share(make_workflow):
-    workflow = make_workflow("train.yaml", labelled_cases=2, batch_unlabelled=1, learning_rate=0.003, seed=5)
-    (handlers,) = workflow.parser.get_parsed_content("train::handlers")
-    (checkpoint,) = [each for each in handlers.handlers if type(each).__name__ == "TrainingCheckpoint"]
+    workflow = make_workflow(
+        "train.yaml", labelled_cases=2, batch_unlabelled=1, learning_rate=0.003, seed=5, unlabelled_start=0.25
+    )
+    (checkpoint,) = [each for each in handlers_of(workflow) if type(each).__name__ == "TrainingCheckpoint"]
     settings = checkpoint.settings
     assert (settings["labelled"], settings["unlabelled"]) == (2, 4)
     assert (settings["batch_labelled"], settings["batch_unlabelled"]) == (1, 1)
     assert (settings["learning_rate"], settings["seed"], settings["roi_size"]) == (0.003, 5, [32, 32, 16])
     assert settings["terms"] == ["supervised", "copy_paste", "contrast_labelled", "contrast_unlabelled"]
-    assert {"feature_layer", "unlabelled_start", "teacher_decay", "spacing", "label_names"} <= set(settings)
+    assert (settings["feature_layer"], settings["teacher_decay"]) == ("decoder.stage1", 0.99)
+    assert settings["unlabelled_start"] == 0.25, "a fraction, so that max_steps may be raised"
+    assert {"spacing", "label_names"} <= set(settings)
     assert not {"directory", "labelled_cases"} & set(settings)

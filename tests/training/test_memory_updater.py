@@ -14,7 +14,6 @@ from monai.engines import SupervisedTrainer
 from monai.losses import DiceCELoss
 from torch import nn
 
-from scripts.data.streams import prepare_two_stream_batch
 from scripts.errors import UserError
 from scripts.networks.heads import ProjectionHead
 from scripts.prototypes.loss import ContrastivePrototypeLoss
@@ -22,6 +21,7 @@ from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.training.inferer import FeatureInferer
 from scripts.training.memory_updater import MemoryBankUpdater
+from scripts.training.trainer import prepare_two_stream_batch
 from tests.losses.batches import make_batch
 
 CLASSES = 3

@@ -15,7 +15,7 @@ from monai.handlers import MeanSquaredError, from_engine
 from torch import nn
 
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
-from scripts.training.teacher import ema_teacher
+from scripts.training.teacher import Teacher
 
 
 class Scale(nn.Module):
@@ -122,7 +122,7 @@ def finished(saver, steps, stop_after=None):
 
 def test_the_final_file_holds_the_keys_and_weights_of_the_averaged_network(tmp_path):
     network = Scale(0.0)
-    teacher = ema_teacher(network, 0.9)
+    teacher = Teacher(network, 0.9)
     teacher.update_parameters(network)
     with torch.no_grad():
         network.weight.fill_(1.0)

@@ -54,7 +54,7 @@ class Run:
             optim_set_to_none=True,
             train_handlers=[
                 ExtraOptimizer(self.extra),
-                GradientGuard(modules),
+                GradientGuard(),
                 TrainingCheckpoint(objects, folder, 1, max_steps, resume),
                 StopAtStep(max_steps),
             ],

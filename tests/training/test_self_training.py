@@ -18,7 +18,7 @@ from scripts.data.streams import TwoStreamLoader
 from scripts.data.transforms import StoredLabelsd
 from scripts.errors import UserError
 from scripts.training.self_training import SelfTraining, agreement, lower_fence, other_contrast
-from scripts.training.teacher import ema_teacher
+from scripts.training.teacher import Teacher
 from tests.rank_processes import run_ranks
 
 SHAPE = (3, 4, 12)
@@ -50,7 +50,7 @@ def as_items(cases):
 class Run:
     def __init__(self, folder, labelled, unlabelled, start=5):
         self.network = Threshold()
-        self.teacher = ema_teacher(self.network)
+        self.teacher = Teacher(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
         self.loader = TwoStreamLoader(Dataset(labelled, Compose([])), Dataset(unlabelled, Compose([])), 1, 1, seed=0)
         self.folder = folder

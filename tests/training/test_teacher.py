@@ -10,7 +10,7 @@ from monai.engines import IterationEvents
 from torch import nn
 
 from scripts.networks.vnet import VNet
-from scripts.training.teacher import TeacherUpdater, ema_teacher
+from scripts.training.teacher import Teacher, TeacherUpdater
 
 
 class Number(nn.Module):
@@ -42,7 +42,7 @@ def set_to(network, value):
 )
 def test_average_over_three_updates(decay, expected):
     student = Number(100.0)
-    teacher = ema_teacher(student, decay)
+    teacher = Teacher(student, decay)
     assert teacher.module.weight.item() == 100.0
     for value, average in zip((5.0, 9.0, 1.0), expected, strict=True):
         set_to(student, value)
@@ -54,14 +54,14 @@ def test_average_over_three_updates(decay, expected):
 def test_decay_of_one_or_less_than_zero_is_refused():
     for decay in (1.0, -0.1):
         with pytest.raises(ValueError, match=f"decay.*{decay}"):
-            ema_teacher(Number(0.0), decay)
+            Teacher(Number(0.0), decay)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", None])
 def test_buffers_follow_the_student_and_weights_lag_behind(norm):
     torch.manual_seed(0)
     student = VNet(base_filters=1, norm=norm)
-    teacher = ema_teacher(student, 0.5)
+    teacher = Teacher(student, 0.5)
     teacher.update_parameters(student)
     student(torch.randn(2, 1, 16, 32, 16))
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_buffers_follow_the_student_and_weights_lag_behind(norm):
 
 def test_keys_are_those_of_the_network_and_nothing_is_shared():
     student = VNet(base_filters=1)
-    teacher = ema_teacher(student)
+    teacher = Teacher(student)
     assert list(teacher.module.state_dict()) == list(student.state_dict())
     storages = {value.data_ptr() for value in student.state_dict().values()}
     assert not storages & {value.data_ptr() for value in teacher.module.state_dict().values()}
@@ -89,7 +89,7 @@ def test_keys_are_those_of_the_network_and_nothing_is_shared():
 
 def test_teacher_has_no_gradient():
     student = Number(2.0)
-    teacher = ema_teacher(student)
+    teacher = Teacher(student)
     teacher.update_parameters(student)
     assert all(not p.requires_grad for p in teacher.parameters())
     assert not teacher(torch.ones(1)).requires_grad
@@ -98,11 +98,11 @@ def test_teacher_has_no_gradient():
 
 def test_a_loaded_teacher_continues_like_the_saved_one():
     student = Number(100.0)
-    teacher = ema_teacher(student)
+    teacher = Teacher(student)
     for value in (5.0, 9.0):
         set_to(student, value)
         teacher.update_parameters(student)
-    restored = ema_teacher(Number(0.0))
+    restored = Teacher(Number(0.0))
     restored.load_state_dict(teacher.state_dict())
     set_to(student, 1.0)
     for one in (teacher, restored):
@@ -112,7 +112,7 @@ def test_a_loaded_teacher_continues_like_the_saved_one():
 
 def test_updater_acts_once_when_the_model_update_is_complete():
     student = Number(100.0)
-    teacher = ema_teacher(student)
+    teacher = Teacher(student)
 
     def step(engine, batch):
         set_to(student, batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short training run: MONAI's trainer and the bundle's handlers on volumes of 2 x 3 x 4 voxels."""
+"""A short training run: the bundle's trainer and handlers on volumes of 2 x 3 x 4 voxels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.data import CacheDataset
-from monai.engines import SupervisedTrainer
 from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, CopyItemsd, RandGaussianNoised
 from torch import nn
 
-from scripts.data.streams import StreamPosition, TwoStreamLoader, prepare_two_stream_batch
+from scripts.data.streams import StreamPosition, TwoStreamLoader
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
@@ -22,7 +21,8 @@ from scripts.training.inferer import FeatureInferer
 from scripts.training.interruption import StopOnSignal
 from scripts.training.memory_updater import MemoryBankUpdater
 from scripts.training.step_handlers import StepSeeder, StopAtStep
-from scripts.training.teacher import TeacherUpdater, ema_teacher
+from scripts.training.teacher import Teacher, TeacherUpdater
+from scripts.training.trainer import TwoStreamTrainer
 
 EPOCH = 4
 
@@ -81,7 +81,7 @@ class Run:
             num_workers=workers,
         )
         self.network = nn.Sequential(nn.Conv3d(1, 3, 1), nn.BatchNorm3d(3), nn.Dropout(0.3), nn.Conv3d(3, 2, 1))
-        self.teacher = ema_teacher(self.network, 0.9)
+        self.teacher = Teacher(self.network, 0.9)
         self.memory = PrototypeMemory(2, 3, 4, "fifo")
         self.loss = ToyLoss(self.memory)
         self.optimizer = torch.optim.AdamW([*self.network.parameters(), *self.loss.parameters()], lr=0.05)
@@ -95,25 +95,22 @@ class Run:
         }
         self.steps = []
         checkpoint = TrainingCheckpoint(self.objects, folder, interval, max_steps, resume, keep, settings=settings)
-        self.trainer = SupervisedTrainer(
+        self.trainer = TwoStreamTrainer(
             device=torch.device("cpu"),
             max_epochs=-(-max_steps // epoch_length),
             epoch_length=epoch_length,
             train_data_loader=loader,
-            prepare_batch=prepare_two_stream_batch,
             network=self.network,
             optimizer=self.optimizer,
             loss_function=self.loss,
             inferer=FeatureInferer("0", divisor=1, teacher=self.teacher),
-            optim_set_to_none=True,
-            decollate=False,
             train_handlers=[
                 MemoryBankUpdater(
                     self.memory, source="both", confidence=0.5, only_correct=False, include_background=True
                 ),
                 StreamPosition(loader),
                 StepSeeder(5),
-                GradientGuard([self.network, self.loss]),
+                GradientGuard(),
                 TeacherUpdater(self.teacher, self.network),
                 LrScheduleHandler(self.scheduler, print_lr=False, epoch_level=False),
                 checkpoint,

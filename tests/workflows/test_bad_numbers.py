@@ -118,7 +118,7 @@ def test_a_gradient_that_overflows_in_bf16_is_named_and_its_step_leaves_no_trace
     states, said = run(**overrides)
     assert_only_these_are_skipped(states, [SPOILT_STEP])
     (words,) = said
-    assert "the loss is finite, but not its gradient, in " in words and "the last of them decoder." in words
+    assert "the loss is finite, but not its gradient, in " in words and "the last of them network.decoder." in words
 
 
 def test_the_command_ends_after_as_many_in_a_row_as_the_yaml_says(tiny_demo, tmp_path) -> None:

@@ -114,7 +114,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "checkpoint", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
-    **dict.fromkeys(("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty"), SWITCH),
+    **dict.fromkeys(
+        ("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty", "skip_empty"), SWITCH
+    ),
     "largest_component": Rule(
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),

@@ -16,6 +16,7 @@ from torch import nn
 from scripts.data.preprocessing_record import record_differences, record_of
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
+from scripts.training.precision import place
 
 logger = logging.getLogger("inference")
 
@@ -87,6 +88,24 @@ def _reason(error: Exception) -> str:
     return "it contains more than weights" if "weights_only" in str(error) else first_line(error)
 
 
+class InferenceNetwork(nn.Module):
+    """A network under autocast, whose logits are float32.
+
+    Args:
+        network: maps windows `(B, C, D, H, W)` to logits.
+        dtype: type for autocast, or `None` for fp32.
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, K, D, H, W)`, float32."""
+        with torch.autocast(windows.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.network(windows).float()
+
+
 class OnnxNetwork:
     """Map windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)` with ONNX Runtime.
 
@@ -146,6 +165,7 @@ def load_model(
     network_def: nn.Module,
     device: torch.device | str,
     record: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Network:
     """Load the network in a file, in evaluation mode.
 
@@ -155,14 +175,17 @@ def load_model(
         network_def: receives the weights of a `.pt` file; the other formats contain their network.
         device: device of the network.
         record: preprocessing of this configuration; `load_weights` compares it with that of a `.pt` file.
+        dtype: type for autocast of a `.pt` file, or `None` for fp32. The other formats compute in fp32.
 
     Raises:
         UserError: if the file is missing, damaged or of another format, or does not fit `network_def`.
     """
     path = Path(path)
     require_file(path, TRAIN_FIRST)
+    # `place` makes weights channels-last, where torch's fp32 norms round more coarsely. Probabilities then differ by
+    # less than 1e-4, and labels only where two classes are equally probable (tests/inference/test_models.py).
     loaders = {
-        ".pt": lambda: load_weights(path, network_def, record).to(device),
+        ".pt": lambda: InferenceNetwork(place(load_weights(path, network_def, record), device), dtype).eval(),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
         ".pt2": lambda: torch.export.load(path).module().to(device),
         ".onnx": lambda: OnnxNetwork(path, device),

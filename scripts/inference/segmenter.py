@@ -70,6 +70,34 @@ class MirroredNetwork:
         return (total / len(self.views)).clamp(min=smallest).log().to(windows.device)
 
 
+EMPTY_LOGIT = 10.0
+"""Logit of class 0 in a window that is not given to the network; those of the other classes are 0."""
+
+
+class EmptyWindowsSkipped:
+    """Class 0 for windows in which every channel has a single value; the network computes the others.
+
+    Args:
+        predictor: maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
+        num_classes: number of classes K.
+    """
+
+    def __init__(self, predictor: Callable[[torch.Tensor], torch.Tensor], num_classes: int) -> None:
+        self.predictor, self.num_classes = predictor, num_classes
+
+    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, K, D, H, W)`, float32, on the device of `windows`."""
+        lowest, highest = windows.flatten(2).aminmax(dim=2)
+        filled = (lowest != highest).any(dim=1)
+        if bool(filled.all()):
+            return self.predictor(windows)
+        logits = torch.zeros(len(windows), self.num_classes, *windows.shape[2:], device=windows.device)
+        logits[:, 0] = EMPTY_LOGIT
+        if bool(filled.any()):
+            logits[filled] = self.predictor(windows[filled])
+        return logits
+
+
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy over the classes, divided by log K: 0 for a certain voxel, 1 if all classes are equally probable.
 
@@ -178,6 +206,7 @@ class Segmenter:
         uncertainty: whether results include the volume `uncertainty`.
         probabilities: whether results include the volumes `probabilities`.
         scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's.
+        skip_empty: whether windows in which every channel has a single value get class 0 without the network.
 
     Raises:
         UserError: if `largest_component` has a name that is not a structure of `label_names`.
@@ -212,10 +241,11 @@ class Segmenter:
         uncertainty: bool | str = False,
         probabilities: bool | str = False,
         scratch_dir: str | Path | None = None,
+        skip_empty: bool | str = False,
     ) -> None:
         self.preprocessing = with_block_spacing(preprocessing)
-        self.inferer, self.predictor = inferer, predictor
-        self.in_channels, self.num_classes = in_channels, len(label_names)
+        self.in_channels, self.num_classes, self.inferer = in_channels, len(label_names), inferer
+        self.predictor = EmptyWindowsSkipped(predictor, self.num_classes) if _switch(skip_empty) else predictor
         self.reduced = _classes_named(_switch(largest_component), label_names)
         self.with_confidence, self.with_uncertainty = _switch(confidence), _switch(uncertainty)
         self.with_probabilities, self.scratch_dir = _switch(probabilities), scratch_dir

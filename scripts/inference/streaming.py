@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def stitched_rows(
 
     Args:
         image: `(C, D, H, W)`.
-        inferer: its window (`roi_size`, three sides), overlap and blending are used.
+        inferer: its window (`roi_size`, three sides), overlap and blending are used. `sw_batch_size` is the largest
+            batch: the windows of a row are divided evenly, because a last batch of one is slow on a CPU.
         predictor: maps windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
         axis: 0, 1 or 2 for D, H or W.
 
@@ -40,6 +42,7 @@ def stitched_rows(
         The index along `axis` where a block begins, and its logits `(K, ...)`. Blocks are adjacent and do not overlap.
     """
     side, window = image.shape[axis + 1], inferer.roi_size[axis]
+    inferer = _with_even_batches(inferer, image.shape[1:], axis)
     if side <= window:
         yield 0, inferer(image[None], predictor)[0]
         return
@@ -61,6 +64,19 @@ def stitched_rows(
         weights = weights.narrow(axis, done, window - done)
 
 
+def _with_even_batches(inferer: SlidingWindowInferer, shape: Sequence[int], axis: int) -> SlidingWindowInferer:
+    """The inferer with the batch size that divides the windows of a row across `axis` into batches of equal size."""
+    overlaps = ensure_tuple_rep(inferer.overlap, 3)
+    windows = math.prod(
+        len(_row_starts(max(shape[a], inferer.roi_size[a]), inferer.roi_size[a], overlaps[a]))
+        for a in range(3)
+        if a != axis
+    )
+    inferer = copy.copy(inferer)
+    inferer.sw_batch_size = math.ceil(windows / math.ceil(windows / inferer.sw_batch_size))
+    return inferer
+
+
 def _laid_over(left: torch.Tensor, row: torch.Tensor, axis: int) -> torch.Tensor:
     """Add the unfinished part of the previous rows to the beginning of `row`."""
     row = row.clone()
@@ -69,7 +85,7 @@ def _laid_over(left: torch.Tensor, row: torch.Tensor, axis: int) -> torch.Tensor
 
 
 def _row_starts(side: int, window: int, overlap: float) -> list[int]:
-    """First indices of MONAI's windows along an axis that is longer than the window."""
+    """First indices of MONAI's windows along an axis that is at least as long as the window."""
     step = max(1, int(window * (1 - overlap)))
     return sorted({each[0].start for each in dense_patch_slices([side], [window], [step])})
 

@@ -17,6 +17,7 @@ from torch import nn
 from scripts.data.preprocessing_record import save_weights
 from scripts.errors import UserError
 from scripts.inference.models import OnnxNetwork, check_model, load_model, load_weights
+from scripts.networks.vnet import VNet
 
 # ---------------------------------------------------------------- weights
 
@@ -166,6 +167,53 @@ def test_a_wrong_number_of_channels_or_classes_is_refused_before_any_case(folder
         check_model(loaded, "model.ts", 2, 3, WINDOW)
     with pytest.raises(UserError, match=r"model\.ts.*label_names"):
         check_model(loaded, "model.ts", 1, 4, WINDOW)
+
+
+# ---------------------------------------------------------------- memory layout and number type
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "group", None])
+def test_a_loaded_network_is_channels_last_on_the_cpu_and_its_logits_stay_the_same(norm, tmp_path) -> None:
+    """In fp64, where a different rounding does not show; the windows have a large mean."""
+    torch.manual_seed(0)
+    network = VNet(1, 3, base_filters=4, norm=norm).double().eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.pt", VNet(1, 3, base_filters=4, norm=norm).double(), "cpu")
+    assert loaded.network.decoder.stage1[0].conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    windows = 100 + torch.randn(3, 1, 32, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(windows), network(windows).float())
+
+
+@pytest.fixture
+def ellipsoid() -> torch.Tensor:
+    """A bright ellipsoid in noise, `(1, 1, 32, 48, 32)`."""
+    axes = [torch.linspace(-1, 1, side) for side in (32, 48, 32)]
+    radius = sum(axis.square() for axis in torch.meshgrid(*axes, indexing="ij"))
+    noise = torch.randn(1, 1, 32, 48, 32, generator=torch.Generator().manual_seed(0))
+    return (radius < 0.4).float() * 2 - 0.5 + 0.3 * noise
+
+
+@torch.no_grad()
+def included_model(weights: Path, image: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    logits = load_model(weights, VNet(1, 3, base_filters=8, norm="instance"), "cpu", dtype=dtype)(image)
+    assert logits.dtype == torch.float32
+    return logits
+
+
+def test_the_layout_hardly_changes_probabilities_of_the_included_model(shipped_weights, ellipsoid) -> None:
+    with torch.no_grad():
+        other = load_weights(shipped_weights, VNet(1, 3, base_filters=8, norm="instance"))(ellipsoid)
+    ours = included_model(shipped_weights, ellipsoid)
+    torch.testing.assert_close(ours.softmax(1), other.softmax(1), rtol=0, atol=1e-4)
+    assert (ours.argmax(1) != other.argmax(1)).sum() <= 3
+
+
+def test_bf16_labels_are_those_of_fp32_for_the_included_model(shipped_weights, ellipsoid) -> None:
+    """torch emulates bf16 where the hardware has none."""
+    labels = [included_model(shipped_weights, ellipsoid, dtype).argmax(1) for dtype in (None, torch.bfloat16)]
+    assert len(labels[0].unique()) > 1
+    assert (labels[0] == labels[1]).float().mean() > 0.99
 
 
 # ---------------------------------------------------------------- ONNX, with a stand-in for ONNX Runtime

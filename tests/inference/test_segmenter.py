@@ -10,7 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from scripts.errors import UserError
-from scripts.inference.segmenter import ClassSums, MirroredNetwork, Segmenter, normalised_entropy
+from scripts.inference.segmenter import ClassSums, EmptyWindowsSkipped, MirroredNetwork, Segmenter, normalised_entropy
 from tests.volume_files import oblique, save
 
 # ---------------------------------------------------------------- the segmenter
@@ -23,7 +23,7 @@ def brightness(windows: torch.Tensor) -> torch.Tensor:
     return torch.cat([-10 * (windows - value).square() for value in (0.0, 1.0, 2.0)], dim=1)
 
 
-def segmenter(**options) -> Segmenter:
+def segmenter(predictor=brightness, **options) -> Segmenter:
     preprocessing = Compose(
         [
             LoadImaged("image", reader="scripts.images.monai.VolumeReader"),
@@ -33,7 +33,7 @@ def segmenter(**options) -> Segmenter:
         ]
     )
     inferer = SlidingWindowInferer((8, 8, 8), overlap=0.5)
-    return Segmenter(preprocessing, inferer, brightness, **{"in_channels": 1, "label_names": NAMES, **options})
+    return Segmenter(preprocessing, inferer, predictor, **{"in_channels": 1, "label_names": NAMES, **options})
 
 
 @pytest.fixture
@@ -81,6 +81,38 @@ def test_errors_name_the_file(scan, tmp_path) -> None:
     damaged.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"damaged\.nii\.gz"):
         segmenter()(str(damaged))
+
+
+# ---------------------------------------------------------------- empty windows
+
+
+@pytest.mark.parametrize("skip", [True, "true"])
+def test_skipped_windows_do_not_reach_the_network_and_labels_stay_the_same(skip, tmp_path) -> None:
+    image = np.zeros((60, 18, 14), np.float32)
+    image[2:10, 3:14, 2:12] = 1
+    path = str(save(tmp_path / "scan.nii.gz", image, oblique((1.5, 1.5, 1.5))))
+    given, labels = [], []
+    for option in (False, skip):
+        counted = []
+
+        def spy(windows: torch.Tensor, counted=counted) -> torch.Tensor:
+            counted.append(len(windows))
+            return brightness(windows)
+
+        labels.append(segmenter(spy, skip_empty=option)(path).classes)
+        given.append(sum(counted))
+    assert given[1] < given[0] / 2
+    np.testing.assert_array_equal(*labels)
+
+
+def test_a_window_counts_as_empty_if_every_channel_has_a_single_value() -> None:
+    windows = torch.zeros(3, 2, 4, 4, 4)
+    windows[1, 1, 0, 0, 0] = 1.0
+    windows[2] += torch.tensor([3.0, -7.0]).reshape(2, 1, 1, 1)
+    seen = []
+    logits = EmptyWindowsSkipped(lambda w: seen.append(len(w)) or w.new_ones(len(w), 3, 4, 4, 4), 3)(windows)
+    assert seen == [1] and (logits[1] == 1).all()
+    assert (logits[[0, 2]].argmax(1) == 0).all() and (logits[[0, 2]].softmax(1)[:, 0] > 0.999).all()
 
 
 # ---------------------------------------------------------------- confidence and uncertainty

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS: dict[str, dict[str, str]] = {
@@ -65,14 +66,15 @@ def report(columns: Mapping[str, Measurement], file: Path | None) -> None:
             cells.append(f"{median:.3g} s ({median / first:.2f})")
         print(f"| {name} | {' | '.join(cells)} |")
     if file is not None:
-        packages = {name: version(name) for name in ("torch", "monai", "pytorch-ignite")}
-        machine = {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
-        file.write_text(json.dumps({"machine": machine, "versions": packages, "seconds": columns}, indent=1) + "\n")
+        file.write_text(json.dumps({**machine_and_versions(), "seconds": columns}, indent=1) + "\n")
 
 
-def _processor() -> str:
+def machine_and_versions() -> dict[str, dict[str, Any]]:
+    """What a measurement depends on, for its JSON file."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    machine = {"processor": processor, "cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]}
+    return {"machine": machine, "versions": {name: version(name) for name in ("torch", "monai", "pytorch-ignite")}}
 
 
 # ------------------------------------------------------------------ start-up

@@ -34,7 +34,8 @@ def stitched_rows(
     Args:
         image: `(C, D, H, W)`.
         inferer: its window (`roi_size`, three sides), overlap and blending are used. `sw_batch_size` is the largest
-            batch: the windows of a row are divided evenly, because a last batch of one is slow on a CPU.
+            batch: the windows of a row are divided evenly, because torch convolves a batch of one small window slowly
+            (`python -m scripts.experiments.load patch-cost`).
         predictor: maps windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
         axis: 0, 1 or 2 for D, H or W.
 

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparisons run on small volumes, with a stand-in for the authors' code, and write what they print."""
+"""The comparison runs on small volumes, with a stand-in for the authors' code, and writes what it prints."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from scripts.experiments import inference
-from tests.volume_files import affine, save
 
 SMALL = ("--shape", "36", "32", "34", "--window", "32", "32", "32", "--filters", "2", "--repeats", "1")
 
@@ -65,24 +63,7 @@ def test_all_methods_are_timed_and_written(reference, tmp_path, capsys) -> None:
     assert results["MONAI, their strides"] == pytest.approx(results["ours, their strides"], abs=0.01)
 
 
-def test_an_image_and_its_label_give_dice(tmp_path) -> None:
-    grid = affine((2.0, 2.0, 2.0))
-    image = np.random.default_rng(0).normal(size=(34, 30, 20)).astype(np.float32)
-    paths = [save(tmp_path / n, v, grid) for n, v in (("i.nii.gz", image), ("l.nii.gz", (image > 1).astype(np.uint8)))]
-    words = ["--image", str(paths[0]), "--label", str(paths[1]), "--spacing", "2", "2", "2"]
-    inference.main([*SMALL, *words, "--json", str(tmp_path / "rows.json")])
-    content = json.loads((tmp_path / "rows.json").read_text())
-    assert content["options"]["shape"] == "[34, 30, 20]"
-    assert all(0 <= row["dice"] <= 1 for row in content["rows"]) and len(content["rows"]) == 4
-
-
 def test_strides_are_those_that_were_given() -> None:
     """MONAI computes them as int(window * (1 - overlap))."""
     for window, stride in ((112, 18), (80, 4), (112, 56), (32, 31)):
         assert int(window * (1 - inference.overlap_of(stride, window))) == stride
-
-
-def test_dice_of_masks() -> None:
-    ones, half = np.ones(4, bool), np.array([True, True, False, False])
-    assert inference.dice(ones, half) == pytest.approx(2 * 2 / 6)
-    assert inference.dice(~ones, ~ones) == 1.0

@@ -51,6 +51,19 @@ def test_the_inferer_gets_one_row_at_a_time() -> None:
     assert seen == [(9, 10, 8)] * 9  # 0, 4, ..., 32
 
 
+@pytest.mark.parametrize(("shape", "batches"), [((8, 24, 8), [3, 2]), ((16, 16, 8), [3, 3, 3]), ((12, 12, 12), [4, 4])])
+def test_the_windows_of_a_row_are_divided_into_even_batches(shape, batches) -> None:
+    """5, 9 and 2 x 4 windows."""
+    seen = []
+
+    def spy(windows: torch.Tensor) -> torch.Tensor:
+        seen.append(len(windows))
+        return windows
+
+    list(stitched_rows(torch.zeros(1, *shape), SlidingWindowInferer((8, 8, 8), 4, overlap=0.5), spy, axis=2))
+    assert seen == batches
+
+
 def test_rows_follow_the_axis_with_the_most_windows() -> None:
     assert longest_axis((512, 512, 600), (128, 128, 96)) == 2
     assert longest_axis((300, 64, 60), (128, 128, 16)) == 2

@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import pickle
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from torch import nn
 from scripts.data.preprocessing_record import save_weights
 from scripts.errors import UserError
 from scripts.inference.models import OnnxNetwork, check_model, load_model, load_weights
+from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 
 # ---------------------------------------------------------------- weights
@@ -172,14 +175,25 @@ def test_a_wrong_number_of_channels_or_classes_is_refused_before_any_case(folder
 # ---------------------------------------------------------------- memory layout and number type
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch", "group", None])
-def test_a_loaded_network_is_channels_last_on_the_cpu_and_its_logits_stay_the_same(norm, tmp_path) -> None:
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{f"V-Net, {norm}": partial(VNet, 1, 3, base_filters=4, norm=norm) for norm in ("instance", "batch", "group")},
+    "V-Net without norm": partial(VNet, 1, 3, base_filters=4, norm=None),
+    "residual U-Net": partial(ResidualUNet, 1, 3, widths=(8, 16), blocks=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_loaded_network_is_channels_last_on_the_cpu_and_its_logits_stay_the_same(name, tmp_path) -> None:
     """In fp64, where a different rounding does not show; the windows have a large mean."""
     torch.manual_seed(0)
-    network = VNet(1, 3, base_filters=4, norm=norm).double().eval()
+    network = NETWORKS[name]().double().eval()
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    loaded = load_model(tmp_path / "model.pt", VNet(1, 3, base_filters=4, norm=norm).double(), "cpu")
-    assert loaded.network.decoder.stage1[0].conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    loaded = load_model(tmp_path / "model.pt", NETWORKS[name]().double(), "cpu")
+    assert all(
+        layer.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        for layer in loaded.modules()
+        if isinstance(layer, nn.Conv3d)
+    )
     windows = 100 + torch.randn(3, 1, 32, 16, 16, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(loaded(windows), network(windows).float())

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.transforms import Transform
 
+from scripts.data.spec import DatasetSpec
 from scripts.files import save_atomically
 
 ENTRY = "preprocessing"
@@ -26,35 +27,30 @@ TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0
 """Values in which the windows and normalisations of CT and MR differ."""
 
 
-def preprocessing_record(
-    in_channels: int, label_names: Sequence[str], spacing: Sequence[float], intensity: Transform
-) -> dict[str, Any]:
+def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
     """The values of a dataset block that decide what the network sees, as JSON.
 
     Values that may differ between training and inference are left out: the values of classes in label files, and the
-    size of the window.
+    size of the window. Of `intensity` there is only the transform and not the block that describes it, so the record
+    holds what it makes of `TEST_INTENSITIES`, for each channel; `None` if it cannot be applied to a test image.
 
     Args:
-        in_channels: image channels.
-        label_names: names of the classes, background first.
-        spacing: mm, along the three axes.
-        intensity: transform of the key `image`. A configuration hands over the object and not the block that describes
-            it, so the record holds what it makes of `TEST_INTENSITIES`, for each channel; `None` if it cannot be
-            applied to a test image.
+        dataset: the dataset block.
 
     Example:
         >>> from monai.transforms import ShiftIntensityd
-        >>> record = preprocessing_record(1, ["background", "liver"], (1, 1, 2.5), ShiftIntensityd("image", 24.0))
+        >>> shift = ShiftIntensityd("image", 24.0)
+        >>> record = preprocessing_record(DatasetSpec("scans", spacing=(1, 1, 2.5), intensity=shift))
         >>> record["spacing"], record["intensity"][0][:3]
         ([1, 1, 2.5], [-1000.0, -476.0, -126.0])
     """
     return json.loads(
         json.dumps(
             {
-                "in_channels": in_channels,
-                "label_names": list(label_names),
-                "spacing": list(spacing),
-                "intensity": _response(intensity, in_channels),
+                "in_channels": dataset.in_channels,
+                "label_names": list(dataset.label_names),
+                "spacing": list(dataset.spacing),
+                "intensity": _response(dataset.intensity, dataset.in_channels),
             }
         )
     )
@@ -83,21 +79,21 @@ def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any
     return found
 
 
-def save_weights(state: Mapping[str, torch.Tensor], path: str | Path, record: Mapping[str, Any] | None = None) -> None:
-    """Write a state dict with a record, atomically.
+def save_weights(state: Mapping[str, torch.Tensor], path: str | Path, dataset: DatasetSpec | None = None) -> None:
+    """Write a state dict with the record of its preprocessing, atomically.
 
     Args:
         state: of the network that is deployed; it stays without the record.
         path: the file.
-        record: made by `preprocessing_record`.
+        dataset: the dataset block; `None`: no record.
 
     Raises:
         UserError: if the file cannot be written.
     """
     marked = OrderedDict(state)
     modules = OrderedDict(getattr(state, "_metadata", {}))
-    if record is not None:
-        modules[""] = {**modules.get("", {}), ENTRY: dict(record)}
+    if dataset is not None:
+        modules[""] = {**modules.get("", {}), ENTRY: preprocessing_record(dataset)}
     setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
 
@@ -109,7 +105,9 @@ def record_of(state: object) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _response(intensity: Transform, in_channels: int) -> list[list[float]] | None:
+def _response(intensity: Transform | None, in_channels: int) -> list[list[float]] | None:
+    if intensity is None:
+        return None
     # Channels differ, so that a normalisation of each channel differs from one of all channels together.
     ramp = torch.tensor(TEST_INTENSITIES)
     image = torch.stack([ramp * (channel + 1) for channel in range(in_channels)])[:, :, None, None].repeat(1, 1, 2, 2)

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.data.labels import declared_values
+
+if TYPE_CHECKING:
+    from monai.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class DatasetSpec:
         label_values: value of each class in label files; `None`: 0, 1, 2, ...
         ignore_value: value of voxels in label files that are ignored; `None`: there is none.
         spacing: voxel size to which volumes are resampled, mm.
+        intensity: normalisation, a transform of the key `image`; `None`: unknown.
         roi_size: training patch, voxels.
         name: name of the dataset.
 
@@ -45,6 +49,7 @@ class DatasetSpec:
     label_values: Sequence[int] | None = None
     ignore_value: int | None = None
     spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    intensity: Transform | None = None
     roi_size: Sequence[int] = (64, 64, 64)
     name: str = ""
 
@@ -69,5 +74,5 @@ class DatasetSpec:
 
     def fixed_settings(self) -> dict[str, Any]:
         """What a resumed run must share with the run it continues; folders and files may move."""
-        movable = ("directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels")
-        return {name: value for name, value in asdict(self).items() if name not in movable}
+        left_out = ("directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels", "intensity")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}

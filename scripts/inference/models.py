@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import record_differences, record_of
+from scripts.data.preprocessing_record import preprocessing_record, record_differences, record_of
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
 from scripts.training.precision import place
@@ -26,17 +26,17 @@ TRAIN_FIRST = "train first, or give its folder with --ckpt_dir"
 def load_weights(
     path: str | Path,
     network: nn.Module,
-    record: Mapping[str, Any] | None = None,
+    dataset: DatasetSpec | None = None,
     hint: str = TRAIN_FIRST,
 ) -> nn.Module:
     """Load a weights file into a network, after checking that it fits; the file is read once, with `weights_only`.
 
-    A warning is logged if the file was trained with a preprocessing that differs from `record`.
+    A warning is logged if the file was trained with another preprocessing than that of `dataset`.
 
     Args:
         path: file of a state dict, such as `models/model.pt`.
         network: receives the weights if all of them fit; otherwise it is not changed.
-        record: preprocessing of this configuration (`scripts.data.preprocessing_record`); `None` to compare nothing.
+        dataset: the dataset block of this configuration; `None` to compare nothing.
         hint: what to do if the file does not exist.
 
     Returns:
@@ -57,7 +57,7 @@ def load_weights(
             f"{path} does not fit the network of the config files: {mistake}. Give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
-    different = [] if record is None else record_differences(record_of(state), record)
+    different = [] if dataset is None else record_differences(record_of(state), preprocessing_record(dataset))
     if different:
         logger.warning(
             f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
@@ -164,7 +164,7 @@ def load_model(
     path: str | Path,
     network_def: nn.Module,
     device: torch.device | str,
-    record: Mapping[str, Any] | None = None,
+    dataset: DatasetSpec | None = None,
     dtype: torch.dtype | None = None,
 ) -> Network:
     """Load the network in a file, in evaluation mode.
@@ -174,7 +174,7 @@ def load_model(
             `model.onnx`.
         network_def: receives the weights of a `.pt` file; the other formats contain their network.
         device: device of the network.
-        record: preprocessing of this configuration; `load_weights` compares it with that of a `.pt` file.
+        dataset: the dataset block of this configuration; `load_weights` compares it with that of a `.pt` file.
         dtype: type for autocast of a `.pt` file, or `None` for fp32. The other formats compute in fp32.
 
     Raises:
@@ -185,7 +185,7 @@ def load_model(
     # `place` makes weights channels-last, where torch's fp32 norms round more coarsely. Probabilities then differ by
     # less than 1e-4, and labels only where two classes are equally probable (tests/inference/test_models.py).
     loaders = {
-        ".pt": lambda: InferenceNetwork(place(load_weights(path, network_def, record), device), dtype).eval(),
+        ".pt": lambda: InferenceNetwork(place(load_weights(path, network_def, dataset), device), dtype).eval(),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
         ".pt2": lambda: torch.export.load(path).module().to(device),
         ".onnx": lambda: OnnxNetwork(path, device),

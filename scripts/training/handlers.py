@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,6 @@ class TrainingHandlers:
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
-        preprocessing_record: saved with the weights (`scripts.data.preprocessing_record`).
         summary_writer: of TensorBoard; `None` writes no curves.
     """
 
@@ -80,7 +79,6 @@ class TrainingHandlers:
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
-        preprocessing_record: Mapping[str, Any],
         summary_writer: SummaryWriter | None,
     ) -> None:
         self.teacher, self.learning_rate_curve, self.extra_optimizer = teacher, learning_rate_curve, extra_optimizer
@@ -88,8 +86,7 @@ class TrainingHandlers:
         self.validator, self.val_interval, self.best_model = validator, val_interval, best_model
         self.ckpt_dir, self.save_interval, self.keep_checkpoints = Path(ckpt_dir), save_interval, keep_checkpoints
         self.resume, self.max_steps = resume, max_steps
-        self.dataset, self.preprocessing_record = dataset, preprocessing_record
-        self.summary_writer = summary_writer
+        self.dataset, self.summary_writer = dataset, summary_writer
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach all of them to the trainer, in their order."""
@@ -118,7 +115,7 @@ class TrainingHandlers:
             checkpoint,
             StopOnSignal(checkpoint),
             *([RunProgressBar(loss, self.max_steps)] if is_rank0() else []),
-            FinalModelSaver(self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.preprocessing_record),
+            FinalModelSaver(self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.dataset),
             StopAtStep(self.max_steps),
         ]
 

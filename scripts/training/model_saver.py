@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.data.preprocessing_record import save_weights
+from scripts.data.spec import DatasetSpec
 from scripts.distributed.collectives import is_rank0
 from scripts.training.step_handlers import last_step
 
@@ -27,13 +26,13 @@ class FinalModelSaver:
         path: the file, such as `outputs/models/model.pt`.
         max_steps: length of the run. A run that ends before this step and before the last of its `max_epochs` writes
             nothing.
-        record: of `scripts.data.preprocessing_record.preprocessing_record`; it is saved with the weights.
+        dataset: the dataset block, whose preprocessing is recorded in the file; `None`: no record.
     """
 
     def __init__(
-        self, network: nn.Module, path: str | Path, max_steps: int, record: Mapping[str, Any] | None = None
+        self, network: nn.Module, path: str | Path, max_steps: int, dataset: DatasetSpec | None = None
     ) -> None:
-        self.network, self.path, self.max_steps, self.record = network, Path(path), max_steps, record
+        self.network, self.path, self.max_steps, self.dataset = network, Path(path), max_steps, dataset
 
     def attach(self, engine: Engine) -> None:
         """Save when `engine`, the trainer, ends."""
@@ -42,7 +41,7 @@ class FinalModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if the run is complete."""
         if engine.state.iteration >= last_step(engine, self.max_steps) and is_rank0():
-            save_weights(self.network.state_dict(), self.path, self.record)
+            save_weights(self.network.state_dict(), self.path, self.dataset)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
@@ -56,11 +55,11 @@ class BestModelSaver:
     Args:
         network: the network that is validated.
         path: the file, such as `outputs/models/model_best.pt`.
-        record: as for `FinalModelSaver`.
+        dataset: as for `FinalModelSaver`.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, record: Mapping[str, Any] | None = None) -> None:
-        self.network, self.path, self.record = network, Path(path), record
+    def __init__(self, network: nn.Module, path: str | Path, dataset: DatasetSpec | None = None) -> None:
+        self.network, self.path, self.dataset = network, Path(path), dataset
         self.best_metric: float | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -73,7 +72,7 @@ class BestModelSaver:
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
             if is_rank0():
-                save_weights(self.network.state_dict(), self.path, self.record)
+                save_weights(self.network.state_dict(), self.path, self.dataset)
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from scripts.data.cases import Case
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.sizes import progress_bar
+from scripts.data.spec import DatasetSpec
 from scripts.data.streams import TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
@@ -60,7 +60,7 @@ class SelfTraining:
         directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
         start: number of completed steps after which training starts anew.
         labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
-        record: of `scripts.data.preprocessing_record.preprocessing_record`; it is saved with these weights.
+        dataset: the dataset block, whose preprocessing is recorded with these weights.
 
     Raises:
         UserError: if two unlabelled cases have the same name, or if the pseudo-labels of a resumed run are missing.
@@ -79,7 +79,7 @@ class SelfTraining:
         directory: str | Path,
         start: int,
         labels_only: str | Path,
-        record: Mapping[str, Any],
+        dataset: DatasetSpec,
     ) -> None:
         names = [case["case"] for case in unlabelled]
         if len(set(names)) < len(names):
@@ -92,7 +92,7 @@ class SelfTraining:
         self.inferer, self.start, self.directory = inferer, start, Path(directory)
         self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
         self.names, self.selected = names, False
-        self.labels_only, self.record = Path(labels_only), record
+        self.labels_only, self.dataset = Path(labels_only), dataset
 
     def attach(self, engine: Engine) -> None:
         """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
@@ -109,7 +109,7 @@ class SelfTraining:
         if not self.names:
             return
         if is_rank0():
-            save_weights(self.teacher.module.state_dict(), self.labels_only, self.record)
+            save_weights(self.teacher.module.state_dict(), self.labels_only, self.dataset)
         self._store_pseudo_labels(engine.state.device)
         self._select()
         for module, state in zip(self.modules, self.initial, strict=True):

@@ -11,6 +11,7 @@ from monai.transforms import Compose, Lambdad, NormalizeIntensityd, ScaleIntensi
 from torch import nn
 
 from scripts.data.preprocessing_record import preprocessing_record, record_differences, record_of, save_weights
+from scripts.data.spec import DatasetSpec
 
 NAMES = ["background", "liver"]
 
@@ -19,10 +20,13 @@ def window(low: float) -> ScaleIntensityRanged:
     return ScaleIntensityRanged("image", a_min=low, a_max=160, b_min=-1.0, b_max=1.0, clip=True)
 
 
-def record(in_channels=1, label_names=NAMES, spacing=(2.0, 2.0, 2.5), intensity=None):
-    return preprocessing_record(
-        in_channels, label_names, spacing, intensity or NormalizeIntensityd("image", channel_wise=True)
-    )
+def spec(in_channels=1, label_names=NAMES, spacing=(2.0, 2.0, 2.5), intensity=None):
+    intensity = intensity or NormalizeIntensityd("image", channel_wise=True)
+    return DatasetSpec("", in_channels=in_channels, label_names=label_names, spacing=spacing, intensity=intensity)
+
+
+def record(*args, **changes):
+    return preprocessing_record(spec(*args, **changes))
 
 
 def test_a_record_is_plain_and_survives_json() -> None:
@@ -71,6 +75,7 @@ def test_values_that_are_not_recorded_are_not_compared() -> None:
     needs_more = Lambdad(["image", "mask"], func=lambda volume: volume)
     assert record(intensity=needs_more)["intensity"] is None
     assert record_differences(record(intensity=needs_more), record()) == []
+    assert preprocessing_record(DatasetSpec(""))["intensity"] is None
     assert record_differences(None, record()) == []
     assert record_differences({}, record()) == []
 
@@ -84,7 +89,7 @@ def load(path):
 
 def test_the_record_adds_no_key_to_the_state_dict(tmp_path) -> None:
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
-    save_weights(network.state_dict(), tmp_path / "model.pt", record())
+    save_weights(network.state_dict(), tmp_path / "model.pt", spec())
     loaded = load(tmp_path / "model.pt")
     assert list(loaded) == list(network.state_dict())
     assert record_of(loaded) == record()
@@ -94,7 +99,7 @@ def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
     """BatchNorm reads its version from the same place: without it, it would ask for older keys."""
     network, other = nn.Sequential(nn.BatchNorm3d(2)), nn.Sequential(nn.BatchNorm3d(2))
     network[0].num_batches_tracked += 7
-    save_weights(network.state_dict(), tmp_path / "model.pt", record())
+    save_weights(network.state_dict(), tmp_path / "model.pt", spec())
     loaded = load(tmp_path / "model.pt")
     assert loaded._metadata["0"] == network.state_dict()._metadata["0"]
     other.load_state_dict(loaded, strict=True)
@@ -104,7 +109,7 @@ def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
 def test_saving_does_not_change_the_network_in_training(tmp_path) -> None:
     network = nn.Conv3d(1, 1, 1)
     state = network.state_dict()
-    save_weights(state, tmp_path / "model.pt", record())
+    save_weights(state, tmp_path / "model.pt", spec())
     assert record_of(state) is None
     assert record_of(network.state_dict()) is None
 

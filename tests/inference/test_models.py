@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from scripts.data.preprocessing_record import save_weights
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.inference.models import OnnxNetwork, check_model, load_model, load_weights
 from scripts.networks.residual_unet import ResidualUNet
@@ -96,13 +97,16 @@ def test_code_in_a_file_does_not_run(tmp_path, write) -> None:
     assert "weights_only=False" not in message
 
 
+FINE = DatasetSpec("", spacing=[1.0, 1.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("trained", "here", "named"),
     [
-        ({"spacing": [1.0, 1.0, 1.0]}, {"spacing": [1.0, 1.0, 2.0]}, "spacing"),
-        ({"spacing": [1.0, 1.0, 1.0]}, {"spacing": [1.0, 1.0, 1.0]}, None),
-        (None, {"spacing": [1.0, 1.0, 1.0]}, None),
-        ({"spacing": [1.0, 1.0, 1.0]}, None, None),
+        (FINE, DatasetSpec("", spacing=[1.0, 1.0, 2.0]), "spacing"),
+        (FINE, DatasetSpec("elsewhere", spacing=[1.0, 1.0, 1.0]), None),
+        (None, FINE, None),
+        (FINE, None, None),
     ],
     ids=["another one", "the same", "a file without a record", "nothing to compare with"],
 )

@@ -14,6 +14,7 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from torch import nn
 
+from scripts.data.spec import DatasetSpec
 from scripts.data.streams import TwoStreamLoader
 from scripts.data.transforms import StoredLabelsd
 from scripts.errors import UserError
@@ -66,7 +67,7 @@ class Run:
             folder,
             start,
             folder / "labels_only.pt",
-            {"spacing": [1.0, 1.0, 1.0]},
+            DatasetSpec(folder),
         )
         self.engine = Engine(lambda *_: None)
         self.engine.state = State(device=torch.device("cpu"), iteration=start)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.data.preprocessing_record import record_of
+from scripts.data.preprocessing_record import preprocessing_record, record_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +61,7 @@ def record(*files: str, **overrides) -> dict:
     parser.read_config([str(ROOT / "configs" / file) for file in files])
     for key, value in overrides.items():
         parser[key] = value
-    return parser.get_parsed_content("preprocessing_record")
+    return preprocessing_record(parser.get_parsed_content("dataset_spec"))
 
 
 def test_both_models_of_a_training_carry_its_record_and_inference_makes_the_same(trained) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.data.preprocessing_record import record_of
+from scripts.data.preprocessing_record import preprocessing_record, record_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def test_the_weights_load_strictly_and_are_small_enough_for_a_clone(shipped_weig
 
 def test_the_weights_were_trained_behind_the_preprocessing_of_inference(shipped_weights, config) -> None:
     record = record_of(torch.load(shipped_weights, weights_only=True))
-    assert record == config.get_parsed_content("preprocessing_record")
+    assert record == preprocessing_record(config.get_parsed_content("dataset_spec"))
 
 
 def test_metadata_names_the_channels_and_the_window_of_inference(config, metadata) -> None:

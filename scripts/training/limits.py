@@ -52,9 +52,8 @@ def check_memory(
     roi_size: Sequence[int],
     batch_size: int,
     divisor: int,
-    device: str | torch.device,
 ) -> None:
-    """Compare the memory that a training step needs with what the device has left, before data is loaded.
+    """Compare the memory that a training step needs with what the network's device has left, before data is loaded.
 
     The need is a lower bound: the outputs of all layers, weights, gradients, two moments of Adam, and the teacher.
 
@@ -64,7 +63,6 @@ def check_memory(
         roi_size: patch in voxels.
         batch_size: patches per step, both streams together.
         divisor: sides are padded to multiples of it.
-        device: where the run computes.
 
     Raises:
         UserError: if a step does not fit, with the numbers and what to lower; or if the network refuses such patches.
@@ -78,7 +76,7 @@ def check_memory(
             f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
             f"{str(error).splitlines()[0].rstrip('.')}. Raise --roi_size."
         ) from error
-    device = torch.device(device)
+    device = next(network.parameters()).device
     supply = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > supply:
         raise UserError(
@@ -95,25 +93,25 @@ def check_before_training(
     batch_labelled: int,
     batch_unlabelled: int,
     divisor: int,
-    device: str | torch.device,
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
+    Building the trainer fills the cache with volumes, so this function takes what it needs one by one.
+
     Args:
-        network: what is trained.
+        network: what is trained, on the device of the run.
         dataset: the dataset block.
         cases: of its datalist.
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
         divisor: sides of patches are padded to multiples of it.
-        device: where the run computes.
 
     Raises:
         UserError: if a step does not fit the device's memory, or for the first header that would harm training, with
             the number of others.
     """
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
-    check_memory(network, dataset.in_channels, dataset.roi_size, batch, divisor, device)
+    check_memory(network, dataset.in_channels, dataset.roi_size, batch, divisor)
     check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 
 

@@ -119,7 +119,7 @@ def test_less_memory_makes_smaller_patches_that_the_memory_check_of_training_pas
     voxels = [a * b * c for a, b, c in patches]
     assert voxels[0] < voxels[1] < voxels[2] == 64**3
     network, divisor = default_network(1, names)
-    check_memory(network, 1, patches[0], 4, divisor, "cpu")
+    check_memory(network, 1, patches[0], 4, divisor)
 
 
 def test_a_gpu_takes_larger_patches_and_more_of_them() -> None:
@@ -129,4 +129,4 @@ def test_a_gpu_takes_larger_patches_and_more_of_them() -> None:
 def test_the_smallest_volumes_still_get_a_patch_that_the_network_takes() -> None:
     patch, _ = choose_step((9, 12, 10), 2, ["background", "a", "b"], False, Machine(2**33, False))
     network, divisor = default_network(2, ["background", "a", "b"])
-    check_memory(network, 2, patch, 2, divisor, "cpu")
+    check_memory(network, 2, patch, 2, divisor)

@@ -40,7 +40,7 @@ def need_of(network: nn.Module) -> int:
 def test_the_memory_limit_is_exact_to_the_byte(network, spare, fits, monkeypatch) -> None:
     available = need_of(network) + spare
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=available))
-    arguments = dict(in_channels=1, roi_size=[10, 16, 17], batch_size=2, divisor=16, device="cpu")
+    arguments = dict(in_channels=1, roi_size=[10, 16, 17], batch_size=2, divisor=16)
     if fits:
         check_memory(network, **arguments)
     else:
@@ -51,6 +51,6 @@ def test_the_memory_limit_is_exact_to_the_byte(network, spare, fits, monkeypatch
 def test_patches_that_leave_one_value_to_a_norm_are_refused():
     network = VNet(base_filters=2, norm="instance")
     with pytest.raises(UserError, match=r"16x16x16.*roi_size") as caught:
-        check_memory(network, 1, [16, 16, 16], 2, 16, "cpu")
+        check_memory(network, 1, [16, 16, 16], 2, 16)
     assert "\n" not in str(caught.value)
-    check_memory(network, 1, [32, 16, 16], 2, 16, "cpu")
+    check_memory(network, 1, [32, 16, 16], 2, 16)

@@ -3,9 +3,9 @@
 
     python -m scripts.experiments.inference --reference SSNET/code --shape 200 150 88
 
-It segments noise on the CPU with a V-Net of 16 filters and windows of 112 x 112 x 80. `--reference` is the folder
-`code` of https://github.com/ycwu1997/SS-Net, whose `test_single_case` is run unchanged. All networks have the same
-random weights.
+It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 filters, or the network of
+`configs/networks/residual_unet.yaml`. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose
+V-Net and `test_single_case` are run unchanged. All networks have the same random weights.
 
 Methods run in turn; the table shows medians. `--json` writes the same numbers with machine, versions and all repeats.
 """
@@ -37,6 +37,7 @@ from scripts.experiments.starting import machine_and_versions
 from scripts.inference.models import InferenceNetwork
 from scripts.inference.segmenter import MirroredNetwork
 from scripts.inference.streaming import longest_axis, stitched_rows
+from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet, load_reference_backbone
 from scripts.training.precision import autocast_dtype, place
 
@@ -85,7 +86,8 @@ def methods(options: argparse.Namespace) -> dict[str, Method]:
     """All methods by name, with the same weights."""
     torch.manual_seed(0)
     found: dict[str, Method] = {}
-    network = VNet(1, 2, options.filters, norm="batch").eval()
+    residual = options.network == "residual_unet"
+    network = (ResidualUNet(1, 2) if residual else VNet(1, 2, options.filters, norm="batch")).eval()
     if options.reference:
         theirs, found["authors, their strides"] = reference_method(options.reference, options)
         load_reference_backbone(network, theirs.state_dict())
@@ -180,7 +182,8 @@ def make_parser() -> argparse.ArgumentParser:
     option("--reference", type=Path, help="the folder `code` of the authors' repository")
     option("--shape", nargs=3, type=int, default=[200, 150, 88], help="voxels of the volume")
     option("--window", nargs=3, type=int, default=[112, 112, 80])
-    option("--filters", type=int, default=16)
+    option("--network", choices=["vnet", "residual_unet"], default="vnet")
+    option("--filters", type=int, default=16, help="of the V-Net")
     option("--precision", default="auto", help="of ours: auto, fp32 or bf16")
     option("--only", nargs="*", default=[], metavar="METHOD", help="methods of the table to run, in its words")
     option("--repeats", type=int, default=3)

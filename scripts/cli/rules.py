@@ -111,12 +111,13 @@ FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir"), FOLDER),
-    **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "checkpoint", "image_pattern"), TEXT),
+    **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "image_pattern"), TEXT),
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     **dict.fromkeys(
         ("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty", "skip_empty"), SWITCH
     ),
+    "checkpoint": Rule("the name of a file, or a list of names", lambda v: _is_text(v) or _are_texts(v)),
     "largest_component": Rule(
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from monai.utils import convert_to_dst_type
 from scripts.data.labels import to_classes
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
+from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.prototypes.voxels import NO_CLASS
 
 
@@ -91,6 +92,37 @@ class IgnoredToBackgroundd(MapTransform):
             for key in self.key_iterator(data):
                 kept = _plain(data[key]).masked_fill(ignored.to(data[key].device), 0)
                 result[key] = convert_to_dst_type(kept, dst=data[key], dtype=kept.dtype)[0]
+        return result
+
+
+class KeepLargestd(MapTransform):
+    """Turn all but the largest connected component of some structures into background.
+
+    MONAI's `KeepLargestConnectedComponentd` needs scikit-image, and takes class indices instead of names.
+
+    Args:
+        keys: volumes of class indices `(1, D, H, W)`.
+        structures: `true` for all, `false` for none, or names.
+        label_names: names of the classes, background first.
+
+    Raises:
+        UserError: for a name that is not a structure.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, structures: bool | str | Sequence[str], label_names: Sequence[str]
+    ) -> None:
+        super().__init__(keys)
+        self.classes = classes_to_reduce(structures, label_names)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with copies of the volumes; the same volumes if no structure is named."""
+        result = dict(data)
+        if self.classes:
+            for key in self.key_iterator(data):
+                classes = _plain(data[key])[0].to(torch.int16).cpu().numpy()
+                keep_largest(classes, self.classes)
+                result[key] = convert_to_dst_type(torch.from_numpy(classes)[None], dst=data[key])[0]
         return result
 
 

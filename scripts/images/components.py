@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from scipy import ndimage
+
+from scripts.errors import UserError
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
@@ -60,3 +63,27 @@ def keep_largest(classes: np.ndarray, chosen: Sequence[int]) -> None:
             part = classes[boxes[c - 1]]
             of_class = part == c
             part[of_class & ~largest_component(of_class)] = 0
+
+
+def classes_to_reduce(wanted: bool | str | Sequence[str], label_names: Sequence[str]) -> list[int]:
+    """Class indices of the structures that an option `largest_component` names.
+
+    Args:
+        wanted: `True` for all structures, `False` for none, the name of one, or a list of names. A command line gives
+            `"true"` and `"false"`.
+        label_names: names of the classes, background first.
+
+    Raises:
+        UserError: for a name that is not a structure.
+    """
+    structures = list(label_names)[1:]
+    if wanted in (True, False, "true", "false"):
+        return list(range(1, len(structures) + 1)) if wanted in (True, "true") else []
+    names = [wanted] if isinstance(wanted, str) else list(cast(Sequence[str], wanted))
+    unknown = [name for name in names if name not in structures]
+    if unknown:
+        raise UserError(
+            f"largest_component names {unknown[0]!r}, which is not a structure: choose from {', '.join(structures)}, "
+            "or true for all."
+        )
+    return sorted({structures.index(name) + 1 for name in names})

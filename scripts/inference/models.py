@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 
@@ -154,14 +155,47 @@ def _runtime(path: str | Path) -> ModuleType:
     return onnxruntime
 
 
+def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logarithms of probabilities, finite: that of 0 is minus infinity, which no other window could outweigh."""
+    return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+class Ensemble(nn.Module):
+    """The mean of the probabilities of several networks.
+
+    Args:
+        networks: each maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
+    """
+
+    def __init__(self, networks: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> None:
+        super().__init__()
+        self.networks = list(networks)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Logarithms of the mean probabilities, float32."""
+        return log_probabilities(torch.stack([n(windows).float().softmax(dim=1) for n in self.networks]).mean(dim=0))
+
+
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
 
 MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
 
+def model_files(directory: str | Path, checkpoint: str | Sequence[str]) -> Path | list[Path]:
+    """The files that the option `checkpoint` names: one, or those of an ensemble.
+
+    Args:
+        directory: folder of relative paths.
+        checkpoint: path of a file, or a list of paths.
+    """
+    if isinstance(checkpoint, str):
+        return Path(directory, checkpoint)
+    return [Path(directory, name) for name in checkpoint]
+
+
 def load_model(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     network_def: nn.Module,
     device: torch.device | str,
     dataset: DatasetSpec | None = None,
@@ -171,7 +205,7 @@ def load_model(
 
     Args:
         path: `model.pt` (weights of `network_def`), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or
-            `model.onnx`.
+            `model.onnx`; several files are an ensemble.
         network_def: receives the weights of a `.pt` file; the other formats contain their network.
         device: device of the network.
         dataset: the dataset block of this configuration; `load_weights` compares it with that of a `.pt` file.
@@ -180,6 +214,8 @@ def load_model(
     Raises:
         UserError: if the file is missing, damaged or of another format, or does not fit `network_def`.
     """
+    if not isinstance(path, str | Path):
+        return Ensemble([load_model(each, deepcopy(network_def), device, dataset, dtype) for each in path])
     path = Path(path)
     require_file(path, TRAIN_FIRST)
     # `place` makes weights channels-last, where torch's fp32 norms round more coarsely. Probabilities then differ by
@@ -203,12 +239,14 @@ def load_model(
         raise UserError(f"{path} cannot be read as a model ({first_line(error)}): replace it.") from error
 
 
-def check_model(network: Network, path: str | Path, in_channels: int, num_classes: int, window: Sequence[int]) -> None:
+def check_model(
+    network: Network, path: str | Path | Sequence[str | Path], in_channels: int, num_classes: int, window: Sequence[int]
+) -> None:
     """Run the network on one window of zeros, so that a wrong model fails once instead of for every case.
 
     Args:
         network: accepts windows on the CPU.
-        path: file of the network, for the message.
+        path: its file or files, for the message.
         in_channels: number of image channels.
         num_classes: number of classes K.
         window: sides of a window in voxels.
@@ -216,6 +254,7 @@ def check_model(network: Network, path: str | Path, in_channels: int, num_classe
     Raises:
         UserError: if the network fails on such a window, or its output does not have shape `(1, K, *window)`.
     """
+    path = path if isinstance(path, str | Path) else ", ".join(map(str, path))
     try:
         logits = network(torch.zeros(1, in_channels, *window))
     except Exception as error:

@@ -16,14 +16,16 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from monai.utils import MetaKeys
+from torch import nn
 
 from scripts.errors import UserError, root_user_error
-from scripts.images.components import keep_largest
+from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import ImageFiles, first_file
+from scripts.inference.models import log_probabilities
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
 
 
-class MirroredNetwork:
+class MirroredNetwork(nn.Module):
     """The mean prediction over an image and its mirror images along each subset of some axes.
 
     MONAI's `TestTimeAugmentation` draws random transforms and keeps the whole volume of each in memory. Mirroring needs
@@ -44,6 +46,7 @@ class MirroredNetwork:
         axes: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__()
         axes = list(axes) if isinstance(axes, Sequence) and not isinstance(axes, str) else [axes]
         if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) for axis in axes):
             raise UserError(f"mirror_axes must be different axes out of 0, 1 and 2, e.g. [0, 1], got {axes}.")
@@ -52,7 +55,7 @@ class MirroredNetwork:
         self.views = [[axis + 2 for axis in subset] for subset in subsets]
 
     @torch.no_grad()
-    def __call__(self, windows: torch.Tensor) -> torch.Tensor:
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logarithms of the mean probabilities, `(B, K, D, H, W)`, float32, on the device of `windows`.
 
         The softmax of a weighted mean of log-probabilities equals that of the same mean of logits, so windows are
@@ -65,9 +68,7 @@ class MirroredNetwork:
         for flipped in self.views:
             logits = self.network(images.flip(flipped) if flipped else images)
             total = total + logits.float().softmax(dim=1).flip(flipped)
-        # The logarithm of a probability of 0 is minus infinity, which no other window could outweigh.
-        smallest = torch.finfo(torch.float32).tiny
-        return (total / len(self.views)).clamp(min=smallest).log().to(windows.device)
+        return log_probabilities(total / len(self.views)).to(windows.device)
 
 
 EMPTY_LOGIT = 10.0
@@ -246,7 +247,7 @@ class Segmenter:
         self.preprocessing = with_block_spacing(preprocessing)
         self.in_channels, self.num_classes, self.inferer = in_channels, len(label_names), inferer
         self.predictor = EmptyWindowsSkipped(predictor, self.num_classes) if _switch(skip_empty) else predictor
-        self.reduced = _classes_named(_switch(largest_component), label_names)
+        self.reduced = classes_to_reduce(largest_component, label_names)
         self.with_confidence, self.with_uncertainty = _switch(confidence), _switch(uncertainty)
         self.with_probabilities, self.scratch_dir = _switch(probabilities), scratch_dir
 
@@ -325,18 +326,3 @@ class Segmenter:
 
 def _switch(value: Any) -> Any:
     return value == "true" if value in ("true", "false") else value
-
-
-def _classes_named(wanted: bool | str | Sequence[str], label_names: Sequence[str]) -> list[int]:
-    """Class indices of the named structures; all structures for `True`, none for `False`."""
-    structures = list(label_names)[1:]
-    if isinstance(wanted, bool):
-        return list(range(1, len(structures) + 1)) if wanted else []
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    unknown = [name for name in names if name not in structures]
-    if unknown:
-        raise UserError(
-            f"largest_component names {unknown[0]!r}, which is not a structure: choose from {', '.join(structures)}, "
-            "or true for all."
-        )
-    return sorted({structures.index(name) + 1 for name in names})

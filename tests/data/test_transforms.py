@@ -10,7 +10,7 @@ from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.spec import DatasetSpec
-from scripts.data.transforms import IgnoredToBackgroundd, LabelsToClassesd
+from scripts.data.transforms import IgnoredToBackgroundd, KeepLargestd, LabelsToClassesd
 from scripts.errors import UserError, root_user_error
 
 
@@ -82,3 +82,14 @@ def test_without_ignored_voxels_nothing_is_copied():
     data = {"pred": np.array([1, 1]), "label": label(1, 0)}
     result = IgnoredToBackgroundd(["pred", "label"])(data)
     assert result["pred"] is data["pred"] and result["label"] is data["label"]
+
+
+def test_only_the_named_structures_lose_their_smaller_parts():
+    classes = torch.tensor([[[[1, 1, 0, 1, 0, 2, 0, 2, 2]]]])
+    names = ["background", "organ", "vessel"]
+    reduced = KeepLargestd("pred", ["organ"], names)({"pred": classes})["pred"]
+    assert reduced.flatten().tolist() == [1, 1, 0, 0, 0, 2, 0, 2, 2] and reduced.dtype == classes.dtype
+    assert KeepLargestd("pred", "true", names)({"pred": classes})["pred"].sum() == 6
+    assert KeepLargestd("pred", False, names)({"pred": classes})["pred"] is classes
+    with pytest.raises(UserError, match="largest_component.*liver"):
+        KeepLargestd("pred", "liver", names)

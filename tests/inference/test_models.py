@@ -19,7 +19,7 @@ from torch import nn
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
-from scripts.inference.models import OnnxNetwork, check_model, load_model, load_weights
+from scripts.inference.models import Ensemble, OnnxNetwork, check_model, load_model, load_weights, model_files
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 
@@ -293,3 +293,26 @@ def test_a_damaged_file_and_a_missing_runtime_are_user_errors(runtime, monkeypat
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"model\.onnx.*onnxruntime"):
         OnnxNetwork("model.onnx")
+
+
+# ---------------------------------------------------------------- ensembles
+
+
+def test_an_ensemble_is_the_mean_of_probabilities(tmp_path) -> None:
+    members = [nn.Conv3d(1, 3, 1) for _ in range(2)]
+    for name, member in zip("ab", members, strict=True):
+        torch.save(member.state_dict(), tmp_path / f"{name}.pt")
+    files = model_files(tmp_path, ["a.pt", str(tmp_path / "b.pt")])
+    images = torch.randn(2, 1, *WINDOW)
+    with torch.no_grad():
+        found = load_model(files, nn.Conv3d(1, 3, 1), "cpu")(images).softmax(dim=1)
+        wanted = sum(member(images).softmax(dim=1) for member in members) / 2
+    torch.testing.assert_close(found, wanted)
+    check_model(load_model(files, nn.Conv3d(1, 3, 1), "cpu"), files, 1, 3, WINDOW)
+    with pytest.raises(UserError, match=r"a\.pt, .*b\.pt.*label_names"):
+        check_model(load_model(files, nn.Conv3d(1, 3, 1), "cpu"), files, 1, 2, WINDOW)
+
+
+def test_a_probability_of_0_stays_finite() -> None:
+    certain = Ensemble([lambda windows: torch.tensor([1000.0, 0.0]).reshape(1, 2, 1, 1, 1)])
+    assert certain(torch.zeros(1, 1, 1, 1, 1)).isfinite().all()

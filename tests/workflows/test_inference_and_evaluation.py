@@ -194,3 +194,19 @@ def test_evaluating_without_test_cases_is_an_error(make_workflow) -> None:
         workflow.run()
     mistake = root_user_error(caught.value)
     assert isinstance(mistake, UserError) and "test" in str(mistake)
+
+
+def test_evaluation_by_an_ensemble_with_mirrored_passes_and_largest_components(make_workflow, tmp_path) -> None:
+    """An ensemble of one network twice is that network; the other options change what is evaluated."""
+    make_workflow("train.yaml", max_steps=2).run()
+
+    def dice(**options) -> list[str]:
+        make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **options).run()
+        with (tmp_path / "out/metrics.csv").open() as file:
+            return [row["dice"] for row in csv.DictReader(file)]
+
+    plain = dice()
+    assert dice(checkpoint=["model.pt", str(tmp_path / "models/model.pt")]) == pytest.approx(plain)
+    assert dice(mirror_axes=[0, 1, 2]) != plain
+    assert dice(largest_component=["large organ"])[1::3] == plain[1::3]
+    assert dice(largest_component=True) != plain

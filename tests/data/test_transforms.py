@@ -91,5 +91,5 @@ def test_only_the_named_structures_lose_their_smaller_parts():
     assert reduced.flatten().tolist() == [1, 1, 0, 0, 0, 2, 0, 2, 2] and reduced.dtype == classes.dtype
     assert KeepLargestd("pred", "true", names)({"pred": classes})["pred"].sum() == 6
     assert KeepLargestd("pred", False, names)({"pred": classes})["pred"] is classes
-    with pytest.raises(UserError, match="largest_component.*liver"):
+    with pytest.raises(UserError, match=r"largest_component.*liver"):
         KeepLargestd("pred", "liver", names)

@@ -33,7 +33,7 @@ TINY = {
     "max_steps": 3,
     "num_workers": 0,
     "unlabelled_start": 0.0,  # a run this short has no time to wait for its unlabelled cases
-    "validate::handlers::0::pictures": 0,  # no pictures: drawing takes longer than such a validation
+    "train::handlers::0::pictures": 0,  # no pictures: drawing takes longer than such a validation
 }
 """Overrides that make a configuration of the demo run in seconds."""
 

@@ -75,7 +75,7 @@ def train_and_record(files: Sequence[str], overrides: dict[str, Any], double: bo
         workflow.initialize()
         record = attach_recorder(workflow)
         workflow.run()
-        record["dice"] = workflow.parser.get_parsed_content("validate::best_model").best_metric
+        record["dice"] = workflow.parser.get_parsed_content("train::handlers")[0].best_model.best_metric
         if is_rank0() or "{rank}" in target:
             torch.save(record, target.format(rank=rank()))
         workflow.finalize()

@@ -142,8 +142,7 @@ def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -
         folders = ["--output_dir", str(folder / output), "--ckpt_dir", str(folder / "models")]
         subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True)
 
-    watched = ["--train::handlers::0::validator", "@validate::evaluator"]
-    watched += ["--validate::dataset::data::items", "$@cases.test"]
+    watched = ["--validate::dataset::data::items", "$@cases.test"]
     start = time.monotonic()
     bundle("training", files, *(watched if best_on_test else []))
     seconds = round(time.monotonic() - start)

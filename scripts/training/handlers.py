@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that acts during training and validation, attached in the order that it must have."""
+"""Everything that acts during training and its validations, attached in the order that it must have."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 
 from scripts.data.spec import DatasetSpec
 from scripts.data.streams import StreamPosition, TwoStreamLoader
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class TrainingHandlers:
-    """All handlers of a training run behind one entry of `train::handlers`.
+    """All handlers of a training run and of its validations, behind one entry of `train::handlers`.
 
     ignite calls the handlers of one event in the order in which they were attached. These orders matter:
 
@@ -45,21 +45,25 @@ class TrainingHandlers:
     Network, loss, optimiser, loader and inferer are those of the trainer, a `TwoStreamTrainer`.
 
     Args:
-        teacher: averaged copy of the network; the final model is the teacher's.
+        teacher: averaged copy of the network; it is validated, and the final model is the teacher's.
         learning_rate_curve: factor on the learning rate as a function of the number of completed steps.
         extra_optimizer: an optimiser of the method's own, or `None`.
         guard: undoes steps that are not finite.
         method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first.
-        validator: evaluator of the validation cases, or `None` without such cases.
+        validator: evaluator of the validation cases; it may have none, and then does not run.
         val_interval: steps between validations.
-        best_model: saver of the best model; its best value is part of a checkpoint.
-        ckpt_dir: folder of `model.pt` and of checkpoints.
+        output_dir: folder of TensorBoard's files; the pictures of validation cases are in its folder `overlays`.
+        ckpt_dir: folder of `model.pt`, `model_best.pt` and checkpoints.
         save_interval: steps between checkpoints.
         keep_checkpoints: number of checkpoints that are kept.
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
-        summary_writer: of TensorBoard; `None` writes no curves.
+        pictures: number of validation cases that are drawn.
+
+    Attributes:
+        handlers: those of the trainer, once they are attached.
+        best_model: saver of the best model; its best value is part of a checkpoint.
     """
 
     def __init__(
@@ -70,39 +74,54 @@ class TrainingHandlers:
         extra_optimizer: Optimizer | None,
         guard: GradientGuard,
         method_handlers: Sequence[Any],
-        validator: SupervisedEvaluator | None,
+        validator: SupervisedEvaluator,
         val_interval: int,
-        best_model: BestModelSaver,
+        output_dir: str | Path,
         ckpt_dir: str | Path,
         save_interval: int,
         keep_checkpoints: int,
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
-        summary_writer: SummaryWriter | None,
+        pictures: int = 4,
     ) -> None:
         self.teacher, self.learning_rate_curve, self.extra_optimizer = teacher, learning_rate_curve, extra_optimizer
         self.guard, self.method_handlers = guard, method_handlers
-        self.validator, self.val_interval, self.best_model = validator, val_interval, best_model
-        self.ckpt_dir, self.save_interval, self.keep_checkpoints = Path(ckpt_dir), save_interval, keep_checkpoints
-        self.resume, self.max_steps = resume, max_steps
-        self.dataset, self.summary_writer = dataset, summary_writer
+        self.validator, self.val_interval = validator, val_interval
+        self.output_dir, self.ckpt_dir = Path(output_dir), Path(ckpt_dir)
+        self.save_interval, self.keep_checkpoints, self.resume = save_interval, keep_checkpoints, resume
+        self.max_steps, self.dataset, self.pictures = max_steps, dataset, pictures
+        self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset)
+        self.handlers: list[Any] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Attach all of them to the trainer, in their order."""
-        for handler in self.handlers_of(engine):
+        """Attach all of them to the trainer and to its validator, in their order."""
+        loss = engine.loss_function
+        assert isinstance(loss, WeightedLoss)
+        writer = summary_writer(self.output_dir)
+        for handler in self._of_validation(loss, writer):
+            handler.attach(self.validator)
+        self.handlers = self._of_training(engine, loss, writer)
+        for handler in self.handlers:
             handler.attach(engine)
 
-    def handlers_of(self, engine: SupervisedTrainer) -> list[Any]:
-        """The handlers for a trainer, in the order in which they are attached."""
-        network, loss, loader = engine.network, engine.loss_function, engine.data_loader
-        assert isinstance(loss, WeightedLoss) and isinstance(loader, TwoStreamLoader)
+    def _of_validation(self, loss: WeightedLoss, writer: SummaryWriter | None) -> list[Any]:
+        if writer is None:
+            return [self.best_model]
+        return [
+            self.best_model,
+            TensorBoardStatsHandler(writer, iteration_log=False, global_epoch_transform=lambda _: loss.step),
+            OverlayPictures(self.output_dir / "overlays", writer, limit=self.pictures, step=lambda: loss.step),
+        ]
+
+    def _of_training(self, engine: SupervisedTrainer, loss: WeightedLoss, writer: SummaryWriter | None) -> list[Any]:
+        network, loader, cases = engine.network, engine.data_loader, self.validator.data_loader
+        assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
         scheduler = LambdaLR(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
-        writer, validator = self.summary_writer, self.validator
         return [
             *self.method_handlers,
-            *([] if validator is None else [ValidationHandler(self.val_interval, validator, epoch_level=False)]),
+            *([ValidationHandler(self.val_interval, self.validator, epoch_level=False)] if len(cases) > 0 else []),
             StreamPosition(loader),
             StepSeeder(loader.batches.seed),
             LossStep(loss),
@@ -154,40 +173,6 @@ class TrainingHandlers:
             },
             rank_dependent=["batch_labelled", "batch_unlabelled", "learning_rate"],
         )
-
-
-class ValidationHandlers:
-    """Handlers of the evaluator that validates during training.
-
-    Args:
-        best_model: saves the best model.
-        loss: whose `step` is the position on the curves.
-        summary_writer: of TensorBoard; `None`, as on all ranks but the first, writes neither curves nor pictures.
-        picture_dir: folder of overlay pictures.
-        pictures: number of cases that are drawn.
-    """
-
-    def __init__(
-        self,
-        best_model: BestModelSaver,
-        loss: WeightedLoss,
-        summary_writer: SummaryWriter | None,
-        picture_dir: str | Path,
-        pictures: int = 4,
-    ) -> None:
-        self.handlers: list[Any] = [best_model]
-        if summary_writer is not None:
-            self.handlers += [
-                TensorBoardStatsHandler(
-                    summary_writer, iteration_log=False, global_epoch_transform=lambda _: loss.step
-                ),
-                OverlayPictures(picture_dir, summary_writer, limit=pictures, step=lambda: loss.step),
-            ]
-
-    def attach(self, engine: Engine) -> None:
-        """Attach all of them to the evaluator, in their order."""
-        for handler in self.handlers:
-            handler.attach(engine)
 
 
 def summary_writer(log_dir: str | Path) -> SummaryWriter | None:

@@ -94,13 +94,10 @@ def test_the_best_checkpoint_on_the_test_cases_is_a_column_of_its_own(commands, 
 
 
 def test_the_best_on_test_run_is_a_valid_command(make_workflow) -> None:
-    workflow = make_workflow(
-        "train.yaml",
-        max_steps=1,
-        **{"train::handlers::0::validator": "@validate::evaluator", "validate::dataset::data::items": "$@cases.test"},
-    )
+    workflow = make_workflow("train.yaml", max_steps=1, **{"validate::dataset::data::items": "$@cases.test"})
     content = workflow.parser.get_parsed_content
     assert content("validate::dataset").data == content("cases").test
+    assert content("train::trainer")
     assert any(type(handler).__name__ == "ValidationHandler" for handler in content("train::handlers")[0].handlers)
 
 

@@ -17,8 +17,9 @@ def names(make_workflow):
 
 
 def handlers_of(workflow) -> list:
+    workflow.parser.get_parsed_content("train::trainer")  # attaches them
     (handlers,) = workflow.parser.get_parsed_content("train::handlers")
-    return handlers.handlers_of(workflow.trainer)
+    return handlers.handlers
 
 
 BEFORE = [

@@ -63,7 +63,8 @@ def demo_cases(tiny_demo: Path) -> list[dict[str, str]]:
 
 def label_request(bundle: Path, cases: list[dict[str, str]], handlers: list, **more) -> None:
     """`monai.bundle.run` as MONAI Label's training task calls it: all but the last of the cases train."""
-    small = {key: value for key, value in TINY.items() if key not in ("bundle_root", "device", "max_steps")}
+    own = ("bundle_root", "device", "max_steps", "train::handlers::0::pictures")
+    small = {key: value for key, value in TINY.items() if key not in own}
     run_bundle(
         run_id="run",
         init_id=None,

@@ -94,7 +94,7 @@ def test_patch_sides_that_16_does_not_divide_train_and_validate(train) -> None:
 
 
 def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path) -> None:
-    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, **{"validate::handlers::0::pictures": 1})
+    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, **{"train::handlers::0::pictures": 1})
     validated = []
     workflow.evaluator.add_event_handler(Events.COMPLETED, lambda _: validated.append(workflow.trainer.state.iteration))
     workflow.run()

@@ -155,12 +155,13 @@ class WeightedLoss(nn.Module):
     Args:
         terms: name to `LossTerm`; at least one.
         max_steps: length of the run that schedules refer to.
+        device: where the parameters and the state of the terms go.
 
     Raises:
         ValueError: for an empty mapping, a value that is not a `LossTerm`, or a term called `total`.
     """
 
-    def __init__(self, terms: Mapping[str, LossTerm], max_steps: int) -> None:
+    def __init__(self, terms: Mapping[str, LossTerm], max_steps: int, device: str | torch.device = "cpu") -> None:
         super().__init__()
         if not terms:
             raise ValueError("A method needs at least one loss term, e.g. `supervised`.")
@@ -169,7 +170,7 @@ class WeightedLoss(nn.Module):
                 raise ValueError("A loss term cannot be called 'total': that is the name of their sum.")
             if not isinstance(term, LossTerm):
                 raise ValueError(f"Loss term '{name}' must be a scripts.losses LossTerm, got {type(term).__name__}.")
-        self.terms = nn.ModuleDict(dict(terms))
+        self.terms = nn.ModuleDict(dict(terms)).to(device)
         self.max_steps = max_steps
         self.step = 1
         self._values: dict[str, torch.Tensor] = {}

@@ -111,8 +111,8 @@ class CorrelationTerm(LossTerm):
             return features[:0].sum()
         if batch.weak_images is None:
             raise UserError(
-                "CorrelationTerm needs the unlabelled images before intensity augmentation: keep `train::weak_view` in "
-                "the configuration."
+                "CorrelationTerm needs the unlabelled images before intensity augmentation: keep the transform that "
+                "copies `image` to `weak` at the end of train::spatial_transforms."
             )
         weak_logits, weak_features = batch.forward_pass(batch.weak_images)
         classes = self._agreeing(batch.unlabelled_logits, weak_logits)

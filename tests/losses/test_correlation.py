@@ -237,7 +237,7 @@ def test_no_unlabelled_case_makes_no_pass():
 def test_missing_weak_view_is_refused_with_its_key():
     step = Step([[3], [9]], [[3], [9]], classes=[0, 0])
     data = make_batch(step.data.logits, step.data.features, step.data.labels, forward_pass=step.data.forward_pass)
-    with pytest.raises(UserError, match="train::weak_view"):
+    with pytest.raises(UserError, match="train::spatial_transforms"):
         CorrelationTerm(pool_of())(data)
 
 

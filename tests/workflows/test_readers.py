@@ -89,7 +89,8 @@ def test_training_as_monai_label_calls_it_twice(demo_bundle, tiny_demo, monkeypa
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
     demo = {"dataset_dir": str(tiny_demo)}
-    label_request(bundle, demo_cases(tiny_demo), handlers, **demo)
+    label_request(bundle, demo_cases(tiny_demo), handlers, val_interval=2, **demo)
+    assert (bundle / "models/model_best.pt").exists(), "its own validation cases are validated"
     model = bundle / "models/model.pt"
     first = torch.load(model, weights_only=True)
     loader = {

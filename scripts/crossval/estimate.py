@@ -20,6 +20,9 @@ RESULT = "crossval.json"
 Dice = Mapping[str, Mapping[str, float]]
 """Dice by class and case, as from `scripts.evaluation.comparison.read_dice`."""
 
+PLAIN = ""
+"""Name of the evaluation without an option."""
+
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The interval between two order statistics into which a further value falls with a known probability.
@@ -44,14 +47,19 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def evaluate_folds(
-    control: Dice, method: Dice | None, unlabelled: int, folds: Sequence[Sequence[str]]
+    control: Mapping[str, Dice],
+    method: Mapping[str, Dice] | None,
+    unlabelled: int,
+    folds: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
     """Compare the method with its control on the held-out cases, and choose one of them.
 
-    The method is chosen if its mean Dice over the held-out cases is higher, and more of them are better than worse.
+    The method is chosen if its mean Dice over the held-out cases is higher, and more of them are better than worse. The
+    same rule says which options of evaluation and inference help the chosen one.
 
     Args:
-        control: Dice of the held-out cases after training on labels alone.
+        control: Dice of the held-out cases after training on labels alone, by option of evaluation, such as
+            `--largest_component true`; `PLAIN` is the evaluation without an option.
         method: the same of the method; `None` if there is no other method than the control.
         unlabelled: number of unlabelled cases.
         folds: names of the held-out cases of each fold.
@@ -59,28 +67,32 @@ def evaluate_folds(
     Returns:
         `use` (`method` or `control`), `control` and `method` (mean Dice by case; `method` may be `None`), `expected`
         (`mean`, `low`, `high`, `probability`, see `prediction_interval`; of the chosen one), `comparison` (of
-        `compare_dice`, or `None`) and `sentences`.
+        `compare_dice`, or `None`), `options` (those that help) and `sentences`, the last one about the method.
 
     Raises:
         UserError: if no held-out case has a structure, so that nothing can be measured.
     """
-    of_control = mean_per_case(control)
+    of_control = mean_per_case(control[PLAIN])
     if not of_control:
         raise UserError("No held-out case has a structure that can be measured: check the labels with `check`.")
-    comparison = None if method is None else compare_dice(control, method)
-    helps = comparison is not None and comparison["mean_difference"] > 0 and comparison["better"] > comparison["worse"]
-    values = mean_per_case(method) if method is not None and helps else of_control
+    comparison = None if method is None else compare_dice(control[PLAIN], method[PLAIN])
+    helps = comparison is not None and _helps(comparison)
+    chosen = method if method is not None and helps else control
+    values = mean_per_case(chosen[PLAIN])
     low, high, probability = prediction_interval(list(values.values()))
     expected = {"mean": fmean(values.values()), "low": low, "high": high, "probability": probability}
+    changes = {option: compare_dice(chosen[PLAIN], chosen[option]) for option in chosen if option != PLAIN}
     sentences = [_expectation(expected, len(values), folds)]
+    sentences += [_option(option, change) for option, change in changes.items()]
     if comparison is not None:
-        sentences.append(_gain(comparison, helps, unlabelled))
+        sentences.append(_gain(comparison, unlabelled))
     return {
         "use": "method" if helps else "control",
         "control": of_control,
-        "method": None if method is None else mean_per_case(method),
+        "method": None if method is None else mean_per_case(method[PLAIN]),
         "expected": expected,
         "comparison": comparison,
+        "options": [option for option, change in changes.items() if _helps(change)],
         "sentences": sentences,
     }
 
@@ -97,10 +109,22 @@ def _expectation(expected: Mapping[str, float], count: int, folds: Sequence[Sequ
     )
 
 
-def _gain(comparison: Mapping[str, Any], helps: bool, unlabelled: int) -> str:
+def _helps(comparison: Mapping[str, Any]) -> bool:
+    return comparison["mean_difference"] > 0 and comparison["better"] > comparison["worse"]
+
+
+def _option(option: str, change: Mapping[str, Any]) -> str:
+    advice = "use it with `predict` and `evaluate`" if _helps(change) else "leave it out"
+    return (
+        f"`{option}` changes the Dice by {100 * change['mean_difference']:+.1f} points ({change['better']} better, "
+        f"{change['worse']} worse): {advice}."
+    )
+
+
+def _gain(comparison: Mapping[str, Any], unlabelled: int) -> str:
     points, better = 100 * comparison["mean_difference"], comparison["better"]
     changed = f"added {points:.1f} points of Dice" if points >= 0 else f"cost {-points:.1f} points of Dice"
-    choice = "uses them" if helps else "uses the labels alone"
+    choice = "uses them" if _helps(comparison) else "uses the labels alone"
     return (
         f"The {unlabelled} unlabelled scans {changed} on average; {better} of {comparison['num_cases']} held-out cases "
         f"were better with them. `train --method auto` {choice}. {comparison['conclusion']}"

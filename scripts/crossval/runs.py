@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,14 @@ from typing import Any
 import yaml
 
 from scripts.cli.overrides import CONFIGS, config_files_of, parse_words
-from scripts.crossval.estimate import RESULT, evaluate_folds, format_result
+from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.crossval.folds import fold_datalist, make_folds
 from scripts.data.cases import Case, CaseLists
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
 from scripts.files import csv_rows, csv_text, write_text
 
-logger = logging.getLogger("crossval")
-
+ARMS = {"control": "labels only", "method": "method"}
 CONTROL = CONFIGS / "methods/supervised.yaml"
 COLUMNS = ("fold", "case", "class", "arm", "dice")
 
@@ -36,6 +33,7 @@ def cross_validate(
     patient_pattern: str | None = None,
     keep_models: bool | str = False,
     cache_dir: str | Path | None = None,
+    flip_axes: Sequence[int] = (),
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Train the method of this command line and its labels-only control in each fold, and report what to expect.
@@ -51,6 +49,7 @@ def cross_validate(
         patient_pattern: see `make_folds`.
         keep_models: whether the trained models of the folds are kept, as an ensemble; otherwise they are deleted.
         cache_dir: folder of cached volumes, shared by all folds.
+        flip_axes: axes along which training mirrors patches; mirrored passes are evaluated if there is one.
         argv: the command line; `None` takes that of this process.
 
     Returns:
@@ -65,23 +64,31 @@ def cross_validate(
     names = [[case["case"] for case in fold] for fold in held_out]
     _check_settings(directory, {"command": command.words(), "folds": names, "unlabelled": len(cases.unlabelled)})
     arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
-    dice: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in arms}
+    options = [PLAIN, "--largest_component true"]
+    options += [f"--mirror_axes {json.dumps(list(flip_axes))}"] if flip_axes else []
+    # By arm, option, class and case.
+    dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
     for number, fold in enumerate(held_out, start=1):
         for arm in arms:
             folder = directory / f"fold_{number}" / arm
-            found = _run_fold(folder, arm, fold, cases, command, cache_dir, f"Fold {number} of {len(held_out)}")
-            for name, values in found.items():
-                dice[arm].setdefault(name, {}).update(values)
+            title = f"Fold {number} of {len(held_out)}, {ARMS[arm]}"
+            _run_fold(folder, arm, fold, cases, command, options, cache_dir, title)
+            for index, option in enumerate(options):
+                for name, values in _dice_of(folder / f"out_{index}", fold).items():
+                    dice[arm][option].setdefault(name, {}).update(values)
+            shown = ", ".join(
+                f"{case} {value:.4f}" for case, value in mean_per_case(_dice_of(folder / "out_0", fold)).items()
+            )
+            print(f"{title}: Dice {shown}", flush=True)
             if not keep_models:
                 shutil.rmtree(folder / "models", ignore_errors=True)
-    method = dice.get("method")
-    result = evaluate_folds(dice["control"], method, len(cases.unlabelled), names)
+    result = evaluate_folds(dice["control"], dice.get("method"), len(cases.unlabelled), names)
     result = {**result, "folds": names, "files": {"control": [str(CONTROL)], "method": command.method_files}}
     fold_of = {name: number for number, fold in enumerate(names, start=1) for name in fold}
     rows = [
         (fold_of[case], case, name, arm, value)
         for arm in arms
-        for name, values in dice[arm].items()
+        for name, values in dice[arm][PLAIN].items()
         for case, value in values.items()
     ]
     write_text(directory / "crossval.csv", csv_text(COLUMNS, rows))
@@ -129,36 +136,41 @@ class _Command:
 
 
 def _run_fold(
-    folder: Path, arm: str, held_out: list[Case], cases: CaseLists, command: _Command, cache_dir: Any, title: str
-) -> dict[str, dict[str, float]]:
-    """Train and evaluate one arm of one fold, and return its Dice by class and case."""
-    out, label = folder / "out", {"control": "labels only", "method": "method"}[arm]
-    if not (out / "metrics.csv").is_file():
-        print(f"{title}, {label}: training, output in {folder / 'log.txt'}", flush=True)
-        content = fold_datalist(cases, held_out)
-        write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
-        words = [
-            *command.words(arm),
-            *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(content["training"]))),
-            *("--validation_cases", "0", "--corrected_labels", "None", "--resume", "true"),
-            *("--output_dir", str(out), "--ckpt_dir", str(folder / "models")),
-            *([] if cache_dir is None else ["--cache_dir", str(Path(cache_dir).absolute())]),
-        ]
-        start = time.monotonic()
-        for run_id in ("training", "evaluating"):
-            _run(run_id, words, folder / "log.txt")
-        took = f", {time.monotonic() - start:.0f} s"
-    else:
-        took = " (finished before)"
+    folder: Path,
+    arm: str,
+    held_out: list[Case],
+    cases: CaseLists,
+    command: _Command,
+    options: Sequence[str],
+    cache_dir: str | Path | None,
+    title: str,
+) -> None:
+    """Train one arm of one fold, and evaluate it with each option into `out_<index of the option>`."""
+    content = fold_datalist(cases, held_out)
+    write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
+    words = [
+        *command.words(arm),
+        *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(content["training"]))),
+        *("--validation_cases", "0", "--corrected_labels", "None", "--ckpt_dir", str(folder / "models")),
+        *([] if cache_dir is None else ["--cache_dir", str(Path(cache_dir).absolute())]),
+    ]
+    missing = [index for index in range(len(options)) if not (folder / f"out_{index}/metrics.csv").is_file()]
+    if missing:
+        print(f"{title}: training, output in {folder / 'log.txt'}", flush=True)
+        _run("training", [*words, "--resume", "true", "--output_dir", str(folder / "out_0")], folder / "log.txt")
+    for index in reversed(missing):  # the result without options last: a fold that has it is finished
+        more = options[index].split(" ", 1) if options[index] else []
+        _run("evaluating", [*words, *more, "--output_dir", str(folder / f"out_{index}")], folder / "log.txt")
+
+
+def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
+    """Dice by class and case of a finished evaluation."""
     # One held-out case may have the same file name as that of another fold: the fold's list has its name.
     evaluated = list(dict.fromkeys(row["case"] for row in csv_rows(out / "metrics.csv")))
     name = dict(zip(evaluated, [case["case"] for case in held_out], strict=True))
-    dice = {
+    return {
         of_class: {name[case]: value for case, value in values.items()} for of_class, values in read_dice(out).items()
     }
-    shown = ", ".join(f"{case} {value:.4f}" for case, value in mean_per_case(dice).items())
-    print(f"{title}, {label}: Dice {shown}{took}", flush=True)
-    return dice
 
 
 def _run(run_id: str, words: Sequence[str], log: Path) -> None:

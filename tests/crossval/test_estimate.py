@@ -11,12 +11,12 @@ import pytest
 from scripts.crossval.estimate import advised_method, evaluate_folds, format_result, prediction_interval
 from scripts.errors import UserError
 
-CONTROL = {"organ": {"a": 0.80, "b": 0.70, "c": 0.60}}
+CONTROL = {"": {"organ": {"a": 0.80, "b": 0.70, "c": 0.60}}}
 FOLDS = [["a"], ["b"], ["c"]]
 
 
-def dice(**values: float) -> dict[str, dict[str, float]]:
-    return {"organ": values}
+def dice(**values: float) -> dict[str, dict[str, dict[str, float]]]:
+    return {"": {"organ": values}}
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,18 @@ def test_the_table_has_a_row_for_each_case() -> None:
     assert lines[5].split() == ["mean", "0.7000", "0.7300", "+0.0300"]
 
 
+def test_options_of_evaluation_that_help_the_chosen_one_are_named() -> None:
+    options = {"--largest_component true": {"organ": {"a": 0.86, "b": 0.76, "c": 0.60}}}
+    worse = {"--largest_component true": {"organ": {"a": 0.7, "b": 0.7, "c": 0.7}}}
+    result = evaluate_folds(CONTROL | worse, dice(a=0.85, b=0.75, c=0.59) | options, 80, FOLDS)
+    assert result["options"] == ["--largest_component true"]
+    assert "+1.0 points (3 better, 0 worse)" in result["sentences"][1]
+    assert evaluate_folds(CONTROL | worse, None, 0, FOLDS)["options"] == []
+
+
 def test_nothing_to_measure() -> None:
     with pytest.raises(UserError):
-        evaluate_folds({"organ": {}}, None, 0, FOLDS)
+        evaluate_folds({"": {"organ": {}}}, None, 0, FOLDS)
 
 
 def test_the_advice_is_read_from_the_result(tmp_path) -> None:

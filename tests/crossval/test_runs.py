@@ -62,9 +62,11 @@ def bundle(monkeypatch) -> Bundle:
 
 def test_each_fold_trains_and_evaluates_the_control_and_the_method(bundle, tmp_path, capsys) -> None:
     result = runs.cross_validate(LISTS, tmp_path, argv=argv("--max_steps", "7"))
-    assert [command["run_id"] for command in bundle.commands] == ["training", "evaluating"] * 6
+    assert [command["run_id"] for command in bundle.commands] == ["training", "evaluating", "evaluating"] * 6
+    assert [command.get("--largest_component") for command in bundle.commands] == [None, "true", None] * 6
     assert [("self_training" in c["--config_file"], "supervised" in c["--config_file"]) for c in bundle.commands] == [
-        *((False, True), (False, True), (True, False), (True, False)),
+        *[(False, True)] * 3,
+        *[(True, False)] * 3,
     ] * 3
     assert {command["--max_steps"] for command in bundle.commands} == {"7"}
     for command in bundle.commands:
@@ -85,17 +87,21 @@ def test_each_fold_trains_and_evaluates_the_control_and_the_method(bundle, tmp_p
 
 
 def test_a_finished_fold_is_not_run_again(bundle, tmp_path) -> None:
-    bundle.fail_at = 6  # evaluation of the second fold's control
+    bundle.fail_at = 9  # the last evaluation of the second fold's control
     with pytest.raises(UserError, match=r"The disk of scans is gone.*log\.txt"):
         runs.cross_validate(LISTS, tmp_path, argv=argv())
     runs.cross_validate(LISTS, tmp_path, argv=argv())
-    folders = [Path(c["--output_dir"]).parent for c in bundle.commands if c["run_id"] == "evaluating"]
-    finished = [str(folder.relative_to(tmp_path)) for folder in folders]
-    assert finished == [
+    trained = [c for c in bundle.commands if c["run_id"] == "training"]
+    assert [str(Path(c["--ckpt_dir"]).parent.relative_to(tmp_path)) for c in trained] == [
         *("fold_1/control", "fold_1/method", "fold_2/control"),
         *("fold_2/control", "fold_2/method", "fold_3/control", "fold_3/method"),
     ]
-    assert all(command["--resume"] == "true" for command in bundle.commands)
+    assert all(command["--resume"] == "true" for command in trained)
+
+
+def test_mirrored_passes_are_evaluated_where_training_mirrors(bundle, tmp_path) -> None:
+    runs.cross_validate(LISTS, tmp_path, flip_axes=[0], argv=argv())
+    assert [command.get("--mirror_axes") for command in bundle.commands[:4]] == [None, "[0]", None, None]
 
 
 def test_folds_of_other_settings_are_not_mixed(bundle, tmp_path) -> None:
@@ -106,7 +112,7 @@ def test_folds_of_other_settings_are_not_mixed(bundle, tmp_path) -> None:
 
 def test_an_option_of_the_method_alone_is_not_given_to_the_control(bundle, tmp_path) -> None:
     runs.cross_validate(LISTS, tmp_path, argv=argv("--restart", "0.4", "--learning_rate", "0.01"))
-    control, method = bundle.commands[0], bundle.commands[2]
+    control, method = bundle.commands[0], bundle.commands[3]
     assert "--restart" not in control and control["--learning_rate"] == "0.01"
     assert method["--restart"] == "0.4"
 
@@ -122,5 +128,5 @@ def test_without_unlabelled_cases_or_method_only_the_control_runs(bundle, tmp_pa
     lists = LISTS if case == "supervised" else CaseLists(labelled=LISTS.labelled)
     words = argv(method=str(ROOT / "configs/methods/supervised.yaml")) if case == "supervised" else argv(method=None)
     result = runs.cross_validate(lists, tmp_path, argv=words)
-    assert len(bundle.commands) == 6
+    assert len(bundle.commands) == 9
     assert result["method"] is None and result["use"] == "control"

@@ -40,7 +40,7 @@ class ContrastTerm(LossTerm):
         """Return the loss of feature maps `(B, F, d, h, w)` and labels `(B, D, H, W)` on any grid."""
         labels = labels_on_grid(labels, features.shape[2:])
         value = self.loss(features, labels)
-        self._steps_without_pair = 0 if bool(value.detach() != 0) else self._steps_without_pair + 1
+        self._steps_without_pair = 0 if self.loss.contributing else self._steps_without_pair + 1
         if self._steps_without_pair == PATIENCE and (reason := self.loss.missing_pairs(labels)):
             logger.warning(
                 f"{type(self).__name__} was 0 for {PATIENCE} steps: {reason}. Check which voxels enter the memory "
@@ -98,11 +98,10 @@ class _ClusterTerm(LossTerm):
             features = batch.features
             labels = torch.cat([labels, pseudo_labels(batch.target_logits, self.confidence)[0]])
         flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
-        embeddings = voxel_embeddings(features)
         chosen = sample_per_class(flat, num_classes, self.samples_per_class)
         if len(chosen) < 2:  # nothing to compare, and a batch norm in the head needs two embeddings
-            return embeddings[:0].sum()
-        return self.distance(self.projection_head(embeddings[chosen]), flat[chosen], num_classes)
+            return features[:0].sum()
+        return self.distance(self.projection_head(voxel_embeddings(features, chosen)), flat[chosen], num_classes)
 
     def distance(self, embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
         """Return the loss of embeddings `(N, D)` with labels `(N,)`."""

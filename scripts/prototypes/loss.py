@@ -11,10 +11,13 @@ from torch.nn.functional import normalize, softplus
 
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import NO_CLASS, check_embeddings, sample_per_class, voxel_embeddings
+from scripts.prototypes.voxels import check_counts, group_by_class, sample_group, voxel_embeddings
 
 MIN_EMBEDDINGS = 2
 """A class contributes if it has at least this many features and prototypes, as in the published codes."""
+
+SMALLEST_NORM = 1e-12
+"""Shorter embeddings have no direction; the limit of `torch.nn.functional.normalize`."""
 
 
 def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -44,12 +47,14 @@ def class_contrast(
         feature_weights: w `(N,)` with mean 1, or `None` for ones.
         memory_weights: v `(M,)` with mean 1, or `None` for ones.
     """
-    distances = cosine_distance(features, prototypes)
-    if feature_weights is not None:
-        distances = distances * feature_weights[:, None]
-    if memory_weights is not None:
-        distances = distances * memory_weights[None]
-    return distances.mean()
+    # One product per feature instead of one per pair, and a division of (N,) instead of (N, D):
+    # mean_m v_m (1 - cos(f, p_m)) = mean(v) - f . t / |f| with t = mean_m v_m p_m / |p_m|.
+    if memory_weights is None:
+        memory_weights = prototypes.new_ones(len(prototypes))
+    target = memory_weights @ normalize(prototypes, dim=1) / len(prototypes)
+    norms = torch.linalg.vector_norm(features, dim=1).clamp_min(SMALLEST_NORM)
+    distances = memory_weights.mean() - features @ target / norms
+    return (distances if feature_weights is None else distances * feature_weights).mean()
 
 
 def class_info_nce(
@@ -114,6 +119,9 @@ class ContrastivePrototypeLoss(nn.Module):
         embeddings_through_heads: `used` sends only the sampled voxels through the heads; `all` sends every voxel, as in
             the published codes, so that the heads' batch norms see all classes and all voxels. `all` costs more.
 
+    Attributes:
+        contributing: the classes that contributed to the last call.
+
     Raises:
         ValueError: at construction for an invalid argument; in `forward` if features and labels do not match.
 
@@ -153,6 +161,7 @@ class ContrastivePrototypeLoss(nn.Module):
         self.samples_per_class = samples_per_class
         self.divisor = divisor
         self.embeddings_through_heads = embeddings_through_heads
+        self.contributing: list[int] = []
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss.
@@ -167,18 +176,24 @@ class ContrastivePrototypeLoss(nn.Module):
         """
         # Plain tensors: indexing a MetaTensor batch fails on its metadata.
         features, flat = features.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor).reshape(-1)
-        embeddings = voxel_embeddings(features).to(self.memory.features.dtype)
-        check_embeddings(embeddings, flat, self.memory.num_classes)
-        chosen = self._usable(flat)
+        dtype = self.memory.features.dtype
+        check_counts(len(features) * features.shape[2:].numel(), flat)
+        groups = group_by_class(flat, self.memory.num_classes)
+        stored = self.memory.counts.tolist()
+        self.contributing = self._usable([len(group) for group in groups], stored)
         if self.embeddings_through_heads == "all":
-            predictions = self._through_heads(embeddings)
-        if len(chosen) < MIN_EMBEDDINGS:
-            return embeddings[:0].sum()  # 0 with a zero gradient, even if the features hold a NaN
-        flat = flat[chosen]
-        predictions = (
-            predictions[chosen] if self.embeddings_through_heads == "all" else self._through_heads(embeddings[chosen])
-        )
-        losses = [self._class_loss(c, predictions[flat == c]) for c in flat.unique().tolist()]
+            predictions = self._through_heads(voxel_embeddings(features).to(dtype))
+        if not self.contributing:
+            return features[:0].sum().to(dtype)  # 0 with a zero gradient, even if the features hold a NaN
+        members = [sample_group(groups[c], self.samples_per_class) for c in self.contributing]
+        chosen = torch.cat(members)
+        if self.embeddings_through_heads == "all":
+            predictions = predictions.index_select(0, chosen)
+        else:
+            predictions = self._through_heads(voxel_embeddings(features, chosen).to(dtype))
+        prototypes = [own[:count] for own, count in zip(self.memory.features, stored, strict=True)]
+        by_class = predictions.split([len(group) for group in members])
+        losses = [self._class_loss(c, own, prototypes) for c, own in zip(self.contributing, by_class, strict=True)]
         return average_over_classes(losses, self.memory.num_classes, self.divisor)
 
     def _through_heads(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -190,42 +205,34 @@ class ContrastivePrototypeLoss(nn.Module):
             )
         return predictions
 
-    def _class_loss(self, class_id: int, predictions: torch.Tensor) -> torch.Tensor:
-        prototypes = self.memory.prototypes(class_id)
+    def _class_loss(self, class_id: int, predictions: torch.Tensor, prototypes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Loss of the predictions of a class, given the prototypes of all classes."""
+        own = prototypes[class_id]
         if self.temperature is not None:
-            others = torch.cat([self.memory.prototypes(c) for c in range(self.memory.num_classes) if c != class_id])
-            return class_info_nce(predictions, prototypes, others, self.temperature)
+            others = torch.cat([*prototypes[:class_id], *prototypes[class_id + 1 :]])
+            return class_info_nce(predictions, own, others, self.temperature)
         if self.selectors is None:
-            return class_contrast(predictions, prototypes)
+            return class_contrast(predictions, own)
         return class_contrast(
             predictions,
-            prototypes,
+            own,
             self.selectors.feature_weights(class_id, predictions),
-            self.selectors.memory_weights(class_id, prototypes),
+            self.selectors.memory_weights(class_id, own),
         )
 
     def missing_pairs(self, labels: torch.Tensor) -> str | None:
         """Explain why no class contributes to a call with these labels; `None` if one does."""
-        available, usable = self._usable_classes(labels.as_subclass(torch.Tensor).reshape(-1))
-        if bool(usable.any()):
+        groups = group_by_class(labels.as_subclass(torch.Tensor).reshape(-1), self.memory.num_classes)
+        available, stored = [len(group) for group in groups], self.memory.counts.tolist()
+        if self._usable(available, stored):
             return None
-        stored = self.memory.summary()
-        counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available.tolist()))
+        counts = ", ".join(f"{n} and {stored[c]} in class {c}" for c, n in enumerate(available))
         alone = "" if self.temperature is None else " while another class has prototypes"
         least = f"{MIN_EMBEDDINGS} features and {MIN_EMBEDDINGS} prototypes"
         return f"no class has {least}{alone} (features and prototypes: {counts})"
 
-    def _usable_classes(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Number of features per class, `(K,)`, and whether the class has enough features and prototypes."""
-        available = torch.bincount(flat[flat >= 0], minlength=self.memory.num_classes)
-        stored = self.memory.counts.to(flat.device)
-        usable = (available >= MIN_EMBEDDINGS) & (stored >= MIN_EMBEDDINGS)
-        if self.temperature is not None:
-            usable &= (stored > 0).sum() > 1  # a single class in the memory is always found
-        return available, usable
-
-    def _usable(self, flat: torch.Tensor) -> torch.Tensor:
-        """Indices of sampled voxels of the classes that can contribute."""
-        _, usable = self._usable_classes(flat)
-        kept = torch.where(usable[flat.clamp(min=0)], flat, torch.full_like(flat, NO_CLASS))
-        return sample_per_class(kept, self.memory.num_classes, self.samples_per_class)
+    def _usable(self, available: Sequence[int], stored: Sequence[int]) -> list[int]:
+        """Classes that have enough features and prototypes, given the numbers of both for each class."""
+        if self.temperature is not None and sum(count > 0 for count in stored) < 2:
+            return []  # a single class in the memory is always found
+        return [c for c, counts in enumerate(zip(available, stored, strict=True)) if min(counts) >= MIN_EMBEDDINGS]

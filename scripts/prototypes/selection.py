@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.voxels import draw_indices
 
 BY_SELECTOR = ("highest", "lowest")
 SELECTIONS = ("random", "confidence", *BY_SELECTOR)
@@ -42,7 +43,7 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     if count <= limit:
         return torch.arange(count)
     if selection == "random":
-        return torch.randperm(count)[:limit]
+        return draw_indices(count, limit)
     if scores is None:
         raise ValueError(f"selection={selection!r} ranks embeddings by scores, but there are none.")
     return scores.argsort(descending=selection != "lowest", stable=True)[:limit]

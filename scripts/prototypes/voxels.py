@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -38,18 +40,29 @@ def confident_classes(probabilities: torch.Tensor, threshold: float) -> tuple[to
     return classes.masked_fill(~(confidence >= threshold), NO_CLASS), confidence
 
 
-def voxel_embeddings(features: torch.Tensor) -> torch.Tensor:
-    """Feature maps `(B, C, D, H, W)` as one embedding per voxel, `(B * D * H * W, C)`, ordered as flattened labels."""
-    return features.movedim(1, -1).reshape(-1, features.shape[1])
+def voxel_embeddings(features: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """Feature maps `(B, C, D, H, W)` as one embedding per voxel, `(B * D * H * W, C)`, ordered as flattened labels.
+
+    Args:
+        features: maps, or embeddings `(N, C)`, which stay as they are.
+        chosen: indices of voxels, int64 `(M,)`; the result is `(M, C)`, and the other voxels are not copied. `None`
+            for all voxels.
+    """
+    if chosen is None:
+        return features.movedim(1, -1).reshape(-1, features.shape[1])
+    if features.ndim == 2:
+        return features.index_select(0, chosen)
+    maps = features.flatten(2)
+    return maps[chosen // maps.shape[2], :, chosen % maps.shape[2]]
 
 
 def check_labels(labels: torch.Tensor, num_classes: int) -> None:
     """Raise `ValueError` for a label that is neither in [0, K) nor `NO_CLASS`."""
-    if labels.numel() > 0 and not (int(labels.min()) >= NO_CLASS and int(labels.max()) < num_classes):
-        raise ValueError(
-            f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, "
-            f"got {int(labels.min())} to {int(labels.max())}."
-        )
+    if labels.numel() == 0:
+        return
+    lowest, highest = torch.stack(labels.aminmax()).tolist()
+    if lowest < NO_CLASS or highest >= num_classes:
+        raise ValueError(f"Labels must be in [0, {num_classes}) or {NO_CLASS} for no class, got {lowest} to {highest}.")
 
 
 def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int) -> None:
@@ -66,12 +79,57 @@ def check_embeddings(embeddings: torch.Tensor, labels: torch.Tensor, num_classes
     """
     if embeddings.ndim != 2:
         raise ValueError(f"Embeddings must be (N, D), got shape {tuple(embeddings.shape)}.")
-    if labels.ndim != 1 or len(embeddings) != len(labels):
+    check_counts(len(embeddings), labels)
+    check_labels(labels, num_classes)
+
+
+def check_counts(embeddings: int, labels: torch.Tensor) -> None:
+    """Raise `ValueError` unless there is one label per embedding."""
+    if labels.ndim != 1 or embeddings != len(labels):
         raise ValueError(
-            f"Each embedding needs one label: there are {len(embeddings)} embeddings and {labels.numel()} labels. "
+            f"Each embedding needs one label: there are {embeddings} embeddings and {labels.numel()} labels. "
             "Bring the labels to the features' grid first (scripts.prototypes.voxels.labels_on_grid)."
         )
+
+
+def group_by_class(labels: torch.Tensor, num_classes: int) -> list[torch.Tensor]:
+    """Indices of the voxels of each class, K ascending int64 tensors; `NO_CLASS` is in none.
+
+    One sort finds all classes. The host waits for the device twice, however many classes there are: to check the labels
+    and to learn how many voxels each class has, from which it draws (see `draw_indices`).
+
+    Args:
+        labels: `(N,)`, in [0, K) or `NO_CLASS`.
+        num_classes: K.
+
+    Raises:
+        ValueError: for a label out of range.
+    """
     check_labels(labels, num_classes)
+    narrow = torch.int8 if num_classes <= torch.iinfo(torch.int8).max else torch.int32
+    ordered, order = labels.to(narrow).sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(num_classes + 1, dtype=narrow, device=labels.device)).tolist()
+    return [order[start:end] for start, end in pairwise(starts)]
+
+
+def draw_indices(count: int, limit: int) -> torch.Tensor:
+    """Draw `limit` of the indices in [0, `count`) without replacement, in random order; all if they are not more.
+
+    For a large `count` the time depends on `limit` alone, unlike that of `torch.randperm(count)`. The draw is made on
+    the CPU, so that a run on any device draws the same, and depends on torch's generator, from which it takes a seed.
+
+    Returns:
+        int64 indices on the CPU; in their order if all are taken.
+    """
+    if count <= limit:
+        return torch.arange(count)
+    generator = np.random.default_rng(int(torch.randint(torch.iinfo(torch.int64).max, ())))
+    return torch.from_numpy(generator.choice(count, limit, replace=False))
+
+
+def sample_group(group: torch.Tensor, limit: int | None) -> torch.Tensor:
+    """Draw at most `limit` indices of a group of `group_by_class` without replacement; `None` takes all."""
+    return group if limit is None or len(group) <= limit else group[draw_indices(len(group), limit).to(group.device)]
 
 
 def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) -> torch.Tensor:
@@ -87,11 +145,4 @@ def sample_per_class(labels: torch.Tensor, num_classes: int, limit: int | None) 
     """
     if limit is None:
         return (labels != NO_CLASS).nonzero()[:, 0]
-    chosen = []
-    for c in range(num_classes):
-        where = (labels == c).nonzero()[:, 0]
-        if len(where) > limit:
-            # Drawn on the CPU so that a run on any device draws the same voxels.
-            where = where[torch.randperm(len(where))[:limit].to(where.device)]
-        chosen.append(where)
-    return torch.cat(chosen).sort().values
+    return torch.cat([sample_group(group, limit) for group in group_by_class(labels, num_classes)]).sort().values

@@ -14,7 +14,15 @@ from scripts.losses.base import TrainingBatch
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selection import BY_SELECTOR, check_selection, choose_embeddings
 from scripts.prototypes.selectors import ClassSelectors
-from scripts.prototypes.voxels import NO_CLASS, check_labels, labels_on_grid, pseudo_labels, voxel_embeddings
+from scripts.prototypes.voxels import (
+    NO_CLASS,
+    check_labels,
+    group_by_class,
+    labels_on_grid,
+    pseudo_labels,
+    sample_group,
+    voxel_embeddings,
+)
 
 SOURCES = ("labelled", "both")
 ORIGINS = ("network", "teacher")
@@ -112,12 +120,9 @@ class MemoryBankUpdater:
         batch: TrainingBatch = engine.state.output[Keys.PRED]
         check_labels(batch.labels, self.memory.num_classes)
         logits, features = self._labelled_pass(batch)
-        shape = features.shape[2:]
-        classes, scores = self._labelled_classes(logits, batch.labels)
-        parts = [(features, labels_on_grid(classes, shape), labels_on_grid(scores, shape))]
+        parts = [(features, *self._labelled_classes(logits, batch.labels))]
         if self.source == "both" and batch.num_unlabelled > 0:
-            classes, scores = pseudo_labels(batch.target_logits, self.confidence)
-            parts.append((batch.unlabelled_features, labels_on_grid(classes, shape), labels_on_grid(scores, shape)))
+            parts.append((batch.unlabelled_features, *pseudo_labels(batch.target_logits, self.confidence)))
         self.memory.update(self._embeddings_by_class(parts))
 
     def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,28 +136,43 @@ class MemoryBankUpdater:
             )
         return batch.teacher_pass(batch.labelled_images)
 
-    def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # The score is the probability of the label, which is not the largest one for a wrongly predicted voxel.
-        scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
-        return (labels.masked_fill(logits.argmax(dim=1) != labels, NO_CLASS) if self.only_correct else labels), scores
+    def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Classes of the voxels that may enter, and the probabilities of their labels if they are needed."""
+        scores = None
+        if self.selection == "confidence" or self.labelled_confidence > 0:
+            # The score is the probability of the label, which is not the largest one for a wrongly predicted voxel.
+            scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+            labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
+        if self.only_correct:  # on CPUs `max` is faster than `argmax`
+            labels = labels.masked_fill(logits.max(dim=1).indices != labels, NO_CLASS)
+        return labels, scores
 
     def _embeddings_by_class(
-        self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+        self, parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
     ) -> dict[int, torch.Tensor]:
-        """Project and select features of each class, from the first part (labelled) to the last."""
+        """Project and select features of each class, from the first part (labelled) to the last.
+
+        Args:
+            parts: features `(B, C, d, h, w)`; classes `(B, D, H, W)` on any grid; probabilities, like classes.
+        """
         chosen: dict[int, list[torch.Tensor]] = {}
-        for features, classes, probabilities in parts:
-            embeddings = voxel_embeddings(features)
-            flat, flat_probabilities = classes.reshape(-1), probabilities.reshape(-1)
-            for c in range(0 if self.include_background else 1, self.memory.num_classes):
-                where = (flat == c).nonzero()[:, 0]
+        for features, classes, scores in parts:
+            shape = features.shape[2:]
+            probabilities = None if scores is None else labels_on_grid(scores, shape).reshape(-1)
+            groups = group_by_class(labels_on_grid(classes, shape).reshape(-1), self.memory.num_classes)
+            for c, where in enumerate(groups):
                 room = self.embeddings_per_step - sum(len(part) for part in chosen.get(c, []))
-                if len(where) > 0 and room > 0:
-                    chosen.setdefault(c, []).append(self._choose(c, embeddings[where], room, flat_probabilities[where]))
+                if (c > 0 or self.include_background) and len(where) > 0 and room > 0:
+                    if self.selection == "random":  # drawn before the embeddings are copied
+                        where = sample_group(where, room)
+                    part = voxel_embeddings(features, where)
+                    own = None if probabilities is None else probabilities[where]
+                    chosen.setdefault(c, []).append(self._choose(c, part, room, own))
         return {c: torch.cat(embeddings) for c, embeddings in chosen.items()}
 
-    def _choose(self, class_id: int, embeddings: torch.Tensor, room: int, probabilities: torch.Tensor) -> torch.Tensor:
+    def _choose(
+        self, class_id: int, embeddings: torch.Tensor, room: int, probabilities: torch.Tensor | None
+    ) -> torch.Tensor:
         if self.selection in BY_SELECTOR:  # selectors score projections, so all candidates are projected
             return choose_embeddings(
                 class_id, self._project(embeddings), room, self.selection, selectors=self.selectors

@@ -106,8 +106,10 @@ class TrainingBatch:
     @cached_property
     def ignored(self) -> torch.Tensor | None:
         """Labelled voxels to ignore, bool `(L, D, H, W)`; `None` if there are none."""
-        ignored = self.labels == NO_CLASS
-        return ignored if bool(ignored.any()) else None
+        # Most datasets ignore nothing, and the minimum costs less than the mask.
+        if self.labels.numel() == 0 or int(self.labels.min()) > NO_CLASS:
+            return None
+        return self.labels == NO_CLASS
 
     @property
     def labelled_voxels(self) -> tuple[torch.Tensor, torch.Tensor]:

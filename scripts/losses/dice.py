@@ -61,6 +61,5 @@ def masked_dice_loss(probabilities: torch.Tensor, target: torch.Tensor, mask: to
     overlap = (probabilities * target).sum(axes)[1:]
     size = (probabilities.sum(axes) + target.sum(axes))[1:]
     present = target.sum(axes)[1:] > 0
-    if not bool(present.any()):
-        return probabilities[:0].sum()
-    return (1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5))[present].mean()
+    losses = 1.0 - (2.0 * overlap + 1e-5) / (size + 1e-5)
+    return (losses * present).sum() / present.sum().clamp(min=1)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn.functional import cross_entropy, one_hot
+from monai.networks import one_hot
+from torch.nn.functional import cross_entropy
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import masked_dice_loss, squared_dice_loss
@@ -50,13 +51,13 @@ class PseudoLabelTerm(LossTerm):
         logits = batch.unlabelled_logits
         labels, probability = pseudo_labels(batch.target_logits, self.confidence)
         mask = labels != NO_CLASS
-        if not bool(mask.any()):
-            return logits[:0].sum()
-        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="none")[mask]
-        ce = (ce * probability[mask] ** self.power).mean()
+        ce = cross_entropy(logits, labels, ignore_index=NO_CLASS, reduction="none")  # 0 where there is no class
+        if self.power > 0:
+            ce = ce * (probability**self.power).masked_fill(~mask, 0.0)
+        ce = ce.sum() / mask.sum().clamp(min=1)
         if self.dice_weight == 0:
             return ce
-        target = one_hot(labels.clamp(min=0), logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+        target = one_hot(labels.clamp(min=0)[:, None], logits.shape[1], dtype=logits.dtype)
         return ce + self.dice_weight * masked_dice_loss(logits.softmax(dim=1), target, mask[:, None])
 
 

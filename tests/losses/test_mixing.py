@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from scripts.losses.mixing import CopyPasteTerm, random_box
+from scripts.losses.mixing import CopyPasteTerm, part_losses, random_box
+from scripts.prototypes.voxels import NO_CLASS
 from tests.losses.batches import make_batch
 
 
@@ -177,3 +178,40 @@ def test_a_step_with_one_kind_of_case_makes_no_pass_and_gives_zero_with_zero_gra
 def test_wrong_argument_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         CopyPasteTerm(**options)
+
+
+def part_loss_by_hand(logits, targets, part, half):
+    """Dice plus cross-entropy, halved, of the counted voxels of a part of a half, case by case and class by class."""
+    cases = range(len(logits) // 2 * half, len(logits) // 2 * (half + 1))
+    probabilities, cross_entropies, dices = logits.softmax(dim=1), [], []
+    for i in cases:
+        counted = part & (targets[i] != NO_CLASS)
+        for k in range(logits.shape[1]):
+            p, t = probabilities[i, k][counted], (targets[i][counted] == k).float()
+            dices.append(1 - (2 * (p * t).sum() + 1e-5) / (p.sum() + t.sum() + 1e-5))
+            cross_entropies += list(-p[t == 1].log())
+    ce = sum(cross_entropies) / len(cross_entropies) if cross_entropies else 0.0
+    return (ce + sum(dices) / len(dices)) / 2
+
+
+@pytest.mark.parametrize("ignored", ["nothing", "some voxels", "the whole box"])
+def test_losses_of_the_parts_equal_loops_over_cases_and_classes(ignored):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(4, 3, 3, 4, 5), torch.randint(2, (4, 3, 4, 5))  # class 2 is absent
+    box = random_box((3, 4, 5), 0.6)
+    where = {"nothing": box & ~box, "some voxels": torch.rand(3, 4, 5) < 0.3, "the whole box": box}[ignored]
+    targets[1:3] = targets[1:3].masked_fill(where, NO_CLASS)
+    if ignored == "the whole box":
+        targets = targets.masked_fill(where, NO_CLASS)
+    results = []
+    for compute in (
+        lambda x: part_losses(x, targets, box),
+        lambda x: torch.stack(
+            [torch.stack([part_loss_by_hand(x, targets, part, half) for part in (box, ~box)]) for half in (0, 1)]
+        ),
+    ):
+        own = logits.clone().requires_grad_()
+        values = compute(own)
+        (values * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+        results.append((values.detach(), own.grad))
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-4)

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure the time and memory of the contrast, the memory update and other loss terms.
+
+    python -m scripts.experiments.loss_cost reference --reference FOLDER --patch 112 112 80 --output FILE.json
+    python -m scripts.experiments.loss_cost growth --classes 2 4 8 16 --stored 32 256 --output FILE.json
+    python -m scripts.experiments.loss_cost step --config datasets/left_atrium.yaml --dataset_dir FOLDER
+
+`reference` compares the exact contrast with that of SS-Net's code, of which FOLDER holds a checkout
+(https://github.com/ycwu1997/SS-Net). Both work on the same tensors with the same weights, in turn. `growth` measures
+the loss part of a step against the number of classes and prototypes. `step` measures the share of memory update and
+contrast in a run of `configs/train.yaml`. All compute on the CPU in one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from torch import nn
+
+from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
+from scripts.losses.contrast import ContrastTerm, LabelledContrastTerm, UnlabelledContrastTerm
+from scripts.losses.supervised import SupervisedTerm
+from scripts.losses.unlabelled import PseudoLabelTerm
+from scripts.networks.heads import ProjectionHead
+from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.memory import PrototypeMemory
+from scripts.prototypes.selectors import ClassSelectors
+from scripts.training.memory_updater import MemoryBankUpdater
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+WIDTH = 32
+"""Width of the prototypes."""
+
+
+def measure_in_turn(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each action, after one call of each that is not counted; A B A B."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for repeat in range(repeats + 1):
+        for name, action in actions.items():
+            start = time.perf_counter()
+            action()
+            if repeat > 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+# ------------------------------------------------------------------ against SS-Net's code
+
+
+def load_reference(folder: Path) -> Callable[..., torch.Tensor]:
+    """The reference's contrastive loss from a checkout.
+
+    Raises:
+        FileNotFoundError: if the folder does not hold `code/utils/contrastive_losses.py`.
+    """
+    path = folder / "code" / "utils" / "contrastive_losses.py"
+    spec = importlib.util.spec_from_file_location("reference_contrast", path)
+    assert spec is not None and spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.contrastive_class_to_class_learned_memory
+
+
+@contextmanager
+def cuda_calls_do_nothing() -> Iterator[None]:
+    """Context in which `tensor.cuda()` returns the tensor; the reference calls it without asking for a device."""
+    original = torch.Tensor.cuda
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = original  # type: ignore[method-assign]
+
+
+class ReferenceModel(nn.Module):
+    """Our selectors under the names that the reference looks up, before the sigmoid."""
+
+    def __init__(self, selectors: ClassSelectors) -> None:
+        super().__init__()
+        for c, (feature, memory) in enumerate(zip(selectors.feature, selectors.memory, strict=True)):
+            self.add_module(f"contrastive_class_selector_{c}", nn.Sequential(*feature.children()))
+            self.add_module(f"contrastive_class_selector_memory{c}", nn.Sequential(*memory.children()))
+
+
+def compare_with_reference(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time forward and backward pass of both exact contrasts, with and without the heads; compare their values."""
+    reference = load_reference(options.reference)
+    rows = []
+    for stored in ("all classes", "foreground"):
+        for heads in (False, True):
+            torch.manual_seed(0)
+            rows.append(_compare_one(reference, options, stored, heads))
+    return rows
+
+
+def _compare_one(
+    reference: Callable[..., torch.Tensor], options: argparse.Namespace, stored: str, heads: bool
+) -> dict[str, Any]:
+    classes = options.classes
+    memory = PrototypeMemory(classes, WIDTH)
+    memory.update({c: torch.randn(32, WIDTH) for c in range(1 if stored == "foreground" else 0, classes)})
+    projection, prediction = ProjectionHead(options.features, WIDTH), ProjectionHead(WIDTH, WIDTH)
+    selectors = ClassSelectors(classes, WIDTH, "reference")
+    through = "all" if heads else "used"
+    own = ContrastivePrototypeLoss(
+        memory,
+        projection if heads else None,
+        prediction if heads else None,
+        selectors,
+        samples_per_class=None,
+        divisor="all",
+        embeddings_through_heads=through,
+    )
+    model = ReferenceModel(selectors)
+    rows_of_memory = [memory.prototypes(c).numpy() if len(memory.prototypes(c)) > 0 else None for c in range(classes)]
+    maps = torch.randn(options.batch, options.features, *options.patch, requires_grad=True)
+    embeddings = torch.randn(maps[:, 0].numel(), WIDTH, requires_grad=True)
+    labels = (torch.rand(options.batch, *options.patch) * classes / 0.9 - classes / 9).clamp(min=0).long()
+
+    def theirs() -> torch.Tensor:
+        maps.grad = embeddings.grad = None
+        features = embeddings
+        if heads:
+            features = prediction(projection(maps.permute(0, 2, 3, 4, 1).reshape(-1, options.features)))
+        value = reference(model, features, labels.reshape(-1), classes, rows_of_memory)
+        value.backward()
+        return value
+
+    def ours() -> torch.Tensor:
+        maps.grad = embeddings.grad = None
+        value = own(maps, labels) if heads else own(embeddings, labels.reshape(-1))
+        value.backward()
+        return value
+
+    with cuda_calls_do_nothing():
+        difference = abs(float(theirs().detach()) - float(ours().detach()))
+        seconds = measure_in_turn({"reference": theirs, "ours": ours}, options.repeats)
+    return {
+        "prototypes of": stored,
+        "heads": heads,
+        **{f"{name} s": round(value, 3) for name, value in seconds.items()},
+        "ratio": round(seconds["reference"] / seconds["ours"], 2),
+        "difference of values": difference,
+    }
+
+
+# ------------------------------------------------------------------ growth with classes and prototypes
+
+
+def measure_growth(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time and memory of the memory update and the terms for each number of classes and of prototypes per class."""
+    return [in_process(_grown, options, classes, stored) for classes in options.classes for stored in options.stored]
+
+
+def _grown(options: argparse.Namespace, classes: int, stored: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    memory, heads = PrototypeMemory(classes, WIDTH, stored), (ProjectionHead(16, WIDTH), ProjectionHead(WIDTH, WIDTH))
+    contrast = ContrastivePrototypeLoss(memory, *heads)
+    updater = MemoryBankUpdater(memory, heads[0], only_correct=False, include_background=True)
+    shape = (2 * options.batch, classes, *options.patch)
+    batch = TrainingBatch(
+        logits=torch.randn(shape, requires_grad=True),
+        features=torch.randn(shape[0], 16, *options.patch, requires_grad=True),
+        labels=torch.randint(classes, (options.batch, *options.patch)),
+        images=torch.zeros(shape[0], 1, *options.patch),
+        forward_pass=None,  # type: ignore[arg-type]
+    )
+    engine: Any = SimpleNamespace(state=SimpleNamespace(output={"pred": batch}))
+    terms: dict[str, LossTerm] = {
+        "supervised": SupervisedTerm(),
+        "pseudo_label": PseudoLabelTerm(),
+        "contrast": LabelledContrastTerm(contrast),
+        "contrast of unlabelled": UnlabelledContrastTerm(contrast, confidence=0.0),
+    }
+    actions: dict[str, Callable[[], Any]] = {"memory update": lambda: updater(engine)}
+    for name, term in terms.items():
+        actions[name] = partial(_forward_and_backward, term, batch)
+    before = peak_mib(reset=True)
+    seconds = measure_in_turn(actions, options.repeats)
+    return {
+        "classes": classes,
+        "prototypes": stored,
+        **{f"{name} ms": round(1000 * value, 1) for name, value in seconds.items()},
+        "peak MiB": round(peak_mib() - before),
+    }
+
+
+def _forward_and_backward(term: LossTerm, batch: TrainingBatch) -> None:
+    batch.logits.grad = batch.features.grad = None
+    term(batch).backward()
+
+
+# ------------------------------------------------------------------ share of a training step
+
+
+EVERYTHING = {
+    "unlabelled_start": 0.0,
+    "terms::contrast_unlabelled::confidence": 0.0,
+    "method_handlers::0::confidence": 0.0,
+    "method_handlers::0::only_correct": False,
+}
+"""Overrides with which all voxels take part from the first step, as after training; an untrained network has few."""
+
+
+def measure_step(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Share of the memory update and of the contrasts, with their backward passes, in the steps of a training run."""
+    return [in_process(_measured_step, options)]
+
+
+def _measured_step(options: argparse.Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {"step": [], "memory update": [], "contrast": []}
+    overrides: dict[str, Any] = {"max_steps": options.repeats + 2, "num_workers": 0, **EVERYTHING}
+    if options.dataset_dir is not None:
+        overrides["dataset_dir"] = str(options.dataset_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        workflow = ConfigWorkflow(
+            config_file=[str(CONFIGS / name) for name in ("train.yaml", *options.config)],
+            workflow_type="train",
+            bundle_root=str(CONFIGS.parent),
+            output_dir=folder,
+            ckpt_dir=folder,
+            **overrides,
+        )
+        workflow.initialize()
+        with _clocks(workflow, seconds):
+            workflow.run()
+        workflow.finalize()
+    step, *parts = (statistics.median(values[2:]) for values in seconds.values())
+    shares = {f"{name} %": round(100 * part / step, 1) for name, part in zip(list(seconds)[1:], parts, strict=True)}
+    return {"configuration": " ".join(options.config) or "demo", "step s": round(step, 3), **shares}
+
+
+@contextmanager
+def _clocks(workflow: ConfigWorkflow, seconds: dict[str, list[float]]) -> Iterator[None]:
+    """Context in which a run appends the seconds of every step and of its parts.
+
+    The backward pass of a contrast is part of that of the whole loss. It is therefore run once more by itself, and the
+    step's time is reduced by that.
+    """
+    trainer: Engine = workflow.trainer
+    loss: WeightedLoss = workflow.parser.get_parsed_content("loss")
+    started, extra, contrast = 0.0, 0.0, 0.0
+
+    def begin(engine: Engine) -> None:
+        nonlocal started, extra, contrast
+        started, extra, contrast = time.perf_counter(), 0.0, 0.0
+
+    def end(engine: Engine) -> None:
+        seconds["step"].append(time.perf_counter() - started - extra)
+        seconds["contrast"].append(contrast)
+
+    def timed_term(forward: Callable[[TrainingBatch], torch.Tensor], batch: TrainingBatch) -> torch.Tensor:
+        nonlocal extra, contrast
+        start = time.perf_counter()
+        value = forward(batch)
+        forward_ended = time.perf_counter()
+        torch.autograd.grad(value, [batch.features, *loss.parameters()], retain_graph=True, allow_unused=True)
+        ended = time.perf_counter()
+        contrast += ended - start
+        extra += ended - forward_ended
+        return value
+
+    update = MemoryBankUpdater.__call__
+
+    def timed_update(self: MemoryBankUpdater, engine: Engine) -> None:
+        start = time.perf_counter()
+        update(self, engine)
+        seconds["memory update"].append(time.perf_counter() - start)
+
+    trainer.add_event_handler(Events.ITERATION_STARTED, begin)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, end)
+    for term in loss.terms.values():
+        if isinstance(term, ContrastTerm):
+            term.forward = partial(timed_term, term.forward)  # type: ignore[method-assign]
+    with patch.object(MemoryBankUpdater, "__call__", timed_update):
+        yield
+
+
+def in_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """Call a function in a process of its own, so that its peak of memory is its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_single_threaded, (function, *args))
+
+
+def _single_threaded(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return function(*args)
+
+
+def peak_mib(reset: bool = False) -> float:
+    """Peak memory of this process in MiB, on request since now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+
+
+# ------------------------------------------------------------------ command line
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows with equal keys as a Markdown table."""
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line described at the top of this module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, action in (
+        ("reference", compare_with_reference),
+        ("growth", measure_growth),
+        ("step", measure_step),
+    ):
+        command = commands.add_parser(name, help=str(action.__doc__).splitlines()[0])
+        command.set_defaults(measure=action)
+        command.add_argument("--repeats", type=int, default=5)
+        command.add_argument("--output", type=Path, help="JSON file for the table and what it was measured with")
+        if name != "step":
+            command.add_argument("--patch", type=int, nargs=3, default=(96, 80, 48), help="voxels along each axis")
+            command.add_argument("--batch", type=int, default=1, help="number of cases of each kind")
+        if name == "reference":
+            command.add_argument("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
+            command.add_argument("--classes", type=int, default=2)
+            command.add_argument("--features", type=int, default=16, help="channels of the feature maps")
+        if name == "growth":
+            command.add_argument("--classes", type=int, nargs="+", default=(2, 4, 8, 16))
+            command.add_argument("--stored", type=int, nargs="+", default=(32, 256), help="prototypes per class")
+        if name == "step":
+            command.add_argument("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
+            command.add_argument("--dataset_dir", type=Path, help="folder of the images; not needed for the demo")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = options.measure(options)
+    print_table(rows)
+    if options.output is not None:
+        settings = {k: str(v) for k, v in vars(options).items() if k not in ("measure", "output", "reference")}
+        made_with = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+        content = {"made with": made_with, "settings": settings, "rows": rows}
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

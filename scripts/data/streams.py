@@ -229,6 +229,8 @@ class TwoStreamLoader(DataLoader):
         batches: its batch sampler.
     """
 
+    dataset: TwoStreamDataset
+
     def __init__(
         self,
         labelled: Any,

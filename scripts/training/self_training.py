@@ -11,23 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.data import Dataset
+from monai.engines import SupervisedTrainer
 from monai.inferers import Inferer
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
-from scripts.data.cases import Case
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
-from scripts.data.streams import TwoStreamLoader
+from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
+from scripts.training.teacher import Teacher
 
 logger = logging.getLogger("SelfTraining")
 
@@ -48,63 +47,61 @@ class SelfTraining:
 
     A resumed run reads the stored pseudo-labels. With several ranks each segments its share of the cases.
 
+    Network, loss, optimiser and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
+    whatever its own start says; each of them needs a name of its own.
+
     Args:
-        modules: network and loss, with their initial weights.
         teacher: averages the network; it makes the pseudo-labels.
-        optimizer: of the trainer.
-        loader: of both streams; it draws unlabelled cases after `start` only, whatever its own start says.
         inferer: of whole volumes, such as MONAI's `SlidingWindowInferer`.
         transforms: the deterministic transforms of a case, which put image and label on the training grid.
-        labelled: the labelled cases.
-        unlabelled: the unlabelled cases; each needs a name of its own.
         directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
         start: number of completed steps after which training starts anew.
         labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
         dataset: the dataset block, whose preprocessing is recorded with these weights.
 
     Raises:
-        UserError: if two unlabelled cases have the same name, or if the pseudo-labels of a resumed run are missing.
+        UserError: when attached, if two unlabelled cases have the same name; on a resume, if its pseudo-labels are
+            missing.
     """
 
     def __init__(
         self,
-        modules: Sequence[nn.Module],
-        teacher: AveragedModel,
-        optimizer: Optimizer,
-        loader: TwoStreamLoader,
+        teacher: Teacher,
         inferer: Inferer,
         transforms: Callable,
-        labelled: Sequence[Case],
-        unlabelled: Sequence[Case],
         directory: str | Path,
         start: int,
         labels_only: str | Path,
         dataset: DatasetSpec,
     ) -> None:
-        names = [case["case"] for case in unlabelled]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
+        self.directory, self.start = Path(directory), start
+        self.labels_only, self.dataset = Path(labels_only), dataset
+        self.selected = False
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
+        loader, loss = engine.data_loader, engine.loss_function
+        assert isinstance(loader, TwoStreamLoader) and isinstance(loss, nn.Module)
+        labelled, unlabelled = (loader.dataset.datasets[stream].data for stream in (LABELLED, UNLABELLED))
+        self.names = [case["case"] for case in unlabelled]
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for name in self.names if self.names.count(name) > 1)
             raise UserError(f"Two unlabelled cases have the name {twice}: self-training needs a name for each case.")
-        self.modules, self.teacher, self.optimizer, self.loader = list(modules), teacher, optimizer, loader
+        self.labelled, self.unlabelled = Dataset(labelled, self.transforms), Dataset(unlabelled, self.transforms)
+        self.loader, self.modules = loader, (engine.network, loss)
         self.initial = [deepcopy(module.state_dict()) for module in self.modules]
         # The batch of the step before which the cases are labelled has been drawn by then.
-        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, start + 1)
-        self.inferer, self.start, self.directory = inferer, start, Path(directory)
-        self.labelled, self.unlabelled = Dataset(labelled, transforms), Dataset(unlabelled, transforms)
-        self.names, self.selected = names, False
-        self.labels_only, self.dataset = Path(labels_only), dataset
-
-    def attach(self, engine: Engine) -> None:
-        """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
+        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.start + 1)
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
         engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.restart)
 
-    def resume(self, engine: Engine) -> None:
+    def resume(self, engine: SupervisedTrainer) -> None:
         """Select the stable cases if training has already started anew."""
         if self.names and not self.selected and engine.state.iteration > self.start:
             self._select()
 
-    def restart(self, engine: Engine) -> None:
+    def restart(self, engine: SupervisedTrainer) -> None:
         """Make the pseudo-labels and start anew."""
         if not self.names:
             return
@@ -114,7 +111,7 @@ class SelfTraining:
         self._select()
         for module, state in zip(self.modules, self.initial, strict=True):
             module.load_state_dict(state)
-        self.optimizer.state.clear()
+        engine.optimizer.state.clear()
         self.teacher.load_state_dict(
             {**self.teacher.state_dict(), "n_averaged": torch.zeros_like(self.teacher.n_averaged)}
         )

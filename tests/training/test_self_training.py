@@ -8,7 +8,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, State
+from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose
@@ -49,28 +49,23 @@ def as_items(cases):
 
 
 class Run:
-    def __init__(self, folder, labelled, unlabelled, start=5):
+    """The handler, attached to an engine that has what it needs of a trainer."""
+
+    def __init__(self, folder, labelled, unlabelled, start=5, step=lambda *_: None, batch_unlabelled=1, workers=0):
         self.network = Threshold()
         self.teacher = Teacher(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
-        self.loader = TwoStreamLoader(Dataset(labelled, Compose([])), Dataset(unlabelled, Compose([])), 1, 1, seed=0)
+        datasets = Dataset(labelled, Compose([])), Dataset(unlabelled, Compose([]))
+        self.loader = TwoStreamLoader(*datasets, 1, batch_unlabelled, seed=0, num_workers=workers)
         self.folder = folder
         self.handler = SelfTraining(
-            [self.network],
-            self.teacher,
-            self.optimizer,
-            self.loader,
-            SimpleInferer(),
-            as_items,
-            labelled,
-            unlabelled,
-            folder,
-            start,
-            folder / "labels_only.pt",
-            DatasetSpec(folder),
+            self.teacher, SimpleInferer(), as_items, folder, start, folder / "labels_only.pt", DatasetSpec(folder)
         )
-        self.engine = Engine(lambda *_: None)
-        self.engine.state = State(device=torch.device("cpu"), iteration=start)
+        self.engine = Engine(step)
+        self.engine.network, self.engine.loss_function = self.network, nn.Module()
+        self.engine.optimizer, self.engine.data_loader = self.optimizer, self.loader
+        self.engine.state.device, self.engine.state.iteration = torch.device("cpu"), start
+        self.handler.attach(self.engine)
 
     def stored(self, name):
         return np.load(self.folder / f"{name}.npy")
@@ -155,16 +150,13 @@ def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(t
 
 
 def test_the_restart_comes_once_after_the_given_number_of_steps_and_unlabelled_cases_after_it(tmp_path):
-    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=3)
     seen = []
 
     def step(engine, batch):
         seen.append((engine.state.iteration, (tmp_path / "stability.csv").exists(), batch["case"]))
 
-    engine = Engine(step)
-    engine.state.device = torch.device("cpu")
-    run.handler.attach(engine)
-    engine.run(run.loader, max_epochs=1, epoch_length=6)
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=3, step=step)
+    run.engine.run(run.loader, max_epochs=1, epoch_length=6)
     alone, both = ["l"], ["l", "a"]
     assert seen == [(i, i > 3, both if i > 4 else alone) for i in range(1, 7)]
 
@@ -172,19 +164,24 @@ def test_the_restart_comes_once_after_the_given_number_of_steps_and_unlabelled_c
 def test_batches_that_workers_have_drawn_ahead_are_drawn_again_from_the_selected_cases(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(8)]
     cases[3]["image"][:] = -0.001  # another brightness turns it into class 1
-    runs = [Run(tmp_path / str(workers), [labelled_case((1, 4))], cases, start=1) for workers in (0, 2)]
-    seen = []
-    for run, workers in zip(runs, (0, 2), strict=True):
-        loader = TwoStreamLoader(*run.loader.dataset.datasets.values(), 1, 2, seed=0, num_workers=workers)
-        run.handler.loader, names = loader, []
-        loader.batches.unlabelled_start = 2
-        engine = Engine(lambda _, batch, names=names: names.append(batch["case"]))
-        engine.state.device = torch.device("cpu")
-        run.handler.attach(engine)
-        engine.run(loader, max_epochs=1, epoch_length=20)
-        seen.append(names)
-    assert seen[0] == seen[1] and len(seen[0]) == 20
-    assert "c3" not in {name for names in seen[1] for name in names}
+
+    def drawn(workers):
+        names = []
+        run = Run(
+            tmp_path / str(workers),
+            [labelled_case((1, 4))],
+            cases,
+            start=1,
+            step=lambda _, batch: names.append(batch["case"]),
+            batch_unlabelled=2,
+            workers=workers,
+        )
+        run.engine.run(run.loader, max_epochs=1, epoch_length=20)
+        return names
+
+    seen = drawn(workers=2)
+    assert seen == drawn(workers=0) and len(seen) == 20
+    assert "c3" not in {name for names in seen for name in names}
 
 
 def test_a_run_without_unlabelled_cases_goes_on(tmp_path):

@@ -93,24 +93,37 @@ class RandContrastd(_RandIntensityd):
         keys: images.
         prob: probability.
         gamma: least and largest exponent of intensities that are scaled to [0, 1].
+        invert_prob: probability that the correction is made on the inverted image, as MONAI's `invert_image`.
     """
 
-    def __init__(self, keys: KeysCollection, prob: float = 0.1, gamma: Sequence[float] = (0.7, 1.5)) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.1,
+        gamma: Sequence[float] = (0.7, 1.5),
+        invert_prob: float = 0.0,
+    ) -> None:
         super().__init__(keys, prob)
-        self.gamma = gamma
+        self.gamma, self.invert_prob = gamma, invert_prob
 
     def change(self, image: torch.Tensor) -> torch.Tensor:
         """See the base class."""
+        inverted = self.R.random_sample() < self.invert_prob
+        image = -image if inverted else image
         low, high = image.aminmax()
         powers = (image - low).div_(high - low + TINY).clamp_(min=TINY)
         powers.log_().mul_(self.R.uniform(*self.gamma)).exp_()  # much faster than `**`
         spread = torch.linalg.vector_norm(image - image.mean())
         powers -= powers.mean()
-        return powers.mul_(spread / (torch.linalg.vector_norm(powers) + TINY)).add_(image.mean())
+        powers.mul_(spread / (torch.linalg.vector_norm(powers) + TINY)).add_(image.mean())
+        return powers.neg_() if inverted else powers
 
 
 class RandSmoothFieldd(_RandIntensityd):
-    """Multiply by the exponential of a random polynomial of degree 3, as MONAI's `RandBiasFieldd`.
+    """Multiply by the exponential of a random polynomial of degree 3, as MONAI's `RandBiasFieldd`, above the minimum.
+
+    The coils of an MR scanner multiply a signal that is 0 in air. Normalised images are negative there, and a field
+    that multiplied their values would change contrast where they are far from 0 and leave brightness near 0 as it is.
 
     Args:
         keys: images.
@@ -118,7 +131,7 @@ class RandSmoothFieldd(_RandIntensityd):
         coefficients: least and largest coefficient of a product of Legendre polynomials, each on [-1, 1].
     """
 
-    def __init__(self, keys: KeysCollection, prob: float = 0.1, coefficients: Sequence[float] = (0.0, 0.1)) -> None:
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, coefficients: Sequence[float] = (-0.1, 0.1)) -> None:
         super().__init__(keys, prob)
         self.coefficients = coefficients
 
@@ -126,7 +139,9 @@ class RandSmoothFieldd(_RandIntensityd):
         """See the base class."""
         orders = np.indices((4, 4, 4)).sum(0)
         drawn = np.where(orders <= 3, self.R.uniform(*self.coefficients, size=orders.shape), 0)
-        return along_axes(torch.from_numpy(drawn[None]).float(), [_legendre(n) for n in image.shape[1:]]).exp_() * image
+        field = along_axes(torch.from_numpy(drawn[None]).float(), [_legendre(n) for n in image.shape[1:]]).exp_()
+        low = image.min()
+        return field.mul(image - low).add_(low)
 
 
 def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,7 +3,8 @@
 
 MONAI crops first and moves the crop (`RandAffined`), so that the corners of a rotated patch hold reflections, and its
 elastic transforms smooth noise at full resolution. Here each voxel of a patch is looked up where it comes from in the
-whole volume. Beyond the volume images are 0 and labels background, as MONAI's sliding windows pad at inference.
+whole volume. Beyond the volume the edge is repeated, in images and labels, as the sliding windows of validation and
+inference do (`padding_mode: replicate`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class RandPatchd(Randomizable, MapTransform):
 
     Where the item has lists of voxels, one per class (MONAI's `ClassesToIndicesd`), a class is drawn, and then one of
     its voxels as the centre, moved where the crop would reach beyond the volume; otherwise the position is drawn
-    uniformly. Along an axis on which the volume is smaller than the patch, it lies in the middle of zeros.
+    uniformly. Along an axis on which the volume is smaller than the patch, it lies in the middle. `jitter` then moves
+    the patch by some voxels, also beyond the volume, so that a patch as large as the volume has no fixed position.
 
     Args:
         keys: volumes `(C, D, H, W)` on one grid. Items of the result are plain tensors `(C, *patch_size)`, and get a
@@ -55,6 +57,7 @@ class RandPatchd(Randomizable, MapTransform):
         spacing: size of a voxel, mm.
         mode: `bilinear` (trilinear, float32) or `nearest` (the values and type of the volume), for each key.
         class_voxels: key of the lists of voxels; items without it, and `None`: uniform positions.
+        jitter: largest shift of the position along each axis, as a fraction of the patch's side.
         prob: probability of rotation, scale and shear together.
         rotate: largest angle, radians; one number, or one for each axis about which it turns.
         scale: largest enlargement, above 0; 0.25 draws factors from 1 / 1.25 to 1.25, uniformly in their logarithm.
@@ -75,6 +78,7 @@ class RandPatchd(Randomizable, MapTransform):
         spacing: Sequence[float] = (1.0, 1.0, 1.0),
         mode: str | Sequence[str] = ("bilinear", "nearest"),
         class_voxels: str | None = "label_cls_indices",
+        jitter: float = 0.0,
         prob: float = 0.5,
         rotate: float | Sequence[float] = 0.0,
         scale: float = 0.0,
@@ -91,6 +95,7 @@ class RandPatchd(Randomizable, MapTransform):
         self.patch_size = tuple(patch_size)
         self.spacing = np.asarray(spacing, float)
         self.class_voxels = class_voxels
+        self.reach = [int(jitter * side) for side in self.patch_size]
         self.prob, self.rotate, self.shear = prob, np.broadcast_to(rotate, 3), shear
         self.scale, self.anisotropy = math.log1p(scale), math.log1p(anisotropy)
         self.elastic_prob, self.elastic = elastic_prob, elastic
@@ -110,7 +115,8 @@ class RandPatchd(Randomizable, MapTransform):
             shape: voxels of the volume.
             class_voxels: flat indices of voxels of each class; `None`: the place is drawn uniformly.
         """
-        self.start = self._draw_start(shape, class_voxels)
+        start = self._draw_start(shape, class_voxels)
+        self.start = [first + int(self.R.randint(-r, r + 1)) for first, r in zip(start, self.reach, strict=True)]
         self.affine = self._draw_affine() if self.R.random_sample() < self.prob else None
         self.displacement = self._draw_displacement() if self.R.random_sample() < self.elastic_prob else None
         self.flips = [axis + 1 for axis in self.flip_axes if self.R.random_sample() < self.flip_prob]
@@ -194,22 +200,22 @@ def _spline_weights(points: int, intervals: int) -> torch.Tensor:
 
 
 def _crop(volume: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """A crop `(C, *size)`; beyond the volume it is 0."""
-    padding: list[int] = []
+    """A crop `(C, *size)`; beyond the volume its edge is repeated."""
     for axis, (first, length) in enumerate(zip(start, size, strict=True), 1):
-        low, high = max(0, first), min(first + length, volume.shape[axis])
-        volume = volume.narrow(axis, low, high - low)
-        padding = [low - first, first + length - high, *padding]  # torch wants the last axis first
-    return functional.pad(volume, padding)
+        side = volume.shape[axis]
+        if first >= 0 and first + length <= side:
+            volume = volume.narrow(axis, first, length)
+        else:
+            volume = volume.index_select(axis, torch.arange(first, first + length).clamp_(0, side - 1))
+    return volume
 
 
 def _sample(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
     if mode != "nearest":
-        return functional.grid_sample(volume[None], grid[None], mode, "zeros", align_corners=False)[0]
+        return functional.grid_sample(volume[None], grid[None], mode, "border", align_corners=False)[0]
     # A lookup keeps the type, and reads only the patch's part of a volume on disk; grid_sample wants all as float32.
     index = torch.zeros(grid.shape[:-1], dtype=torch.int64)
     for axis, side in enumerate(volume.shape[1:]):
         place = grid[..., 2 - axis].mul(side / 2).add_((side - 1) / 2).round_().clamp_(0, side - 1)
         index.mul_(side).add_(place.long())
-    values = volume.flatten(1)[:, index]
-    return values.masked_fill_((grid.abs() > 1).any(-1), 0)
+    return volume.flatten(1)[:, index]

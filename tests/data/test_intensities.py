@@ -66,10 +66,22 @@ def test_contrast_is_that_of_monai(image):
     assert torch.allclose(ours, theirs.as_tensor(), atol=1e-4)
 
 
-def test_the_field_is_that_of_monai(image):
+def test_contrast_of_the_inverted_image_is_that_of_monai(image):
+    ours = applied(RandContrastd("image", 1, (1.3, 1.3), invert_prob=1), image)
+    theirs = RandAdjustContrastd("image", prob=1, gamma=(1.3, 1.3), retain_stats=True, invert_image=True)
+    assert torch.allclose(ours, theirs({"image": image})["image"].as_tensor(), atol=1e-4)
+
+
+def test_the_field_is_that_of_monai_on_an_image_that_is_0_in_air(image):
+    image = image - image.min()
     ours = applied(RandSmoothFieldd("image", 1, (0.1, 0.1)), image)
     theirs = RandBiasFieldd("image", prob=1, coeff_range=(0.1, 0.1))({"image": image})["image"]
     assert torch.allclose(ours, theirs.as_tensor(), atol=1e-4)
+
+
+def test_the_field_does_not_depend_on_the_normalisation(image):
+    field = RandSmoothFieldd("image", 1)
+    assert torch.allclose(applied(field, image - 5), applied(field, image) - 5, atol=1e-5)
 
 
 def test_the_blur_is_that_of_monai_away_from_the_edge(image):

@@ -111,7 +111,7 @@ def test_a_ball_in_millimetres_stays_one_in_anisotropic_voxels():
 
 
 @pytest.mark.parametrize("moved", [0.0, 1.0])
-def test_volumes_smaller_than_the_patch_lie_in_the_middle_of_zeros(moved):
+def test_volumes_smaller_than_the_patch_lie_in_the_middle(moved):
     data = item((4, 18, 7))
     transform = with_fixed_affine(RandPatchd(KEYS, (8, 6, 10)), np.eye(3))
     transform.prob = moved
@@ -119,17 +119,30 @@ def test_volumes_smaller_than_the_patch_lie_in_the_middle_of_zeros(moved):
     first = transform.start[1]
     for key in KEYS:
         patch = data[key][:, :, first : first + 6]
-        expected = np.pad(patch, [(0, 0), (2, 2), (0, 0), (1, 2)], mode="constant")
+        expected = np.pad(patch, [(0, 0), (2, 2), (0, 0), (1, 2)], mode="edge")
         assert np.allclose(result[key], expected, atol=1e-5), key
 
 
-def test_what_comes_from_beyond_the_volume_is_zero_in_image_and_label():
-    data = {"image": torch.ones(1, 16, 16, 16), "label": torch.ones(1, 16, 16, 16, dtype=torch.int8)}
+def test_what_comes_from_beyond_the_volume_repeats_the_edge_of_image_and_label():
+    planes = torch.arange(16.0)[None, :, None, None].expand(1, 16, 16, 16)
+    data = {"image": planes.contiguous(), "label": planes.to(torch.int8)}
     shrunk = with_fixed_affine(RandPatchd(KEYS, (16, 16, 16)), np.diag([2.0, 2.0, 2.0]))
     result = transformed(shrunk, data)
-    expected = torch.zeros(1, 16, 16, 16)
-    expected[:, 4:12, 4:12, 4:12] = 1
-    assert torch.equal(result["image"], expected) and torch.equal(result["label"], expected.to(torch.int8))
+    expected = (2 * torch.arange(16.0) - 7.5).clamp(0, 15)[None, :, None, None].expand(1, 16, 16, 16)
+    assert torch.allclose(result["image"], expected, atol=1e-5)
+    assert result["label"][0, :4].eq(0).all() and result["label"][0, 12:].eq(15).all()
+
+
+def test_jitter_moves_a_patch_of_the_size_of_the_volume():
+    image = torch.arange(8.0)[None, :, None, None].expand(1, 8, 8, 8).contiguous()
+    transform = RandPatchd("image", (8, 8, 8), mode="bilinear", prob=0, jitter=0.25)
+    starts = set()
+    for seed in range(60):
+        result = transformed(transform, {"image": image}, seed)["image"]
+        first = transform.start[0]
+        starts.add(first)
+        assert torch.equal(result[0, :, 0, 0], (torch.arange(8.0) + first).clamp(0, 7))
+    assert starts == {-2, -1, 0, 1, 2}
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -222,23 +222,22 @@ def _run_on_dataset(
     files += [find_dataset(options.dataset)] if options.dataset else []
     files += [find_part("network", options.network)] if options.network else []
     if options.method == "auto":
-        files += _advised_method(files[-1], passed)
+        files += _advised_method(files, passed)
     elif options.method:
         files.append(find_part("method", options.method))
     return _run(run_id, [*files, *more], options.debug, passed)
 
 
-def _advised_method(dataset: Path, options: Sequence[str]) -> list[Path]:
-    """The method that `crossval` has chosen for a dataset."""
-    import yaml
-
+def _advised_method(files: Sequence[Path], options: Sequence[str]) -> list[Path]:
+    """The method that `crossval` has chosen for the dataset of some config files."""
+    from scripts.cli.overrides import read_mapping
     from scripts.crossval.estimate import advised_method
 
-    name = yaml.safe_load(dataset.read_text(encoding="utf-8")).get("dataset_name", dataset.stem)
-    output_dir = option_value(options, "--output_dir") or ROOT / "outputs"
-    files, sentence = advised_method(output_dir, name)
+    names = [content["dataset_name"] for content in map(read_mapping, files) if "dataset_name" in content]
+    given = option_value(options, "--output_dir")  # a training may have another one than its cross-validation
+    chosen, sentence = advised_method([*([given] if given else []), ROOT / "outputs"], names[-1])
     print(sentence)
-    return [Path(file) for file in files]
+    return [Path(file) for file in chosen]
 
 
 def predict(words: list[str]) -> int:

@@ -56,15 +56,10 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         UserError: names the option or key and the most similar known one.
     """
     options, alone = parse_words(argv[2:])
-    arguments = _read_mapping(options["args_file"]) if "args_file" in options else {}
+    arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
     files = config_files_of(options.get("config_file", arguments.get("config_file")))
-    contents = {file: _read_mapping(file) for file in files}
-    parser = ConfigParser({})
-    for content in contents.values():  # as MONAI joins files, without reading them again
-        for key, value in content.items():
-            merge_kv(parser, key, value)
-    tree = parser.get()
-    referred = set(re.findall(r"[@%]([A-Za-z_]\w*)", "".join(Path(file).read_text(encoding="utf-8") for file in files)))
+    contents = {file: read_mapping(file) for file in files}
+    tree, referred = _joined(contents)
     # A key that a file refers to as @name but no file defines must be given on the command line.
     known = RUN_ARGUMENTS | set(tree) | referred
     if "tracking" in options:
@@ -84,7 +79,33 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
 
-def _read_mapping(file: str) -> dict[str, Any]:
+def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
+    """Those of some options that would have an effect on config files.
+
+    Args:
+        files: config files; later ones replace keys of earlier ones.
+        options: values by name.
+    """
+    tree, referred = _joined({file: read_mapping(file) for file in files})
+    accepted = {}
+    for option, value in options.items():
+        with suppress(UserError):
+            _check_option(option, options, tree, RUN_ARGUMENTS | set(tree) | referred)
+            accepted[option] = value
+    return accepted
+
+
+def _joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], set[str]]:
+    """The content of config files as MONAI joins it, and the names that they refer to."""
+    parser = ConfigParser({})
+    for content in contents.values():
+        for key, value in content.items():
+            merge_kv(parser, key, value)
+    text = "".join(Path(file).read_text(encoding="utf-8") for file in contents)
+    return parser.get(), set(re.findall(r"[@%]([A-Za-z_]\w*)", text))
+
+
+def read_mapping(file: str | Path) -> dict[str, Any]:
     """The content of a config file.
 
     Raises:
@@ -114,7 +135,7 @@ def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: se
 
     The file of a dataset holds keys for all commands, so keys of all config files of the bundle are known.
     """
-    keys = {file: [_name(key) for key in content] for file, content in contents.items()}
+    keys = {file: [top_key(key) for key in content] for file, content in contents.items()}
     own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
     for file in list(keys)[1:]:
         used = (referred | own).union(*(names for other, names in keys.items() if other != file))
@@ -130,7 +151,7 @@ def _similar(name: str, known: Iterable[str]) -> str | None:
     return RENAMED.get(name) or next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
-def _name(key: str) -> str:
+def top_key(key: str) -> str:
     """The top-level key: `train` of `train::trainer::amp`, `terms` of `+terms` (MONAI's syntax to append)."""
     return re.split("::|#", key.removeprefix("+"))[0]
 

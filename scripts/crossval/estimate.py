@@ -23,6 +23,8 @@ Dice = Mapping[str, Mapping[str, float]]
 PLAIN = ""
 """Name of the evaluation without an option."""
 
+ALONE = "Nothing was compared with training on the labels alone: `train --method auto` uses the labels alone."
+
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """The interval between two order statistics into which a further value falls with a known probability.
@@ -84,8 +86,7 @@ def evaluate_folds(
     changes = {option: compare_dice(chosen[PLAIN], chosen[option]) for option in chosen if option != PLAIN}
     sentences = [_expectation(expected, len(values), folds)]
     sentences += [_option(option, change) for option, change in changes.items()]
-    if comparison is not None:
-        sentences.append(_gain(comparison, unlabelled))
+    sentences.append(ALONE if comparison is None else _gain(comparison, unlabelled))
     return {
         "use": "method" if helps else "control",
         "control": of_control,
@@ -146,11 +147,11 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join([*table_lines(rows), *result["sentences"]])
 
 
-def advised_method(output_dir: str | Path, dataset: str) -> tuple[list[str], str]:
+def advised_method(output_dirs: Sequence[str | Path], dataset: str) -> tuple[list[str], str]:
     """The method that a cross-validation has chosen, for `train --method auto`.
 
     Args:
-        output_dir: the `output_dir` of the cross-validation.
+        output_dirs: where the `output_dir` of the cross-validation is searched; the first one that holds it is taken.
         dataset: name of the dataset.
 
     Returns:
@@ -159,7 +160,8 @@ def advised_method(output_dir: str | Path, dataset: str) -> tuple[list[str], str
     Raises:
         UserError: if the dataset has no finished cross-validation there.
     """
-    path = Path(output_dir) / "crossval" / dataset / RESULT
+    paths = [Path(folder) / "crossval" / dataset / RESULT for folder in output_dirs]
+    path = next(filter(Path.is_file, paths), paths[0])
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         return result["files"][result["use"]], result["sentences"][-1]

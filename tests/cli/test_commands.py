@@ -115,7 +115,17 @@ def test_the_method_auto_is_that_of_the_cross_validation(started, tmp_path, caps
     assert "They cost 1 point." in capsys.readouterr().out
 
 
-def test_the_method_auto_needs_a_cross_validation(started, tmp_path, capsys) -> None:
+def test_the_method_auto_works_with_a_network_and_another_output_dir(started, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    advice(tmp_path / "outputs", "control")
+    words = ["--network", "residual_unet", "--method", "auto", "--output_dir", "elsewhere"]
+    assert main(["train", "left_atrium", *words]) == 0
+    files = ("train.yaml", "datasets/left_atrium.yaml", "networks/residual_unet.yaml", "methods/supervised.yaml")
+    assert started[0][started[0].index("--config_file") + 1] == config(*files)
+
+
+def test_the_method_auto_needs_a_cross_validation(started, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(commands, "ROOT", tmp_path / "bundle")
     assert main(["train", "left_atrium", "--method", "auto", "--output_dir", str(tmp_path)]) == 2
     assert "crossval/left_atrium/crossval.json" in capsys.readouterr().err
 

@@ -57,8 +57,8 @@ def test_labels_alone_are_chosen_unless_the_mean_and_most_cases_are_better(metho
 def test_without_a_method_there_is_only_an_expectation() -> None:
     result = evaluate_folds(CONTROL, None, 0, FOLDS)
     assert (result["use"], result["method"], result["comparison"]) == ("control", None, None)
-    assert len(result["sentences"]) == 1
-    assert format_result(result).splitlines()[-2].split() == ["mean", "0.7000"]
+    assert len(result["sentences"]) == 2 and "uses the labels alone" in result["sentences"][-1]
+    assert format_result(result).splitlines()[-3].split() == ["mean", "0.7000"]
 
 
 def test_the_table_has_a_row_for_each_case() -> None:
@@ -87,9 +87,10 @@ def test_the_advice_is_read_from_the_result(tmp_path) -> None:
     result = evaluate_folds(CONTROL, dice(a=0.85, b=0.75, c=0.59), 80, FOLDS)
     result["files"] = {"control": ["supervised.yaml"], "method": ["mine.yaml"]}
     (folder / "crossval.json").write_text(json.dumps(result))
-    assert advised_method(tmp_path, "mine") == (["mine.yaml"], result["sentences"][1])
+    assert advised_method([tmp_path], "mine") == (["mine.yaml"], result["sentences"][1])
+    assert advised_method([tmp_path / "other", tmp_path], "mine")[0] == ["mine.yaml"]
     (folder / "crossval.json").write_text(json.dumps({**result, "use": "control"}))
-    assert advised_method(tmp_path, "mine")[0] == ["supervised.yaml"]
+    assert advised_method([tmp_path], "mine")[0] == ["supervised.yaml"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
@@ -98,4 +99,4 @@ def test_without_a_result_there_is_no_advice(tmp_path, content) -> None:
     if content is not None:
         (tmp_path / "crossval/mine/crossval.json").write_text(content)
     with pytest.raises(UserError, match=r"crossval\.json"):
-        advised_method(tmp_path, "mine")
+        advised_method([tmp_path], "mine")

@@ -8,15 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from scripts.cli.overrides import CONFIGS, config_files_of, parse_words
+from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, parse_words, read_mapping, top_key
+from scripts.cli.runs import shell_line
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.crossval.folds import fold_datalist, make_folds
 from scripts.data.cases import Case, CaseLists
+from scripts.data.corrected_labels import names_of
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
 from scripts.files import csv_rows, csv_text, write_text
@@ -24,6 +25,8 @@ from scripts.files import csv_rows, csv_text, write_text
 ARMS = {"control": "labels only", "method": "method"}
 CONTROL = CONFIGS / "methods/supervised.yaml"
 COLUMNS = ("fold", "case", "class", "arm", "dice")
+WITHOUT_EFFECT = ("bundle_root", "cache", "cache_dir", "debug", "device", "num_workers", "resume")
+"""Options that may change when a cross-validation is continued."""
 
 
 def cross_validate(
@@ -60,12 +63,15 @@ def cross_validate(
     """
     directory, keep_models = Path(directory).absolute(), str(keep_models).lower() == "true"
     command = _Command(sys.argv if argv is None else argv)
+    # Files such as a/imaging.nii.gz and b/imaging.nii.gz may give cases the same name.
+    unique = zip(cases.labelled, names_of(cases, cases.labelled), strict=True)
+    cases = replace(cases, labelled=[{**case, "case": name} for case, name in unique])
     held_out = make_folds(cases.labelled, folds, patient_pattern)
     names = [[case["case"] for case in fold] for fold in held_out]
-    _check_settings(directory, {"command": command.words(), "folds": names, "unlabelled": len(cases.unlabelled)})
+    _check_settings(directory, {**command.settings(), "folds": names, "unlabelled": len(cases.unlabelled)})
     arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
     options = [PLAIN, "--largest_component true"]
-    options += [f"--mirror_axes {json.dumps(list(flip_axes))}"] if flip_axes else []
+    options += [f"--mirror_axes {json.dumps(list(flip_axes), separators=(',', ':'))}"] if flip_axes else []
     # By arm, option, class and case.
     dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
     for number, fold in enumerate(held_out, start=1):
@@ -98,7 +104,7 @@ def cross_validate(
     if keep_models:
         arm = result["use"]
         models = [str(directory / f"fold_{n}" / arm / "models/model.pt") for n in range(1, len(held_out) + 1)]
-        print(f'The models of the folds as an ensemble: --checkpoint "{models}"')
+        print(f"The models of the folds as an ensemble: {shell_line(['--checkpoint', str(models)])}")
     return result
 
 
@@ -116,23 +122,33 @@ class _Command:
                 "Start a cross-validation with `python -m scripts crossval` or `monai.bundle run crossval`."
             )
         self.files = config_files_of(self.options.pop("config_file"))
-        methods = [file for file in self.files if Path(file).resolve().parent == CONFIGS / "methods"]
+        methods = [file for file in self.files if _is_method(file)]
         self.method_files = [str(Path(file).resolve()) for file in methods]
         self.control_files = [file for file in self.files if file not in methods] + [str(CONTROL)]
         self.is_control = self.method_files == [str(CONTROL)]
 
     def words(self, arm: str = "method") -> list[str]:
-        """Config files and options of an arm. The control has no options that only the method's file knows."""
+        """Config files and options of an arm. The control has no options of the method that its files do not know."""
         files, options = self.files, self.options
-        if arm == "control":
-            files = self.control_files
-            known = {key for file in files for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))}
-            only_method = {
-                key for file in self.method_files for key in yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            } - known
-            options = {k: v for k, v in options.items() if k.replace("#", "::").split("::")[0] not in only_method}
+        if arm == "control" and not self.is_control:
+            files, own = self.control_files, read_mapping(CONTROL)
+            accepted = accepted_options([*files, str(CONFIGS / "evaluate.yaml")], options)
+            options = {key: value for key, value in accepted.items() if key not in own}
         words = ["--config_file", str([*files, str(CONFIGS / "evaluate.yaml")])]
         return words + [word for key, value in options.items() for word in (f"--{key}", value) if word]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides on the results of the folds: the content of the config files, and the options."""
+        return {
+            "configs": [read_mapping(file) for file in self.files],
+            "options": {key: value for key, value in self.options.items() if key not in WITHOUT_EFFECT},
+        }
+
+
+def _is_method(file: str) -> bool:
+    """Whether a config file replaces loss terms, as those of `configs/methods` do, and describes no dataset."""
+    keys = set(map(top_key, read_mapping(file)))
+    return "terms" in keys and "dataset_dir" not in keys
 
 
 def _run_fold(
@@ -175,21 +191,22 @@ def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
 
 def _run(run_id: str, words: Sequence[str], log: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
+        before = file.tell()
         code = subprocess.run(
             [sys.executable, "-m", "monai.bundle", "run", run_id, *words], stdout=file, stderr=subprocess.STDOUT
         ).returncode
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        reason = next((line for line in reversed(lines) if line.startswith("Error:")), f"it ended with code {code}")
+        lines = log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("Error:")), f"it ended with code {code}.")
         raise UserError(f"`{run_id}` of a fold failed: {reason.removeprefix('Error: ')} Its output is in {log}.")
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Write the settings, or compare them with those of the folds that are there."""
-    path = directory / "settings.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+    path, text = directory / "settings.json", json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"{directory} holds a cross-validation of another command line or other cases: remove that folder, or give "
-            "another --output_dir."
+            f"{directory} holds a cross-validation of other options, config files or cases: remove that folder, or "
+            "give another --output_dir."
         )
-    write_text(path, json.dumps(settings, indent=1) + "\n")
+    write_text(path, text)

@@ -100,14 +100,72 @@ def test_a_finished_fold_is_not_run_again(bundle, tmp_path) -> None:
 
 
 def test_mirrored_passes_are_evaluated_where_training_mirrors(bundle, tmp_path) -> None:
-    runs.cross_validate(LISTS, tmp_path, flip_axes=[0], argv=argv())
-    assert [command.get("--mirror_axes") for command in bundle.commands[:4]] == [None, "[0]", None, None]
+    runs.cross_validate(LISTS, tmp_path, flip_axes=[0, 1], argv=argv())
+    # The result shows it as an option to type, which must be one word.
+    assert [command.get("--mirror_axes") for command in bundle.commands[:4]] == [None, "[0,1]", None, None]
 
 
 def test_folds_of_other_settings_are_not_mixed(bundle, tmp_path) -> None:
     runs.cross_validate(LISTS, tmp_path, argv=argv())
     with pytest.raises(UserError, match=str(tmp_path)):
         runs.cross_validate(LISTS, tmp_path, argv=argv("--max_steps", "9"))
+
+
+@pytest.mark.parametrize("option", ["debug", "resume", "num_workers", "cache"])
+def test_options_without_effect_on_the_results_may_change(bundle, tmp_path, option) -> None:
+    runs.cross_validate(LISTS, tmp_path, argv=argv("--max_steps", "7", "--seed", "1"))
+    done = len(bundle.commands)
+    runs.cross_validate(LISTS, tmp_path, argv=argv("--seed", "1", "--max_steps", "7", f"--{option}", "true"))
+    assert len(bundle.commands) == done
+
+
+def test_folds_of_an_edited_config_file_are_not_mixed(bundle, tmp_path) -> None:
+    method = tmp_path / "method.yaml"
+    method.write_text(Path(METHOD).read_text())
+    runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
+    method.write_text(method.read_text().replace("restart: 0.5", "restart: 0.6"))
+    with pytest.raises(UserError, match="config files"):
+        runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
+
+
+def test_a_method_outside_of_the_bundle_is_not_in_the_control(bundle, tmp_path) -> None:
+    method = tmp_path / "my, method.yaml"
+    method.write_text(Path(METHOD).read_text())
+    result = runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
+    assert [str(method) in command["--config_file"] for command in bundle.commands[:6]] == [False] * 3 + [True] * 3
+    assert result["files"]["method"] == [str(method)]
+
+
+def test_labelled_cases_whose_files_have_the_same_name_are_told_apart(bundle, tmp_path) -> None:
+    same = [{**case, "case": "imaging"} for case in LISTS.labelled]
+    result = runs.cross_validate(CaseLists(labelled=same, unlabelled=LISTS.unlabelled), tmp_path, argv=argv())
+    assert len(result["folds"]) == 3
+    assert len(result["control"]) == 3
+
+
+def test_an_error_of_an_earlier_attempt_is_not_reported_again(bundle, tmp_path, monkeypatch) -> None:
+    bundle.fail_at = 1
+    with pytest.raises(UserError, match="The disk of scans is gone"):
+        runs.cross_validate(LISTS, tmp_path, argv=argv())
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
+    with pytest.raises(UserError, match="code -9"):
+        runs.cross_validate(LISTS, tmp_path, argv=argv())
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"),
+    [
+        ("--terms::copy_paste::weight", False),
+        ("--batch_unlabelled", False),
+        ("--method_handlers::0::source", False),
+        ("--terms::supervised::weight", True),
+        ("--learning_rate_curve::warmup", True),
+    ],
+)
+def test_an_option_that_the_control_does_not_know_is_only_given_to_the_method(bundle, tmp_path, option, kept) -> None:
+    runs.cross_validate(LISTS, tmp_path, argv=argv(option, "1", method=None))
+    control, method = bundle.commands[0], bundle.commands[3]
+    assert (option in control, option in method) == (kept, True)
 
 
 def test_an_option_of_the_method_alone_is_not_given_to_the_control(bundle, tmp_path) -> None:

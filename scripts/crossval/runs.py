@@ -202,9 +202,10 @@ def _run(run_id: str, words: Sequence[str], log: Path) -> None:
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """Write the settings, or compare them with those of the folds that are there."""
+    """Write the settings; if a fold has a model or results, they must be the same as before."""
     path, text = directory / "settings.json", json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
+    begun = any(any(directory.glob(f"fold_*/*/{file}")) for file in ("models/*.pt", "out_*/metrics.csv"))
+    if begun and path.is_file() and path.read_text(encoding="utf-8") != text:
         raise UserError(
             f"{directory} holds a cross-validation of other options, config files or cases: remove that folder, or "
             "give another --output_dir."

@@ -128,6 +128,14 @@ def test_folds_of_an_edited_config_file_are_not_mixed(bundle, tmp_path) -> None:
         runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
 
 
+def test_a_setting_with_which_training_could_not_begin_may_be_corrected(bundle, tmp_path) -> None:
+    bundle.fail_at = 1
+    with pytest.raises(UserError, match="The disk of scans is gone"):
+        runs.cross_validate(LISTS, tmp_path, argv=argv("--batch_labelled", "400"))
+    runs.cross_validate(LISTS, tmp_path, argv=argv("--batch_labelled", "4"))
+    assert len(bundle.commands) == 1 + 18
+
+
 def test_a_method_outside_of_the_bundle_is_not_in_the_control(bundle, tmp_path) -> None:
     method = tmp_path / "my, method.yaml"
     method.write_text(Path(METHOD).read_text())

@@ -72,6 +72,8 @@ def cross_validate(
     arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
     options = [PLAIN, "--largest_component true"]
     options += [f"--mirror_axes {json.dumps(list(flip_axes), separators=(',', ':'))}"] if flip_axes else []
+    # An option that the command line has is that of every evaluation.
+    options = [option for option in options if option.split(" ")[0].removeprefix("--") not in command.options]
     # By arm, option, class and case.
     dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
     for number, fold in enumerate(held_out, start=1):

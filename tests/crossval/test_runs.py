@@ -99,6 +99,12 @@ def test_a_finished_fold_is_not_run_again(bundle, tmp_path) -> None:
     assert all(command["--resume"] == "true" for command in trained)
 
 
+def test_an_option_of_the_command_line_is_not_judged(bundle, tmp_path) -> None:
+    runs.cross_validate(LISTS, tmp_path, argv=argv("--largest_component", "true"))
+    assert [command["run_id"] for command in bundle.commands[:4]] == ["training", "evaluating"] * 2
+    assert {command["--largest_component"] for command in bundle.commands} == {"true"}
+
+
 def test_mirrored_passes_are_evaluated_where_training_mirrors(bundle, tmp_path) -> None:
     runs.cross_validate(LISTS, tmp_path, flip_axes=[0, 1], argv=argv())
     # The result shows it as an option to type, which must be one word.

@@ -90,7 +90,6 @@ def all_gather_batch(part: torch.Tensor, total: int | None = None) -> torch.Tens
     return _AllGather.apply(part)[:total]
 
 
-@torch.no_grad()
 def all_gather_items(items: list[T]) -> list[T]:
     """The items of all ranks, those of the first rank first; they are pickled."""
     if num_ranks() == 1:
@@ -100,6 +99,7 @@ def all_gather_items(items: list[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
+@torch.no_grad()
 def all_reduce_sum(tensors: Iterable[torch.Tensor], contribute: bool = True) -> None:
     """Replace each tensor by its sum over the ranks, in one exchange per dtype.
 

@@ -50,6 +50,7 @@ def collect() -> dict:
     loss = loss_of(batch, weight, sharded=True)
     loss.backward()
     all_reduce_sum([weight.grad])
+    all_reduce_sum([torch.nn.Parameter(torch.ones(2))])  # a leaf that requires a gradient is replaced in place too
     mixed = [torch.full((2,), 1.0 + rank()), torch.tensor([rank() + 1]), torch.full((2, 1), 10.0 * (rank() + 1))]
     all_reduce_sum(mixed)
     of_first = [torch.tensor([7.0 if is_rank0() else math.nan])]

@@ -7,6 +7,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import NoReturn
 
 from scripts.errors import UserError
@@ -52,14 +53,9 @@ def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], li
     return ours, passed
 
 
-def has_option(words: Sequence[str], option: str) -> bool:
-    """Whether a command line holds an option, as `--option VALUE` or `--option=VALUE`."""
-    return any(word.partition("=")[0] == option for word in words)
-
-
 def option_value(words: Sequence[str], option: str) -> str | None:
     """The value of an option given as `--option VALUE` or `--option=VALUE`; `None` if it is not given."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if name == option:
             return value if equals else following

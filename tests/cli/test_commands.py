@@ -124,6 +124,13 @@ def test_the_method_auto_works_with_a_network_and_another_output_dir(started, tm
     assert started[0][started[0].index("--config_file") + 1] == config(*files)
 
 
+def test_the_method_auto_needs_no_other_option(started, tmp_path, monkeypatch) -> None:
+    advice(tmp_path / "outputs", "control")
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    assert main(["train", "left_atrium", "--method", "auto"]) == 0
+    assert "supervised.yaml" in started[0][started[0].index("--config_file") + 1]
+
+
 def test_the_method_auto_needs_a_cross_validation(started, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(commands, "ROOT", tmp_path / "bundle")
     assert main(["train", "left_atrium", "--method", "auto", "--output_dir", str(tmp_path)]) == 2

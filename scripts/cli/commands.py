@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scripts.cli.errors import print_error
 from scripts.cli.export import export
-from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, has_option, option_value, split_words
+from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, option_value, split_words
 from scripts.cli.runs import (
     CONFIGS,
     ROOT,
@@ -257,14 +257,14 @@ def predict(words: list[str]) -> int:
     given += ["--output_dir", options.output_dir] if options.output_dir else []
     if options.dataset:
         files.append(find_dataset(options.dataset))
-        if not has_option(passed, "--ckpt_dir"):
+        if option_value(passed, "--ckpt_dir") is None:
             given += ["--ckpt_dir", shown_path(TRAINED)]
     files += [find_part("network", options.network)] if options.network else []
     return _run(None, files, options.debug, [*given, *passed])
 
 
 def _run(run_id: str | None, files: Sequence[Path], debug: str, options: Sequence[str]) -> int:
-    if has_option(options, "--config_file"):
+    if option_value(options, "--config_file") is not None:
         raise UserError(
             "This command sets --config_file from the names of dataset and method. To list the files yourself, use "
             "`python -m monai.bundle run`."

@@ -81,12 +81,11 @@ def cross_validate(
             folder = directory / f"fold_{number}" / arm
             title = f"Fold {number} of {len(held_out)}, {ARMS[arm]}"
             _run_fold(folder, arm, fold, cases, command, options, cache_dir, title)
-            for index, option in enumerate(options):
-                for name, values in _dice_of(folder / f"out_{index}", fold).items():
+            found = {option: _dice_of(folder / f"out_{index}", fold) for index, option in enumerate(options)}
+            for option, of_classes in found.items():
+                for name, values in of_classes.items():
                     dice[arm][option].setdefault(name, {}).update(values)
-            shown = ", ".join(
-                f"{case} {value:.4f}" for case, value in mean_per_case(_dice_of(folder / "out_0", fold)).items()
-            )
+            shown = ", ".join(f"{case} {value:.4f}" for case, value in mean_per_case(found[PLAIN]).items())
             print(f"{title}: Dice {shown}", flush=True)
             if not keep_models:
                 shutil.rmtree(folder / "models", ignore_errors=True)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -97,30 +97,15 @@ def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any
     """The datalist with its training cases rotated, so that another case is the first labelled one.
 
     Args:
-        folder: of the dataset; paths become absolute.
+        folder: of the dataset, from which the paths in a datalist start wherever that file is.
         datalist: its file.
         first: index of the case that becomes the first.
     """
     content = read_datalist(folder, datalist)
-    sections = {
-        name: [_absolute(folder, entry) for entry in content[name]] for name in content if _is_list(content, name)
-    }
-    training = sections["training"]
+    training = content["training"]
     first %= len(training)
-    return {**sections, "training": training[first:] + training[:first]}
-
-
-def _is_list(content: Mapping[str, Any], name: str) -> bool:
-    return name in ("training", "unlabeled", "test") and isinstance(content[name], list)
-
-
-def _absolute(folder: Path, entry: Any) -> dict[str, Any]:
-    entry = {"image": entry} if isinstance(entry, str) else entry
-
-    def full(value: Any) -> Any:
-        return [full(part) for part in value] if isinstance(value, list) else str((folder / value).absolute())
-
-    return {key: full(value) if key in ("image", "label") else value for key, value in entry.items()}
+    lists = {name: content[name] for name in ("unlabeled", "test")}
+    return {"training": training[first:] + training[:first], **lists}
 
 
 def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -> dict[str, Any]:
@@ -176,11 +161,10 @@ def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 done = {tuple(row[key] for key in RUN_COLUMNS) for row in read_rows(options.results)}
                 if astuple(run) in done:
                     continue
-                config_files(run.dataset, method)
                 with tempfile.TemporaryDirectory() as folder:
                     words = [*_data_words(options, labelled, Path(folder)), *overrides]
                     row = run_once(run, words, Path(folder), options.best_on_test)
-                append_row(options.results, COLUMNS, {**dict(zip(RUN_COLUMNS, astuple(run), strict=True)), **row})
+                append_row(options.results, COLUMNS, {**asdict(run), **row})
 
 
 def _data_words(options: argparse.Namespace, labelled: str, folder: Path) -> list[str]:
@@ -237,11 +221,9 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         dataset, datalist, method, labelled, overrides = key
         network, name = _parts(method)
         control, everything = (controls.get((dataset, datalist, network, n)) for n in (labelled, ALL))
-        gap = (
-            ""
-            if name == CONTROL or not control or not everything
-            else (f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}")
-        )
+        gap = ""
+        if name != CONTROL and control and everything:
+            gap = f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}"
         best = [float(row["best_on_test_dice"]) for row in group if row["best_on_test_dice"]]
         cells = [
             " ".join(filter(None, (dataset, datalist))),

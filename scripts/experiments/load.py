@@ -62,14 +62,14 @@ def measure_command(words: Sequence[str]) -> tuple[float, float]:
     start, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, cwd=ROOT)
     while process.poll() is None:
-        peak = max(peak, _peak_kib(process.pid))
+        peak = max(peak, peak_kib(process.pid))
         time.sleep(0.1)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
     return time.perf_counter() - start, peak / 2**10
 
 
-def _peak_kib(process: int) -> int:
+def peak_kib(process: int) -> int:
     """Peak memory of a running process in KiB; 0 if it has ended.
 
     `resource.getrusage` cannot be used: a child starts at the peak of its parent, and all children count together.

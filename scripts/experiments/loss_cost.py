@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -34,6 +35,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from torch import nn
 
+from scripts.experiments.load import CONFIGS, median_seconds, peak_kib
 from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
 from scripts.losses.contrast import ContrastTerm, LabelledContrastTerm, UnlabelledContrastTerm
 from scripts.losses.supervised import SupervisedTerm
@@ -44,21 +46,13 @@ from scripts.prototypes.memory import PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.training.memory_updater import MemoryBankUpdater
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 WIDTH = 32
 """Width of the prototypes."""
 
 
 def measure_in_turn(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each action, after one call of each that is not counted; A B A B."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for repeat in range(repeats + 1):
-        for name, action in actions.items():
-            start = time.perf_counter()
-            action()
-            if repeat > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Median seconds of each action, see `median_seconds`."""
+    return dict(zip(actions, median_seconds(list(actions.values()), repeats), strict=True))
 
 
 # ------------------------------------------------------------------ against SS-Net's code
@@ -76,17 +70,6 @@ def load_reference(folder: Path) -> Callable[..., torch.Tensor]:
     module: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.contrastive_class_to_class_learned_memory
-
-
-@contextmanager
-def cuda_calls_do_nothing() -> Iterator[None]:
-    """Context in which `tensor.cuda()` returns the tensor; the reference calls it without asking for a device."""
-    original = torch.Tensor.cuda
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.Tensor.cuda = original  # type: ignore[method-assign]
 
 
 class ReferenceModel(nn.Module):
@@ -149,7 +132,7 @@ def _compare_one(
         value.backward()
         return value
 
-    with cuda_calls_do_nothing():
+    with patch.object(torch.Tensor, "cuda", lambda tensor: tensor):  # the reference asks for no device
         difference = abs(float(theirs().detach()) - float(ours().detach()))
         seconds = measure_in_turn({"reference": theirs, "ours": ours}, options.repeats)
     return {
@@ -308,8 +291,7 @@ def peak_mib(reset: bool = False) -> float:
     """Peak memory of this process in MiB, on request since now."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+    return peak_kib(os.getpid()) / 2**10
 
 
 # ------------------------------------------------------------------ command line

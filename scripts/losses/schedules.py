@@ -30,15 +30,17 @@ def sigmoid_rampup(step: float, length: float) -> float:
 class RampUp:
     """A weight that ramps up; start and end are fractions of the run, so that it scales with `max_steps`.
 
-    0 before `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
-    (Laine & Aila, ICLR 2017).
+    0 up to the step `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
+    (Laine & Aila, ICLR 2017). With `unlabelled_start` as `start`, the first step with a weight is the first one that has
+    unlabelled cases.
 
     Args:
         value: final weight.
         start: fraction of the run before which the weight is 0, in [0, 1].
         end: fraction of the run at which the weight reaches `value`, in [start, 1].
         stairs: number of equal stairs of the ramp; 0 increases the weight in every step. UA-MT and SS-Net use 40 stairs
-            of 150 iterations, over the first 0.4 of 15,000 iterations.
+            of 150 iterations, over the first 0.4 of 15,000 iterations. They count an iteration before they ask for its
+            weight, so that the first stair has 149 iterations: iteration n, from 1, is on stair n // 150.
 
     Raises:
         ValueError: if not 0 <= start <= end <= 1, or for a negative number of stairs.
@@ -52,22 +54,24 @@ class RampUp:
         self.value, self.start, self.end, self.stairs = value, start, end, stairs
 
     def at(self, step: int, max_steps: int) -> float:
-        if step < self.start * max_steps:
+        if step <= round(self.start * max_steps):  # the loader rounds `unlabelled_start` in the same way
             return 0.0
         length = (self.end - self.start) * max_steps
+        climbed = step - self.start * max_steps
         if self.stairs == 0 or length <= 0:
-            return self.value * sigmoid_rampup(step - self.start * max_steps, length)
-        # Published codes count iterations from 0. The small number corrects products that are rounded down.
-        climbed = (step - 1 - self.start * max_steps) / length * self.stairs
-        return self.value * sigmoid_rampup(math.floor(climbed + 1e-6), self.stairs)
+            return self.value * sigmoid_rampup(climbed, length)
+        # The small number corrects products that are rounded down.
+        return self.value * sigmoid_rampup(math.floor(climbed / length * self.stairs + 1e-6), self.stairs)
 
 
 def warmed_decay(decay: float, updates: int) -> float:
-    """Decay of an exponential moving average after n updates: `min(decay, (1 + n) / (10 + n))`.
+    """Decay of an exponential moving average after n updates: `decay * (1 + n) / (10 + n)`.
 
-    The low decay at the start keeps the untrained weights from dominating the first 1 / (1 - decay) steps.
+    The second factor alone weights the networks of the past by the ninth power of their step number, as if the average
+    covered the last tenth of the updates so far: untrained weights fade quickly. With the product the average is short
+    if either of them is, so `decay` counts from the first steps on, in short runs too.
     """
-    return min(decay, (1.0 + updates) / (10.0 + updates))
+    return decay * (1.0 + updates) / (10.0 + updates)
 
 
 def poly_rate(step: int, max_steps: int, power: float = 0.9, warmup: int = 0) -> float:

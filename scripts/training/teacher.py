@@ -19,7 +19,7 @@ class Teacher(AveragedModel):
     """A copy of a network whose weights are a moving average of those of the network.
 
     torch's `AveragedModel` with a decay that warms up: the first update copies the weights, and update n + 1 averages
-    with `min(decay, (1 + n) / (10 + n))`. Buffers (batch norm) are copied at each update. The attribute `module` is the
+    with `decay * (1 + n) / (10 + n)`. Buffers (batch norm) are copied at each update. The attribute `module` is the
     averaged network, with the keys of `network`.
 
     Args:

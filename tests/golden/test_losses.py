@@ -49,7 +49,7 @@ def test_recorded_ramps_weights_and_rates_are_reproduced(path):
     ]
     golden.check(torch.tensor(ours), "out.rampup", atol=1e-6, quantity="ramp-up")
     ramp = ramp_of(golden)
-    weights = [ramp.at(iteration + 1, ITERATIONS) for iteration in golden["weight.iteration"].tolist()]
+    weights = [ramp.at(iteration, ITERATIONS) for iteration in golden["weight.iteration"].tolist()]
     golden.check(torch.tensor(weights), "out.weight", atol=1e-6, quantity="weight")
     rates = [golden["lr.base"] * step_rate(n - 1, ITERATIONS) for n in golden["lr.iteration"].tolist()]
     golden.check(torch.tensor(rates), "out.lr", atol=0, rtol=1e-5, quantity="learning rate")
@@ -85,6 +85,6 @@ def test_recorded_total_is_reproduced_by_weighted_terms(path):
     for row, iteration in enumerate(golden["total.iteration"].tolist()):
         terms = {name: Recorded(golden[f"total.loss_{name}"][row], weight) for name, weight in weights.items()}
         loss = WeightedLoss(terms, ITERATIONS)
-        loss.step = iteration + 1
+        loss.step = iteration
         totals.append(loss(empty))
     golden.check(torch.stack(totals), "out.total", atol=1e-6, quantity="total")

@@ -84,7 +84,7 @@ class Step:
         """One iteration; the total, and the logits and labels of the labelled cases."""
         golden = self.golden
         labels = golden[f"label_t{t}"][: golden["labeled_batch_size"], None].long()
-        self.rand, self.loss.step = golden[f"rand_t{t}"], golden["first_iteration"] + t + 1
+        self.rand, self.loss.step = golden[f"rand_t{t}"], golden["first_iteration"] + t
         self.optimizer.zero_grad()
         batch = self.inferer(golden[f"input_t{t}"], self.network, labels)
         self.updater(SimpleNamespace(state=SimpleNamespace(output={"pred": batch})))

@@ -53,9 +53,9 @@ def test_scalars_are_the_unweighted_values_by_name():
 def test_scalars_are_those_of_the_last_call():
     late = Fixed(2.0, RampUp(1.0, start=0.5, end=0.5))
     loss = WeightedLoss({"early": Fixed(1.0), "late": late}, max_steps=10)
-    loss.step = 5
+    loss.step = 6
     assert set(loss.scalars(loss(some_batch()))) == {"Loss/total", "Loss/early", "Loss/late"}
-    loss.step = 4
+    loss.step = 5
     assert set(loss.scalars(loss(some_batch()))) == {"Loss/total", "Loss/early"}
 
 

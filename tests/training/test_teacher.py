@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -34,9 +36,9 @@ def set_to(network, value):
 @pytest.mark.parametrize(
     ("decay", "expected"),
     [
-        # The first update copies the student; the next decays are (1 + n) / (10 + n) = 2/11 and 3/12.
-        (0.99, [5.0, 2 / 11 * 5 + 9 / 11 * 9, 0.25 * (2 / 11 * 5 + 9 / 11 * 9) + 0.75 * 1]),
-        (0.2, [5.0, 2 / 11 * 5 + 9 / 11 * 9, 0.2 * (2 / 11 * 5 + 9 / 11 * 9) + 0.8 * 1]),
+        # The first update copies the student; the next decays are (1 + n) / (10 + n) = 2/11 and 3/12 of `decay`.
+        (0.99, [5.0, 0.18 * 5 + 0.82 * 9, 0.2475 * (0.18 * 5 + 0.82 * 9) + 0.7525 * 1]),
+        (0.22, [5.0, 0.04 * 5 + 0.96 * 9, 0.055 * (0.04 * 5 + 0.96 * 9) + 0.945 * 1]),
         (0.0, [5.0, 9.0, 1.0]),
     ],
 )
@@ -49,6 +51,21 @@ def test_average_over_three_updates(decay, expected):
         teacher.update_parameters(student)
         assert teacher.module.weight.item() == pytest.approx(average, rel=1e-6)
         assert student.weight.item() == value
+
+
+@pytest.mark.parametrize("steps", [8, 40])
+def test_decay_counts_in_short_runs(steps):
+    """The student's weight is the number of its step; a longer memory lags further behind."""
+    lags = []
+    for decay in (0.5, 0.9, 0.99, 0.999):
+        student = Number(0.0)
+        teacher = Teacher(student, decay)
+        for step in range(1, steps + 1):
+            set_to(student, float(step))
+            teacher.update_parameters(student)
+        lags.append(steps - teacher.module.weight.item())
+    assert all(shorter < longer for shorter, longer in pairwise(lags))
+    assert lags[-1] < steps / 5  # and nothing keeps the untrained weights
 
 
 def test_decay_of_one_or_less_than_zero_is_refused():
@@ -76,7 +93,7 @@ def test_buffers_follow_the_student_and_weights_lag_behind(norm):
         if key.endswith("num_batches_tracked"):
             assert own[key].dtype == torch.int64 and own[key].item() == 1
     for key, value in teacher.module.named_parameters():
-        torch.testing.assert_close(value.data, before[key] + 9 / 11, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(value.data, before[key] + 10 / 11, atol=1e-6, rtol=1e-5)
 
 
 def test_keys_are_those_of_the_network_and_nothing_is_shared():
@@ -107,7 +124,7 @@ def test_a_loaded_teacher_continues_like_the_saved_one():
     set_to(student, 1.0)
     for one in (teacher, restored):
         one.update_parameters(student)
-        assert one.module.weight.item() == pytest.approx(0.25 * (2 / 11 * 5 + 9 / 11 * 9) + 0.75, rel=1e-6)
+        assert one.module.weight.item() == pytest.approx(0.2475 * (0.18 * 5 + 0.82 * 9) + 0.7525, rel=1e-6)
 
 
 def test_updater_acts_once_when_the_model_update_is_complete():
@@ -124,6 +141,6 @@ def test_updater_acts_once_when_the_model_update_is_complete():
     engine.register_events(*IterationEvents)
     TeacherUpdater(teacher, student).attach(engine)
     engine.run([5.0, 9.0])
-    second = 2 / 11 * 5 + 9 / 11 * 9
+    second = 0.18 * 5 + 0.82 * 9
     assert weights == pytest.approx([100.0, 5.0, 5.0, second], rel=1e-6)
     assert teacher.n_averaged.item() == 2

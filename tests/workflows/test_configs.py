@@ -55,6 +55,19 @@ def test_a_method_file_says_nothing_about_the_data_and_is_short(method) -> None:
     assert text.startswith("# "), "it opens with what it is and where it comes from"
 
 
+@pytest.mark.parametrize("method", ["datasets/demo.yaml", *METHODS])  # a dataset's file has the terms of train.yaml
+def test_a_ramp_on_unlabelled_cases_begins_with_the_first_of_them(method) -> None:
+    parser = ConfigParser(ConfigParser.load_config_files([str(CONFIGS / name) for name in ("train.yaml", method)]))
+    first = round(1000 * parser.get_parsed_content("unlabelled_start"))
+    kinds = {"UnlabelledContrastTerm", "PseudoLabelTerm", "SoftPseudoLabelTerm", "ConsistencyTerm", "CorrelationTerm"}
+    for name, term in parser["terms"].items():
+        if term["_target_"].rpartition(".")[2] in kinds:
+            weight = parser.get_parsed_content(f"terms::{name}::weight")
+            assert weight.at(first, 1000) == 0
+            assert weight.at(first + 1, 1000) < 0.01 * weight.value, "it would enter in one step"
+            assert weight.at(1000, 1000) == weight.value
+
+
 def test_the_demo_dataset_file_is_what_train_yaml_holds() -> None:
     train, demo = load("train.yaml"), load("datasets/demo.yaml")
     assert {key: train[key] for key in demo} == demo

@@ -31,7 +31,7 @@ class RampUp:
     """A weight that ramps up; start and end are fractions of the run, so that it scales with `max_steps`.
 
     0 up to the step `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
-    (Laine & Aila, ICLR 2017). With `unlabelled_start` as `start`, the first step with a weight is the first one that has
+    (Laine & Aila, ICLR 2017). With `unlabelled_start` as `start`, the first step with a weight is the first one with
     unlabelled cases.
 
     Args:

@@ -159,6 +159,9 @@ class WeightedLoss(nn.Module):
         max_steps: length of the run that schedules refer to.
         device: where the parameters and the state of the terms go.
 
+    Attributes:
+        values: unweighted values of the terms of the last call, scalars without gradient.
+
     Raises:
         ValueError: for an empty mapping, a value that is not a `LossTerm`, or a term called `total`.
     """
@@ -175,7 +178,7 @@ class WeightedLoss(nn.Module):
         self.terms = nn.ModuleDict(dict(terms)).to(device)
         self.max_steps = max_steps
         self.step = 1
-        self._values: dict[str, torch.Tensor] = {}
+        self.values: dict[str, torch.Tensor] = {}
 
     def forward(self, batch: TrainingBatch, label: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the weighted sum, a scalar.
@@ -195,15 +198,15 @@ class WeightedLoss(nn.Module):
         if not values:
             # The trainer calls `backward` even before the first ramp starts.
             total = batch.logits[:0].sum()
-        self._values = {name: value.detach().to(total.dtype) for name, value in values.items()}
+        self.values = {name: value.detach().to(total.dtype) for name, value in values.items()}
         return total
 
     @property
     def last(self) -> dict[str, float]:
         """Unweighted values of the terms of the last call, fetched from the device in one transfer."""
-        if not self._values:
+        if not self.values:
             return {}
-        return dict(zip(self._values, torch.stack(list(self._values.values())).tolist(), strict=True))
+        return dict(zip(self.values, torch.stack(list(self.values.values())).tolist(), strict=True))
 
     def scalars(self, total: torch.Tensor | float) -> dict[str, float]:
         """`Loss/total`, and the unweighted value of each term of the last call as `Loss/<name>`."""

@@ -169,6 +169,7 @@ class TrainingHandlers:
                 "batch_labelled": batches.batch_labelled * num_ranks(),
                 "batch_unlabelled": batches.batch_unlabelled * num_ranks(),
                 "unlabelled_start": loader.unlabelled_start,
+                "accumulation_steps": engine.accumulation_steps,
                 "seed": batches.seed,
             },
             rank_dependent=["batch_labelled", "batch_unlabelled", "learning_rate"],

@@ -53,7 +53,8 @@ class FeatureInferer(Inferer):
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
         self.deep_layers = tuple(deep_layers)
-        self._passes = 0  # in this step
+        self._seed: int | None = None  # torch's, which changes with every step
+        self._passes = 0  # since it changed
 
     def __call__(
         self,
@@ -78,7 +79,6 @@ class FeatureInferer(Inferer):
         # Plain tensors: indexing a MetaTensor batch fails on its metadata, which a training step does not need.
         images, label = inputs.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
         weak = weak.as_subclass(torch.Tensor) if weak is not None and len(weak) > 0 else None
-        self._passes = 0
         logits, outputs = self._logits_and_layers(images, network, (self.layer, *self.deep_layers))
         target: torch.Tensor | None = None
         if stored is not None:
@@ -139,6 +139,8 @@ class FeatureInferer(Inferer):
     def _sharded_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """Logits of all inputs; a hook on the network sees only this process's share of them."""
         part = shard_batch(inputs)
+        if self._seed != torch.initial_seed():
+            self._seed, self._passes = torch.initial_seed(), 0
         with mixed_precision(network, part.device.type, self.dtype), fork_rng_per_rank(self._passes, part.device):
             logits = network(self._padded(part))
         self._passes += 1

@@ -61,7 +61,7 @@ def check_memory(
         network: what is trained.
         in_channels: image channels.
         roi_size: patch in voxels.
-        batch_size: patches per step, both streams together.
+        batch_size: patches per pass, both streams together.
         divisor: sides are padded to multiples of it.
 
     Raises:
@@ -80,9 +80,9 @@ def check_memory(
     supply = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > supply:
         raise UserError(
-            f"A step of {batch_size} patches of {'x'.join(map(str, roi_size))} voxels needs at least "
+            f"A pass of {batch_size} patches of {'x'.join(map(str, roi_size))} voxels needs at least "
             f"{need / 2**30:.1f} GiB, but {device} has {supply / 2**30:.1f} GiB left. Lower --roi_size, or "
-            "--batch_labelled and --batch_unlabelled."
+            "--batch_labelled and --batch_unlabelled, or raise --accumulation_steps."
         )
 
 
@@ -93,6 +93,7 @@ def check_before_training(
     batch_labelled: int,
     batch_unlabelled: int,
     divisor: int,
+    accumulation_steps: int = 1,
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
@@ -105,13 +106,14 @@ def check_before_training(
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
         divisor: sides of patches are padded to multiples of it.
+        accumulation_steps: parts of a step; the passes of one part need memory at a time.
 
     Raises:
         UserError: if a step does not fit the device's memory, or for the first header that would harm training, with
             the number of others.
     """
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
-    check_memory(network, dataset.in_channels, dataset.roi_size, batch, divisor)
+    check_memory(network, dataset.in_channels, dataset.roi_size, math.ceil(batch / accumulation_steps), divisor)
     check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 
 

@@ -16,7 +16,7 @@ class ExtraOptimizer:
 
     MONAI's `SupervisedTrainer` has one optimiser; the method document trains the learned selectors with another one.
     Gradients are cleared to `None` before the forward pass, so a parameter that a step does not use, or whose gradient
-    `GradientGuard` removed, does not change. The trainer must step in every iteration (`accumulation_steps` 1).
+    `GradientGuard` removed, does not change.
 
     Args:
         optimizer: its parameters must not be in the trainer's optimiser; see `remaining_parameters`.

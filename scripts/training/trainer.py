@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from monai.engines import SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.utils.enums import CommonKeys as Keys
 
+from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamBatchSampler, TwoStreamLoader
 from scripts.distributed.collectives import all_gather_batch, num_ranks
+from scripts.errors import UserError
+from scripts.losses.base import TrainingBatch, WeightedLoss
 
 
 class TwoStreamTrainer(SupervisedTrainer):
@@ -23,10 +29,20 @@ class TwoStreamTrainer(SupervisedTrainer):
     MONAI attaches handlers before it sets the trainer's network, loss function, optimiser and inferer. Here they are
     attached last, so that `attach` finds all of these.
 
+    With `accumulation_steps` n above 1, a step needs less memory: part r of n takes the cases r, r + n, ... of each
+    stream through forward and backward pass, and one optimiser step follows the last part. MONAI's trainer would count
+    each part as an iteration; here an iteration is an optimiser step, and its events fire once, after the last backward
+    pass, with the whole batch. The loss is the mean over the parts. This is the loss of the undivided batch for terms
+    that are means over equally many voxels per case. The memory bank is filled after the losses, which therefore see
+    the prototypes of the step before.
+
     Args:
         args: of `SupervisedTrainer`.
         train_handlers: handlers to attach, in this order.
         kwargs: of `SupervisedTrainer`; the three settings above may be among them.
+
+    Raises:
+        UserError: if the parts of a step would differ in size.
     """
 
     __signature__ = inspect.signature(SupervisedTrainer)  # overrides of its arguments are checked by their names
@@ -34,8 +50,94 @@ class TwoStreamTrainer(SupervisedTrainer):
     def __init__(self, *args: Any, train_handlers: Sequence[Any] = (), **kwargs: Any) -> None:
         settings = {"prepare_batch": prepare_two_stream_batch, "decollate": False, "optim_set_to_none": True}
         super().__init__(*args, **{**settings, **kwargs})
+        if isinstance(self.data_loader, TwoStreamLoader):
+            _check_equal_parts(self.data_loader.batches, self.accumulation_steps)
         for handler in train_handlers:
             handler.attach(self)
+
+    def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        if self.accumulation_steps == 1:
+            return super()._iteration(engine, batchdata)
+        image, label, _, volumes = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+        parts, losses, values = [], [], []
+        for number in range(self.accumulation_steps):
+            inputs, kwargs = _part(image, volumes, number, self.accumulation_steps)
+            parts.append(self.inferer(inputs, self.network, **kwargs))
+            loss = self.loss_function(parts[-1], kwargs["label"]).mean()
+            (loss / self.accumulation_steps).backward()
+            losses.append(loss.detach())
+            if isinstance(self.loss_function, WeightedLoss):
+                values.append(self.loss_function.values)
+        if values:
+            self.loss_function.values = {name: torch.stack([v[name] for v in values]).mean() for name in values[0]}
+        output = {
+            Keys.IMAGE: image,
+            Keys.LABEL: label,
+            Keys.PRED: _joined(parts),
+            Keys.LOSS: torch.stack(losses).mean(),
+        }
+        self.state.output = output
+        for event in (
+            IterationEvents.FORWARD_COMPLETED,
+            IterationEvents.LOSS_COMPLETED,
+            IterationEvents.BACKWARD_COMPLETED,
+        ):
+            self.fire_event(event)
+        self.optimizer.step()
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
+
+
+def _check_equal_parts(batches: TwoStreamBatchSampler, parts: int) -> None:
+    cases = Counter(stream for stream, *_ in batches.places)
+    sizes = {f"batch_{stream}": cases[stream] * num_ranks() for stream in (LABELLED, UNLABELLED)}
+    unequal = [f"{size} patches ({key} x processes)" for key, size in sizes.items() if size % parts]
+    if unequal:
+        raise UserError(
+            f"accumulation_steps is {parts}, but {parts} equal parts cannot be made of {' and '.join(unequal)}: change "
+            "--accumulation_steps, --batch_labelled or --batch_unlabelled."
+        )
+
+
+def _part(
+    image: torch.Tensor, volumes: dict[str, Any], number: int, of: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+    """Cases number, number + of, ... of each stream, from what `prepare_two_stream_batch` returned.
+
+    So `CopyPasteTerm` pairs the same cases as in the undivided batch.
+    """
+    image, num_labelled = image.as_subclass(torch.Tensor), len(volumes["label"])
+    inputs = torch.cat([stream[number::of] for stream in (image[:num_labelled], image[num_labelled:])])
+    own = {
+        key: volumes[key].as_subclass(torch.Tensor)[number::of]
+        for key in ("label", "weak", "stored")
+        if volumes[key] is not None
+    }
+    return inputs, {**volumes, **own}
+
+
+def _joined(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+    """The batch of which `parts` are the parts, in its order and without gradients or deep features."""
+
+    def whole(name: str) -> Any:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.stack(tensors, dim=1).flatten(0, 1).detach()
+
+    def both(name: str) -> torch.Tensor:
+        return torch.cat([whole(f"labelled_{name}"), whole(f"unlabelled_{name}")])
+
+    return replace(
+        parts[0],
+        logits=both("logits"),
+        features=both("features"),
+        images=both("images"),
+        labels=whole("labels"),
+        weak_images=whole("weak_images"),
+        teacher_logits=whole("teacher_logits"),
+        deep_features={},
+    )
 
 
 def prepare_two_stream_batch(

@@ -76,6 +76,16 @@ def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, ti
         assert one["steps"][STEPS]["counts"].sum() > 0, "the memory must take part"
 
 
+def test_steps_in_parts_are_the_same_on_two_ranks(tiny_demo, tmp_path) -> None:
+    (one,) = record("train", 1, tiny_demo, tmp_path / "one", accumulation_steps=2)
+    first, second = record("train", 2, tiny_demo, tmp_path / "two", accumulation_steps=2)
+    (undivided,) = record("train", 1, tiny_demo, tmp_path / "undivided")
+    for step in range(1, STEPS + 1):
+        assert_same_up_to_rounding(first["steps"][step], one["steps"][step])
+        assert torch.equal(first["steps"][step]["weights"], second["steps"][step]["weights"])
+    assert one["steps"][1]["loss"] != pytest.approx(undivided["steps"][1]["loss"], rel=1e-6)
+
+
 def train_until_killed(*given: Any) -> str:
     """The message that a user would read if the run ends with an error."""
     try:

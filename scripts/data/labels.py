@@ -59,8 +59,16 @@ def _add(result: Tally, value: float, number: int) -> None:
     result.rounded += number if value != round(value) else 0
 
 
+LARGEST_VALUE = 2**53
+"""Largest label value: beyond it float64, in which labels are read, does not hold every whole number."""
+
 ROUNDING = 1e-3
 """Values this close to a whole number are rounded: scaled or floating-point files may store 0.9999 for 1."""
+
+
+def value_text(value: float) -> str:
+    """A label value for messages: a whole number with all its digits, any other to seven."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.7g}"
 
 
 def declared_values(
@@ -74,13 +82,18 @@ def declared_values(
         ignore_value: value of voxels to ignore; `None` for none.
 
     Raises:
-        UserError: if `label_values` are not K different whole numbers, or `ignore_value` is not a whole number or is
-            the value of a class.
+        UserError: if `label_values` are not K different whole numbers up to `LARGEST_VALUE`, or `ignore_value` is not
+            such a number or is the value of a class.
     """
     values = list(range(num_classes)) if label_values is None else list(label_values)
     for value in [*values, *([] if ignore_value is None else [ignore_value])]:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"label_values and ignore_value must be whole numbers, got {value!r}.")
+        if abs(value) > LARGEST_VALUE:
+            raise UserError(
+                f"label_values and ignore_value must be from -2^53 to 2^53, where numbers are compared exactly, got "
+                f"{value}: give the structure another value in the label files."
+            )
     if len(values) != num_classes:
         raise UserError(
             f"label_values has {len(values)} values, but label_names names {num_classes} classes: give the value "
@@ -113,7 +126,7 @@ def to_classes(
     classes = {value: index for index, value in enumerate(values)}
     if ignore_value is not None:
         classes[ignore_value] = NO_CLASS
-    volume = volume.float()
+    volume = volume.double()  # float32 does not tell neighbours above 2^24 apart
     declared = torch.tensor(sorted(classes), dtype=volume.dtype, device=volume.device)
     index_type = torch.int8 if len(values) <= 128 else torch.int16
     indices = torch.tensor([classes[value] for value in sorted(classes)], dtype=index_type, device=volume.device)

@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTrait
 from monai.utils import convert_to_dst_type
 
-from scripts.data.labels import to_classes
+from scripts.data.labels import to_classes, value_text
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.components import classes_to_reduce, keep_largest
@@ -58,7 +58,7 @@ class LabelsToClassesd(MapTransform):
             if undeclared is not None:
                 ignored = "" if self.ignore_value is None else f" and ignores {self.ignore_value}"
                 raise UserError(
-                    f"{name} holds the label value {undeclared:.7g}, but the dataset's YAML declares "
+                    f"{name} holds the label value {value_text(undeclared)}, but the dataset's YAML declares "
                     f"{sorted(self.values)}{ignored}: name its class in label_names and label_values, set "
                     "ignore_value, or correct the file."
                 )

@@ -109,8 +109,8 @@ def check_same_grid(first: VolumeHeader, other: VolumeHeader) -> None:
 
 
 def label_dtype(values: Sequence[int]) -> np.dtype:
-    """Return the smallest type that holds these label values: uint8 for 0 to 255, else int16 or int32."""
-    kinds = (np.uint8, np.int16, np.int32)
+    """Return the smallest type that holds these label values: uint8 for 0 to 255, else int16, int32, uint32, int64."""
+    kinds = (np.uint8, np.int16, np.int32, np.uint32, np.int64)
     limits = [(np.iinfo(kind).min, np.iinfo(kind).max) for kind in kinds]
     fitting = [k for k, (low, high) in zip(kinds, limits, strict=True) if low <= min(values) and max(values) <= high]
     return np.dtype(fitting[0])

@@ -38,7 +38,7 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
     Args:
         path: ends in `.nii.gz`, `.nii`, `.nrrd` or `.mha`.
         array: `(X, Y, Z)`, or with NIfTI `(X, Y, Z, channels)`, written in its own type. In NRRD and MetaImage, 32-bit
-            integers become double, because ITK's Python package cannot write them.
+            and 64-bit integers become double, because ITK's Python package cannot write them.
         affine: `(4, 4)`, voxel index to mm, RAS.
 
     Raises:
@@ -68,7 +68,7 @@ def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
 
 
 def _write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    kind = np.float64 if array.dtype.itemsize == 4 and array.dtype.kind in "iu" else array.dtype
+    kind = np.float64 if array.dtype.itemsize >= 4 and array.dtype.kind in "iu" else array.dtype
     image = itk.image_from_array(np.ascontiguousarray(array.T, dtype=kind))
     lps = LPS_TO_RAS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

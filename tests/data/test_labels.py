@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.data import labels
-from scripts.data.labels import declared_values, tally, to_classes
+from scripts.data.labels import declared_values, tally, to_classes, value_text
 from scripts.errors import UserError
 
 
@@ -81,6 +81,27 @@ def test_values_within_rounding_of_a_whole_number_are_that_number():
 def test_an_undeclared_value_is_returned(wrong):
     _, undeclared = to_classes(torch.tensor([0.0, 2.0, wrong, 1.0]), [0, 1, 2])
     assert undeclared == pytest.approx(wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float64])
+def test_values_that_float32_does_not_tell_apart_are_classes_of_their_own(dtype):
+    values = [0, 312782546, 312782550, 312782554]
+    classes, undeclared = to_classes(torch.tensor([312782550, 0, 312782554, 312782546], dtype=dtype), values)
+    assert classes.tolist() == [2, 0, 3, 1]
+    assert undeclared is None
+    _, undeclared = to_classes(torch.tensor([0, 312782551], dtype=dtype), values)
+    assert undeclared == 312782551
+
+
+def test_a_value_that_float64_does_not_hold_exactly_is_refused_where_it_is_declared():
+    assert declared_values(2, [0, 2**53]) == [0, 2**53]
+    with pytest.raises(UserError, match=str(2**53 + 1)):
+        declared_values(2, [0, 2**53 + 1])
+
+
+def test_a_whole_number_in_a_message_has_all_its_digits():
+    shown = [value_text(value) for value in (312782550.0, 7, 0.123456789, float("nan"), float("-inf"))]
+    assert shown == ["312782550", "7", "0.1234568", "nan", "-inf"]
 
 
 def test_nan_is_undeclared():

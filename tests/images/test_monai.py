@@ -209,6 +209,8 @@ def test_a_voxel_that_is_not_finite_in_float32_is_refused_by_file_name(tmp_path,
         ([0, 256], np.int16),
         ([-1, 3], np.int16),
         ([0, 40000], np.int32),
+        ([0, 3_000_000_000], np.uint32),
+        ([-1, 3_000_000_000], np.int64),
     ],
 )
 def test_label_dtype_is_the_smallest_type_that_holds_every_value(values, dtype) -> None:

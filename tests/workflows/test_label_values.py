@@ -58,9 +58,15 @@ def write_cases(folder: Path, values: list[int], ignored: int | None = None, dty
 def test_a_model_learns_the_same_from_any_label_values(train, assert_same, tmp_path) -> None:
     plain = write_cases(tmp_path / "plain", [0, 1, 2])
     gaps = write_cases(tmp_path / "gaps", [0, 820, 205]) | {"label_values": [0, 820, 205]}
+    atlas = [0, 312782546, 312782550]  # the same number in float32
+    atlas = write_cases(tmp_path / "atlas", atlas, dtype=np.int32) | {"label_values": atlas}
+    unsigned = [0, 4_000_000_001, 4_000_000_000]  # beyond int32
+    unsigned = write_cases(tmp_path / "unsigned", unsigned, dtype=np.uint32) | {"label_values": unsigned}
     real = write_cases(tmp_path / "real", [0, 0.9999, 2.0001], dtype=np.float32)
     first = train(**plain, name="plain_model", val_interval=2)
     assert_same(first, train(**gaps, name="gaps_model", val_interval=2))
+    assert_same(first, train(**atlas, name="atlas_model", val_interval=2))
+    assert_same(first, train(**unsigned, name="unsigned_model", val_interval=2))
     assert_same(first, train(**real, name="real_model", val_interval=2))
 
 
@@ -75,7 +81,15 @@ def first_class_everywhere(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.mark.parametrize(("values", "dtype"), [([0, 255, 128], np.uint8), ([0, 820, -3], np.int16)])
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255, 128], np.uint8),
+        ([0, 820, -3], np.int16),
+        ([0, 312782550, 312782546], np.int32),
+        ([0, 4_000_000_001, 4_000_000_000], np.uint32),
+    ],
+)
 def test_inference_writes_the_files_own_values(values, dtype, first_class_everywhere, make_workflow, tmp_path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.labels import MOST_VALUES, ROUNDING, Tally
+from scripts.data.labels import MOST_VALUES, ROUNDING, Tally, value_text
 from scripts.data.spec import DatasetSpec
 
 MASK_OR_IGNORE = 255
@@ -100,4 +100,4 @@ def absent_classes(tallies: Iterable[Tally], dataset: DatasetSpec) -> list[Findi
 
 def _format(values: Iterable[float], most: int = SHOWN) -> str:
     values = list(values)
-    return ", ".join(f"{value:.6g}" for value in values[:most]) + (" and others" if len(values) > most else "")
+    return ", ".join(map(value_text, values[:most])) + (" and others" if len(values) > most else "")

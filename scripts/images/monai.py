@@ -22,6 +22,10 @@ LARGEST = float(np.finfo(np.float32).max)
 """Largest intensity: beyond it a number becomes infinite in float32."""
 
 
+ORIENTED = "oriented"
+"""Key of an image's meta data: whether its file states the directions of its axes."""
+
+
 class VolumeReader(ImageReader):
     """Reads `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha`, `.mhd` and folders of DICOM slices (`scripts.images.read`).
 
@@ -51,7 +55,7 @@ class VolumeReader(ImageReader):
 
         Returns:
             Voxels `(X, Y, Z)` or `(channels, X, Y, Z)`, and the meta data that MONAI's transforms use: `affine`,
-            `original_affine`, `space`, `spatial_shape`, `original_channel_dim`.
+            `original_affine`, `space`, `spatial_shape`, `original_channel_dim`; and `ORIENTED`.
 
         Raises:
             UserError: if a file cannot be read, is on another grid than the first, or contains NaN or infinity. The
@@ -70,6 +74,7 @@ class VolumeReader(ImageReader):
             MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.SPATIAL_SHAPE: np.array(first.shape),
+            ORIENTED: first.oriented,
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),  # NaN is MONAI's "no channel"
         }
 

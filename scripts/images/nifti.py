@@ -41,6 +41,32 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     return VolumeHeader(path, shape, channels, affine, stored.newbyteorder("=").name, oriented), voxels
 
 
+GRID_FIELDS = (
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+
+def header_with_grid_of(path: str) -> nibabel.Nifti1Header | None:
+    """A new header with sform, qform, voxel size and unit of length of a file.
+
+    Returns:
+        The header; `None` for a 2D picture with an orientation, because its matrices do not describe a volume.
+    """
+    with in_lower_case(path) as file:
+        image = nibabel.load(file)
+    given = image.header
+    if len(image.shape) < 3 and (given["sform_code"] > 0 or given["qform_code"] > 0):
+        return None
+    header = nibabel.Nifti1Header()
+    for field in GRID_FIELDS:
+        header[field] = given[field]
+    header["pixdim"][:4] = given["pixdim"][:4]
+    header["pixdim"][1:4][header["pixdim"][1:4] == 0] = 1  # a picture may have no third voxel size
+    header.set_xyzt_units(given.get_xyzt_units()[0])
+    return header
+
+
 def _read_to_the_end(file: str, kind: type[nibabel.Nifti1Image]) -> np.ndarray:
     """Read a compressed file up to its checksum, which alone reveals damage that can still be unpacked."""
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from scripts.errors import UserError
 from scripts.files import atomic_write
 from scripts.images.header import LPS_TO_RAS, METAIMAGE, NIFTI, NRRD, ending_of
+from scripts.images.nifti import header_with_grid_of
 
 OUTPUT_FORMATS = ("nifti", "input")
 
@@ -32,7 +33,7 @@ def output_ending(image: str | Path, output_format: str) -> str:
     return {**dict.fromkeys(NRRD, ".nrrd"), **dict.fromkeys(METAIMAGE, ".mha")}.get(ending, ending)
 
 
-def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> None:
+def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, image: str | Path | None = None) -> None:
     """Write a volume atomically: after an interruption the file is either complete or absent.
 
     Args:
@@ -40,6 +41,8 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
         array: `(X, Y, Z)`, or with NIfTI `(X, Y, Z, channels)`, written in its own type. In NRRD and MetaImage, 32-bit
             and 64-bit integers become double, because ITK's Python package cannot write them.
         affine: `(4, 4)`, voxel index to mm, RAS.
+        image: file with the same grid. If both are NIfTI, sform, qform, voxel size and unit are copied from it, so that
+            every viewer puts the two on top of each other, also where the image does not say where its axes point.
 
     Raises:
         UserError: if the file cannot be written.
@@ -50,7 +53,10 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
         raise ValueError(f"{path}: this format cannot store an array of {array.ndim} axes.")
     try:
         with atomic_write(path, ending) as beside:
-            (_write_nifti if ending in NIFTI else _write_itk)(beside, array, np.asarray(affine, float))
+            if ending in NIFTI:
+                _write_nifti(beside, array, np.asarray(affine, float), image)
+            else:
+                _write_itk(beside, array, np.asarray(affine, float))
     except (OSError, RuntimeError) as error:  # ITK reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise UserError(
@@ -58,7 +64,11 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Non
         ) from error
 
 
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, like: str | Path | None) -> None:
+    header = None if like is None or ending_of(like) not in NIFTI else header_with_grid_of(str(like))
+    if header is not None:
+        nibabel.save(nibabel.Nifti1Image(array, None, header, dtype=array.dtype), path)
+        return
     image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
     # ITK prefers the qform and nibabel the sform. Both are set; a qform cannot express axes that are not perpendicular.
     image.set_sform(affine, code="scanner")

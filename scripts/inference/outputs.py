@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from scripts.images.header import case_name
 from scripts.images.monai import label_dtype
 from scripts.images.write import output_ending, write_volume
 from scripts.inference.segmenter import Segmentation
+
+logger = logging.getLogger("inference")
 
 
 @dataclass
@@ -45,6 +48,7 @@ class SegmentationWriter:
 
     def __post_init__(self) -> None:
         self.values = declared_values(len(self.label_names), self.label_values)
+        self.warned = False
         output_ending("", self.output_format)
 
     def write(self, result: Segmentation, name: str) -> Path:
@@ -60,15 +64,23 @@ class SegmentationWriter:
         Returns:
             The path of the label volume.
         """
-        ending = output_ending(first_file(result.image), self.output_format)
+        image = first_file(result.image)
+        ending = output_ending(image, self.output_format)
+        if not (result.oriented or self.warned):
+            self.warned = True
+            logger.warning(
+                f"{image} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is assumed, so "
+                "check that left and right are correct. Further images of this kind are not mentioned."
+            )
         path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
         for kind, volume in (("confidence", result.confidence), ("uncertainty", result.uncertainty)):
             if volume is not None:
-                write_volume(path.with_name(f"{name}_{kind}{ending}"), volume, result.affine)
+                write_volume(path.with_name(f"{name}_{kind}{ending}"), volume, result.affine, image)
         if result.probabilities is not None:
-            write_volume(path.with_name(f"{name}_probabilities.nii.gz"), result.probabilities, result.affine)
+            path_of_all = path.with_name(f"{name}_probabilities.nii.gz")
+            write_volume(path_of_all, result.probabilities, result.affine, image)
         write_text(sidecar_of(path), json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n")
-        write_volume(path, self._file_values(result.classes), result.affine)
+        write_volume(path, self._file_values(result.classes), result.affine, image)
         return path
 
     def _file_values(self, classes: np.ndarray) -> np.ndarray:

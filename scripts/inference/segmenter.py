@@ -21,6 +21,7 @@ from torch import nn
 from scripts.errors import UserError, root_user_error
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import ImageFiles, first_file
+from scripts.images.monai import ORIENTED
 from scripts.inference.models import log_probabilities
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
 
@@ -174,6 +175,7 @@ class Segmentation:
         uncertainty: normalised entropy in [0, 1], float32, or `None` if not requested.
         probabilities: `(X, Y, Z, K)`, float32, or `None` if not requested; kept in a temporary file while this object
             exists.
+        oriented: whether the first file states the directions of its axes.
     """
 
     image: ImageFiles
@@ -183,6 +185,7 @@ class Segmentation:
     confidence: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    oriented: bool = True
 
 
 class Segmenter:
@@ -321,6 +324,7 @@ class Segmenter:
             np.zeros(shape, np.float32, order="F") if self.with_confidence else None,
             np.zeros(shape, np.float32, order="F") if self.with_uncertainty else None,
             probabilities,
+            bool(meta.get(ORIENTED, True)),
         )
 
 

@@ -9,10 +9,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.errors import UserError
+from scripts.images.monai import VolumeReader
+from scripts.images.write import write_volume
 from scripts.inference.outputs import SegmentationWriter
-from scripts.inference.segmenter import ClassSums, Segmentation
+from scripts.inference.segmenter import ClassSums, Segmentation, Segmenter
 from tests.volume_files import oblique
 
 NAMES = ["background", "liver", "spleen"]
@@ -65,3 +69,67 @@ def test_the_format_can_be_that_of_the_image(result, tmp_path) -> None:
 def test_invalid_options_are_named(options, named, tmp_path) -> None:
     with pytest.raises(UserError, match=named):
         SegmentationWriter(tmp_path, NAMES, **options)
+
+
+def scan(path, codes: tuple[int, int], shape=(6, 5, 4), unit="mm"):
+    """A NIfTI file whose sform and qform differ and have these codes."""
+    array = np.zeros(shape, np.float32)
+    array[2:, 1:] = 1
+    image = nibabel.Nifti1Image(array, np.diag([1.0, 1.5, 2.0, 1.0]))
+    sform = oblique((1.0, 1.5, 2.0))
+    image.set_sform(sform, code=codes[0])
+    image.set_qform(np.diag([-1.0, -1.5, 2.0, 1.0]), code=codes[1])
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, path)
+    return str(path)
+
+
+def grid_of(path) -> dict:
+    header = nibabel.load(path).header
+    fields = (
+        "sform_code",
+        "qform_code",
+        "srow_x",
+        "srow_y",
+        "srow_z",
+        "qoffset_x",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+    )
+    unit = header.get_xyzt_units()[0]
+    return {field: header[field].tolist() for field in fields} | {"pixdim": header["pixdim"][:4].tolist(), "unit": unit}
+
+
+@pytest.mark.parametrize(
+    ("codes", "ending", "unit"),
+    [((0, 0), ".nii.gz", "mm"), ((0, 0), ".nii", "unknown"), ((2, 1), ".nii.gz", "mm"), ((0, 1), ".nii", "meter")],
+)
+def test_volumes_have_the_grid_fields_of_the_images_header(codes, ending, unit, tmp_path, caplog) -> None:
+    image = scan(tmp_path / f"a{ending}", codes, unit=unit)
+    segmenter = Segmenter(
+        preprocessing=Compose([LoadImaged("image", reader=VolumeReader), EnsureChannelFirstd("image")]),
+        inferer=SlidingWindowInferer((4, 4, 4)),
+        predictor=lambda windows: torch.cat([0.5 - windows, windows - 0.5], dim=1),
+        in_channels=1,
+        label_names=NAMES[:2],
+        confidence=True,
+        probabilities=True,
+    )
+    writer = SegmentationWriter(tmp_path / "out", NAMES[:2])
+    for name in ("a", "b"):
+        path = writer.write(segmenter(image), name)
+    np.testing.assert_array_equal(volume(path), volume(image))
+    for made in (path, tmp_path / "out/b_confidence.nii.gz", tmp_path / "out/b_probabilities.nii.gz"):
+        assert grid_of(made) == grid_of(image)
+    warnings = [record.message for record in caplog.records if "directions" in record.message]
+    assert len(warnings) == (codes == (0, 0))
+    assert all(image in warning for warning in warnings)
+
+
+def test_a_picture_without_a_third_voxel_size_becomes_a_volume_of_one_slice(tmp_path) -> None:
+    picture = nibabel.Nifti1Image(np.zeros((6, 5), np.float32), None)
+    nibabel.save(picture, tmp_path / "a.nii")
+    write_volume(tmp_path / "b.nii", np.zeros((6, 5, 1), np.uint8), np.eye(4), tmp_path / "a.nii")
+    header = nibabel.load(tmp_path / "b.nii").header
+    assert (header["sform_code"], header["qform_code"], header["pixdim"][3]) == (0, 0, 1)

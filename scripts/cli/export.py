@@ -39,7 +39,7 @@ Without --dataset the model is models/model.pt, which comes with the bundle."""
     parser.add_argument("--filepath", metavar="FILE", help="what to write, or for parity what to compare")
     own, passed = split_words(words, ["--dataset", "--config_file", "--ckpt_file", "--meta_file", "--filepath"])
     options = parser.parse_args(own)
-    from scripts.cli.overrides import parse_words
+    from scripts.cli.words import parse_words
 
     overrides, alone = parse_words(passed)
     if alone:

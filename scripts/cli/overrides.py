@@ -20,22 +20,16 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, merge_kv
 
+from scripts.cli.words import RUN_ARGUMENTS, kept_value, parse_words
 from scripts.errors import UserError, first_line
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-RUN_ARGUMENTS = {
-    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
-    "workflow_name", "workflow_type", "properties_path", "debug",
-}  # fmt: skip
-"""Options of `run` itself, and `--debug` of this bundle."""
 
 RENAMED = {"cache_rate": "cache"}
 """Former keys, and those that do their work now."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
 TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
-OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
 
 
 def is_command_line(argv: Sequence[str]) -> bool:
@@ -76,6 +70,8 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else "name a list to run, as in `run training`."
         raise UserError(f"The config files have no key '{run_id}' to run: {hint}")
     _check_keys_of_files(contents, referred)
+    for file in files:
+        _check_values_of_file(file, contents[file])
     return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
 
 
@@ -146,6 +142,17 @@ def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: se
                 raise UserError(f"The key '{name}' in {file} is not used by any config file: {hint}")
 
 
+def _check_values_of_file(file: str, node: Any, place: str = "") -> None:
+    """Refuse text with a #, which MONAI would turn into ::."""
+    if isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            if key != "_desc_":
+                _check_values_of_file(file, value, f"{place}::{key}" if place else str(key))
+    elif isinstance(node, str) and "#" in node and not node.startswith(("$", "@", "%")):
+        kept = kept_value("", node)
+        raise UserError(f'The value {node!r} of {place} in {file} has a #, which MONAI turns into ::. Write "{kept}".')
+
+
 def _similar(name: str, known: Iterable[str]) -> str | None:
     """The key that was probably meant."""
     return RENAMED.get(name) or next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
@@ -158,25 +165,6 @@ def top_key(key: str) -> str:
 
 def _is_own(file: str) -> bool:
     return Path(file).resolve().parent == CONFIGS
-
-
-def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options with their values, and words that belong to no option, parsed like Python Fire does for MONAI.
-
-    Accepts `--key value`, `--key=value`, both with one dash, and `--key` alone. A dash inside a key is an underscore.
-    """
-    options: dict[str, str] = {}
-    alone: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        match = OPTION.fullmatch(word)
-        if match is None:
-            alone.append(word)
-            continue
-        value = match[2][1:] if match[2] else (rest.pop(0) if rest and not OPTION.fullmatch(rest[0]) else "")
-        options[match[1].replace("-", "_")] = value
-    return options, alone
 
 
 def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, Any], known: set[str]) -> None:

@@ -38,8 +38,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
         if _comes_later(value):
             continue
         if not rule.holds(value):
-            hint = f"write --{key} None for null" if value == "null" else f"correct it in its file or with --{key}"
-            raise UserError(f"{key} must be {rule.words}, got {value!r}: {hint}.")
+            raise UserError(f"{key} must be {rule.words}, got {value!r}: correct it in its file or with --{key}.")
 
 
 def _comes_later(value: Any) -> bool:

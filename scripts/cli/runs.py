@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scripts.cli.words import words_that_monai_keeps
 from scripts.errors import UserError
 from scripts.files import write_text
 
@@ -139,6 +140,7 @@ def run_in_monai(words: Sequence[str]) -> None:
         UserError: for a mistake in options or config files, before anything is run.
         Exception: any error of the run.
     """
+    words = [words[0], *words_that_monai_keeps(words[1:])]
     print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
     gc.disable()  # searching for garbage would lengthen the import of MONAI
     import monai.bundle

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,8 +13,10 @@ from pathlib import Path
 from monai.utils import set_determinism
 
 from scripts.cli.errors import print_error
-from scripts.cli.overrides import check_overrides, is_command_line, parse_words
+from scripts.cli.overrides import check_overrides, is_command_line
 from scripts.cli.rules import check_settings
+from scripts.cli.runs import shell_line
+from scripts.cli.words import parse_words, words_that_monai_keeps
 from scripts.distributed.threads import limit_threads
 from scripts.errors import UserError
 from scripts.files import require_folders
@@ -57,6 +60,8 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
 def check_command_line(argv: tuple[str, ...]) -> None:
     """Check the options and config files of `python -m monai.bundle run`, once per process; ignore other commands.
 
+    If MONAI drops or changes a value, the process is replaced by one with words that it keeps.
+
     After this call, an exception that ends the process is printed as a one-line message, and Python and torch are set
     up for a run.
 
@@ -65,6 +70,13 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     """
     if not is_command_line(argv):
         return
+    words = words_that_monai_keeps(argv[2:])
+    if words != list(argv[2:]):
+        print(
+            f"MONAI drops None and changes #, so this starts again: {shell_line(['python', '-m', 'monai.bundle', 'run', *words])}",
+            flush=True,
+        )
+        os.execv(sys.executable, [sys.executable, "-m", "monai.bundle", "run", *words])
     options = parse_words(argv[2:])[0]
     debug = options.get("debug", "false").lower() != "false"
     sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, parse_words, read_mapping, top_key
+from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, read_mapping, top_key
 from scripts.cli.runs import shell_line
+from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.crossval.folds import fold_datalist, make_folds
 from scripts.data.cases import Case, CaseLists

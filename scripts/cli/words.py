@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of the command line `python -m monai.bundle run WORDS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from fire.parser import DefaultParseValue
+
+RUN_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_name", "workflow_type", "properties_path", "debug",
+}  # fmt: skip
+"""Options of `run` itself, and `--debug` of this bundle."""
+
+OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
+
+
+def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options with their values, and words that belong to no option, parsed like Python Fire does for MONAI.
+
+    Accepts `--key value`, `--key=value`, both with one dash, and `--key` alone. A dash inside a key is an underscore.
+    """
+    options: dict[str, str] = {}
+    alone: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        match = OPTION.fullmatch(word)
+        if match is None:
+            alone.append(word)
+            continue
+        value = match[2][1:] if match[2] else (rest.pop(0) if rest and not OPTION.fullmatch(rest[0]) else "")
+        options[match[1].replace("-", "_")] = value
+    return options, alone
+
+
+def words_that_monai_keeps(words: Sequence[str]) -> list[str]:
+    r"""The words of a command line with values as expressions where MONAI would drop or change them.
+
+    MONAI ignores an option whose value is None, and turns every # in a value into ::. An expression keeps both:
+    `--labelled_cases None` (or null) becomes `--labelled_cases $None`, and `ha#sh` becomes `$'ha\x23sh'`.
+
+    Args:
+        words: options and other words, after `run`.
+    """
+    kept: list[str] = []
+    key = None
+    for word in words:
+        match = OPTION.fullmatch(word)
+        if match is not None:
+            key = match[1].replace("-", "_")
+            value = None if match[2] is None else match[2][1:]
+            start = word[: match.start(2)] + "=" if match[2] else word
+            kept.append(word if value is None else start + kept_value(key, value))
+        else:
+            kept.append(word if key is None else kept_value(key, word))
+            key = None
+    return kept
+
+
+def kept_value(key: str, value: str) -> str:
+    """The value of an option, or an expression that gives it where MONAI would drop or change the value.
+
+    Args:
+        key: name of the option.
+        value: a word of the command line.
+    """
+    if key in RUN_ARGUMENTS or value.startswith(("$", "@", "%")):
+        return value
+    if value in ("None", "null"):
+        return "$None"
+    if "#" not in value:
+        return value
+    parsed = DefaultParseValue(value)
+    # Fire takes what follows a # outside of quotes for a comment.
+    meant = parsed if isinstance(parsed, list | tuple | dict) or value[0] in "\"'" else value
+    text = repr(meant)
+    if isinstance(meant, list | tuple | dict) and re.search(r"['\"][$@%]", text):  # holds expressions of its own
+        return value
+    return "$" + text.replace("#", r"\x23").replace("@", r"\x40")

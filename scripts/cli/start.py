@@ -72,11 +72,9 @@ def check_command_line(argv: tuple[str, ...]) -> None:
         return
     words = words_that_monai_keeps(argv[2:])
     if words != list(argv[2:]):
-        print(
-            f"MONAI drops None and changes #, so this starts again: {shell_line(['python', '-m', 'monai.bundle', 'run', *words])}",
-            flush=True,
-        )
-        os.execv(sys.executable, [sys.executable, "-m", "monai.bundle", "run", *words])
+        again = ["-m", "monai.bundle", "run", *words]
+        print(f"MONAI drops None and changes #, so this starts again: {shell_line(['python', *again])}", flush=True)
+        os.execv(sys.executable, [sys.executable, *again])
     options = parse_words(argv[2:])[0]
     debug = options.get("debug", "false").lower() != "false"
     sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)

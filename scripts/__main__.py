@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m scripts COMMAND`, or `python FOLDER_OF_THE_BUNDLE/scripts COMMAND` from any folder."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,9 +10,4 @@ if not __package__:  # started as a folder: Python then looks for modules in `sc
 from scripts.cli.commands import main
 
 if __name__ == "__main__":
-    code = main()
-    if code:
-        # After an error while cases are cached, threads of MONAI still run, and Python's usual exit may then abort.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    sys.exit(main())

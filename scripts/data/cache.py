@@ -19,6 +19,7 @@ from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
+from tqdm import tqdm
 
 from scripts.data.cases import Case, images_of, with_name
 from scripts.data.sizes import resampled_bytes, resampled_shape
@@ -87,8 +88,19 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
     """
     if cache.takes_memory(data):
         with one_thread():
-            return CacheDataset(data, transform, copy_cache=False)
+            return MemoryCacheDataset(data, transform, copy_cache=False)
     return DiskCacheDataset(data, transform, cache.directory)
+
+
+class MemoryCacheDataset(CacheDataset):
+    """MONAI's `CacheDataset` that computes the volumes in the calling thread.
+
+    MONAI uses a pool of one thread. After an error that thread goes on with the other cases while Python ends, which
+    then often aborts ("terminate called without an active exception", exit code 134).
+    """
+
+    def _fill_cache(self, indices: Sequence[int] = ()) -> list:
+        return [self._load_cache_item(index) for index in tqdm(indices, desc="Loading dataset", disable=not indices)]
 
 
 class DiskCacheDataset(PersistentDataset):

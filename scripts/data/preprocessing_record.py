@@ -30,9 +30,11 @@ TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0
 def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
     """The values of a dataset block that decide what the network sees, as JSON.
 
-    Values that may differ between training and inference are left out: the values of classes in label files, and the
-    size of the window. Of `intensity` there is only the transform and not the block that describes it, so the record
-    holds what it makes of `TEST_INTENSITIES`, for each channel; `None` if it cannot be applied to a test image.
+    Left out are the values of classes in label files, which may differ between training and inference. The size of the
+    window is recorded, because a network that was trained on small patches segments larger windows badly: how much of
+    the anatomy it sees, and the statistics of its instance norms, are then others. Of `intensity` there is only the
+    transform and not the block that describes it, so the record holds what it makes of `TEST_INTENSITIES`, for each
+    channel; `None` if it cannot be applied to a test image.
 
     Args:
         dataset: the dataset block.
@@ -50,6 +52,7 @@ def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
                 "in_channels": dataset.in_channels,
                 "label_names": list(dataset.label_names),
                 "spacing": list(dataset.spacing),
+                "roi_size": list(dataset.roi_size),
                 "intensity": _response(dataset.intensity, dataset.in_channels),
             }
         )

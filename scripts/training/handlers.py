@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from scripts.data.spec import DatasetSpec
@@ -23,6 +22,7 @@ from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
+from scripts.training.optimizers import RateOnCurve
 from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep
 from scripts.training.teacher import Teacher, TeacherUpdater
 
@@ -117,7 +117,7 @@ class TrainingHandlers:
     def _of_training(self, engine: SupervisedTrainer, loss: WeightedLoss, writer: SummaryWriter | None) -> list[Any]:
         network, loader, cases = engine.network, engine.data_loader, self.validator.data_loader
         assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
-        scheduler = LambdaLR(engine.optimizer, self.learning_rate_curve)
+        scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
         return [
             *self.method_handlers,
@@ -139,7 +139,7 @@ class TrainingHandlers:
         ]
 
     def _checkpoint(
-        self, engine: SupervisedTrainer, loss: WeightedLoss, loader: TwoStreamLoader, scheduler: LambdaLR
+        self, engine: SupervisedTrainer, loss: WeightedLoss, loader: TwoStreamLoader, scheduler: RateOnCurve
     ) -> TrainingCheckpoint:
         batches = loader.batches
         return TrainingCheckpoint(
@@ -149,7 +149,7 @@ class TrainingHandlers:
                 "loss": loss,
                 "optimizer": engine.optimizer,
                 "extra_optimizer": self.extra_optimizer,
-                "lr_scheduler": scheduler,
+                "lr_scheduler": scheduler,  # after the optimiser, whose rate it sets
                 "best": self.best_model,
                 "guard": self.guard,
             },

@@ -1,14 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second optimiser for parameters that a method trains at another rate."""
+"""The learning rate, and a second optimiser for parameters that a method trains at another rate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class RateOnCurve(LambdaLR):
+    """`LambdaLR` whose restored rate is that of the present curve.
+
+    A resumed run may have more steps than before. The rate in its checkpoint belongs to the old curve: it is 0 at the
+    end of a finished run.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of completed steps and set the optimiser's rates, which must be restored already."""
+        super().load_state_dict(state_dict)
+        self._last_lr = [
+            base * curve(self.last_epoch) for base, curve in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 class ExtraOptimizer:

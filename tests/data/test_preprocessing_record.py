@@ -20,9 +20,11 @@ def window(low: float) -> ScaleIntensityRanged:
     return ScaleIntensityRanged("image", a_min=low, a_max=160, b_min=-1.0, b_max=1.0, clip=True)
 
 
-def spec(in_channels=1, label_names=NAMES, spacing=(2.0, 2.0, 2.5), intensity=None):
+def spec(in_channels=1, label_names=NAMES, spacing=(2.0, 2.0, 2.5), intensity=None, roi_size=(32, 32, 32)):
     intensity = intensity or NormalizeIntensityd("image", channel_wise=True)
-    return DatasetSpec("", in_channels=in_channels, label_names=label_names, spacing=spacing, intensity=intensity)
+    return DatasetSpec(
+        "", in_channels=in_channels, label_names=label_names, spacing=spacing, intensity=intensity, roi_size=roi_size
+    )
 
 
 def record(*args, **changes):
@@ -45,6 +47,7 @@ def test_the_same_transform_written_in_another_way_has_the_same_record() -> None
         ({"spacing": (1.0, 2.0, 2.5)}, ["spacing", "[2.0, 2.0, 2.5]", "[1.0, 2.0, 2.5]"]),
         ({"label_names": ["background", "spleen"]}, ["label_names", "liver", "spleen"]),
         ({"in_channels": 2}, ["in_channels"]),
+        ({"roi_size": (32, 32, 48)}, ["roi_size", "[32, 32, 32]", "[32, 32, 48]"]),
         ({"intensity": window(-60)}, ["intensity"]),
     ],
 )

@@ -104,11 +104,12 @@ FINE = DatasetSpec("", spacing=[1.0, 1.0, 1.0])
     ("trained", "here", "named"),
     [
         (FINE, DatasetSpec("", spacing=[1.0, 1.0, 2.0]), "spacing"),
+        (FINE, DatasetSpec("", spacing=[1.0, 1.0, 1.0], roi_size=[96, 96, 64]), "roi_size"),
         (FINE, DatasetSpec("elsewhere", spacing=[1.0, 1.0, 1.0]), None),
         (None, FINE, None),
         (FINE, None, None),
     ],
-    ids=["another one", "the same", "a file without a record", "nothing to compare with"],
+    ids=["another spacing", "another window", "the same", "a file without a record", "nothing to compare with"],
 )
 def test_only_a_different_preprocessing_warns(trained, here, named, tmp_path, caplog) -> None:
     save_weights(small_network().state_dict(), tmp_path / "model.pt", trained)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second optimiser in MONAI's stock trainer: which parameters it updates, and when."""
+"""The learning rate after a resume, and a second optimiser in MONAI's stock trainer: what it updates, and when."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,37 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from scripts.losses.schedules import cosine_rate, poly_rate, step_rate
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
-from scripts.training.optimizers import ExtraOptimizer, remaining_parameters
+from scripts.training.optimizers import ExtraOptimizer, RateOnCurve, remaining_parameters
 from scripts.training.step_handlers import StopAtStep
+
+
+@pytest.mark.parametrize(
+    ("curve", "at_the_end", "further"),
+    [
+        (poly_rate, 0.0, 0.5**0.9),
+        (cosine_rate, 0.01, 0.5),
+        (partial(step_rate, stages=2), 0.01, 0.1),
+    ],
+)
+def test_the_rate_of_a_finished_run_follows_the_curve_of_its_extension(curve, at_the_end, further):
+    def scheduler(max_steps):
+        groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.2, 3.0)]
+        return RateOnCurve(torch.optim.SGD(groups), partial(curve, max_steps=max_steps))
+
+    finished, longer = scheduler(4), scheduler(8)
+    for _ in range(4):
+        finished.optimizer.step()
+        finished.step()
+    assert [group["lr"] for group in finished.optimizer.param_groups] == pytest.approx(
+        [0.2 * at_the_end, 3.0 * at_the_end]
+    )
+    longer.optimizer.load_state_dict(finished.optimizer.state_dict())
+    longer.load_state_dict(finished.state_dict())
+    rates = [group["lr"] for group in longer.optimizer.param_groups]
+    assert rates == longer.get_last_lr() == pytest.approx([0.2 * further, 3.0 * further])
 
 
 class Product(nn.Module):

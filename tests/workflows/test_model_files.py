@@ -12,6 +12,8 @@ from monai.bundle import ConfigParser
 from scripts.data.preprocessing_record import preprocessing_record, record_of
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAINED = {"spacing": [3.0, 3.0, 4.0], "roi_size": [32, 32, 16]}
+"""Of the runs in these tests."""
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def trained(train, tmp_path) -> Path:
-    """`model.pt` of a run at 3 x 3 x 4 mm."""
+    """`model.pt` of a run with the settings of `TRAINED`."""
     train(max_steps=2, val_interval=1)
     return tmp_path / "models/model.pt"
 
@@ -40,7 +42,7 @@ def infer(make_workflow, image: Path, **overrides) -> None:
         workflow_type="infer",
         dataset_dir=str(image),
         base_filters=4,
-        **{"spacing": [3.0, 3.0, 4.0], **overrides},
+        **{**TRAINED, **overrides},
     ).run()
 
 
@@ -65,24 +67,24 @@ def record(*files: str, **overrides) -> dict:
 
 
 def test_both_models_of_a_training_carry_its_record_and_inference_makes_the_same(trained) -> None:
-    expected = record("inference.yaml", "datasets/demo.yaml", spacing=[3.0, 3.0, 4.0])
+    expected = record("inference.yaml", "datasets/demo.yaml", **TRAINED)
     for name in ("model.pt", "model_best.pt"):
         assert record_of(torch.load(trained.with_name(name), weights_only=True)) == expected
-    assert record("train.yaml", "evaluate.yaml", spacing=[3.0, 3.0, 4.0]) == expected
+    assert record("train.yaml", "evaluate.yaml", **TRAINED) == expected
 
 
 @pytest.mark.parametrize("command", ["inference", "evaluation", "pseudo-labels"])
-def test_a_command_with_another_spacing_warns(command, trained, make_workflow, tiny_demo, capsys) -> None:
-    def run(spacing: list[float]) -> str:
+def test_a_command_with_another_spacing_or_window_warns(command, trained, make_workflow, tiny_demo, capsys) -> None:
+    def warnings(**overrides) -> list[str]:
         capsys.readouterr()
         if command == "inference":
-            infer(make_workflow, tiny_demo / "images/demo_test_000.nii.gz", spacing=spacing)
+            infer(make_workflow, tiny_demo / "images/demo_test_000.nii.gz", **overrides)
         elif command == "evaluation":
-            make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", spacing=spacing).run()
+            make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **overrides).run()
         else:
-            make_workflow("train.yaml", "labelling.yaml", run_id="pseudo_label", spacing=spacing).run()
-        return capsys.readouterr().out
+            make_workflow("train.yaml", "labelling.yaml", run_id="pseudo_label", **overrides).run()
+        return [line for line in capsys.readouterr().out.splitlines() if "WARNING inference" in line]
 
-    assert "WARNING inference" not in run([3.0, 3.0, 4.0])
-    (warning,) = (line for line in run([4.0, 4.0, 4.0]).splitlines() if "WARNING inference" in line)
-    assert "model.pt" in warning and "spacing [3.0, 3.0, 4.0]" in warning
+    assert not warnings()
+    (warning,) = warnings(spacing=[4.0, 4.0, 4.0], roi_size=[16, 16, 32])
+    assert "model.pt" in warning and "spacing [3.0, 3.0, 4.0]" in warning and "roi_size [32, 32, 16]" in warning

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from scripts.files import save_atomically
 from tests.recorded_runs import differences
@@ -13,8 +14,13 @@ from tests.recorded_runs import differences
 def test_a_finished_run_continues_when_max_steps_is_raised(make_workflow, tmp_path) -> None:
     make_workflow("train.yaml", max_steps=2).run()
     longer = make_workflow("train.yaml", max_steps=4, resume=True)
+    keys = ("optimizer", "learning_rate", "learning_rate_curve")
+    optimizer, rate, curve = (longer.parser.get_parsed_content(key) for key in keys)
+    rates = []
+    longer.trainer.add_event_handler(Events.ITERATION_STARTED, lambda _: rates.append(optimizer.param_groups[0]["lr"]))
     longer.run()
     assert longer.trainer.state.iteration == 4
+    assert rates == pytest.approx([rate * curve(2), rate * curve(3)]) and min(rates) > 0
     assert (tmp_path / "models/checkpoint_00000004.pt").exists()
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
 
-from scripts.cli.commands import COMMANDS
+from scripts.cli.commands import COMMANDS, main
+from scripts.cli.overrides import check_overrides
+from scripts.cli.rules import check_settings
+from scripts.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -170,6 +174,71 @@ def test_every_command_names_modules_files_and_keys_that_exist(page: Path) -> No
             check(words)
         except AssertionError as error:
             raise AssertionError(f"`{' '.join(words)}`: {error}") from None
+
+
+@pytest.fixture
+def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    """Start a printed command up to where its work would begin, with a dataset `mine`."""
+    dataset = tmp_path / "mine.yaml"
+    dataset.write_text(text_of(ROOT / "configs/datasets/demo.yaml"), encoding="utf-8")
+    known = tmp_path / "datasets.json"
+    known.write_text(json.dumps(dict.fromkeys(("mine", "NAME"), str(dataset))), encoding="utf-8")
+
+    def in_monai(words: list[str]) -> None:  # the words from `run` on
+        check_settings(check_overrides(["", *words]))
+
+    def export(options: Any, files: list[str], overrides: dict[str, str]) -> int:
+        in_monai(
+            [
+                "run",
+                "--config_file",
+                str(files or [str(ROOT / "configs/inference.yaml")]),
+                *(f"--{key}={value}" for key, value in overrides.items()),
+            ]
+        )
+        return 0
+
+    def start(words: list[str]) -> None:
+        words = [re.sub(r"[\w/]*\bmine\.yaml", str(dataset), word).replace("B/configs", "configs") for word in words]
+        words = [re.sub(r"^inference\.json$", "configs/inference.yaml", word) for word in words]
+        if "monai.bundle" in words and "run" in words and any(word.startswith("--config_file") for word in words):
+            in_monai(words[words.index("run") :])
+        elif "scripts" in words and words[-1] not in ("scripts", "COMMAND"):
+            assert main(words[words.index("scripts") + 1 :]) == 0
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("BUNDLE_DATASETS", str(known))
+    monkeypatch.setattr("scripts.cli.commands.run_in_monai", in_monai)
+    monkeypatch.setattr("scripts.cli.commands._advised_method", lambda files, options: [])
+    monkeypatch.setattr("scripts.cli.commands.remember", lambda name, file: None)
+    monkeypatch.setattr("scripts.dataset_setup.new_dataset.new_dataset", lambda request: dataset)
+    monkeypatch.setattr("scripts.dataset_setup.left_atrium.convert", lambda folder, output, crop: None)
+    for name in ("_export", "_parity", "_zip"):
+        monkeypatch.setattr(f"scripts.cli.export.{name}", export)
+    return start
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_command_is_accepted_as_it_is_printed(page: Path, accept: Callable, capsys) -> None:
+    for words in commands(page):
+        if "..." not in words:
+            try:
+                accept(words)
+            except (UserError, AssertionError) as error:
+                raise AssertionError(f"`{' '.join(words)}`: {error} {capsys.readouterr().err}") from None
+
+
+def test_a_refused_command_would_be_noticed(accept: Callable) -> None:
+    for line in (
+        "python -m monai.bundle run training --config_file configs/train.yaml --max_steps 0",
+        "python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir \"['a.nii','b.nii']\"",
+        "python -m monai.bundle run training --config_file configs/train.yaml seed 3",
+        "python -m scripts predict",
+        "python -m scripts predict IN --output_dir OUT --roi_size 3",
+        "python -m scripts train nobody",
+    ):
+        with pytest.raises((UserError, AssertionError)):
+            accept(shlex.split(line))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

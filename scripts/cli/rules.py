@@ -31,7 +31,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
     Raises:
         UserError: for the first key whose value breaks its rule.
     """
-    for key, rule in RULES.items():
+    rules = RULES | {"dataset_dir": IMAGES} if "image_pattern" in values else RULES  # of configs/inference.yaml
+    for key, rule in rules.items():
         if key not in values:
             continue
         value = values[key]
@@ -105,6 +106,10 @@ def _differ(values: Any) -> bool:
 
 TEXT = Rule("a non-empty string", _is_text)
 FOLDER = Rule("the path of a folder", _is_text)
+IMAGES = Rule(
+    "the path of a folder, an image or a list file, or a list of images",
+    lambda v: _is_text(v) or (isinstance(v, list | tuple) and all(_is_text(item) or _are_texts(item) for item in v)),
+)
 SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # a command line gives strings
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from monai.inferers import Inferer
 from torch import nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from scripts.distributed.collectives import all_gather_batch, fork_rng_per_rank, shard_batch
 from scripts.errors import UserError
@@ -37,6 +38,8 @@ class FeatureInferer(Inferer):
         dtype: autocast's type, `torch.bfloat16`, or `None` for no autocast.
         teacher: network that computes `teacher_logits`, or `None`. It runs in evaluation mode without gradient.
         deep_layers: names of further layers whose outputs become `deep_features`, for deep supervision.
+        activation_checkpointing: whether the network's `stages` keep only their inputs for the backward pass and
+            compute the rest again there (Chen et al., 2016): less memory, more time, the same numbers.
 
     Raises:
         UserError: when called, if the network has no such layer or the layer's output is not a feature map.
@@ -49,10 +52,12 @@ class FeatureInferer(Inferer):
         dtype: torch.dtype | None = None,
         teacher: nn.Module | None = None,
         deep_layers: Sequence[str] = (),
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
         self.deep_layers = tuple(deep_layers)
+        self.activation_checkpointing = activation_checkpointing
         self._seed: int | None = None  # torch's, which changes with every step
         self._passes = 0  # since it changed
 
@@ -141,7 +146,9 @@ class FeatureInferer(Inferer):
         part = shard_batch(inputs)
         if self._seed != torch.initial_seed():
             self._seed, self._passes = torch.initial_seed(), 0
-        with mixed_precision(network, part.device.type, self.dtype), fork_rng_per_rank(self._passes, part.device):
+        precision = partial(mixed_precision, device_type=part.device.type, dtype=self.dtype)
+        stages = _stages_recomputed(network, precision) if self.activation_checkpointing else nullcontext()
+        with precision(network), fork_rng_per_rank(self._passes, part.device), stages:
             logits = network(self._padded(part))
         self._passes += 1
         # A reduction over classes, as argmax, is many times slower where the classes lie next to each other.
@@ -209,3 +216,45 @@ def _parameters_fixed(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """The layers with names of two parts, such as `encoder.stage1` of `VNet` or `decoder.0` of `ResidualUNet`."""
+    network = getattr(network, "module", network)
+    return [layer for name, layer in network.named_modules() if name.count(".") == 1]
+
+
+@contextmanager
+def _stages_recomputed(
+    network: nn.Module, precision: Callable[[nn.Module], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Context in which the stages of a network keep their inputs only and compute their activations again for backward.
+
+    The recomputation has the precision of the pass, and parameters are fixed in it if they are in the pass.
+
+    Raises:
+        UserError: for a network with running statistics, which the recomputation would record a second time.
+    """
+    if any(name.endswith("running_mean") for name, _ in network.named_buffers()):
+        raise UserError(
+            "activation_checkpointing does not work with batch norm, whose statistics would be recorded twice: choose "
+            "instance or group norm (--network_def::norm), or --accumulation_steps to save memory."
+        )
+    fixed = not any(parameter.requires_grad for parameter in network.parameters())
+
+    @contextmanager
+    def recomputation(stage: nn.Module) -> Iterator[None]:
+        with precision(stage), _parameters_fixed(stage) if fixed else nullcontext():
+            yield
+
+    def contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), recomputation(stage)
+
+    changed = stages(network)
+    for stage in changed:
+        stage.forward = partial(checkpoint, stage.forward, use_reentrant=False, context_fn=partial(contexts, stage))
+    try:
+        yield
+    finally:
+        for stage in changed:
+            del stage.forward

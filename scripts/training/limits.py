@@ -20,16 +20,18 @@ from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.read import read_header
+from scripts.training.inferer import stages
 
 logger = logging.getLogger("check")
 
 
-def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+def activation_bytes(network: nn.Module, shape: Sequence[int], activation_checkpointing: bool = False) -> int:
     """Bytes of all layer outputs of one forward pass in float32, counted on meta tensors.
 
     Args:
         network: image to logits.
         shape: input `(B, C, D, H, W)`.
+        activation_checkpointing: count the outputs of its `stages` only.
     """
     ghost = copy.deepcopy(network).to("meta")
     total = 0
@@ -38,9 +40,9 @@ def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
         nonlocal total
         total += output.numel() * 4 if isinstance(output, torch.Tensor) else 0
 
-    for module in ghost.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
+    layers = [module for module in ghost.modules() if not list(module.children())]
+    for module in stages(ghost) if activation_checkpointing else layers:
+        module.register_forward_hook(count)
     with torch.no_grad():
         ghost(torch.empty(tuple(shape), device="meta"))
     return total
@@ -52,6 +54,7 @@ def check_memory(
     roi_size: Sequence[int],
     batch_size: int,
     divisor: int,
+    activation_checkpointing: bool = False,
 ) -> None:
     """Compare the memory that a training step needs with what the network's device has left, before data is loaded.
 
@@ -63,6 +66,7 @@ def check_memory(
         roi_size: patch in voxels.
         batch_size: patches per pass, both streams together.
         divisor: sides are padded to multiples of it.
+        activation_checkpointing: of `FeatureInferer`.
 
     Raises:
         UserError: if a step does not fit, with the numbers and what to lower; or if the network refuses such patches.
@@ -70,7 +74,7 @@ def check_memory(
     shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     try:
-        need = activation_bytes(network, shape) + 5 * weights
+        need = activation_bytes(network, shape, activation_checkpointing) + 5 * weights
     except ValueError as error:  # torch's norms refuse to normalise a single value, as the deepest layer may hold
         raise UserError(
             f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
@@ -94,6 +98,7 @@ def check_before_training(
     batch_unlabelled: int,
     divisor: int,
     accumulation_steps: int = 1,
+    activation_checkpointing: bool = False,
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
@@ -107,13 +112,15 @@ def check_before_training(
         batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
         divisor: sides of patches are padded to multiples of it.
         accumulation_steps: parts of a step; the passes of one part need memory at a time.
+        activation_checkpointing: of `FeatureInferer`.
 
     Raises:
         UserError: if a step does not fit the device's memory, or for the first header that would harm training, with
             the number of others.
     """
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
-    check_memory(network, dataset.in_channels, dataset.roi_size, math.ceil(batch / accumulation_steps), divisor)
+    part = math.ceil(batch / accumulation_steps)
+    check_memory(network, dataset.in_channels, dataset.roi_size, part, divisor, activation_checkpointing)
     check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 
 

@@ -42,12 +42,17 @@ class TwoStreamTrainer(SupervisedTrainer):
         kwargs: of `SupervisedTrainer`; the three settings above may be among them.
 
     Raises:
-        UserError: if the parts of a step would differ in size.
+        UserError: if the parts of a step would differ in size; for `compile`.
     """
 
     __signature__ = inspect.signature(SupervisedTrainer)  # overrides of its arguments are checked by their names
 
     def __init__(self, *args: Any, train_handlers: Sequence[Any] = (), **kwargs: Any) -> None:
+        if kwargs.get("compile"):
+            raise UserError(
+                "train::trainer::compile does not work here: torch.compile skips the hooks with which FeatureInferer "
+                "reads the feature_layer (docs/performance.md)."
+            )
         settings = {"prepare_batch": prepare_two_stream_batch, "decollate": False, "optim_set_to_none": True}
         super().__init__(*args, **{**settings, **kwargs})
         if isinstance(self.data_loader, TwoStreamLoader):

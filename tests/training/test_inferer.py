@@ -9,8 +9,11 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import pad
 
+from scripts.errors import UserError
+from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 from scripts.training.inferer import FeatureInferer
 
@@ -297,3 +300,53 @@ def test_parameters_that_were_fixed_before_stay_fixed(network):
     output = inferer("fine", divisor=4)(image(4, 8, 8), network)
     output.forward_pass(image(4, 8, 8), fixed_parameters=True)
     assert not network.fine.weight.requires_grad and network.fine.bias.requires_grad
+
+
+def step_of(inferer, network, images):
+    """Logits, and gradients of a loss of the step's own pass and of a further pass with adversarial gradients."""
+    torch.manual_seed(3)
+    network.zero_grad()
+    batch = inferer(images, network, torch.ones(1, 1, *images.shape[2:]))
+    moved = images.clone().requires_grad_()
+    probed, _ = batch.forward_pass(moved, fixed_parameters=True)
+    direction = torch.autograd.grad(probed.square().sum(), moved)[0]
+    further, features = batch.forward_pass(images + direction)
+    (
+        batch.logits.square().mean() + batch.features.mean() + further.square().mean() + features.square().mean()
+    ).backward()
+    return [batch.logits, direction, *(p.grad for p in network.parameters()), *network.buffers()]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: VNet(base_filters=2, norm="instance", dropout_prob=0.3), "decoder.stage1"),
+        (lambda: ResidualUNet(widths=(4, 8), blocks=(1, 2), dropout_prob=0.3), "decoder.0"),
+    ],
+)
+def test_checkpointed_stages_give_the_same_numbers_and_keep_less(build, layer, dtype):
+    torch.manual_seed(0)
+    plain = build()
+    checkpointed, kept = copy.deepcopy(plain), []
+    for network, flag in ((plain, False), (checkpointed, True)):
+        own = FeatureInferer(layer, dtype=dtype, activation_checkpointing=flag)
+        elements = []
+        with saved_tensors_hooks(lambda x, seen=elements: (seen.append(x.numel()), x)[1], lambda x: x):
+            own(image(32, 32, 16), network, torch.ones(1, 1, 32, 32, 16))
+        kept.append(sum(elements))
+    network_of = {False: plain, True: checkpointed}
+    first, second = (
+        step_of(FeatureInferer(layer, dtype=dtype, activation_checkpointing=flag), network, image(32, 32, 16))
+        for flag, network in network_of.items()
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    assert kept[1] < 0.75 * kept[0]
+    assert "forward" not in vars(dict(checkpointed.named_modules())[layer])
+
+
+def test_checkpointing_refuses_batch_norm():
+    call = inferer("decoder.stage1", activation_checkpointing=True)
+    with pytest.raises(UserError, match=r"activation_checkpointing.*network_def::norm"):
+        call(image(16, 16, 16), VNet(base_filters=2, norm="batch"))

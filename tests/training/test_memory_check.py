@@ -54,3 +54,10 @@ def test_patches_that_leave_one_value_to_a_norm_are_refused():
         check_memory(network, 1, [16, 16, 16], 2, 16)
     assert "\n" not in str(caught.value)
     check_memory(network, 1, [32, 16, 16], 2, 16)
+
+
+def test_checkpointing_counts_what_the_stages_keep() -> None:
+    stage = nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv3d(3, 2, 1))
+    network = nn.Sequential(nn.Sequential(stage), nn.Sigmoid())  # the stage is named 0.0
+    assert activation_bytes(network, (2, 1, 4, 6, 8)) == 4 * 2 * 4 * 6 * 8 * (3 + 3 + 2 + 2)
+    assert activation_bytes(network, (2, 1, 4, 6, 8), activation_checkpointing=True) == 4 * 2 * 4 * 6 * 8 * 2

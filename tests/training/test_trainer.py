@@ -56,6 +56,11 @@ def test_a_misspelt_argument_is_refused_on_the_command_line() -> None:
         check_overrides([*words, "--train::trainer::max_epohcs", "3"])
 
 
+def test_compile_is_refused_because_a_compiled_network_calls_no_hook(parts) -> None:
+    with pytest.raises(UserError, match="train::trainer::compile"):
+        TwoStreamTrainer("cpu", 2, compile=True, **parts)
+
+
 def test_prepare_passes_images_labels_and_the_weak_view_and_casts_no_label():
     batch = {
         "image": torch.ones(3, 1, 2, 2, 2),

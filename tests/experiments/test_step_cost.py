@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings are measured in turn, each in a run of its own, and shown relative to the first; no time is asserted."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.experiments import step_cost
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """New processes would spend seconds on imports."""
+    monkeypatch.setattr(step_cost, "in_process", lambda function, *args: function(*args))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("a=1", {"a": 1}),
+        ("roi_size=[48,48,32],train::inferer::x=true", {"roi_size": [48, 48, 32], "train::inferer::x": True}),
+    ],
+)
+def test_settings_are_read_as_yaml(text, expected) -> None:
+    assert step_cost.parse_settings(text) == expected
+
+
+def test_runs_take_turns_and_the_table_is_relative_to_the_first(monkeypatch, capsys) -> None:
+    seen = []
+
+    def run(_options, overrides, _folder):
+        seen.append(overrides)
+        return {"seconds": 2.0 * overrides["b"], "mebibytes": 8.0 / overrides.get("a", 1)}
+
+    monkeypatch.setattr(step_cost, "_measured_run", run)
+    monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder)
+    step_cost.main(["settings", "a=2", "b=3", "--base", "b=2", "--repeats", "2"])
+    assert seen == [{"b": 2}, {"b": 2, "a": 2}, {"b": 3}] * 2
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| b=2 | 4.0 | 1.0 | 8 | 1.0 |",
+        "| a=2 | 4.0 | 1.0 | 4 | 0.5 |",
+        "| b=3 | 6.0 | 1.5 | 8 | 1.0 |",
+    ]
+
+
+def test_a_step_of_the_real_configuration_is_measured(tiny_demo, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder.symlink_to(tiny_demo))
+    tiny = "roi_size=[32,32,16],base_filters=2,batch_labelled=1,batch_unlabelled=1,spacing=[3.0,3.0,4.0]"
+    step_cost.main(["settings", "--base", tiny, "--steps", "1", "--repeats", "1"])
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert float(cells[2]) > 0 and float(cells[4]) > 0
+
+
+def test_the_compiled_network_is_compared_with_the_plain_one(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("torch.nn.Module.compile", lambda network: None)  # compilation would take minutes
+    step_cost.main(["compile", "--patch", "32", "16", "16", "--repeats", "1"])
+    assert capsys.readouterr().out.splitlines()[2].endswith("| 1 |")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -37,6 +38,19 @@ def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file in UTF-8, or in UTF-16 if it begins with a byte order mark; the mark is left out.
+
+    Raises:
+        OSError: if the file cannot be read.
+        UnicodeDecodeError: if it is in another encoding.
+    """
+    content = Path(path).read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    return text.replace("\r\n", "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,16 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
+from scripts.dataset_setup.roles import Request, gather
 from scripts.errors import UserError
 from scripts.files import (
     atomic_write,
     csv_text,
+    read_text,
     require_file,
     require_folders,
     require_images,
     save_atomically,
     write_text,
 )
+from scripts.images.find import find_images
+from tests.scan_folder import make_folder
 
 
 def names(folder):
@@ -143,3 +150,24 @@ def test_no_image_to_run_on_is_refused():
     require_images(["a.nii.gz"], "/data")
     with pytest.raises(UserError, match="/data"):
         require_images([], "/data")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (tmp_path / "list.txt").write_bytes((mark + "fälle/a.nii\r\nb.nii\r\n").encode(encoding))
+    assert read_text(tmp_path / "list.txt") == "fälle/a.nii\nb.nii\n"
+    assert find_images(tmp_path / "list.txt") == [str(tmp_path / "fälle/a.nii"), str(tmp_path / "b.nii")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_datalist_of_windows_is_read(tmp_path, encoding):
+    make_folder(tmp_path, labelled=2, unlabelled=1)
+    lists = {
+        "training": [{"image": rf"images\c{n}.nii.gz", "label": rf"labels\c{n}.nii.gz"} for n in range(2)],
+        "unlabeled": ["images/c2.nii.gz"],
+    }
+    (tmp_path / "dataset.json").write_bytes(json.dumps(lists, indent=1).replace("\n", "\r\n").encode(encoding))
+    cases = load_cases(DatasetSpec(tmp_path))
+    assert [case["image"] for case in cases.labelled] == [str(tmp_path / f"images/c{n}.nii.gz") for n in range(2)]
+    assert len(gather(Request(tmp_path, "mine"))[0]) == 3

@@ -88,8 +88,8 @@ Pairs images and labels, measures them, chooses settings, and writes FOLDER/data
 
 FOLDER may hold images and labels side by side (a.nii.gz, a_seg.nii.gz), in subfolders (images, labels), in one folder
 per case (a/imaging.nii.gz, a/segmentation.nii.gz), in the layout of the Decathlon (imagesTr, labelsTr, imagesTs) or of
-nnU-Net (imagesTr/a_0000.nii.gz), or be listed in a dataset.json. Images are .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd
-files and folders of DICOM files. Cases without a label are used as unlabelled images.
+nnU-Net (imagesTr/a_0000.nii.gz), or be listed in a dataset.json. Images are .nii, .nii.gz, .img, .mgz, .mgh, .nrrd,
+.nhdr, .mha and .mhd files and folders of DICOM files. Cases without a label are used as unlabelled images.
 
 The labelled cases in imagesTs or test are the test cases. If there are none, a fifth of the labelled cases is chosen by
 hashing their names (SHA-256). docs/data.md explains how the settings are chosen."""
@@ -102,6 +102,10 @@ hashing their names (SHA-256). docs/data.md explains how the settings are chosen
     files("--unlabelled", type=Path, metavar="FOLDER", help="another folder with images without labels")
     files("--channels", nargs="+", metavar="ENDING",
           help="endings of file names, one per channel of an image: t1 for a_t1.nii.gz")  # fmt: skip
+    files("--exclude", nargs="+", default=[], metavar="PATTERN",
+          help="leave out files and folders with such names or relative paths: '*_pred*' old_results")  # fmt: skip
+    files("--keep_lookalikes", action="store_true",
+          help="also take as images what holds only a few whole numbers or shares its name with a case")  # fmt: skip
     files("--label_names", nargs="+", metavar="NAME",
           help="names of the classes in the order of their label values, background first")  # fmt: skip
     files("--ignore_value", type=int, metavar="VALUE", help="label value of voxels to ignore")
@@ -125,6 +129,7 @@ hashing their names (SHA-256). docs/data.md explains how the settings are chosen
     del options["debug"]
     for key in ("channels", "label_names"):
         options[key] = tuple(options[key]) if options[key] else None
+    options["exclude"] = tuple(options["exclude"])
     from scripts.dataset_setup.new_dataset import new_dataset as create
     from scripts.dataset_setup.roles import Request
 

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from scripts.data.cases import Case, CaseLists, images_of
+from scripts.data.patients import guess_patients
 from scripts.dataset_setup.roles import patient_of
 from scripts.errors import UserError
+
+logger = logging.getLogger("crossval")
 
 LEAVE_ONE_OUT = 10
 """Up to this many patients each is a fold of its own."""
@@ -27,7 +31,7 @@ def make_folds(cases: list[Case], number: int | None = None, patient_pattern: st
         cases: labelled cases.
         number: of folds; `None`: one per patient for up to 10 patients, otherwise 5.
         patient_pattern: regular expression that finds the patient in a case's name; cases of one patient are in the
-            same fold. `None`: each case is a patient.
+            same fold. `None`: patients are guessed, see `guess_patients`, and named in the log.
 
     Returns:
         The held-out cases of each fold; each case is in one fold.
@@ -40,9 +44,14 @@ def make_folds(cases: list[Case], number: int | None = None, patient_pattern: st
         >>> [[case["case"] for case in fold] for fold in make_folds(cases, patient_pattern="^.")]
         [['a_1', 'a_2'], ['b_1']]
     """
+    found: str | dict[str, str] | None = patient_pattern
+    if found is None:
+        found, sentence = guess_patients([(case["case"], images_of(case)[0]) for case in cases])
+        if sentence:
+            logger.warning(sentence)
     patients: dict[str, list[Case]] = {}
     for case in cases:
-        patients.setdefault(patient_of(case["case"], patient_pattern), []).append(case)
+        patients.setdefault(patient_of(case["case"], found), []).append(case)
     if len(patients) < 2:
         raise UserError(
             f"Cross-validation needs labelled cases of at least two patients, got {len(cases)} of {len(patients)}: "

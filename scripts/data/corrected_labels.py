@@ -12,8 +12,8 @@ from pathlib import Path
 
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
-from scripts.images.find import output_names
-from scripts.images.header import case_name, ending_of
+from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
+from scripts.images.header import case_name
 
 logger = logging.getLogger("datalist")
 
@@ -54,9 +54,12 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     """
     files = sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
     by_name: dict[str, list[Path]] = {}
-    for file in files:
-        if ending_of(file) is not None:
-            by_name.setdefault(case_name(file), []).append(file)
+    labels, others = image_files([file for file in files if file.is_file()])
+    for file in labels:
+        by_name.setdefault(case_name(file), []).append(file)
+    others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
+    if others:
+        logger.warning(passed_over(others, folder))
     if not by_name:
         return lists, []
     findings = []

@@ -14,6 +14,7 @@ from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import with_corrected_labels
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
+from scripts.files import read_text
 from scripts.images.header import case_name
 
 logger = logging.getLogger("datalist")
@@ -164,7 +165,7 @@ def read_datalist(root: Path, datalist: str) -> dict[str, Any]:
             f"{path} does not exist. It lists the cases in Medical Segmentation Decathlon form; docs/data.md shows one."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("training"), list):
@@ -196,6 +197,8 @@ def _case(entry: Any, root: Path, section: str) -> Case:
 
 def _inside(root: Path, path: str) -> str:
     """Make a path absolute. A relative one must stay inside the data's folder."""
+    if "\\" in path and not (root / path).exists():
+        path = path.replace("\\", "/")  # written on Windows
     full = root / path
     if not Path(path).is_absolute() and ".." in Path(path).parts:
         raise UserError(f"The path {path} in the datalist leaves {root}. If that is intended, write an absolute path.")

@@ -59,6 +59,32 @@ def _add(result: Tally, value: float, number: int) -> None:
     result.rounded += number if value != round(value) else 0
 
 
+FEW_VALUES = 32
+SAME_NEIGHBOURS = 0.7
+
+
+def looks_like_label(channel: np.ndarray) -> bool:
+    """Whether a volume holds labels rather than intensities, judged by its values.
+
+    It does if all values are whole numbers and there are at most `FEW_VALUES` of them; or at most `MOST_VALUES`, and of
+    neighbouring voxels that are not both 0 a fraction of at least `SAME_NEIGHBOURS` is equal, as noise never is.
+
+    Args:
+        channel: `(X, Y, Z)`.
+    """
+    sample = channel.reshape(-1, order="A")[:: max(1, channel.size // 100_000)]
+    if len(np.unique(sample)) > MOST_VALUES or not np.array_equal(sample, np.round(sample)):
+        return False
+    values = tally(channel)
+    if values.other or not values.complete:
+        return False
+    if len(values.whole) <= FEW_VALUES:
+        return True
+    left, right = channel[:-1], channel[1:]
+    filled = (left != 0) | (right != 0)
+    return int((filled & (left == right)).sum()) >= SAME_NEIGHBOURS * int(filled.sum())
+
+
 LARGEST_VALUE = 2**53
 """Largest label value: beyond it float64, in which labels are read, does not hold every whole number."""
 

@@ -24,17 +24,34 @@ NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's notation for channels: `case_0000`, `case_0001`."""
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
-PART_WORDS = {"ts": TEST, "test": TEST, "testing": TEST, "val": VALIDATION, "validation": VALIDATION}
+PART_WORDS = {
+    **dict.fromkeys(("ts", "test", "testing"), TEST),
+    **dict.fromkeys(("va", "val", "valid", "validation"), VALIDATION),
+}
 
 PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
 """Names of folders that contain many cases, never only one."""
 
 SEPARATOR = r"[ _.\-]"
-_PART = r"(tr|train|training|ts|test|testing|val|validation)"
+_PART = rf"(tr|train|training|{'|'.join(PART_WORDS)})"
 
 
-def _folder_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?:{'|'.join(words)}){SEPARATOR}?{_PART}?", re.IGNORECASE)
+def _image_folder_pattern() -> re.Pattern[str]:
+    """Match a word, also before a part: `imagesTr`, `imagesTs_old`. Behind a mere word (`scan_7`) it may be a case."""
+    return re.compile(rf"(?:{'|'.join(IMAGE_WORDS)}){SEPARATOR}?(?:{_PART}\d*(?:{SEPARATOR}.*)?)?", re.IGNORECASE)
+
+
+def _label_folder_pattern() -> re.Pattern[str]:
+    """Match names that begin or end with a word: `labelsTr`, `labels_old`, `labels2`, `expert_labels`.
+
+    Not those that deny it (`no_labels`), name both (`images_and_masks`) or number a case (`mask_7`).
+    """
+    both = rf".*{SEPARATOR}(?:and|with){SEPARATOR}|.*(?:{'|'.join(IMAGE_WORDS)}){SEPARATOR}(?:{'|'.join(LABEL_WORDS)})$"
+    return re.compile(
+        rf"(?!(?:no|not|without){SEPARATOR}|{both})(?:.*{SEPARATOR})?(?:{'|'.join(LABEL_WORDS)})"
+        rf"(?:{SEPARATOR}?{_PART}{SEPARATOR}?\d*|(?<=s){SEPARATOR}?\d+|{SEPARATOR})?(?:{SEPARATOR}(?=.*[a-z]).*)?",
+        re.IGNORECASE,
+    )
 
 
 def _file_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
@@ -45,7 +62,7 @@ def _file_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     )
 
 
-_LABEL_FOLDER, _IMAGE_FOLDER = _folder_pattern(LABEL_WORDS), _folder_pattern(IMAGE_WORDS)
+_LABEL_FOLDER, _IMAGE_FOLDER = _label_folder_pattern(), _image_folder_pattern()
 _LABEL_FILE, _IMAGE_FILE = _file_pattern(LABEL_WORDS), _file_pattern(IMAGE_WORDS)
 
 
@@ -55,7 +72,7 @@ def stem_of(path: str) -> str:
 
 
 def is_label_folder(name: str) -> bool:
-    """Whether a folder's name marks labels: `labels`, `labelsTr`, `masks`, ..."""
+    """Whether a folder's name marks labels: `labels`, `labelsTr`, `labels_old`, `expert_masks`, ..."""
     return _LABEL_FOLDER.fullmatch(name) is not None
 
 
@@ -76,11 +93,13 @@ def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[
         paths: POSIX paths of image files.
         label_folder: the folder of labels, relative to the same folder; only files in it are labels. By default, files
             in folders with names such as `labels` or `masks` are labels, and so are files outside of folders of
-            images whose own name contains such a word.
+            images whose own name contains such a word. Those outside of a given `label_folder` are neither, unless
+            nothing else is an image.
     """
     if label_folder is not None:
         below = label_folder.rstrip("/") + "/"
-        return [p for p in paths if not p.startswith(below)], [p for p in paths if p.startswith(below)]
+        others = [p for p in paths if not p.startswith(below)]
+        return split_roles(others)[0] or others, [p for p in paths if p.startswith(below)]
     any_label_folder = any(_folder_role(path) == "label" for path in paths)
     labels = {path for path in paths if _is_label(path, any_label_folder)}
     return [p for p in paths if p not in labels], [p for p in paths if p in labels]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from scripts.data.cases import CaseLists, cases_with_roles, images_of
 from scripts.data.checks.case import check_all_headers, check_voxels
-from scripts.data.checks.cohort import Member, duplicates, unlike_the_rest
+from scripts.data.checks.cohort import Member, duplicates, patients_on_both_sides, unlike_the_rest
 from scripts.data.checks.finding import Finding, Severity, in_order
-from scripts.data.checks.labels import absent_classes
+from scripts.data.checks.labels import absent_classes, never_together
 from scripts.data.checks.lists import labels_alone
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.sizes import Progress, progress_bar
@@ -106,13 +106,15 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
     opened = check_all_headers(cases_with_roles(lists), dataset, progress)
     findings = [finding for case in opened for finding in case.findings]
     members = [Member(case.case["case"], case.role, case.image) for case in opened if case.image is not None]
-    findings += unlike_the_rest(members)
-    contents, tallies = [], []
+    findings += unlike_the_rest(members) + patients_on_both_sides(members)
+    contents, tallies, held = [], [], []
     for case in progress(opened, "reading voxels"):
         voxels = check_voxels(case, dataset)
         findings += voxels.findings
         contents += voxels.contents
         tallies += [voxels.values] if case.role == "labelled" and voxels.values is not None else []
+        held += [] if voxels.values is None else [set(voxels.values.whole) - {dataset.values[0], dataset.ignore_value}]
+    findings += never_together(held, dict(zip(dataset.values, dataset.label_names, strict=True)))
     findings += duplicates(contents)
     findings += absent_classes(tallies, dataset) if tallies else []
     return findings

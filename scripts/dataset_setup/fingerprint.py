@@ -12,7 +12,7 @@ import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
 from scripts.data.checks.labels import whole_numbers
-from scripts.data.labels import Tally, tally
+from scripts.data.labels import Tally, looks_like_label, tally
 from scripts.data.sizes import Progress
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.roles import Roles
@@ -47,15 +47,18 @@ class LabelValues:
     Attributes:
         cases: number of label files that have the value.
         voxels: number of voxels that have the value, in all label files together.
+        files: the values of each label file.
     """
 
     cases: Counter[int] = field(default_factory=Counter)
     voxels: Counter[int] = field(default_factory=Counter)
+    files: list[set[int]] = field(default_factory=list)
 
     def add(self, values: Tally) -> None:
         """Add the values of one file."""
         self.cases.update(values.whole.keys())
         self.voxels.update(values.whole)
+        self.files.append(set(values.whole))
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,14 @@ class Fingerprint:
         labels: values in all label files.
         intensities: one entry per channel.
         sampled: number of cases whose intensities were sampled.
+        label_like: images, of the sampled and the unlabelled cases, that look like labels.
     """
 
     grids: list[Grid]
     labels: LabelValues
     intensities: list[Intensity]
     sampled: int
+    label_like: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class _Files:
 
 
 def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Fingerprint:
-    """Read every header, then every label and the images of up to `INTENSITY_CASES` labelled training cases.
+    """Read all headers, labels and unlabelled images, and those of up to `INTENSITY_CASES` labelled training cases.
 
     Args:
         roles: the cases.
@@ -121,17 +126,21 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
     values = LabelValues()
     chosen = {id(case) for case in evenly(roles.labelled, INTENSITY_CASES)}
     samples: list[list[tuple[float, np.ndarray]]] = []
-    labelled = [case for case in zip(roles.all, cases, strict=True) if case[1].label is not None]
-    for found, case in progress(labelled, "reading voxels"):
+    label_like: list[str] = []
+    read = [(found, case) for found, case in zip(roles.all, cases, strict=True)]
+    for found, case in progress(read, "reading voxels"):
+        if case.label is None:
+            label_like += [path for image in case.images for path in _label_like(image, image.voxels())]
+            continue
         label = case.label.voxels()
         counted = tally(label)
         for problem in whole_numbers(case.label.header.path, counted):
             raise UserError(problem.sentence)
         values.add(counted)
         if id(found) in chosen:
-            samples.append(_sample(case, label, ignore_value))
+            samples.append(_sample(case, label, ignore_value, label_like))
         del label  # before the next file is read
-    return Fingerprint(grids, values, _intensities(samples), len(samples))
+    return Fingerprint(grids, values, _intensities(samples), len(samples), label_like)
 
 
 def _open(found: FoundCase) -> _Files:
@@ -169,19 +178,30 @@ def _check_labels(cases: Sequence[_Files]) -> None:
         raise UserError(problems[0].sentence.rstrip(".") + others + ".")
 
 
-def _sample(case: _Files, label: np.ndarray, ignore_value: int | None) -> list[tuple[float, np.ndarray]]:
+def _label_like(image: Volume, voxels: np.ndarray) -> list[str]:
+    return [image.header.path] if any(map(looks_like_label, voxels)) else []
+
+
+def _sample(
+    case: _Files, label: np.ndarray, ignore_value: int | None, label_like: list[str]
+) -> list[tuple[float, np.ndarray]]:
     """For each channel, the lowest value of the volume and a sample of the foreground values.
 
     Args:
         case: files of the case; its images are read.
         label: `(1, X, Y, Z)`, in the storage order of the label file.
         ignore_value: label value that does not count as foreground.
+        label_like: takes the images that look like labels.
     """
     assert case.label is not None
     mask = _in_ras(case.label.header, label)[0].round()  # `tally` rounds label values in the same way
     mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
-    channels = (channel for image in case.images for channel in _in_ras(image.header, image.voxels()))
-    return [_of_channel(channel, mask) for channel in channels]
+    sampled = []
+    for image in case.images:
+        voxels = image.voxels()
+        label_like += _label_like(image, voxels)
+        sampled += [_of_channel(channel, mask) for channel in _in_ras(image.header, voxels)]
+    return sampled
 
 
 def _in_ras(header: VolumeHeader, voxels: np.ndarray) -> list[np.ndarray]:

@@ -28,6 +28,7 @@ from scripts.data.naming import (
     without_label_word,
 )
 from scripts.errors import UserError
+from scripts.files import read_text
 from scripts.images.header import ending_of
 
 # ------------------------------------------------------------------ dataset.json
@@ -41,11 +42,13 @@ class Description:
         channel_names: name of each image channel, e.g. `CT`.
         label_names: maps each value in the label files to its name.
         ignore_value: label value of voxels to ignore.
+        notes: what the user should know about the folder.
     """
 
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
     ignore_value: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: if the file cannot be read or does not hold a dictionary.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -74,16 +77,22 @@ def describe(content: Mapping[str, Any]) -> Description:
     names = [str(channels[key]) for key in sorted(channels, key=str)] if isinstance(channels, Mapping) else []
     labels: dict[int, str] = {}
     ignore = None
+    regions = []
     given = content.get("labels")
     for key, value in given.items() if isinstance(given, Mapping) else ():
         number, name = (int(key), value) if str(key).lstrip("-").isdigit() else (value, key)
         if not isinstance(number, int | str) or not str(number).lstrip("-").isdigit():
+            regions += [str(name)] if isinstance(number, list) else []
             continue
         if str(name).lower() == "ignore":
             ignore = int(number)
         else:
             labels[int(number)] = str(name)
-    return Description(tuple(names), labels, ignore)
+    notes = [
+        f"The regions of dataset.json ({', '.join(regions)}) are not used: the classes are the single values of the "
+        "label files, without overlap."
+    ]
+    return Description(tuple(names), labels, ignore, tuple(notes if regions else []))
 
 
 COMMAND = "new-dataset"
@@ -161,22 +170,38 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
         by_stem[unit.stem].append(unit)
         by_bare[without_image_word(unit.stem)].append(unit)
     label_of: dict[_Unit, str] = {}
+    alone = []
     for label in labels:
         stem = stem_of(label)
         bare = without_label_word(stem)
         steps = (by_stem.get(stem), by_stem.get(bare), by_bare.get(bare) if bare else None)
-        unit = _nearest(label, next(filter(None, steps), []))
+        candidates = next(filter(None, steps), [])
+        if not candidates:
+            alone.append(label)
+            continue
+        unit = _nearest(label, candidates)
         if unit in label_of:
             raise UserError(
                 f"{label_of[unit]} and {label} are both labels of {unit.images[0]}: keep one, or give the folder of "
                 "labels with --labels."
             )
         label_of[unit] = label
+    if alone:
+        which = f"The label {alone[0]} has" if len(alone) == 1 else f"The labels {', '.join(alone)} have"
+        raise UserError(
+            f"{which} no matching image: give a label the name of its image, with or without _seg or _label, list the "
+            "endings of the channels with --channels, or leave labels out with --exclude."
+        )
     return [FoundCase(unit.stem, unit.images, label_of.get(unit), unit.part) for unit in units]
 
 
 def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
-    """The candidate nearest to the label: same place and part, else same place, else same part, else any."""
+    """The candidate nearest to the label: same place and part, else same place, else same part, else any.
+
+    Args:
+        label: path of the label.
+        candidates: at least one.
+    """
     place, part = place_of(label), part_of(label)
     for near in (
         [u for u in candidates if u.place == place and u.part == part],
@@ -190,11 +215,8 @@ def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
                 "unique name."
             )
         if near:
-            return near[0]
-    raise UserError(
-        f"The label {label} has no matching image: give it the name of its image, with or without _seg or _label, or "
-        "list the endings of the channels with --channels."
-    )
+            break
+    return near[0]
 
 
 def _units(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None) -> list[_Unit]:
@@ -262,9 +284,9 @@ def _pair_by_folder(
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
     for image, place in where.items():  # an absolute path is outside of the folder that was searched
         inside.setdefault(place[: None if image.startswith("/") else depth], []).append(image)
-    empty = next((label for label, place in zip(labels, places, strict=True) if not inside[place]), None)
+    empty = [label for label, place in zip(labels, places, strict=True) if not inside[place]]
     if empty:
-        raise UserError(f"The label {empty} has no image in its folder: add an image or remove the label.")
+        raise UserError(f"No image is in the folder of {', '.join(empty)}: add an image or remove the label.")
     named = {place: _channels_in_folder(files, channels) for place, files in inside.items()}
     if channels or any(len(files) > 1 for files in named.values()):
         _check_channels({"/".join(place): files for place, files in named.items()})

@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.data.checks.labels import never_together
 from scripts.data.sizes import Progress, progress_bar
 from scripts.dataset_setup.fingerprint import measure
 from scripts.dataset_setup.layouts import FoundCase, read_generated
+from scripts.dataset_setup.lookalikes import refuse_label_like
 from scripts.dataset_setup.plan import Machine, Plan, make_plan
 from scripts.dataset_setup.roles import Request, Roles, assign, gather
 from scripts.dataset_setup.texts import datalist_of, json_of, same_splits, table_of, yaml_of
 from scripts.errors import UserError
 from scripts.files import write_text
-from scripts.images.header import ending_of
+from scripts.images.find import DETACHED
+from scripts.images.header import PAIR, ending_of
 
 NAME = re.compile(r"[\w.\-]+")
 
@@ -47,13 +50,19 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     config = (request.config or home / f"{request.name}.yaml").absolute()
     cases, description, source = gather(request)
     roles = assign(cases, request)
+    roles.notes += description.notes
     _refuse_existing(config, request)
     _datalist(request, roles, home)  # raises if the file exists, before minutes are spent on measuring
     ignore_value = description.ignore_value if request.ignore_value is None else request.ignore_value
     fingerprint = measure(roles, ignore_value, progress_bar)
+    if not request.keep_lookalikes:
+        refuse_label_like(fingerprint.label_like)
     plan = make_plan(
         fingerprint, description, request.label_names, ignore_value, bool(roles.unlabelled), machine or Machine.here()
     )
+    held = [values - {plan.label_values[0], ignore_value} for values in fingerprint.labels.files]
+    names = dict(zip(plan.label_values, plan.label_names, strict=True))
+    roles.notes += [finding.sentence for finding in never_together(held, names)]
     show(table_of(request.folder.absolute(), source, fingerprint, roles, plan) + "\n")
     _write(request, roles, plan, home, config, show)
     return config
@@ -166,7 +175,7 @@ def _copy(path: Path, roots: Sequence[Path], target: Path) -> str:
         shutil.copytree(path, goal, dirs_exist_ok=True)
         return str(goal)
     files = [path]
-    if ending_of(path) in (".mhd", ".nhdr"):  # headers whose voxels are in a file beside them
+    if ending_of(path) in (*DETACHED, *PAIR):  # headers whose voxels are in a file beside them
         files += [f for f in sorted(path.parent.glob(f"{path.stem}.*")) if f != path]
     for file in files:
         copy = goal.with_name(file.name)

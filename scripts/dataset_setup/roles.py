@@ -7,17 +7,20 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
 from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
+from scripts.data.patients import guess_patients
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
+from scripts.dataset_setup.lookalikes import refuse_shared_names
 from scripts.errors import UserError
-from scripts.images.find import walk_images
+from scripts.images.find import passed_over, walk_images
 from scripts.images.header import ENDINGS
 
 
@@ -32,7 +35,7 @@ def number_of_tests(labelled: int, fraction: float) -> int:
     return math.floor(labelled * Fraction(str(fraction)))  # exact decimals: 0.1 of 30 is 3
 
 
-def choose_tests(names: Sequence[str], number: int, patient: str | None = None) -> set[str]:
+def choose_tests(names: Sequence[str], number: int, patient: str | Mapping[str, str] | None = None) -> set[str]:
     """Choose test cases by hashing their names.
 
     The cases with the lowest SHA-256 hashes are chosen. The choice looks random, but needs no seed, does not depend on
@@ -41,8 +44,8 @@ def choose_tests(names: Sequence[str], number: int, patient: str | None = None) 
     Args:
         names: unique names of the labelled cases.
         number: number of test cases.
-        patient: regular expression that finds the patient in a case's name. Cases of one patient stay together: whole
-            patients are chosen until there are at least `number` cases.
+        patient: see `patient_of`. Cases of one patient stay together: whole patients are chosen until there are at
+            least `number` cases.
 
     Raises:
         UserError: if no case would be left to train on.
@@ -65,14 +68,19 @@ def choose_tests(names: Sequence[str], number: int, patient: str | None = None) 
     return tests
 
 
-def patient_of(name: str, pattern: str | None) -> str:
-    """The text that the pattern finds in a case's name; the whole name if there is no pattern or no match.
+def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
+    """The patient of a case.
+
+    Args:
+        name: name of the case.
+        pattern: regular expression that finds the patient in the name, or the patients by name (`guess_patients`). The
+            whole name is the patient if there is no pattern or no match.
 
     Raises:
         UserError: for an invalid regular expression.
     """
-    if pattern is None:
-        return name
+    if not isinstance(pattern, str):
+        return name if pattern is None else pattern.get(name, name)
     try:
         found = re.search(pattern, name)
     except re.error as error:
@@ -92,6 +100,8 @@ class Request:
     labels: Path | None = None
     unlabelled: Path | None = None
     channels: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    keep_lookalikes: bool = False
     label_names: tuple[str, ...] | None = None
     ignore_value: int | None = None
     test_fraction: float | None = None
@@ -143,19 +153,20 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
         description = describe(content)
         listed = _listed_cases(folder, content)
     if listed is not None and request.labels is None:
-        for option in ("channels", "unlabelled"):
-            if getattr(request, option) is not None:
+        for option in ("channels", "unlabelled", "exclude"):
+            if getattr(request, option):
                 raise UserError(
                     f"{file} already lists the cases, so --{option} would do nothing: leave it out, or rename the file."
                 )
         return listed, description, "dataset.json"
-    cases = _found_cases(request)
+    notes = list(description.notes)
+    cases = _found_cases(request, notes)
     if not any(case.label for case in cases):
         raise UserError(
             f"No labels were found in {folder}, and at least one is needed: put labels into a folder `labels`, end "
             "their names in _seg, or give their folder with --labels."
         )
-    return cases, description, "names of files and folders"
+    return cases, replace(description, notes=tuple(notes)), "names of files and folders"
 
 
 def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
@@ -177,33 +188,49 @@ def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
     return cases
 
 
-def _found_cases(request: Request) -> list[FoundCase]:
+def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
     folder = request.folder.absolute()
-    paths = _images_below(folder)
+    paths = _images_below(folder, request.exclude, notes)
     if not paths:
         held = "is empty" if not any(folder.iterdir()) else "contains no images"
         raise UserError(f"{folder} {held}: the supported inputs are {', '.join(ENDINGS)} files and DICOM folders.")
     inside, outside = _label_folder(request)
     images, labels = split_roles(paths, inside)
     if outside is not None:
-        images, labels = paths, [str(outside / path) for path in _images_below(outside)]
+        images = split_roles(paths)[0] or paths
+        labels = [str(outside / path) for path in _images_below(outside, request.exclude, notes)]
     if request.unlabelled is not None:
         further = request.unlabelled.absolute()  # may be inside the dataset's folder; its labels are not used
         images = [path for path in images if not (folder / path).is_relative_to(further)]
         labels = [path for path in labels if not (folder / path).is_relative_to(further)]
-        images += [str(further / path) for path in split_roles(_images_below(further))[0]]
+        images += [str(further / path) for path in split_roles(_images_below(further, request.exclude, notes))[0]]
+    cases = pair(images, labels, request.channels)
+    if not request.keep_lookalikes:
+        refuse_shared_names(cases)
     return [
         replace(
             case,
             images=tuple(str(folder / path) for path in case.images),
             label=None if case.label is None else str(folder / case.label),
         )
-        for case in pair(images, labels, request.channels)
+        for case in cases
     ]
 
 
-def _images_below(folder: Path) -> list[str]:
-    return sorted(image.relative_to(folder).as_posix() for image in walk_images(folder))
+def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> list[str]:
+    """Relative paths of the images that no pattern matches, neither as a path nor by the name of a file or folder.
+
+    A note counts the files that are passed over because of their format.
+    """
+    passed: list[Path] = []
+    paths = sorted(image.relative_to(folder).as_posix() for image in walk_images(folder, passed))
+    if passed:
+        notes.append(passed_over(passed, folder))
+    return [
+        path
+        for path in paths
+        if not any(fnmatch(name, pattern.rstrip("/")) for pattern in exclude for name in (path, *path.split("/")))
+    ]
 
 
 def _label_folder(request: Request) -> tuple[str | None, Path | None]:
@@ -238,9 +265,17 @@ def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
             "validation folders."
         )
     _place_bare_tests([case for case in cases if case.part != TRAINING and not case.label], roles, request)
-    if not roles.test or request.test_cases is not None or request.test_fraction is not None:
-        _choose_tests(roles, request)
-    _keep_patients_apart(roles, request.patient_pattern)
+    patients: str | Mapping[str, str] | None = request.patient_pattern
+    if patients is None:
+        patients, sentence = guess_patients([(case.name, case.images[0]) for case in roles.all])
+        roles.notes += [sentence] if sentence else []
+    given = bool(roles.test)
+    if not given or request.test_cases is not None or request.test_fraction is not None:
+        _choose_tests(roles, request, patients)
+    if given and request.patient_pattern is None:
+        _name_patients_on_both_sides(roles, patients)
+    else:
+        _keep_patients_apart(roles, patients)
     return roles
 
 
@@ -255,11 +290,11 @@ def _place_bare_tests(bare: list[FoundCase], roles: Roles, request: Request) -> 
         )
 
 
-def _choose_tests(roles: Roles, request: Request) -> None:
+def _choose_tests(roles: Roles, request: Request, patients: str | Mapping[str, str] | None) -> None:
     fraction = DEFAULT_TEST_FRACTION if request.test_fraction is None else request.test_fraction
     count = request.test_cases
     count = number_of_tests(len(roles.labelled), fraction) if count is None else count
-    chosen = choose_tests([case.name for case in roles.labelled], count, request.patient_pattern)
+    chosen = choose_tests([case.name for case in roles.labelled], count, patients)
     roles.test += [case for case in roles.labelled if case.name in chosen]
     roles.labelled = [case for case in roles.labelled if case.name not in chosen]
     if not roles.test:
@@ -269,7 +304,18 @@ def _choose_tests(roles: Roles, request: Request) -> None:
         )
 
 
-def _keep_patients_apart(roles: Roles, pattern: str | None) -> None:
+def _name_patients_on_both_sides(roles: Roles, patients: str | Mapping[str, str] | None) -> None:
+    """Add a note about cases of test patients that train; a split that came with the data is not changed by a guess."""
+    tested = {patient_of(case.name, patients) for case in roles.test}
+    both = [case.name for case in roles.labelled + roles.unlabelled if patient_of(case.name, patients) in tested]
+    if both:
+        roles.notes.append(
+            f"{len(both)} training cases seem to be of patients with test cases ({', '.join(both[:5])}"
+            f"{', ...' if both[5:] else ''}); --patient_pattern leaves such cases out."
+        )
+
+
+def _keep_patients_apart(roles: Roles, pattern: str | Mapping[str, str] | None) -> None:
     """Remove all cases of test patients, labelled or not, from the other roles."""
     if pattern is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import UserError
+from scripts.files import read_text
 from scripts.images.dicom_slices import looks_like_slice, split_series
-from scripts.images.header import case_name, ending_of
+from scripts.images.header import PAIR, case_name, ending_of
 from scripts.images.read import exists
+
+logger = logging.getLogger("images")
 
 ImageFiles = str | Sequence[str]
 """An image: one file or DICOM folder, or a list with one for each channel."""
 
 LIST_ENDINGS = (".txt", ".json")
+DETACHED = (".mhd", ".nhdr")
+"""Endings of headers whose voxels are in another file."""
 
 
 def first_file(image: ImageFiles) -> str:
@@ -47,7 +53,7 @@ def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None
     if file.suffix.lower() not in LIST_ENDINGS or file.is_dir():
         return None
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         if file.suffix.lower() == ".txt":
             lines = [line.strip() for line in text.splitlines()]
             return _checked([line for line in lines if line and not line.startswith("#")], file, file.parent)
@@ -96,42 +102,76 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
         raise UserError(f"{path} does not exist: give a folder of images or one image by --dataset_dir.")
     if split_series(root)[1] is not None or not root.is_dir():
         return [str(root)]
-    found = (str(image) for image in walk_images(root) if image == root or fnmatch(image.name, pattern))
-    return list[ImageFiles](sorted(found))
+    passed: list[Path] = []
+    found = sorted(str(image) for image in walk_images(root, passed) if image == root or fnmatch(image.name, pattern))
+    if passed:
+        logger.warning(passed_over(passed, root))
+    return list[ImageFiles](found)
 
 
-def walk_images(folder: Path) -> Iterator[Path]:
+DOCUMENTS = (
+    ".txt", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml", ".xml", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls",
+    ".xlsx", ".log", ".py", ".sh", ".ini", ".cfg", ".bval", ".bvec",
+)  # fmt: skip
+"""Endings of files in which nobody expects an image."""
+
+
+def passed_over(files: Sequence[Path], folder: Path) -> str:
+    """A sentence that counts files by ending."""
+    endings = Counter("".join(file.suffixes[-1 - (file.suffix == ".gz") :]).lower() or "no ending" for file in files)
+    counted = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
+    return f"{len(files)} files below {folder} have no format that is read and are passed over: {counted}."
+
+
+def image_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The image files among the files of one folder, and the others; a .hdr file belongs to its .img file."""
+    endings = {(file.stem, ending_of(file)) for file in files}
+    images, others = [], []
+    for file in files:
+        ending = ending_of(file)
+        partner = {".img": ".hdr", ".hdr": ".img"}.get(ending or "")
+        if ending is not None and (partner is None or (file.stem, partner) in endings):
+            images += [file] if ending != PAIR[1] else []
+        else:
+            others.append(file)
+    return images, others
+
+
+def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path]:
     """Yield the image files in a folder and its subfolders, and each folder that directly contains DICOM slices.
 
     Hidden files and folders (`.git`, the `._name` files of macOS) are skipped. Links are followed, but no folder is
     visited twice.
 
+    Args:
+        folder: the folder.
+        passed: takes files that are no images, apart from documents, the data of headers, and files beside slices.
+
     Raises:
         UserError: for a broken link with the name of an image, or a folder that cannot be read.
     """
-    yield from _walk(folder, set())
+    yield from _walk(folder, set(), [] if passed is None else passed)
 
 
-def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]:
     visited.add(os.path.realpath(folder))
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read ({error.strerror}): check its permissions.") from error
-    others = []
+    images, others = image_files([entry for entry in entries if entry.is_file()])
+    yield from images
     for entry in entries:
-        if entry.is_file():
-            if ending_of(entry) is None:
-                others.append(entry)
-            else:
-                yield entry
-        elif entry.is_symlink() and ending_of(entry) is not None and not entry.is_dir():
+        if entry.is_symlink() and ending_of(entry) is not None and not entry.is_dir():
             raise UserError(f"{entry} is a broken link: repair or remove it.")
     if _hold_slices(others):
         yield folder
+    else:
+        headed = tuple(f"{image.stem}." for image in images if ending_of(image) in DETACHED)
+        passed += [file for file in others if file.suffix.lower() not in DOCUMENTS and not file.name.startswith(headed)]
     for entry in entries:
         if entry.is_dir() and os.path.realpath(entry) not in visited:
-            yield from _walk(entry, visited)
+            yield from _walk(entry, visited, passed)
 
 
 def _hold_slices(files: Sequence[Path]) -> bool:

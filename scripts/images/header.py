@@ -15,9 +15,12 @@ import numpy as np
 from scripts.errors import UserError
 
 NIFTI = (".nii.gz", ".nii")
+PAIR = (".img", ".hdr")
+"""NIfTI or Analyze in two files with the same name; one of them, the .img file, stands for the image."""
+MGH = (".mgz", ".mgh")
 NRRD = (".nrrd", ".nhdr")
 METAIMAGE = (".mha", ".mhd")
-ENDINGS = (*NIFTI, *NRRD, *METAIMAGE)
+ENDINGS = (*NIFTI, *PAIR, *MGH, *NRRD, *METAIMAGE)
 """Endings of image files, in lower case. A DICOM series is a folder and has none."""
 
 
@@ -36,14 +39,15 @@ def case_name(path: str | Path) -> str:
 def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
     """Yield the path, or a temporary link to the file if its ending is not in lower case.
 
-    nibabel does not recognise `.Nii`, and ITK neither `.MHA` nor `.MHD`. ITK recognises NRRD by its first bytes.
+    nibabel does not recognise `.Nii` (but `.IMG`), and ITK neither `.MHA` nor `.MHD`. ITK recognises NRRD by its first
+    bytes.
 
     Args:
         path: an image file.
         beside: names of files in the same folder that the image file refers to.
     """
     ending = ending_of(path)
-    if ending is None or ending in NRRD or path.endswith(ending):
+    if ending is None or ending in (*NRRD, *PAIR) or path.endswith(ending):
         yield path
         return
     with TemporaryDirectory() as folder:

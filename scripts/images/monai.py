@@ -27,7 +27,7 @@ ORIENTED = "oriented"
 
 
 class VolumeReader(ImageReader):
-    """Reads `.nii.gz`, `.nii`, `.nrrd`, `.nhdr`, `.mha`, `.mhd` and folders of DICOM slices (`scripts.images.read`).
+    """Reads every format of docs/formats.md: files with one of `ENDINGS`, and folders of DICOM slices.
 
     `LoadImaged(keys, reader="scripts.images.monai.VolumeReader")` gives volumes `(X, Y, Z)`, or
     `(channels, X, Y, Z)` where there are several channels, with the affine of the file's own axes (voxel index to mm,

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read NIfTI through nibabel, which accepts any affine (ITK refuses those with shear)."""
+"""Read NIfTI, Analyze and MGH through nibabel, which accepts any affine (ITK refuses those with shear)."""
 
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -28,17 +30,28 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         content = "complex numbers" if stored.kind == "c" else "colours (RGB)"
         raise UserError(f"{path} contains {content}: convert it to one number per voxel, or to one channel for each.")
     shape, channels = shape_and_channels(path, image.shape)
-    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+    oriented = _is_oriented(path, image.header)
     affine = _stored_affine(image) if oriented else _affine_without_orientation(image)
-    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    if hasattr(image.header, "get_xyzt_units"):
+        affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
 
     def voxels() -> np.ndarray:
         with in_lower_case(path) as file:
-            array = _read_to_the_end(file, kind) if file.endswith(".gz") else np.asanyarray(nibabel.load(file).dataobj)
+            compressed = file.endswith((".gz", ".mgz"))
+            array = _read_to_the_end(file, kind) if compressed else np.asanyarray(nibabel.load(file).dataobj)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch does not support big-endian numbers
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 
     return VolumeHeader(path, shape, channels, affine, stored.newbyteorder("=").name, oriented), voxels
+
+
+def _is_oriented(path: str, header: Any) -> bool:
+    """Whether a header states the directions of the axes; for Analyze, whether SPM wrote a matrix beside it."""
+    if isinstance(header, nibabel.MGHImage.header_class):
+        return bool(header["goodRASFlag"] > 0)
+    if "sform_code" not in header:
+        return Path(path).with_suffix(".mat").is_file()
+    return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
 
 
 GRID_FIELDS = (
@@ -51,11 +64,14 @@ def header_with_grid_of(path: str) -> nibabel.Nifti1Header | None:
     """A new header with sform, qform, voxel size and unit of length of a file.
 
     Returns:
-        The header; `None` for a 2D picture with an orientation, because its matrices do not describe a volume.
+        The header; `None` for a 2D picture with an orientation, because its matrices do not describe a volume, and for
+        Analyze, which has no such fields.
     """
     with in_lower_case(path) as file:
         image = nibabel.load(file)
     given = image.header
+    if "sform_code" not in given:
+        return None
     if len(image.shape) < 3 and (given["sform_code"] > 0 or given["qform_code"] > 0):
         return None
     header = nibabel.Nifti1Header()

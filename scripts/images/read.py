@@ -18,7 +18,7 @@ import numpy as np
 from scripts.errors import UserError
 from scripts.images import dicom, nifti
 from scripts.images import itk as itk_format
-from scripts.images.header import ENDINGS, NIFTI, ReadVoxels, VolumeHeader, ending_of
+from scripts.images.header import ENDINGS, MGH, NIFTI, PAIR, ReadVoxels, VolumeHeader, ending_of
 
 __all__ = ["ENDINGS", "Volume", "VolumeHeader", "ending_of", "exists", "open_volume", "read_header", "read_volume"]
 
@@ -66,7 +66,7 @@ def open_volume(path: str | Path) -> Volume:
     with _naming_the_file(path):
         if Path(dicom.split_series(path)[0]).is_dir():
             header, voxels = dicom.open_volume(path)
-        elif ending_of(path) in NIFTI:
+        elif ending_of(path) in (*NIFTI, *PAIR, *MGH):
             header, voxels = nifti.open_volume(path)
         elif ending_of(path) is not None:
             header, voxels = itk_format.open_volume(path)

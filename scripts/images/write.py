@@ -11,7 +11,7 @@ import numpy as np
 
 from scripts.errors import UserError
 from scripts.files import atomic_write
-from scripts.images.header import LPS_TO_RAS, METAIMAGE, NIFTI, NRRD, ending_of
+from scripts.images.header import LPS_TO_RAS, METAIMAGE, MGH, NIFTI, NRRD, PAIR, ending_of
 from scripts.images.nifti import header_with_grid_of
 
 OUTPUT_FORMATS = ("nifti", "input")
@@ -20,7 +20,8 @@ OUTPUT_FORMATS = ("nifti", "input")
 def output_ending(image: str | Path, output_format: str) -> str:
     """Return the ending of the output for an image: `.nii.gz`, or with `input` that of the image's own format.
 
-    Formats of two files (`.nhdr`, `.mhd`) are written as one file (`.nrrd`, `.mha`), and DICOM as `.nii.gz`.
+    Formats of two files (`.nhdr`, `.mhd`) are written as one file (`.nrrd`, `.mha`), and DICOM, Analyze and MGH as
+    `.nii.gz`.
 
     Raises:
         UserError: for an unknown `output_format`.
@@ -30,7 +31,8 @@ def output_ending(image: str | Path, output_format: str) -> str:
     ending = ending_of(image)
     if output_format == "nifti" or ending is None or Path(image).is_dir():
         return NIFTI[0]
-    return {**dict.fromkeys(NRRD, ".nrrd"), **dict.fromkeys(METAIMAGE, ".mha")}.get(ending, ending)
+    of_format = {NRRD: ".nrrd", METAIMAGE: ".mha", PAIR: NIFTI[0], MGH: NIFTI[0]}
+    return next((written for endings, written in of_format.items() if ending in endings), ending)
 
 
 def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, image: str | Path | None = None) -> None:
@@ -65,7 +67,7 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray, image:
 
 
 def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, like: str | Path | None) -> None:
-    header = None if like is None or ending_of(like) not in NIFTI else header_with_grid_of(str(like))
+    header = None if like is None or ending_of(like) not in (*NIFTI, *PAIR) else header_with_grid_of(str(like))
     if header is not None:
         nibabel.save(nibabel.Nifti1Image(array, None, header, dtype=array.dtype), path)
         return

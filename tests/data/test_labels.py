@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from scripts.data import labels
-from scripts.data.labels import declared_values, tally, to_classes, value_text
+from scripts.data.checks.labels import never_together
+from scripts.data.labels import declared_values, looks_like_label, tally, to_classes, value_text
 from scripts.errors import UserError
 
 
@@ -137,3 +138,42 @@ def test_without_a_list_the_values_are_the_classes():
 def test_inconsistent_declarations_name_the_key_and_the_value(values, ignore_value, named):
     with pytest.raises(UserError, match=named):
         declared_values(3, values, ignore_value)
+
+
+def parcels(number: int) -> np.ndarray:
+    """`number` values in cubes of 3 voxels side."""
+    side = int(np.ceil(number ** (1 / 3)))
+    return (np.arange(side**3).reshape(side, side, side) % number).repeat(3, 0).repeat(3, 1).repeat(3, 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("number", [2, 4, 100])
+def test_a_volume_of_few_whole_numbers_or_of_uniform_regions_looks_like_a_label(number, kind) -> None:
+    assert looks_like_label(parcels(number).astype(kind))
+
+
+def test_noise_fractions_and_many_values_do_not_look_like_labels() -> None:
+    noise = np.random.default_rng(0).integers(0, 100, (12, 12, 12))
+    noise[:8] = 0  # a margin of one value
+    assert not looks_like_label(noise)
+    assert not looks_like_label(parcels(4) / 2)
+    assert not looks_like_label(parcels(300))
+
+
+@pytest.mark.parametrize(
+    ("files", "pairs"),
+    [
+        ([{1}, {1}, {255}, {255}, {255}, {255}], [(1, 255)]),
+        ([{1}, {255}, set()], [(1, 255)]),
+        ([{1, 2}, {1, 4}, {1, 2}, {1, 4}], [(2, 4)]),
+        ([{1, 2}, {1}, {2}, {1, 2}], []),
+        ([{1, 2}, {4}, *[{3}] * 20], []),  # rare structures
+        ([], []),
+    ],
+)
+def test_values_that_should_meet_and_never_do_are_named(files, pairs) -> None:
+    sentences = [finding.sentence for finding in never_together(files, {1: "liver", 255: "mask"})]
+    assert len(sentences) == len(pairs)
+    for sentence, pair in zip(sentences, pairs, strict=True):
+        assert all(f"{value} (" in sentence for value in pair)
+    assert not sentences or "liver" in sentences[0] or "2 (" in sentences[0]

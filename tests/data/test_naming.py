@@ -64,6 +64,10 @@ def test_image_words_are_removed(stem: str, bare: str) -> None:
 
 def test_folders_named_images_or_labels() -> None:
     assert all(map(is_label_folder, ("labels", "labelsTr", "Labels_test", "masks", "segmentations", "GT")))
+    assert all(map(is_label_folder, ("labelsVa", "labelsTr_old", "labels_backup", "labels2", "labels (copy)", "gt-v2")))
+    assert all(map(is_label_folder, ("expert_labels", "old_labelsTr", "reader 1 masks")))
+    others = ("no_labels", "without-masks", "images_and_masks", "imgs_masks", "masked", "predictions")
+    assert not any(map(is_label_folder, others))
     assert all(map(is_image_folder, ("images", "imagesTs", "Images_train", "img", "scans")))
     assert not any(is_label_folder(name) or is_image_folder(name) for name in ("labelled", "case_7", "site", "mask_7"))
 
@@ -73,7 +77,8 @@ def test_folders_named_images_or_labels() -> None:
     [
         ("imagesTs/a.nii", "test"), ("imagesTr/a.nii", "training"), ("test/images/a.nii", "test"),
         ("labels_val/a.nii", "validation"), ("Validation/a.nii", "validation"), ("latest/a.nii", "training"),
-        ("/somebody's/test/images/a.nii", "training"),
+        ("/somebody's/test/images/a.nii", "training"), ("labelsVa/a.nii", "validation"), ("valid/a.nii", "validation"),
+        ("imagesTs_old/a.nii", "test"), ("imagesVa/a.nii", "validation"), ("labelsTs-2/a.nii", "test"),
     ],
 )  # fmt: skip
 def test_folders_tell_training_from_test(path: str, part: str) -> None:

@@ -378,4 +378,5 @@ def test_the_configuration_hands_on_what_the_dataset_declares(folder, make_workf
         roi_size=[16, 16, 16],
     )  # fmt: skip
     workflow.run()
-    assert "No problems" in capsys.readouterr().out
+    assert "0 errors, 1 warning, 0 notes" in capsys.readouterr().out
+    assert "values never together" in (tmp_path / "out/check_data.csv").read_text()

@@ -120,7 +120,9 @@ def test_cases_that_hold_a_value_are_counted_apart_from_its_voxels(tmp_path: Pat
     first, second = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
     first[0, 0, :3], second[1, 1, 1] = 1, 4
     pairs = [([image], write(tmp_path / f"{n}.nii", array)) for n, array in enumerate((first, first, second))]
-    assert measured(*pairs).labels == LabelValues({0: 3, 1: 2, 4: 1}, {0: 2 * 21 + 23, 1: 6, 4: 1})
+    assert measured(*pairs).labels == LabelValues(
+        {0: 3, 1: 2, 4: 1}, {0: 2 * 21 + 23, 1: 6, 4: 1}, [{0, 1}, {0, 1}, {0, 4}]
+    )
 
 
 def test_intensities_come_from_the_foreground_of_each_channel(tmp_path: Path) -> None:

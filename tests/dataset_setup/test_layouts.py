@@ -213,8 +213,15 @@ def test_nnunet_maps_names_to_values_and_may_name_one_to_ignore() -> None:
 
 
 def test_regions_and_unknown_forms_name_nothing() -> None:
-    assert describe({"labels": {"background": 0, "whole tumor": [1, 2]}}) == Description((), {0: "background"})
     assert describe({"labels": ["liver"], "modality": "CT"}) == describe({}) == Description()
+
+
+@pytest.mark.parametrize("regions", [{"whole tumor": [1, 2]}, {"whole tumor": [1, 2, 3], "tumor core": [2, 3]}])
+def test_regions_are_mentioned_and_not_used(regions) -> None:
+    description = describe({"labels": {"background": 0, **regions}})
+    assert description.label_names == {0: "background"}
+    (note,) = description.notes
+    assert ", ".join(regions) in note
 
 
 def test_a_json_file_without_a_dictionary_is_refused(tmp_path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import UserError
-from scripts.images.find import find_images, output_names
+from scripts.images.find import find_images, output_names, walk_images
 from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
 
@@ -134,3 +134,27 @@ def test_a_broken_link_is_an_error(tmp_path, target):
     (tmp_path / "a.nii.gz").symlink_to(target)
     with pytest.raises(UserError, match=r"a\.nii\.gz"):
         find_images(tmp_path)
+
+
+def test_pairs_and_mgz_are_images_and_a_half_pair_is_not(tmp_path):
+    touch(tmp_path, "a.img", "a.hdr", "B.IMG", "B.HDR", "c.mgz", "d.mgh", "e.img", "f.hdr")
+    passed: list[Path] = []
+    assert sorted(image.name for image in walk_images(tmp_path, passed)) == ["B.IMG", "a.img", "c.mgz", "d.mgh"]
+    assert [file.name for file in passed] == ["e.img", "f.hdr"]
+
+
+@pytest.mark.parametrize("names", [["x.mnc", "deep/y.MNC", "z.img.gz"], ["p.png", "q.npy", "r.h5"]])
+def test_files_that_no_reader_knows_are_counted_in_one_line(names, tmp_path, caplog):
+    touch(
+        tmp_path, "a.nii", "b.mhd", "b.raw", "c.d.nhdr", "c.d.raw.gz", "notes.txt", "table.csv", ".hidden.mnc", *names
+    )
+    assert found(tmp_path) == ["a.nii", "b.mhd", "c.d.nhdr"]
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("3 files") and str(tmp_path) in line
+    assert all(Path(name).suffix.lower() in line for name in names)
+
+
+def test_files_beside_slices_are_left_to_the_reader_of_the_series(tmp_path, caplog):
+    touch(tmp_path, "scan/1.dcm", "scan/x.jpg")
+    assert found(tmp_path) == ["scan"]
+    assert not caplog.records

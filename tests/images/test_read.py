@@ -340,3 +340,34 @@ def test_a_folder_and_a_link_to_nothing_under_an_image_ending_are_named(tmp_path
     (tmp_path / "b.nii.gz").symlink_to("gone.nii.gz")
     assert refusal(tmp_path / "a.nii.gz")
     assert refusal(tmp_path / "b.nii.gz")
+
+
+def write_with_nibabel(folder: Path, ending: str, array: np.ndarray, matrix: np.ndarray) -> Path:
+    kind = {".img": nibabel.Nifti1Pair, ".mgz": nibabel.MGHImage, ".mgh": nibabel.MGHImage}[ending.lower()]
+    nibabel.save(kind(array, matrix), folder / f"a{ending}")
+    return folder / f"a{ending}"
+
+
+@pytest.mark.parametrize("ending", [".img", ".IMG", ".mgz", ".mgh"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+def test_a_pair_and_freesurfers_format_are_read_as_any_other(tmp_path, ending, kind):
+    array = (volume() % 100).astype(kind)
+    header, voxels = read_volume(write_with_nibabel(tmp_path, ending, array, oblique()))
+    np.testing.assert_array_equal(voxels[0], array)
+    np.testing.assert_allclose(header.affine, oblique(), atol=1e-4)
+    assert header.oriented
+
+
+def test_either_file_of_a_pair_can_be_named_and_a_missing_half_is_refused(tmp_path):
+    path = write_with_nibabel(tmp_path, ".img", volume(), oblique())
+    np.testing.assert_array_equal(read_volume(path.with_suffix(".hdr"))[1], read_volume(path)[1])
+    path.with_suffix(".hdr").unlink()
+    with pytest.raises(UserError, match=r"a\.img"):
+        read_volume(path)
+
+
+def test_analyze_does_not_state_directions(tmp_path):
+    nibabel.save(nibabel.AnalyzeImage(volume(), np.diag([-1.5, 2.0, 2.5, 1.0])), tmp_path / "a.img")
+    header, voxels = read_volume(tmp_path / "a.img")
+    np.testing.assert_array_equal(voxels[0], volume())
+    assert (header.oriented, header.spacing, header.axcodes) == (False, (1.5, 2.0, 2.5), "LPS")

@@ -21,7 +21,7 @@ from scripts.data.checks.grid import (
     same_storage_order,
 )
 from scripts.data.checks.labels import values_of_label
-from scripts.data.labels import Tally, tally
+from scripts.data.labels import Tally, looks_like_label, tally
 from scripts.data.sizes import Progress, resampled_shape
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
@@ -118,7 +118,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
             continue
         wrong = intensities(image.header, voxels)
         checked.findings += wrong
-        if not wrong:
+        if not any(finding.is_error for finding in wrong):
             digest = content_digest(image.header, voxels)
             checked.contents.append(Content(image.header.path, opened.case["case"], opened.role, digest))
         del voxels  # free the memory before the next file is read
@@ -130,7 +130,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
 
 
 def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
-    """Check that each channel is finite and not constant.
+    """Check that each channel is finite, not constant, and not a label.
 
     Args:
         header: header of the file.
@@ -151,6 +151,9 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
         elif lowest == highest:
             sentence = f"{name} has the value {lowest:g} in every voxel: replace it, or remove the case."
             findings.append(Finding(Kind.CONSTANT, sentence, header.path))
+        elif looks_like_label(channel):
+            sentence = f"{name} holds only a few whole numbers, as labels do: remove the case, unless it is an image."
+            findings.append(Finding(Kind.LABEL_LIKE, sentence, header.path))
     return findings
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
+from scripts.data.patients import guess_patients
 from scripts.images.header import VolumeHeader
 
 SPLIT = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
@@ -56,6 +57,24 @@ def _finding(first: Content, content: Content) -> Finding:
     else:
         kind, sentence = Kind.LEAK, f"{same}: remove one from the datalist, or the scores are meaningless."
     return Finding(kind, sentence, content.path, content.case, content.role)
+
+
+def patients_on_both_sides(members: Sequence[Member]) -> list[Finding]:
+    """Report patients, as far as they can be guessed, with cases in two of training, validation and test."""
+    patients, _ = guess_patients([(member.case, member.header.path) for member in members])
+    of_patient: dict[str, list[Member]] = defaultdict(list)
+    for member in members if patients else []:
+        of_patient[patients[member.case]].append(member)
+    findings = []
+    for cases in of_patient.values():
+        other = next((each for each in cases if SPLIT[each.role] != SPLIT[cases[0].role]), None)
+        if other is not None:
+            sentence = (
+                f"{cases[0].case} ({cases[0].role}) and {other.case} ({other.role}) seem to be of one patient by "
+                "name or folder: put all cases of a patient into one list, or the scores are too good."
+            )
+            findings.append(other.finding(Kind.SAME_PATIENT, sentence))
+    return findings
 
 
 FEWEST = 5  # minimum number of cases; fewer do not show what is usual

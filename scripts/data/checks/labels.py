@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations
 
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.labels import MOST_VALUES, ROUNDING, Tally, value_text
@@ -96,6 +98,31 @@ def absent_classes(tallies: Iterable[Tally], dataset: DatasetSpec) -> list[Findi
         for name, value in zip(dataset.label_names, dataset.values, strict=True)
         if value not in found
     ]
+
+
+def never_together(files: Sequence[Collection[int]], names: Mapping[int, str]) -> list[Finding]:
+    """Report pairs of values that no label file holds both of: one structure may have two values.
+
+    Rare structures seldom occur together. A pair is reported if it should by chance, in one file or more, or if every
+    file with a structure holds one of the two.
+
+    Args:
+        files: the values of each label file without background and ignored voxels.
+        names: of the classes by value.
+    """
+    filled = [set(values) for values in files if values]
+    count = Counter(value for values in filled for value in values)
+    findings = []
+    for one, other in combinations(sorted(count), 2):
+        expected = count[one] * count[other] >= len(filled) or count[one] + count[other] == len(filled)
+        if expected and not any({one, other} <= values for values in filled):
+            of_one, of_other = (f"{value} ({names.get(value, '-')}, {count[value]} files)" for value in (one, other))
+            sentence = (
+                f"No label file holds both of the values {of_one} and {of_other}: if they are one structure, write one "
+                "value in all files."
+            )
+            findings.append(Finding(Kind.NEVER_TOGETHER, sentence))
+    return findings
 
 
 def _format(values: Iterable[float], most: int = SHOWN) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from scripts.data.cases import ROLES, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.naming import split_roles
-from scripts.images.read import ENDINGS, ending_of, exists
+from scripts.images.find import image_files
+from scripts.images.header import PAIR
+from scripts.images.read import ENDINGS, exists
 
 
 def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
@@ -24,7 +26,9 @@ def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
     folders_of_images = {str(Path(path).parent) for path in images}
     findings = []
     for folder in sorted({str(Path(path).parent) for path in labels}):
-        files = [name for name in _files(folder) if os.path.join(folder, name) not in images | labels]
+        listed = images | labels
+        listed |= {str(Path(path).with_suffix(PAIR[0])) for path in listed if path.endswith(PAIR[1])}
+        files = [name for name in _files(folder) if os.path.join(folder, name) not in listed]
         if folder in folders_of_images:  # then file names show which of the others are labels
             files = split_roles(files)[1]
         for name in files:
@@ -41,7 +45,8 @@ def _files(folder: str) -> list[str]:
         names = sorted(os.listdir(folder))
     except OSError:  # a missing folder is reported by missing_files, through its labels
         return []
-    return [name for name in names if not name.startswith(".") and ending_of(name)]
+    files = [Path(folder, name) for name in names if not name.startswith(".")]
+    return [file.name for file in image_files(files)[0]]
 
 
 def missing_labels(lists: CaseLists, path: Path) -> list[Finding]:

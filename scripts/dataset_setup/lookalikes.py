@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find supposed images that are probably labels: copies of label files and predictions would train as unlabelled cases.
+
+A file that no name marks as a label counts as an image. It is suspicious if it shares its name with a case, or if it
+holds only a few whole numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from scripts.data.naming import PART_FOLDERS, is_image_folder, place_of, stem_of
+from scripts.dataset_setup.layouts import FoundCase
+from scripts.errors import UserError
+
+SHOWN = 10  # number of files named in a message
+WAY_OUT = (
+    "leave files out with --exclude PATTERN, give the folder of the labels with --labels, or take all as images with "
+    "--keep_lookalikes"
+)
+
+
+def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
+    """Refuse unlabelled images that share their name with a case and are not in a folder of images, or are below it.
+
+    Images of two sites may have the same names: both are then in folders called images, or in folders beside each
+    other.
+
+    Args:
+        cases: with paths relative to the folder that was searched.
+
+    Raises:
+        UserError: naming the images.
+    """
+    by_stem: dict[str, list[FoundCase]] = defaultdict(list)
+    for case in cases:
+        by_stem[stem_of(case.images[0])].append(case)
+    found = [
+        f"{case.images[0]} (like {other.images[0]})"
+        for case in cases
+        if case.label is None
+        for other in by_stem[stem_of(case.images[0])][:SHOWN]
+        if other is not case and _is_suspicious(case, other)
+    ]
+    if found:
+        raise UserError(
+            f"{len(found)} supposed images share their name with a case and may be labels or predictions, "
+            f"{shortened(found)}: {WAY_OUT}."
+        )
+
+
+def _is_suspicious(case: FoundCase, other: FoundCase) -> bool:
+    if _in_image_folder(other) and not _in_image_folder(case):
+        return True
+    place, above = place_of(case.images[0]), place_of(other.images[0])
+    return len(above) < len(place) and place[: len(above)] == above and not _in_image_folder(case)
+
+
+def _in_image_folder(case: FoundCase) -> bool:
+    folders = case.images[0].split("/")[:-1]
+    return any(is_image_folder(folder) or folder.lower() in PART_FOLDERS for folder in folders)
+
+
+def refuse_label_like(paths: Sequence[str]) -> None:
+    """Refuse supposed images that hold only a few whole numbers.
+
+    Args:
+        paths: those images.
+
+    Raises:
+        UserError: if there is one.
+    """
+    if paths:
+        raise UserError(
+            f"{len(paths)} supposed images hold only a few whole numbers, as labels do, {shortened(paths)}: {WAY_OUT}."
+        )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names, and the number of others."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of labels, predictions and labels without an image are named instead of becoming unlabelled cases."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts.dataset_setup.new_dataset import new_dataset
+from scripts.dataset_setup.roles import Request, assign, gather
+from tests.check_folder import CheckFolder
+from tests.scan_folder import MACHINE, make_folder, refusal, volume
+
+
+def request(folder: Path, **options) -> Request:
+    return Request(folder, "mine", **{"test_cases": 0, **options})
+
+
+def numbers(folder: Path, **options) -> tuple[int, int, int]:
+    """Labelled, unlabelled and validation cases."""
+    roles = assign(gather(request(folder, **options))[0], request(folder, **options))
+    return len(roles.labelled), len(roles.unlabelled), len(roles.validation)
+
+
+@pytest.mark.parametrize("name", ["labels_old", "labels2", "expert_labels"])
+def test_a_second_folder_of_labels_is_refused_or_left_out(name, tmp_path) -> None:
+    make_folder(tmp_path)
+    shutil.copytree(tmp_path / "labels", tmp_path / name)
+    assert "both labels of images/c0" in refusal(gather, request(tmp_path))
+    assert numbers(tmp_path, exclude=(name,)) == (5, 3, 0)
+    assert numbers(tmp_path, labels=tmp_path / "labels") == (5, 3, 0)
+
+
+@pytest.mark.parametrize("place", ["predictions/c6.nii.gz", "labels/../out/run 1/c6.nii.gz"])
+def test_a_prediction_with_the_name_of_a_case_is_refused_or_left_out(place, tmp_path) -> None:
+    make_folder(tmp_path)
+    file = (tmp_path / place).resolve()
+    volume(file, classes=(1,))
+    message = refusal(gather, request(tmp_path))
+    assert str(file.relative_to(tmp_path.resolve())) in message and "--exclude" in message
+    assert numbers(tmp_path, exclude=(file.relative_to(tmp_path.resolve()).parts[0] + "/*",)) == (5, 3, 0)
+    assert numbers(tmp_path, keep_lookalikes=True) == (5, 4, 0)
+
+
+def test_images_of_two_sites_may_have_the_same_names(tmp_path) -> None:
+    make_folder(tmp_path / "site_1")
+    make_folder(tmp_path / "site_2", labelled=0, unlabelled=3)
+    assert numbers(tmp_path) == (5, 6, 0)
+
+
+def test_images_and_labels_for_validation_pair(tmp_path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "imagesTr")
+    (tmp_path / "labels").rename(tmp_path / "labelsTr")
+    volume(tmp_path / "imagesVa/c9.nii.gz")
+    volume(tmp_path / "labelsVa/c9.nii.gz", classes=(1,))
+    assert numbers(tmp_path) == (5, 3, 1)
+
+
+@pytest.mark.parametrize("place", ["results/z.nii.gz", "images/c7_output.nii.gz"])
+def test_an_image_that_holds_few_whole_numbers_is_refused_and_found_by_the_check(place, tmp_path) -> None:
+    make_folder(tmp_path)
+    volume(tmp_path / place, classes=(1, 2))
+    message = refusal(new_dataset, request(tmp_path, dry_run=True), MACHINE, lambda _: None)
+    assert place in message and "--keep_lookalikes" in message
+    new_dataset(request(tmp_path, dry_run=True, keep_lookalikes=True), MACHINE, lambda _: None)
+    folder = CheckFolder(tmp_path / "check")
+    folder.save_image("u1", folder.classes())
+    assert ("image looks like a label", "u1") in folder.check()
+
+
+@pytest.mark.parametrize("names", [["extra/x.mnc"], ["a.png", "images/b.img.gz"]])
+def test_files_that_are_passed_over_are_counted_in_the_summary(names, tmp_path) -> None:
+    make_folder(tmp_path)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    notes = gather(request(tmp_path))[1].notes
+    assert [note.split(" ", 1)[0] for note in notes] == [str(len(names))]
+
+
+def test_every_label_without_an_image_is_named(tmp_path) -> None:
+    make_folder(tmp_path)
+    names = [f"labels/x{n}.nii.gz" for n in range(12)]
+    for name in names:
+        volume(tmp_path / name, classes=(1,))
+    message = refusal(gather, request(tmp_path))
+    assert all(name in message for name in names)
+    assert numbers(tmp_path, exclude=("labels/x*",)) == (5, 3, 0)
+
+
+def test_two_values_of_one_structure_are_named_by_both_commands(tmp_path) -> None:
+    make_folder(tmp_path)
+    for n in (0, 3):
+        volume(tmp_path / f"labels/c{n}.nii.gz", classes=(255,))
+    shown: list[str] = []
+    new_dataset(request(tmp_path, dry_run=True), MACHINE, shown.append)
+    assert "1 (structure 1, 3 files) and 255 (structure 255, 2 files)" in shown[0]
+    folder = CheckFolder(tmp_path / "check")
+    for name in ("l0", "l1", "v0"):
+        folder.save_label(name, folder.classes() // 2 * 5)  # 0 and 5, others 0, 1 and 2
+    found = folder.check(label_names=["background", "organ", "vessel", "other"], label_values=[0, 1, 2, 5])
+    assert ("values never together", "") in found

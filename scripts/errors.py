@@ -26,6 +26,16 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception or one of its causes says that memory, of the CPU or a GPU, is used up."""
+    while error is not None:
+        # torch raises a RuntimeError where the CPU's memory is used up.
+        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error), re.I):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def root_user_error(error: BaseException | None) -> UserError | None:
     """Find the `UserError` among an exception and its causes.
 

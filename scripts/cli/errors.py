@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 
-from scripts.errors import UserError, first_line, root_user_error
+from scripts.errors import UserError, first_line, is_out_of_memory, root_user_error
 
 HINT = "Add --debug true to the command to see the traceback."
 UNDEFINED_REFERENCE = "is not defined in the config content"
@@ -34,7 +34,7 @@ def describe(error: BaseException) -> str:
     chain = chain_of(error)
     cause = next((e for e in chain if UNDEFINED_REFERENCE in str(e)), chain[-1])
     words = _words_of(cause)
-    if isinstance(cause, MemoryError) or "out of memory" in str(cause).lower():
+    if is_out_of_memory(error):
         return f"Out of memory ({words}). Lower roi_size or the batch sizes, or give --cache disk. {HINT}"
     if isinstance(cause, OSError) and cause.strerror:
         name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else "a file"

@@ -189,13 +189,20 @@ class StructureDice(CumulativeIterationMetric):
     As in `scripts.evaluation.statistics.summarise`, a structure that is predicted but not in the reference scores 0,
     and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or scores the second 1. A
     checkpoint chosen by it may predict structures that are not there.
+
+    Args:
+        num_classes: K, background included.
     """
 
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Dice `(B, K - 1)` per case and foreground class of one-hot `(B, K, D, H, W)`; NaN if in neither."""
+        """Dice `(B, K - 1)` per case and foreground class of label volumes `(B, 1, D, H, W)`; NaN if in neither."""
         dice = [
-            [overlap_metrics(of_pred, of_reference)[0] for of_pred, of_reference in zip(pred, reference, strict=True)]
-            for pred, reference in zip(y_pred[:, 1:], y[:, 1:], strict=True)
+            [overlap_metrics(pred == label, reference == label)[0] for label in range(1, self.num_classes)]
+            for pred, reference in zip(y_pred[:, 0], y[:, 0], strict=True)
         ]
         return torch.tensor(dice, device=y_pred.device)
 

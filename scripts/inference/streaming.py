@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.transforms import Compose, Spacingd, SpatialResample
 from monai.utils import GridSampleMode, ensure_tuple_rep
 
@@ -63,6 +63,43 @@ def stitched_rows(
         yield start, total.narrow(axis + 1, 0, done) / weights.narrow(axis, 0, done)
         total = total.narrow(axis + 1, done, window - done)
         weights = weights.narrow(axis, done, window - done)
+
+
+class LabelInferer(Inferer):
+    """The most probable class of each voxel, without holding the logits of the whole volume.
+
+    The result is the argmax of what `inferer` returns. It is stitched on the CPU, so a GPU holds windows only.
+
+    Args:
+        inferer: its window, overlap and blending are used.
+    """
+
+    def __init__(self, inferer: SlidingWindowInferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Class indices `(B, 1, D, H, W)`, int16, of images `(B, C, D, H, W)`, on their device.
+
+        Args:
+            inputs: images, on the device of the network.
+            network: maps windows to logits `(B, K, *window)`.
+            args: further arguments of the network.
+            kwargs: likewise.
+        """
+
+        def predictor(windows: torch.Tensor) -> torch.Tensor:
+            return network(windows.to(inputs.device), *args, **kwargs).float().cpu()
+
+        images = inputs.as_subclass(torch.Tensor).cpu()
+        labels = torch.empty(len(images), 1, *images.shape[2:], dtype=torch.int16)
+        axis = longest_axis(images.shape[2:], self.inferer.roi_size)
+        for image, result in zip(images, labels[:, 0], strict=True):
+            for start, logits in stitched_rows(image, self.inferer, predictor, axis):
+                result.narrow(axis, start, logits.shape[axis + 1]).copy_(logits.argmax(dim=0))
+        return labels.to(inputs.device)
 
 
 def _with_even_batches(inferer: SlidingWindowInferer, shape: Sequence[int], axis: int) -> SlidingWindowInferer:

@@ -66,8 +66,9 @@ class TrainingCheckpoint:
 
     Files are written atomically, so a process that is killed while it writes leaves the checkpoints before intact.
 
-    Attach it to the trainer after everything else that acts at the end of an iteration (validation, learning-rate
-    schedule), so that a checkpoint holds all of its own step, and before `StopAtStep`, which reads the restored step.
+    Attach it to the trainer after everything else that changes the objects at the end of an iteration (teacher,
+    learning-rate schedule), so that a checkpoint holds all of its own step, before `Validation`, which may fail, and
+    before `StopAtStep`, which reads the restored step.
 
     With several ranks, which all hold the same state, the first reads and writes the files and sends the others what
     it read. A run can be resumed with another number of ranks.

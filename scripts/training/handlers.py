@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler, ValidationHandler
+from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -23,7 +23,7 @@ from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.optimizers import RateOnCurve
-from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep
+from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep, Validation
 from scripts.training.teacher import Teacher, TeacherUpdater
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class TrainingHandlers:
 
     ignite calls the handlers of one event in the order in which they were attached. These orders matter:
 
-    - a checkpoint is written after everything else of its step is done: validation, the teacher's update and the
-      learning rate's, so that a resumed run repeats none of it and misses none of it;
+    - a checkpoint is written after the teacher's and the learning rate's update, so that a resumed run repeats neither
+      and misses neither, and before a validation, so that one that fails loses nothing; a resumed run repeats it;
     - gradients are synchronised between ranks before the guard judges them, so that all ranks judge alike;
     - the guard judges before the teacher moves, which does not follow a step that was undone;
     - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
@@ -99,19 +99,23 @@ class TrainingHandlers:
         loss = engine.loss_function
         assert isinstance(loss, WeightedLoss)
         writer = summary_writer(self.output_dir)
-        for handler in self._of_validation(loss, writer):
+        for handler in self._of_validation(engine, writer):
             handler.attach(self.validator)
         self.handlers = self._of_training(engine, loss, writer)
         for handler in self.handlers:
             handler.attach(engine)
 
-    def _of_validation(self, loss: WeightedLoss, writer: SummaryWriter | None) -> list[Any]:
+    def _of_validation(self, engine: SupervisedTrainer, writer: SummaryWriter | None) -> list[Any]:
         if writer is None:
             return [self.best_model]
         return [
             self.best_model,
-            TensorBoardStatsHandler(writer, iteration_log=False, global_epoch_transform=lambda _: loss.step),
-            OverlayPictures(self.output_dir / "overlays", writer, limit=self.pictures, step=lambda: loss.step),
+            TensorBoardStatsHandler(
+                writer, iteration_log=False, global_epoch_transform=lambda _: engine.state.iteration
+            ),
+            OverlayPictures(
+                self.output_dir / "overlays", writer, limit=self.pictures, step=lambda: engine.state.iteration
+            ),
         ]
 
     def _of_training(self, engine: SupervisedTrainer, loss: WeightedLoss, writer: SummaryWriter | None) -> list[Any]:
@@ -121,7 +125,6 @@ class TrainingHandlers:
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
         return [
             *self.method_handlers,
-            *([ValidationHandler(self.val_interval, self.validator, epoch_level=False)] if len(cases) > 0 else []),
             StreamPosition(loader),
             StepSeeder(loader.batches.seed),
             LossStep(loss),
@@ -132,6 +135,7 @@ class TrainingHandlers:
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             *([] if writer is None else [_loss_curves(writer, loss)]),
             checkpoint,
+            *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),
             StopOnSignal(checkpoint),
             *([RunProgressBar(loss, self.max_steps)] if is_rank0() else []),
             FinalModelSaver(self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.dataset),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small handlers around every training step: seeds, the loss schedules, the progress bar, and the end of the run."""
+"""Small handlers around every training step: seeds, schedules, validation, the progress bar, the end of the run."""
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from ignite.engine import Engine, Events
@@ -10,8 +11,12 @@ from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from tqdm import tqdm
 
+from scripts.distributed.collectives import num_ranks
+from scripts.errors import first_line, is_out_of_memory
 from scripts.losses.base import WeightedLoss
 from scripts.seeding import derive_seed, seed_generators
+
+logger = logging.getLogger("Validation")
 
 
 def last_step(engine: Engine, max_steps: int) -> int:
@@ -62,6 +67,47 @@ class LossStep:
     def __call__(self, engine: Engine) -> None:
         """Set the step, counted from 1."""
         self.loss.step = engine.state.iteration
+
+
+class Validation:
+    """Validate after every `interval` steps, once the step's checkpoint is written.
+
+    A validation that fails or is killed then loses no step. A run that is resumed at a step with a validation repeats
+    it, because the checkpoint does not know its result. Where a single process runs out of memory, a line says so and
+    the run goes on; several processes wait for each other's results, so there the run ends.
+
+    Attach it after `TrainingCheckpoint`.
+
+    Args:
+        validator: evaluator of the validation cases.
+        interval: steps between validations, at least 1.
+    """
+
+    def __init__(self, validator: Engine, interval: int) -> None:
+        self.validator, self.interval = validator, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Act when a resumed run starts, and after every `interval` iterations."""
+        engine.add_event_handler(Events.STARTED, self)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate if it is due."""
+        step = engine.state.iteration
+        if step == 0 or step % self.interval != 0:
+            return
+        try:
+            self.validator.run()
+        except (RuntimeError, MemoryError) as error:
+            if num_ranks() > 1 or not is_out_of_memory(error):
+                raise
+            self.validator._internal_run_generator = (
+                None  # otherwise ignite takes the next run for the rest of this one
+            )
+            logger.warning(
+                f"The validation after step {step} ran out of memory ({first_line(error)}), so there is no result; "
+                "training goes on. Lower --validate::inferer::sw_batch_size, or raise --val_interval above --max_steps."
+            )
 
 
 class BatchAsItem:

@@ -98,7 +98,7 @@ def test_the_best_on_test_run_is_a_valid_command(make_workflow) -> None:
     content = workflow.parser.get_parsed_content
     assert content("validate::dataset").data == content("cases").test
     assert content("train::trainer")
-    assert any(type(handler).__name__ == "ValidationHandler" for handler in content("train::handlers")[0].handlers)
+    assert any(type(handler).__name__ == "Validation" for handler in content("train::handlers")[0].handlers)
 
 
 def test_other_cases_are_labelled_by_choice(commands, run, tiny_demo, tmp_path) -> None:

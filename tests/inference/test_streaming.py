@@ -11,7 +11,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, Identityd, Spacingd, SpatialResample
 
 from scripts.inference import streaming
-from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
+from scripts.inference.streaming import BlockResampler, LabelInferer, longest_axis, stitched_rows, with_block_spacing
 from tests.volume_files import affine, oblique, stored_as
 
 # ---------------------------------------------------------------- rows of windows
@@ -37,6 +37,19 @@ def test_blocks_together_equal_the_volume_that_monai_stitches(shape, overlap, mo
     torch.testing.assert_close(
         torch.cat([block for _, block in blocks], dim=axis + 1), inferer(image[None], network)[0], rtol=1e-5, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("shape", [(21, 13, 10), (5, 7, 4)])
+def test_label_inferer_gives_the_argmax_of_what_monai_stitches(shape) -> None:
+    inferer = SlidingWindowInferer((8, 8, 6), sw_batch_size=3, overlap=0.5, mode="gaussian")
+    images = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0))
+
+    def centred(windows: torch.Tensor) -> torch.Tensor:
+        return network(windows) - torch.tensor([0.0, 100.0])[:, None, None, None]
+
+    labels = LabelInferer(inferer)(MetaTensor(images), centred)
+    assert labels.shape == (2, 1, *shape) and 0 < labels.float().mean() < 1
+    assert torch.equal(labels.long(), inferer(images, centred).argmax(dim=1, keepdim=True))
 
 
 def test_the_inferer_gets_one_row_at_a_time() -> None:

@@ -24,7 +24,8 @@ def handlers_of(workflow) -> list:
 
 BEFORE = [
     ("MemoryBankUpdater", "GradientGuard"),
-    ("ValidationHandler", "TrainingCheckpoint"),  # otherwise a resumed run loses the validation of that step
+    ("TrainingCheckpoint", "Validation"),  # a validation that fails loses no step
+    ("Validation", "StopOnSignal"),  # its result is in the checkpoint of a run that is stopped
     ("LrScheduleHandler", "TrainingCheckpoint"),  # otherwise the learning rate lags one step after a resume
     ("TeacherUpdater", "TrainingCheckpoint"),
     ("RankSynchroniser", "GradientGuard"),  # all ranks must judge the same gradient

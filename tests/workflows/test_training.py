@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Events
+from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import SegResNet
 
 from scripts.errors import UserError, root_user_error
@@ -105,6 +106,52 @@ def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path
     assert set(torch.load(tmp_path / "models/model.pt", weights_only=True)) == set(workflow.network_def.state_dict())
     assert list((tmp_path / "out/overlays").glob("*.png"))
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+
+
+class Exhausted(SlidingWindowInferer):
+    """Fails in its first call; copies share the errors to raise."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__((32, 32, 16))
+        self.errors = [error]
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        if self.errors:
+            raise self.errors.pop()
+        return super().__call__(inputs, network, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_a_validation_that_runs_out_of_memory_does_not_end_the_run(error, make_workflow, tmp_path, capsys) -> None:
+    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2)
+    inferer = workflow.parser.get_parsed_content("validate::evaluator").inferer
+    inferer.inferer = Exhausted(error)
+    workflow.run()
+    assert workflow.trainer.state.iteration == 4
+    assert "validation after step 2 ran out of memory" in capsys.readouterr().out
+    assert (tmp_path / "models/model.pt").exists() and (tmp_path / "models/model_best.pt").exists()  # of step 4
+
+
+def test_a_validation_that_fails_loses_no_step_and_a_resumed_run_repeats_it(make_workflow, tmp_path) -> None:
+    workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, save_interval=2)
+    inferer = workflow.parser.get_parsed_content("validate::evaluator").inferer
+    inferer.inferer = Exhausted(RuntimeError("another fault"))
+    with pytest.raises(RuntimeError, match="another fault"):
+        workflow.run()
+    assert (tmp_path / "models/checkpoint_00000002.pt").exists()
+    resumed = make_workflow("train.yaml", max_steps=4, val_interval=2, save_interval=2, resume=True)
+    validated = []
+    resumed.evaluator.add_event_handler(Events.COMPLETED, lambda _: validated.append(resumed.trainer.state.iteration))
+    resumed.run()
+    assert validated == [2, 4]
 
 
 def test_without_validation_cases_a_run_goes_without_validation(train, own_copy) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
 from scripts.data.checks.labels import whole_numbers
+from scripts.data.checks.segments import names_agree, names_of_segments
 from scripts.data.labels import Tally, looks_like_label, tally
 from scripts.data.sizes import Progress
 from scripts.dataset_setup.layouts import FoundCase
@@ -85,6 +86,7 @@ class Fingerprint:
         labels: values in all label files.
         intensities: one entry per channel.
         sampled: number of cases whose intensities were sampled.
+        segments: names that label files give to their values.
         label_like: images, of the sampled and the unlabelled cases, that look like labels.
     """
 
@@ -93,6 +95,7 @@ class Fingerprint:
     intensities: list[Intensity]
     sampled: int
     label_like: list[str]
+    segments: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
     grids = [_grid_of(case) for case in cases]
     _check_channels(cases, grids)
     _check_labels(cases)
+    headers = [case.label.header for case in cases if case.label is not None]
+    for problem in names_agree(headers):
+        raise UserError(problem.sentence)
     values = LabelValues()
     chosen = {id(case) for case in evenly(roles.labelled, INTENSITY_CASES)}
     samples: list[list[tuple[float, np.ndarray]]] = []
@@ -140,7 +146,7 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
         if id(found) in chosen:
             samples.append(_sample(case, label, ignore_value, label_like))
         del label  # before the next file is read
-    return Fingerprint(grids, values, _intensities(samples), len(samples), label_like)
+    return Fingerprint(grids, values, _intensities(samples), len(samples), label_like, names_of_segments(headers))
 
 
 def _open(found: FoundCase) -> _Files:

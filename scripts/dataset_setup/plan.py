@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,11 @@ def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
 
 
 def classes_of(
-    values: LabelValues, description: Description, names: Sequence[str] | None, ignore_value: int | None
+    values: LabelValues,
+    description: Description,
+    names: Sequence[str] | None,
+    ignore_value: int | None,
+    segments: Mapping[int, str] | None = None,
 ) -> tuple[list[int], list[str]]:
     """Value and name of each class: all values in label files or in `dataset.json`, and 0 as background.
 
@@ -97,10 +101,20 @@ def classes_of(
         description: gives names to values.
         names: the user's names, one per class; `None`: those of the description.
         ignore_value: value that is not a class.
+        segments: names in the headers of label files, used where the description has none.
 
     Raises:
-        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, or a negative value.
+        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, a negative value, or
+            names in label files that contradict the description.
     """
+    for value, name in (segments or {}).items():
+        for other, declared in description.label_names.items():
+            if declared.casefold() == name.casefold() and other != value:
+                raise UserError(
+                    f"Label files have the value {value} for {name}, but dataset.json declares {other} for it: correct "
+                    "dataset.json."
+                )
+    known = {**(segments or {}), **description.label_names}
     found = sorted(({0} | set(values.cases) | set(description.label_names)) - {ignore_value})
     if found[0] < 0:
         raise UserError(
@@ -110,7 +124,7 @@ def classes_of(
     if len(found) < 2:
         raise UserError("The label files contain only 0, the background: at least one other label value is needed.")
     if names is None:
-        names = [description.label_names.get(v, f"structure {v}" if v else "background") for v in found]
+        names = [known.get(v, f"structure {v}" if v else "background") for v in found]
     if len(names) != len(found):
         raise UserError(
             f"--label_names gives {len(names)} names, but there are {len(found)} classes, with the values "
@@ -208,7 +222,7 @@ def make_plan(
     Raises:
         UserError: for labels or names that do not give valid classes, see `classes_of`.
     """
-    values, names = classes_of(fingerprint.labels, description, label_names, ignore_value)
+    values, names = classes_of(fingerprint.labels, description, label_names, ignore_value, fingerprint.segments)
     grids, intensities = fingerprint.grids, fingerprint.intensities
     spacing, size = median_grid(grids)
     modality = modality_of(intensities, description)

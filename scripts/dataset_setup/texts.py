@@ -202,8 +202,14 @@ def _label_entries(plan: Plan) -> list[tuple[str, str, str]]:
 def _intensity_lines(plan: Plan) -> list[str]:
     kind, reason = plan.modality
     if plan.window is None:
-        head = f"intensity:  # z-score of each volume, as for MR: {reason}"
-        return [head, "  _target_: NormalizeIntensityd", "  keys: image", "  channel_wise: true"]
+        return [
+            f"intensity:  # z-score of each volume, as for MR: {reason}",
+            "  _target_: Compose",
+            "  transforms:",
+            "    # a few voxels of metal would otherwise carry all the variance",
+            "    - {_target_: ClipIntensityPercentilesd, keys: image, lower: 0.1, upper: 99.9, channel_wise: true}",
+            "    - {_target_: NormalizeIntensityd, keys: image, channel_wise: true}",
+        ]
     low, high = plan.window
     return [
         f"intensity:  # {kind}: {reason}",

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -77,6 +77,7 @@ class VolumeHeader:
         dtype: NumPy name of the stored type.
         oriented: whether the file states the directions of its axes; if not, they are assumed to be L, P, S, as in
             DICOM and ITK.
+        segments: names that the file gives to its label values (3D Slicer); empty for other files.
     """
 
     path: str
@@ -85,6 +86,7 @@ class VolumeHeader:
     affine: np.ndarray
     dtype: str
     oriented: bool
+    segments: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

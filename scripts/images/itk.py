@@ -49,6 +49,18 @@ def is_oriented(path: str) -> bool:
     return not {"transformmatrix", "rotation", "orientation"}.isdisjoint(fields)
 
 
+def segments(path: str) -> dict[int, str]:
+    """Return the names that 3D Slicer gives to the label values of a NRRD; empty for other files."""
+    fields = _fields(path) if ending_of(path) in NRRD else {}
+    found = {}
+    for key, value in fields.items():  # a key of the user's own is followed by :=
+        match = re.fullmatch(r"(segment\d+)_labelvalue", key)
+        name = fields.get(f"{match[1]}_name", "").lstrip("=").strip() if match else ""
+        if name and re.fullmatch(r"\s*\d+", value.lstrip("=")):
+            found[int(value.lstrip("="))] = name
+    return found
+
+
 def data_files(path: str) -> list[str]:
     """Return the names of the files in the same folder that contain the voxels of a MetaImage header."""
     name = _fields(path).get("elementdatafile", "LOCAL")
@@ -117,7 +129,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
             raise UserError(f"{path} contains {name}: convert it to one number per voxel, or to one channel for each.")
         shape, channels = shape_and_channels(path, axes, io.GetNumberOfComponents())
         header = VolumeHeader(
-            path, shape, channels, LPS_TO_RAS @ lps_affine(io), stored_type(io).name, is_oriented(path)
+            path, shape, channels, LPS_TO_RAS @ lps_affine(io), stored_type(io).name, is_oriented(path), segments(path)
         )
 
     def voxels() -> np.ndarray:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_what_is_written_trains_behind_the_default_config(tmp_path: Path, run, air: float) -> None:
     folder = make_folder(tmp_path / "my scans.v1", air=air)
     settings, _, _ = run(folder)
-    assert settings["intensity"]["_target_"] == ("ScaleIntensityRanged" if air else "NormalizeIntensityd")
+    assert settings["intensity"]["_target_"] == ("ScaleIntensityRanged" if air else "Compose")
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / "configs" / "train.yaml"), str(tmp_path / "configs" / "mine.yaml")],
         workflow_type="train",

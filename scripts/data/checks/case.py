@@ -12,6 +12,7 @@ import numpy as np
 
 from scripts.data.cases import Case, images_of
 from scripts.data.checks.cohort import Content
+from scripts.data.checks.extremes import extreme_voxels
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.grid import (
     channels_on_one_grid,
@@ -21,6 +22,7 @@ from scripts.data.checks.grid import (
     same_storage_order,
 )
 from scripts.data.checks.labels import values_of_label
+from scripts.data.checks.segments import names_agree, names_declared
 from scripts.data.labels import Tally, looks_like_label, tally
 from scripts.data.sizes import Progress, resampled_shape
 from scripts.data.spec import DatasetSpec
@@ -96,12 +98,18 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
         findings += _patch_fits(opened.image.path, shape, dataset)
         if label is not None:
             findings += label_on_image(opened.image, label) or same_storage_order(opened.image, label)
+            findings += names_declared(label, dict(zip(dataset.values, dataset.label_names, strict=True)))
     return replace(opened, shape=shape, findings=opened.findings + _of_case(findings, case, role))
 
 
 def check_all_headers(cases: Iterable[tuple[Case, str]], dataset: DatasetSpec, progress: Progress) -> list[OpenCase]:
-    """Run `check_headers` for each case; takes milliseconds per file."""
-    return [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
+    """Run `check_headers` for each case, and compare the names of segments; takes milliseconds per file."""
+    checked = [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
+    labels = {each.label.header.path: each for each in checked if each.label is not None}
+    for finding in names_agree([each.label.header for each in checked if each.label is not None]):
+        opened = labels[finding.file]
+        opened.findings.extend(_of_case([finding], opened.case, opened.role))
+    return checked
 
 
 def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
@@ -119,6 +127,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
         wrong = intensities(image.header, voxels)
         checked.findings += wrong
         if not any(finding.is_error for finding in wrong):
+            checked.findings += extreme_voxels(image.header, voxels, dataset.intensity)
             digest = content_digest(image.header, voxels)
             checked.contents.append(Content(image.header.path, opened.case["case"], opened.role, digest))
         del voxels  # free the memory before the next file is read

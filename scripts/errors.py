@@ -54,6 +54,11 @@ def root_user_error(error: BaseException | None) -> UserError | None:
             return UserError(from_worker[-1])
         if isinstance(error, UserError):
             return error
+        if "DataLoader timed out" in str(error):
+            return UserError(
+                f"{first_line(error)}: the loader processes are stuck. Start again with --resume true --num_workers "
+                "0, which needs none."
+            )
         if isinstance(error, DistError) or (isinstance(error, RuntimeError) and EXCHANGE_ERROR.search(str(error))):
             return UserError(
                 "Another process of this run has ended or cannot be reached, so this one stops too. Fix what the other "

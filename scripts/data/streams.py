@@ -9,22 +9,27 @@ large batch.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from scripts.data.cases import with_name
 from scripts.distributed.collectives import num_local_ranks, num_ranks, rank
 from scripts.distributed.threads import available_cores, one_thread
 from scripts.errors import UserError
 from scripts.seeding import derive_seed, draw_index
+
+logger = logging.getLogger("loader")
 
 
 def heed_loader_alone(worker: int = 0) -> None:
@@ -180,7 +185,29 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found = [_plain(item[key]) for item in items if key in item and "label" not in item]
         if found:
             batch[key] = torch.stack(found)
-    return batch
+    return batch if get_worker_info() is None else {key: _sendable(value) for key, value in batch.items()}
+
+
+def _sendable(value: Any) -> Any:
+    """What a loader process sends: a tensor in shared memory, or an array, which goes through a pipe, if that is full.
+
+    Left to itself torch shares tensors in a thread of the queue, where an error is printed and the batch is lost.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    try:
+        return value.share_memory_()
+    except RuntimeError:
+        _warn_of_full_shared_memory()
+        return value.numpy()
+
+
+@lru_cache
+def _warn_of_full_shared_memory() -> None:
+    logger.warning(
+        "The shared memory (/dev/shm) has no room for a batch, which is sent through a pipe: slower, with the same "
+        "result. Give the container more (docker run --shm-size 2g), or lower --num_workers."
+    )
 
 
 def _check_shapes(key: str, items: Sequence[dict[str, Any]]) -> None:
@@ -210,6 +237,10 @@ def loader_workers(num_workers: int | str) -> int:
     if num_workers != "auto":
         return int(num_workers)
     return max(0, min(MOST_WORKERS, available_cores() // num_local_ranks() - 1))
+
+
+LONGEST_WAIT = 1200
+"""Seconds without a batch after which loader processes are taken for stuck; the first may have to compute volumes."""
 
 
 class TwoStreamLoader(DataLoader):
@@ -253,7 +284,13 @@ class TwoStreamLoader(DataLoader):
             collate_fn=collate,
             num_workers=loader_workers(num_workers),
             worker_init_fn=heed_loader_alone,
+            timeout=LONGEST_WAIT if loader_workers(num_workers) > 0 else 0,
         )
+
+    def __iter__(self) -> Any:
+        """Batches from the sampler's start on, as `collate` made them."""
+        for batch in super().__iter__():
+            yield {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
 
 
 class StreamPosition:

@@ -327,6 +327,24 @@ def test_only_the_sigterm_of_its_loader_ends_a_worker(sender, status) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == status
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_batches_arrive_where_shared_memory_is_full(full, monkeypatch) -> None:
+    """The workers are forked, so they inherit the failing method."""
+
+    def fail(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    expected = [next(iter(TwoStreamLoader(*datasets(), 1, 2, seed=0, num_workers=0)))]
+    if full:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    loader = TwoStreamLoader(*datasets(), 1, 2, seed=0, num_workers=1)
+    assert loader.timeout > 0
+    for batch, alone in zip(itertools.islice(loader, 1), expected, strict=True):
+        assert batch["case"] == alone["case"]
+        for key in ("image", "label"):
+            assert torch.equal(batch[key], alone[key]) and type(batch[key]) is torch.Tensor
+
+
 @pytest.mark.parametrize(("wanted", "cores", "ranks", "workers"), [
     (0, 8, 1, 0), (3, 1, 1, 3), ("auto", 1, 1, 0), ("auto", 2, 1, 1), ("auto", 4, 2, 1), ("auto", 64, 1, 4),
 ])  # fmt: skip

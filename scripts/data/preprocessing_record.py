@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files that carry the settings of their preprocessing.
+"""Weights files that carry the settings of their preprocessing and of their network.
 
 A network whose images are prepared in another way than those it was trained on gives wrong labels without an error.
-So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees. They lie in
-the state dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with the tensors,
-also with `weights_only`, add no key to the state dict, and cannot be lost as a second file could.
+So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees, and the
+arguments of the network, which can then be built without the config files of the training. They lie in the state
+dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with the tensors, also with
+`weights_only`, add no key to the state dict, and cannot be lost as a second file could.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import Any
 
 import torch
 from monai.transforms import Transform
+from torch import nn
 
 from scripts.data.spec import DatasetSpec
 from scripts.files import save_atomically
+from scripts.networks.record import network_record
 
 ENTRY = "preprocessing"
+NETWORK = "network"
 TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
 """Values in which the windows and normalisations of CT and MR differ."""
 
@@ -82,29 +86,30 @@ def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any
     return found
 
 
-def save_weights(state: Mapping[str, torch.Tensor], path: str | Path, dataset: DatasetSpec | None = None) -> None:
-    """Write a state dict with the record of its preprocessing, atomically.
+def save_weights(network: nn.Module, path: str | Path, dataset: DatasetSpec | None = None) -> None:
+    """Write a network's state dict with the records of its preprocessing and of itself, atomically.
 
     Args:
-        state: of the network that is deployed; it stays without the record.
+        network: the one that is deployed; its record is left out if it is not a network of this bundle.
         path: the file.
-        dataset: the dataset block; `None`: no record.
+        dataset: the dataset block; `None`: no record of the preprocessing.
 
     Raises:
         UserError: if the file cannot be written.
     """
+    state = network.state_dict()
     marked = OrderedDict(state)
     modules = OrderedDict(getattr(state, "_metadata", {}))
-    if dataset is not None:
-        modules[""] = {**modules.get("", {}), ENTRY: preprocessing_record(dataset)}
+    records = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network)}
+    modules[""] = {**modules.get("", {}), **{key: value for key, value in records.items() if value is not None}}
     setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
 
 
-def record_of(state: object) -> dict[str, Any] | None:
-    """The record in a loaded state dict; `None` if it has none, as in files of another origin."""
+def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:
+    """A record in a loaded state dict, `ENTRY` or `NETWORK`; `None` if it has none, as in files of another origin."""
     modules = getattr(state, "_metadata", {})
-    record = modules.get("", {}).get(ENTRY) if isinstance(modules, Mapping) else None
+    record = modules.get("", {}).get(entry) if isinstance(modules, Mapping) else None
     return record if isinstance(record, dict) else None
 
 

@@ -79,6 +79,7 @@ def json_configs(settings: ExportSettings) -> dict[str, str]:
     train = _merged(["train.yaml", *settings.config_files[1:]], settings.overrides)
     train["cases"] = {**train["cases"], "_target_": "scripts.data.datalist.load_cases_if_listed"}
     inference = _merged(["inference.yaml", *settings.config_files[1:]], settings.overrides)
+    inference["network_def"] = settings.parser["network_def"]
     original = ConfigParser.load_config_file(str(ROOT / "configs/inference.yaml"))
     inference["dataset_dir"], train["ckpt_dir"] = original["dataset_dir"], original["ckpt_dir"]
     contents = {

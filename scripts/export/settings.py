@@ -13,6 +13,7 @@ from torch import nn
 
 from scripts.errors import UserError
 from scripts.inference.models import load_weights
+from scripts.networks.record import network_config, network_record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,10 +74,17 @@ class ExportSettings:
             ) from error
 
     def network(self) -> nn.Module:
-        """`network_def` with the trained weights, on the CPU, in evaluation mode.
+        """The network with the trained weights, on the CPU, in evaluation mode.
+
+        If the weights file records another network, `network_def` becomes that one.
 
         Raises:
             UserError: if the weights file is missing, damaged, or belongs to another network.
         """
         hint = "train first, or give the weights with --ckpt_file"
-        return load_weights(self.ckpt_file, self.value("network_def").cpu(), hint=hint)
+        configured = self.value("network_def").cpu()
+        network = load_weights(self.ckpt_file, configured, hint=hint)
+        record = network_record(network)
+        if record is not None and record != network_record(configured):
+            self.parser["network_def"] = network_config(record)
+        return network

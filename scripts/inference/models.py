@@ -13,10 +13,11 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import preprocessing_record, record_differences, record_of
+from scripts.data.preprocessing_record import NETWORK, preprocessing_record, record_differences, record_of
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
+from scripts.networks.record import build_network
 from scripts.training.precision import place
 
 logger = logging.getLogger("inference")
@@ -30,18 +31,21 @@ def load_weights(
     dataset: DatasetSpec | None = None,
     hint: str = TRAIN_FIRST,
 ) -> nn.Module:
-    """Load a weights file into a network, after checking that it fits; the file is read once, with `weights_only`.
+    """Load a network from a weights file, after checking that it fits; the file is read once, with `weights_only`.
+
+    A file that records its network (`scripts/networks/record.py`) needs no config file for it.
 
     A warning is logged if the file was trained with another preprocessing than that of `dataset`.
 
     Args:
         path: file of a state dict, such as `models/model.pt`.
-        network: receives the weights if all of them fit; otherwise it is not changed.
+        network: used for a file that does not record its network. It receives the weights if all of them fit;
+            otherwise it is not changed.
         dataset: the dataset block of this configuration; `None` to compare nothing.
         hint: what to do if the file does not exist.
 
     Returns:
-        `network` in evaluation mode.
+        The network in evaluation mode.
 
     Raises:
         UserError: if the file is missing or damaged, or does not fit the network; names the file and the first weight
@@ -52,10 +56,18 @@ def load_weights(
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"{path} cannot be read as weights ({_reason(error)}): replace it.") from error
+    record = record_of(state, NETWORK)
+    if record is not None:
+        try:
+            network = build_network(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} describes an unknown network ({first_line(error)}): use its version of the bundle."
+            ) from error
     mistake = first_mistake(state, network)
     if mistake:
         raise UserError(
-            f"{path} does not fit the network of the config files: {mistake}. Give the dataset's and the method's "
+            f"{path} does not fit the network: {mistake}. Give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
     different = [] if dataset is None else record_differences(record_of(state), preprocessing_record(dataset))
@@ -204,9 +216,10 @@ def load_model(
     """Load the network in a file, in evaluation mode.
 
     Args:
-        path: `model.pt` (weights of `network_def`), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or
+        path: `model.pt` (weights), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or
             `model.onnx`; several files are an ensemble.
-        network_def: receives the weights of a `.pt` file; the other formats contain their network.
+        network_def: receives the weights of a `.pt` file that does not record its network; the other formats contain
+            theirs.
         device: device of the network.
         dataset: the dataset block of this configuration; `load_weights` compares it with that of a `.pt` file.
         dtype: type for autocast of a `.pt` file, or `None` for fp32. The other formats compute in fp32.

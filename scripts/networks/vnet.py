@@ -161,7 +161,9 @@ class VNet(nn.Module):
         norm: str | tuple | None = "batch",
         dropout_prob: float = 0.0,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.arguments = arguments  # recorded in weights files (scripts/networks/record.py)
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),

@@ -41,7 +41,7 @@ class FinalModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if the run is complete."""
         if engine.state.iteration >= last_step(engine, self.max_steps) and is_rank0():
-            save_weights(self.network.state_dict(), self.path, self.dataset)
+            save_weights(self.network, self.path, self.dataset)
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
@@ -72,7 +72,7 @@ class BestModelSaver:
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
             if is_rank0():
-                save_weights(self.network.state_dict(), self.path, self.dataset)
+                save_weights(self.network, self.path, self.dataset)
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:

@@ -106,7 +106,7 @@ class SelfTraining:
         if not self.names:
             return
         if is_rank0():
-            save_weights(self.teacher.module.state_dict(), self.labels_only, self.dataset)
+            save_weights(self.teacher.module, self.labels_only, self.dataset)
         self._store_pseudo_labels(engine.state.device)
         self._select()
         for module, state in zip(self.modules, self.initial, strict=True):

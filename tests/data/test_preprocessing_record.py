@@ -92,7 +92,7 @@ def load(path):
 
 def test_the_record_adds_no_key_to_the_state_dict(tmp_path) -> None:
     network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
-    save_weights(network.state_dict(), tmp_path / "model.pt", spec())
+    save_weights(network, tmp_path / "model.pt", spec())
     loaded = load(tmp_path / "model.pt")
     assert list(loaded) == list(network.state_dict())
     assert record_of(loaded) == record()
@@ -102,7 +102,7 @@ def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
     """BatchNorm reads its version from the same place: without it, it would ask for older keys."""
     network, other = nn.Sequential(nn.BatchNorm3d(2)), nn.Sequential(nn.BatchNorm3d(2))
     network[0].num_batches_tracked += 7
-    save_weights(network.state_dict(), tmp_path / "model.pt", spec())
+    save_weights(network, tmp_path / "model.pt", spec())
     loaded = load(tmp_path / "model.pt")
     assert loaded._metadata["0"] == network.state_dict()._metadata["0"]
     other.load_state_dict(loaded, strict=True)
@@ -112,7 +112,7 @@ def test_a_network_loads_it_strictly_and_knows_its_versions(tmp_path) -> None:
 def test_saving_does_not_change_the_network_in_training(tmp_path) -> None:
     network = nn.Conv3d(1, 1, 1)
     state = network.state_dict()
-    save_weights(state, tmp_path / "model.pt", spec())
+    save_weights(network, tmp_path / "model.pt", spec())
     assert record_of(state) is None
     assert record_of(network.state_dict()) is None
 

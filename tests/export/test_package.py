@@ -14,8 +14,10 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.cli.commands import main
+from scripts.data.preprocessing_record import save_weights
 from scripts.errors import UserError
 from scripts.export.package import zip_bundle
+from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 from tests import forked_command
 from tests.volume_files import oblique, save, volume
@@ -151,6 +153,19 @@ def test_monai_loads_the_network_of_the_unpacked_zip_by_the_bundles_name(
     image = torch.randn(1, 1, 32, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(image), network.eval()(image))
+
+
+def test_the_network_that_a_weights_file_records_is_that_of_the_zip_and_of_torchscript(tmp_path) -> None:
+    network = ResidualUNet(1, 3, widths=(4, 8, 8, 8), norm="batch").eval()
+    save_weights(network, tmp_path / "model.pt")
+    words = ["--ckpt_file", str(tmp_path / "model.pt")]
+    inference = ConfigParser.load_config_file(unpacked(tmp_path, *words) / "configs/inference.json")
+    assert inference["network_def"]["_target_"].endswith("ResidualUNet")
+    assert list(inference["network_def"]["widths"]) == [4, 8, 8, 8]
+    assert main(["export", "ts", *words]) == 0
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image))
 
 
 def test_each_json_has_the_values_of_its_yaml(shipped_weights, tmp_path) -> None:

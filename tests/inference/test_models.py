@@ -112,7 +112,7 @@ FINE = DatasetSpec("", spacing=[1.0, 1.0, 1.0])
     ids=["another spacing", "another window", "the same", "a file without a record", "nothing to compare with"],
 )
 def test_only_a_different_preprocessing_warns(trained, here, named, tmp_path, caplog) -> None:
-    save_weights(small_network().state_dict(), tmp_path / "model.pt", trained)
+    save_weights(small_network(), tmp_path / "model.pt", trained)
     with caplog.at_level(logging.WARNING, "inference"):
         load_weights(tmp_path / "model.pt", small_network(), here)
     if named is None:

@@ -254,7 +254,7 @@ def predict(words: list[str]) -> int:
     )
     parser.add_argument("--output_dir", metavar="FOLDER", help="where NAME_seg.nii.gz is written (outputs/inference)")
     parser.add_argument("--dataset", metavar="NAME", help=MODEL_HELP)
-    parser.add_argument("--network", metavar="NETWORK", help="the network of that model (V-Net)")
+    parser.add_argument("--network", metavar="NETWORK", help="network of a model.pt that does not record it")
     own, passed = split_words(words, ["--output_dir", "--dataset", "--network"])
     options = parser.parse_args(own)
     files = [CONFIGS / "inference.yaml"]

@@ -23,7 +23,7 @@ def network_record(network: nn.Module) -> dict[str, Any] | None:
         >>> network_record(VNet(in_channels=2, out_channels=3, base_filters=4))["class"]
         'VNet'
     """
-    if NETWORKS.get(type(network).__name__) is not type(network):
+    if not isinstance(network, VNet | ResidualUNet) or type(network) not in NETWORKS.values():
         return None
     return {"class": type(network).__name__, "arguments": dict(network.arguments)}
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -84,7 +84,7 @@ class FeatureInferer(Inferer):
         # Plain tensors: indexing a MetaTensor batch fails on its metadata, which a training step does not need.
         images, label = inputs.as_subclass(torch.Tensor), label.as_subclass(torch.Tensor)
         weak = weak.as_subclass(torch.Tensor) if weak is not None and len(weak) > 0 else None
-        logits, outputs = self._logits_and_layers(images, network, (self.layer, *self.deep_layers))
+        logits, outputs = self._logits_and_layers(images, network, dict.fromkeys((self.layer, *self.deep_layers)))
         target: torch.Tensor | None = None
         if stored is not None:
             target = certain_logits(stored.as_subclass(torch.Tensor)[:, 0].long(), logits.shape[1])
@@ -121,7 +121,7 @@ class FeatureInferer(Inferer):
         return logits, outputs[self.layer]
 
     def _logits_and_layers(
-        self, inputs: torch.Tensor, network: nn.Module, layers: Sequence[str]
+        self, inputs: torch.Tensor, network: nn.Module, layers: Collection[str]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         caught: dict[str, torch.Tensor] = {}
 

@@ -126,11 +126,11 @@ def test_the_final_file_holds_the_keys_and_weights_of_the_averaged_network(tmp_p
     teacher.update_parameters(network)
     with torch.no_grad():
         network.weight.fill_(1.0)
-    teacher.update_parameters(network)  # decay (1 + 1) / (10 + 1): 2/11 * 0 + 9/11 * 1
+    teacher.update_parameters(network)  # decay d = 0.9 * (1 + 1) / (10 + 1): d * 0 + (1 - d) * 1
     finished(FinalModelSaver(teacher.module, tmp_path / "made" / "model.pt", 3), 3)
     content = saved(tmp_path / "made" / "model.pt")
     assert list(content) == ["weight", "seen"]
-    assert content["weight"].item() == pytest.approx(9 / 11)
+    assert content["weight"].item() == pytest.approx(1 - 0.9 * 2 / 11)
     Scale().load_state_dict(content, strict=True)
 
 

@@ -76,6 +76,18 @@ def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, ti
         assert one["steps"][STEPS]["counts"].sum() > 0, "the memory must take part"
 
 
+def test_a_layer_may_be_the_feature_layer_and_deeply_supervised_on_two_ranks(tiny_demo, tmp_path) -> None:
+    term = {
+        "_target_": "scripts.losses.deep_supervision.DeepSupervisionTerm", "layers": "@deep_layers",
+        "channels": "$[@feature_channels]", "num_classes": "@num_classes",
+    }  # fmt: skip
+    more = {"deep_layers": {"decoder.stage1": 0.5}, "network_terms": {"deep_supervision": term}}
+    (one,) = record("supervised", 1, tiny_demo, tmp_path / "one", **more)
+    first, _ = record("supervised", 2, tiny_demo, tmp_path / "two", **more)
+    for step in range(1, STEPS + 1):
+        assert_same_up_to_rounding(first["steps"][step], one["steps"][step])
+
+
 def test_steps_in_parts_are_the_same_on_two_ranks(tiny_demo, tmp_path) -> None:
     (one,) = record("train", 1, tiny_demo, tmp_path / "one", accumulation_steps=2)
     first, second = record("train", 2, tiny_demo, tmp_path / "two", accumulation_steps=2)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool3d, cross_entropy, one_hot
+from torch.nn.functional import adaptive_avg_pool3d, cross_entropy, one_hot, pad
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import masked_dice_loss
 from scripts.losses.schedules import Schedule
-from scripts.prototypes.voxels import NO_CLASS
+from scripts.prototypes.voxels import NO_CLASS, stride_of
 
 
 def class_fractions(labels: torch.Tensor, num_classes: int, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,9 +29,17 @@ def class_fractions(labels: torch.Tensor, num_classes: int, shape: Sequence[int]
     """
     counted = one_hot(labels.clamp(min=0), num_classes).movedim(-1, 1).float()
     cells = (shape[0], shape[1], shape[2])
-    fractions = adaptive_avg_pool3d(counted, cells)
-    ignored = adaptive_avg_pool3d((labels == NO_CLASS).float()[:, None], cells)[:, 0]
-    return fractions, ignored == 0
+    ignored = (labels == NO_CLASS).float()[:, None]
+    strides = [stride_of(side, count) or 0 for side, count in zip(labels.shape[1:], cells, strict=True)]
+    # The last cell may reach beyond the image: the average is that of its voxels in the image.
+    beyond = [
+        max(0, stride * count - side) for stride, count, side in zip(strides, cells, labels.shape[1:], strict=True)
+    ]
+    padding = [amount for missing in reversed(beyond) for amount in (0, missing)]
+    inside, counted, ignored = (
+        adaptive_avg_pool3d(pad(volume, padding), cells) for volume in (torch.ones_like(ignored), counted, ignored)
+    )
+    return counted / inside, ignored[:, 0] == 0
 
 
 class DeepSupervisionTerm(LossTerm):

@@ -14,9 +14,45 @@ NO_CLASS = -1
 """Class of a voxel to leave out: an uncertain pseudo-label, or a label equal to the dataset's `ignore_value`."""
 
 
+def stride_of(side: int, cells: int) -> int | None:
+    """Voxels per cell of a feature map whose last cell may reach beyond the image.
+
+    The networks halve their grids, and `FeatureInferer` keeps `ceil(side / stride)` cells of a padded patch. So this is
+    the power of two with that many cells (at most one, if there are two cells or more), or else the exact quotient.
+
+    Args:
+        side: voxels of the image along an axis.
+        cells: of the feature map along that axis.
+
+    Returns:
+        The stride; `None` if the grids do not fit in this way.
+    """
+    for power in range(side.bit_length() + 1):
+        if -(-side // 2**power) == cells:
+            return 2**power
+    return side // cells if side % cells == 0 else None
+
+
 def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Resample labels `(B, D, H, W)`, or any value per voxel, to the grid `shape` by nearest neighbour."""
+    """Take the labels `(B, D, H, W)`, or any value per voxel, at the centres of the cells of a feature map.
+
+    Of a cell with an even number of voxels, as of any with a stride of two or more, the voxel after the centre is
+    taken; of a cell whose centre lies beyond the image, the last voxel. Where the grids have no common stride (see
+    `stride_of`), labels are resampled by nearest neighbour.
+
+    Args:
+        labels: on the image's grid.
+        shape: `(d, h, w)` of the feature map.
+    """
     if tuple(labels.shape[1:]) == tuple(shape):
+        return labels
+    sides = labels.shape[1:]
+    strides = [stride_of(side, cells) for side, cells in zip(sides, shape, strict=True)]
+    if None not in strides:
+        for axis, (side, cells, stride) in enumerate(zip(sides, shape, strides, strict=True), start=1):
+            assert stride is not None
+            centres = torch.arange(cells, device=labels.device) * stride + stride // 2
+            labels = labels.index_select(axis, centres.clamp(max=side - 1))
         return labels
     return interpolate(labels[:, None].float(), size=tuple(shape), mode="nearest-exact")[:, 0].to(labels.dtype)
 

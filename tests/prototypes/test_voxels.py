@@ -29,10 +29,10 @@ def test_same_grid_leaves_labels_alone():
 
 
 def test_coarser_grid_takes_the_voxel_at_the_centre_of_each_cell():
-    labels = torch.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    labels = torch.arange(2 * 4 * 15 * 3).reshape(2, 4, 15, 3)
     # Cells of 2, 3 and 1 voxels: the centre of [0, 2) lies in voxel 1, that of [0, 3) in voxel 1.
-    expected = torch.stack([labels[b][[1, 3]][:, [1, 4]] for b in range(2)])
-    coarse = labels_on_grid(labels, (2, 2, 3))
+    expected = torch.stack([labels[b][[1, 3]][:, [1, 4, 7, 10, 13]] for b in range(2)])
+    coarse = labels_on_grid(labels, (2, 5, 3))
     assert torch.equal(coarse, expected)
     assert coarse.dtype == torch.int64
 
@@ -41,6 +41,34 @@ def test_no_class_survives_a_change_of_grid_and_classes_are_never_mixed():
     labels = torch.tensor([0, 0, 3, 3, -1, -1]).reshape(1, 1, 1, 6)
     assert labels_on_grid(labels, (1, 1, 3)).flatten().tolist() == [0, 3, -1]
     assert set(labels_on_grid(labels, (1, 1, 4)).flatten().tolist()) <= {0, 3, -1}
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "expected"),
+    [
+        (20, 8, [4, 12, 19]),  # the last cell, of voxels 16 to 23, has its centre beyond the image
+        (30, 8, [4, 12, 20, 28]),
+        (27, 2, [*range(1, 27, 2), 26]),
+        (19, 16, [8, 18]),
+        (24, 8, [4, 12, 20]),
+        (5, 8, [4]),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_are_those_at_the_centres_of_coarse_cells(side, stride, expected, axis):
+    """The value of a voxel is its index along the axis; a padded patch keeps ceil(side / stride) cells."""
+    shape = [3, 3, 3]
+    shape[axis] = side
+    labels = torch.arange(side).reshape([-1 if a == axis else 1 for a in range(3)]).expand(shape)[None]
+    grid = [3, 3, 3]
+    grid[axis] = -(-side // stride)
+    found = labels_on_grid(labels, grid).movedim(axis + 1, -1)
+    assert found[0, 0, 0].tolist() == expected
+    assert (found == found[:, :1, :1]).all()
+
+
+def test_cells_of_another_integer_stride_have_their_centres_too():
+    assert labels_on_grid(torch.arange(21).reshape(1, 1, 1, 21), (1, 1, 7)).flatten().tolist() == list(range(1, 21, 3))
 
 
 def logits_of(*probabilities):

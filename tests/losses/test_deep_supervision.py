@@ -67,6 +67,15 @@ def by_loop(term, batch, labels):
     return total
 
 
+def test_the_last_cell_may_reach_beyond_the_patch():
+    """Side 20 at an eighth of the resolution: cells of voxels 0-7, 8-15 and 16-19."""
+    labels = torch.zeros(1, 8, 8, 20, dtype=torch.long)
+    labels[..., 6:9], labels[..., 18:] = 1, 1
+    fractions, counted = class_fractions(labels, 2, (1, 1, 3))
+    assert fractions[0, 1].flatten().tolist() == pytest.approx([2 / 8, 1 / 8, 2 / 4])
+    assert fractions.sum(dim=1).flatten().tolist() == pytest.approx([1.0] * 3) and bool(counted.all())
+
+
 @pytest.mark.parametrize("pseudo_labels", [False, True])
 def test_the_loss_equals_a_loop_over_layers_and_cells(pseudo_labels):
     batch = batch_of()

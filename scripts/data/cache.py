@@ -100,7 +100,9 @@ class MemoryCacheDataset(CacheDataset):
     """
 
     def _fill_cache(self, indices: Sequence[int] = ()) -> list:
-        return [self._load_cache_item(index) for index in tqdm(indices, desc="Loading dataset", disable=not indices)]
+        # Closed in case of an error too: an open bar would be drawn again below the error's sentence.
+        with tqdm(indices, desc="Loading dataset", disable=not indices) as bar:
+            return [self._load_cache_item(index) for index in bar]
 
 
 class DiskCacheDataset(PersistentDataset):

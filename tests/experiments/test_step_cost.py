@@ -49,7 +49,7 @@ def test_a_step_of_the_real_configuration_is_measured(tiny_demo, monkeypatch, ca
     tiny = "roi_size=[32,32,16],base_filters=2,batch_labelled=1,batch_unlabelled=1,spacing=[3.0,3.0,4.0]"
     step_cost.main(["settings", "--base", tiny, "--steps", "1", "--repeats", "1"])
     cells = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert float(cells[2]) > 0 and float(cells[4]) > 0
+    assert float(cells[2]) > 0 and float(cells[4]) >= 0
 
 
 def test_the_compiled_network_is_compared_with_the_plain_one(monkeypatch, capsys) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 WORKER_ERROR = re.compile(r"^scripts\.errors\.UserError: (.*)$", re.MULTILINE)
 EXCHANGE_ERROR = re.compile(r"\b(gloo|NCCL)\b")
@@ -28,12 +29,20 @@ def first_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception or one of its causes says that memory, of the CPU or a GPU, is used up."""
-    while error is not None:
+    return any(
         # torch raises a RuntimeError where the CPU's memory is used up.
-        if isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error), re.I):
-            return True
+        isinstance(each, MemoryError) or re.search(r"out of memory|can't allocate memory", str(each), re.I)
+        for each in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and all that led to it, also those that `from None` hides; each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
 
 
 def root_user_error(error: BaseException | None) -> UserError | None:
@@ -47,23 +56,20 @@ def root_user_error(error: BaseException | None) -> UserError | None:
     """
     from torch.distributed import DistError  # here, because the command line starts without torch
 
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        from_worker = WORKER_ERROR.findall(str(error)) if " in DataLoader worker process " in str(error) else []
+    for each in _with_causes(error):
+        from_worker = WORKER_ERROR.findall(str(each)) if " in DataLoader worker process " in str(each) else []
         if from_worker:
             return UserError(from_worker[-1])
-        if isinstance(error, UserError):
-            return error
-        if "DataLoader timed out" in str(error):
+        if isinstance(each, UserError):
+            return each
+        if "DataLoader timed out" in str(each):
             return UserError(
-                f"{first_line(error)}: the loader processes are stuck. Start again with --resume true --num_workers "
+                f"{first_line(each)}: the loader processes are stuck. Start again with --resume true --num_workers "
                 "0, which needs none."
             )
-        if isinstance(error, DistError) or (isinstance(error, RuntimeError) and EXCHANGE_ERROR.search(str(error))):
+        if isinstance(each, DistError) or (isinstance(each, RuntimeError) and EXCHANGE_ERROR.search(str(each))):
             return UserError(
                 "Another process of this run has ended or cannot be reached, so this one stops too. Fix what the other "
                 "one reported and start again with --resume true; the number of processes may change."
             )
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
     return None

@@ -135,6 +135,11 @@ def declared_values(
     return values
 
 
+def class_type(num_classes: int) -> torch.dtype:
+    """The smallest type that holds class indices and `NO_CLASS`: int8, or int16 for more than 128 classes."""
+    return torch.int8 if num_classes <= 128 else torch.int16
+
+
 def to_classes(
     volume: torch.Tensor, values: Sequence[int], ignore_value: int | None = None
 ) -> tuple[torch.Tensor, float | None]:
@@ -154,8 +159,9 @@ def to_classes(
         classes[ignore_value] = NO_CLASS
     volume = volume.double()  # float32 does not tell neighbours above 2^24 apart
     declared = torch.tensor(sorted(classes), dtype=volume.dtype, device=volume.device)
-    index_type = torch.int8 if len(values) <= 128 else torch.int16
-    indices = torch.tensor([classes[value] for value in sorted(classes)], dtype=index_type, device=volume.device)
+    indices = torch.tensor(
+        [classes[value] for value in sorted(classes)], dtype=class_type(len(values)), device=volume.device
+    )
     rounded = volume.round()
     place = torch.bucketize(rounded, declared, out_int32=True).clamp(max=len(declared) - 1)
     # NaN is not equal to any value, so it counts as undeclared.

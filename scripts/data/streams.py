@@ -274,7 +274,7 @@ class TwoStreamLoader(DataLoader):
         max_steps: int = 0,
     ) -> None:
         self.unlabelled_start = unlabelled_start
-        first = round(unlabelled_start * max_steps)
+        first, workers = round(unlabelled_start * max_steps), loader_workers(num_workers)
         self.batches = TwoStreamBatchSampler(
             len(labelled), len(unlabelled), batch_labelled, batch_unlabelled, seed, first
         )
@@ -282,9 +282,9 @@ class TwoStreamLoader(DataLoader):
             TwoStreamDataset(labelled, unlabelled),
             batch_sampler=self.batches,
             collate_fn=collate,
-            num_workers=loader_workers(num_workers),
+            num_workers=workers,
             worker_init_fn=heed_loader_alone,
-            timeout=LONGEST_WAIT if loader_workers(num_workers) > 0 else 0,
+            timeout=LONGEST_WAIT if workers > 0 else 0,
         )
 
     def __iter__(self) -> Any:

@@ -133,8 +133,7 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
     chosen = {id(case) for case in evenly(roles.labelled, INTENSITY_CASES)}
     samples: list[list[tuple[float, np.ndarray]]] = []
     label_like: list[str] = []
-    read = [(found, case) for found, case in zip(roles.all, cases, strict=True)]
-    for found, case in progress(read, "reading voxels"):
+    for found, case in progress(list(zip(roles.all, cases, strict=True)), "reading voxels"):
         if case.label is None:
             label_like += [path for image in case.images for path in _label_like(image, image.voxels())]
             continue

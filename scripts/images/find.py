@@ -113,7 +113,7 @@ DOCUMENTS = (
     ".txt", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml", ".xml", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls",
     ".xlsx", ".log", ".py", ".sh", ".ini", ".cfg", ".bval", ".bvec",
 )  # fmt: skip
-"""Endings of files in which nobody expects an image."""
+"""Endings of files that never hold an image; they are passed over without a warning."""
 
 
 def passed_over(files: Sequence[Path], folder: Path) -> str:

@@ -86,8 +86,8 @@ class LabelInferer(Inferer):
         Args:
             inputs: images, on the device of the network.
             network: maps windows to logits `(B, K, *window)`.
-            args: further arguments of the network.
-            kwargs: likewise.
+            args: further positional arguments of the network.
+            kwargs: further keyword arguments of the network.
         """
 
         def predictor(windows: torch.Tensor) -> torch.Tensor:

@@ -34,9 +34,7 @@ def network_config(record: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if this version of the bundle has no such network.
     """
-    network = NETWORKS.get(record["class"])
-    if network is None:
-        raise ValueError(f"there is no network {record['class']}")
+    network = _class_of(record)
     return {"_target_": f"{network.__module__}.{network.__name__}", **record["arguments"]}
 
 
@@ -47,5 +45,11 @@ def build_network(record: Mapping[str, Any]) -> nn.Module:
         ValueError: if this version of the bundle has no such network.
         TypeError: if it has other arguments.
     """
-    arguments = network_config(record)
-    return NETWORKS[record["class"]](**{key: value for key, value in arguments.items() if key != "_target_"})
+    return _class_of(record)(**record["arguments"])
+
+
+def _class_of(record: Mapping[str, Any]) -> type[nn.Module]:
+    network = NETWORKS.get(record["class"])
+    if network is None:
+        raise ValueError(f"there is no network {record['class']}")
+    return network

@@ -101,9 +101,8 @@ class Validation:
         except (RuntimeError, MemoryError) as error:
             if num_ranks() > 1 or not is_out_of_memory(error):
                 raise
-            self.validator._internal_run_generator = (
-                None  # otherwise ignite takes the next run for the rest of this one
-            )
+            # Otherwise ignite takes the next run for the rest of this one.
+            self.validator._internal_run_generator = None
             logger.warning(
                 f"The validation after step {step} ran out of memory ({first_line(error)}), so there is no result; "
                 "training goes on. Lower --validate::inferer::sw_batch_size, or raise --val_interval above --max_steps."

@@ -13,13 +13,12 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
-def names_declared(label: VolumeHeader, names: Mapping[int, str], source: str = "the dataset's YAML") -> list[Finding]:
+def names_declared(label: VolumeHeader, names: Mapping[int, str]) -> list[Finding]:
     """Report a segment that has the name of another value's class; other names may differ, as classes may be renamed.
 
     Args:
         label: header of a label file.
-        names: name of each declared value.
-        source: where they are declared, for the message.
+        names: name of each value that the dataset's YAML declares.
     """
     value_of = {_plain(name): value for value, name in names.items()}
     findings = []
@@ -27,8 +26,8 @@ def names_declared(label: VolumeHeader, names: Mapping[int, str], source: str = 
         declared = value_of.get(_plain(name), value)
         if declared != value:
             sentence = (
-                f"The label {label.path} has the value {value} for {name}, but {source} declares {declared} for it: "
-                "correct label_names and label_values, or write the file again with the declared values."
+                f"The label {label.path} has the value {value} for {name}, but the dataset's YAML declares {declared} "
+                "for it: correct label_names and label_values, or write the file again with the declared values."
             )
             findings.append(Finding(Kind.SEGMENTS, sentence, label.path))
     return findings

@@ -8,8 +8,9 @@ r"""Measure the accuracy of methods by number of labelled cases and seed, and ma
 A method is the name of a file in `configs/methods`, the name of a file in `configs/networks`, or both joined by `+`;
 `default` is `configs/train.yaml` alone. Each run trains, then evaluates the weights of the last step once on the test
 cases. Its row is written as soon as it is evaluated, and runs that have a row are skipped, so an interrupted command
-continues where it stopped. Options after `--` are passed to training and evaluation unchanged.
-Figures need matplotlib (requirements-dev.txt).
+continues where it stopped. Self-training has a second row, `METHOD, labels only`: the network that labelled the
+unlabelled cases, trained for the first part of the run. Options after `--` are passed to training and evaluation
+unchanged. Figures need matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from scripts.files import csv_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL = "supervised"
+LABELS_ONLY = ", labels only"
 ALL = "all"
 
 
@@ -108,8 +110,8 @@ def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any
     return {"training": training[first:] + training[:first], **lists}
 
 
-def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -> dict[str, Any]:
-    """Train, evaluate on the test cases, and return the results.
+def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -> list[dict[str, Any]]:
+    """Train, evaluate on the test cases, and return the results: the run's row, and that of its labels if there is one.
 
     Args:
         run: which run.
@@ -127,28 +129,31 @@ def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -
         folders = ["--output_dir", str(folder / output), "--ckpt_dir", str(folder / "models")]
         subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True)
 
+    def evaluate(output: str, *more: str) -> dict[str, Any]:
+        bundle("evaluating", [*files, "configs/evaluate.yaml"], *more, output=output)
+        return _results(folder / output)
+
     watched = ["--validate::dataset::data::items", "$@cases.test"]
     start = time.monotonic()
     bundle("training", files, *(watched if best_on_test else []))
-    seconds = round(time.monotonic() - start)
-    bundle("evaluating", [*files, "configs/evaluate.yaml"])
-    best = ""
+    row = {**asdict(run), "train_s": round(time.monotonic() - start), **evaluate("out")}
+    rows = [row]
     if best_on_test:
-        bundle("evaluating", [*files, "configs/evaluate.yaml"], "--checkpoint", "model_best.pt", output="best_on_test")
-        best = f"{_summary(folder / 'best_on_test')['mean_dice']:.4f}"
-    summary = _summary(folder / "out")
+        row["best_on_test_dice"] = evaluate("best_on_test", "--checkpoint", "model_best.pt")["mean_dice"]
+    if (folder / "models/model_labels_only.pt").is_file():
+        rows += [{**asdict(run), **evaluate("labels_only", "--checkpoint", "model_labels_only.pt")}]
+        rows[-1]["method"] += LABELS_ONLY
+    return [{**row, "threads": os.environ.get("OMP_NUM_THREADS", "")} for row in rows]
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """Columns of an evaluation's results."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = {key: summary[key] for key in RESULTS if key in summary}
     return {
         **{key: round(value, 4) if isinstance(value, float) else value for key, value in results.items()},
-        "best_on_test_dice": best,
-        "train_s": seconds,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
-        "dice_by_case": " ".join(f"{value:.4f}" for value in mean_per_case(read_dice(folder / "out")).values()),
+        "dice_by_case": " ".join(f"{value:.4f}" for value in mean_per_case(read_dice(folder)).values()),
     }
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -163,8 +168,8 @@ def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     words = [*_data_words(options, labelled, Path(folder)), *overrides]
-                    row = run_once(run, words, Path(folder), options.best_on_test)
-                append_row(options.results, COLUMNS, {**asdict(run), **row})
+                    for row in run_once(run, words, Path(folder), options.best_on_test):
+                        append_row(options.results, COLUMNS, row)
 
 
 def _data_words(options: argparse.Namespace, labelled: str, folder: Path) -> list[str]:
@@ -225,6 +230,7 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         if name != CONTROL and control and everything:
             gap = f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}"
         best = [float(row["best_on_test_dice"]) for row in group if row["best_on_test_dice"]]
+        minutes = [float(row["train_s"]) / 60 for row in group if row["train_s"]]
         cells = [
             " ".join(filter(None, (dataset, datalist))),
             labelled,
@@ -235,7 +241,7 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
             f"{fmean(best):.4f}" if best else "",
             f"{fmean(float(row['mean_hd95_voxel']) for row in group):.2f}",
             str(sum(int(row["missed"]) for row in group)),
-            f"{fmean(float(row['train_s']) for row in group) / 60:.0f} min",
+            f"{fmean(minutes):.0f} min" if minutes else "",
         ]
         yield f"| {' | '.join(cells)} |"
 
@@ -274,9 +280,12 @@ def draw(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
             line = by_labels.errorbar(
                 [int(labelled) for labelled, _ in points], means, spread, marker="o", capsize=3, label=method
             )
-            minutes = [fmean(float(row["train_s"]) for row in group) / 60 for _, group in points]
-            by_minutes.plot(minutes, means, "o", color=line[0].get_color(), label=method)
-            for (labelled, _), x, y in zip(points, minutes, means, strict=True):
+            for (labelled, group), y in zip(points, means, strict=True):
+                minutes = [float(row["train_s"]) / 60 for row in group if row["train_s"]]
+                if not minutes:
+                    continue
+                x = fmean(minutes)
+                by_minutes.plot(x, y, "o", color=line[0].get_color())
                 by_minutes.annotate(labelled, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
         everything = [float(row["mean_dice"]) for row in rows if row["dataset"] == dataset and row["labelled"] == ALL]
         for axes in (by_labels, by_minutes):

@@ -88,9 +88,28 @@ def test_an_unknown_method_is_refused_before_anything_runs(commands, run) -> Non
 
 def test_the_best_checkpoint_on_the_test_cases_is_a_column_of_its_own(commands, run) -> None:
     (row,) = run("--methods", "default", "--seeds", "0", "--best_on_test")
-    assert (row["mean_dice"], row["best_on_test_dice"]) == ("0.5", "0.6000")
+    assert (row["mean_dice"], row["best_on_test_dice"]) == ("0.5", "0.6")
     assert commands[0]["--validate::dataset::data::items"] == "$@cases.test"
     assert [command.get("--checkpoint") for command in commands] == [None, None, "model_best.pt"]
+
+
+def test_the_network_of_the_labels_has_a_row_of_its_own(commands, run, monkeypatch) -> None:
+    recorded = accuracy.subprocess.run
+
+    def write_model(command: list[str], **options: object) -> None:
+        recorded(command, **options)
+        models = Path(command[command.index("--ckpt_dir") + 1])
+        models.mkdir(exist_ok=True)
+        (models / "model_labels_only.pt").touch()
+
+    monkeypatch.setattr(accuracy.subprocess, "run", write_model)
+    first, second = run("--methods", "self_training", "--seeds", "0")
+    assert [c.get("--checkpoint") for c in commands] == [None, None, "model_labels_only.pt"]
+    assert (first["method"], second["method"]) == ("self_training", "self_training, labels only")
+    assert first["train_s"] != "" and second["train_s"] == ""
+    run("--methods", "self_training", "--seeds", "0")
+    assert len(commands) == 3
+    assert "| self_training, labels only |" in "\n".join(accuracy.report_lines([first, second]))
 
 
 def test_the_best_on_test_run_is_a_valid_command(make_workflow) -> None:

@@ -7,16 +7,19 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTrait
 from monai.utils import convert_to_dst_type
 
+from scripts.data.checks.grid import label_on_image
 from scripts.data.labels import to_classes, value_text
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.components import classes_to_reduce, keep_largest
+from scripts.images.header import VolumeHeader, axes_onto
 from scripts.prototypes.voxels import NO_CLASS
 
 
@@ -68,6 +71,47 @@ class LabelsToClassesd(MapTransform):
                 )
             result[key] = convert_to_dst_type(classes, dst=data[key], dtype=classes.dtype)[0]
         return result
+
+
+class LabelOnImaged(MapTransform):
+    """Put a label on the grid of its image: the image's order of axes, and exactly its affine.
+
+    Headers differ by rounding, or by a spacing of 1.5 in one file and 1.503 in the other. `Spacingd` would then round
+    image and label to different sizes.
+
+    Args:
+        keys: label volumes `(1, X, Y, Z)`.
+        image_key: the image, `(C, X, Y, Z)`.
+        allow_missing_keys: whether cases without a label pass.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with labels on the image's grid.
+
+        Raises:
+            UserError: if the label's grid is not that of the image, see `scripts.data.checks.grid.label_on_image`.
+        """
+        result = dict(data)
+        for key in self.key_iterator(data):
+            image, label = (_header_of(data[name], name) for name in (self.image_key, key))
+            for finding in label_on_image(image, label):
+                raise UserError(finding.sentence)
+            voxels = nibabel.apply_orientation(
+                _plain(data[key])[0].cpu().numpy(), axes_onto(label.affine, image.affine)
+            )
+            moved = convert_to_dst_type(np.ascontiguousarray(voxels[None]), dst=data[key], dtype=data[key].dtype)[0]
+            moved.affine = data[self.image_key].affine
+            result[key] = moved
+        return result
+
+
+def _header_of(volume: Any, key: str) -> VolumeHeader:
+    path = str(volume.meta.get("filename_or_obj", key))
+    return VolumeHeader(path, tuple(volume.shape[1:]), len(volume), volume.affine.numpy(), str(volume.dtype), True)
 
 
 class IgnoredToBackgroundd(MapTransform):

@@ -18,7 +18,7 @@ from scripts.data.sizes import Progress
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
-from scripts.images.header import VolumeHeader
+from scripts.images.header import VolumeHeader, axes_onto
 from scripts.images.read import Volume, open_volume
 
 INTENSITY_CASES = 40  # at most this many labelled training cases are sampled for intensities
@@ -199,7 +199,8 @@ def _sample(
         label_like: takes the images that look like labels.
     """
     assert case.label is not None
-    mask = _in_ras(case.label.header, label)[0].round()  # `tally` rounds label values in the same way
+    on_image = nibabel.apply_orientation(label[0], axes_onto(case.label.header.affine, case.image.affine))
+    mask = _in_ras(case.image, on_image[None])[0].round()  # `tally` rounds label values in the same way
     mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
     sampled = []
     for image in case.images:

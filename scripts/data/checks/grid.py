@@ -51,21 +51,21 @@ def channels_on_one_grid(headers: Sequence[VolumeHeader]) -> list[Finding]:
 
 
 def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """Check that a label is on the grid of its image after both are reoriented to RAS, as in training."""
+    """Check that a label is on the grid of its image; the order of its axes may differ, as in training."""
     if label.channels > 1:
         sentence = (
             f"The label {label.path} has {label.channels} channels: save it as one channel with a value per class."
         )
         return [Finding(Kind.CHANNELS, sentence, label.path)]
-    on, above = image.in_ras(), label.in_ras()
-    if on.shape != above.shape:
+    turned = label.in_axes_of(image)
+    if turned.shape != image.shape:
         sentence = (
             f"The label {label.path} has {label.size} voxels, but its image {image.path} has {image.size}: resample "
             "the label to the image, or correct which label belongs to which image."
         )
         return [Finding(Kind.SHAPE, sentence, label.path)]
-    apart = corner_distance(on, above)
-    if not apart <= LABEL_APART * min(on.spacing):
+    apart = corner_distance(image, turned)
+    if not apart <= LABEL_APART * min(image.spacing):
         sentence = (
             f"The label {label.path} is up to {apart:.4g} mm away from its image {image.path} according to their "
             "headers: give both the same origin, spacing and direction."

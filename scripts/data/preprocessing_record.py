@@ -22,7 +22,8 @@ from monai.transforms import Transform
 from torch import nn
 
 from scripts.data.spec import DatasetSpec
-from scripts.files import save_atomically
+from scripts.errors import UserError, first_line
+from scripts.files import require_file, save_atomically
 from scripts.networks.record import network_record
 
 ENTRY = "preprocessing"
@@ -104,6 +105,25 @@ def save_weights(network: nn.Module, path: str | Path, dataset: DatasetSpec | No
     modules[""] = {**modules.get("", {}), **{key: value for key, value in records.items() if value is not None}}
     setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
+
+
+def read_weights(path: str | Path, hint: str) -> Any:
+    """Load a file that `torch.save` wrote, on the CPU and with `weights_only`, which runs no code of the file.
+
+    Args:
+        path: the file.
+        hint: what to do if it does not exist.
+
+    Raises:
+        UserError: if the file is missing, damaged, or contains more than weights.
+    """
+    require_file(path, hint)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way
+        # torch's own message recommends `weights_only=False`, which would let the file run code.
+        reason = "it contains more than weights" if "weights_only" in str(error) else first_line(error)
+        raise UserError(f"{path} cannot be read as weights ({reason}): replace it.") from error
 
 
 def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:

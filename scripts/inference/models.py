@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import NETWORK, preprocessing_record, record_differences, record_of
+from scripts.data.preprocessing_record import NETWORK, preprocessing_record, read_weights, record_differences, record_of
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
@@ -51,11 +51,7 @@ def load_weights(
         UserError: if the file is missing or damaged, or does not fit the network; names the file and the first weight
             that is missing, unexpected, of another shape or not finite.
     """
-    require_file(path, hint)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path} cannot be read as weights ({_reason(error)}): replace it.") from error
+    state = read_weights(path, hint)
     record = record_of(state, NETWORK)
     if record is not None:
         try:
@@ -94,11 +90,6 @@ def first_mistake(state: object, network: nn.Module) -> str | None:
         if not bool(torch.isfinite(state[key]).all()):
             return f"{key} is not finite"
     return next((f"unexpected key {key}" for key in state if key not in wanted), None)
-
-
-def _reason(error: Exception) -> str:
-    # torch's own message recommends `weights_only=False`, which would let the file run code.
-    return "it contains more than weights" if "weights_only" in str(error) else first_line(error)
 
 
 class InferenceNetwork(nn.Module):

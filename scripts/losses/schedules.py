@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -118,3 +119,17 @@ def step_rate(step: int, max_steps: int, stages: int = 6, factor: float = 0.1) -
         factor: in (0, 1].
     """
     return factor ** (step * stages // max_steps)
+
+
+def warmed_rate(curve: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """A curve of the learning rate with a linear warm-up in front of whatever it has itself.
+
+    Args:
+        curve: factor on the learning rate as a function of the number of completed steps.
+        warmup: number of steps over which the factor increases to the curve, from 1 / warmup of it; 0: none.
+
+    Example:
+        >>> warmed_rate(lambda step: 0.5, warmup=4)(1)
+        0.25
+    """
+    return lambda step: curve(step) * min(1.0, (step + 1) / warmup) if warmup > 0 else curve(step)

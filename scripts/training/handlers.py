@@ -18,6 +18,7 @@ from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.distributed.group import RankSynchroniser
 from scripts.evaluation.overlay import OverlayPictures
 from scripts.losses.base import WeightedLoss
+from scripts.losses.schedules import warmed_rate
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
@@ -59,6 +60,7 @@ class TrainingHandlers:
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
+        warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve.
         pictures: number of validation cases that are drawn.
 
     Attributes:
@@ -83,9 +85,11 @@ class TrainingHandlers:
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
+        warmup: int = 0,
         pictures: int = 4,
     ) -> None:
-        self.teacher, self.learning_rate_curve, self.extra_optimizer = teacher, learning_rate_curve, extra_optimizer
+        self.teacher, self.extra_optimizer = teacher, extra_optimizer
+        self.learning_rate_curve = warmed_rate(learning_rate_curve, warmup)
         self.guard, self.method_handlers = guard, method_handlers
         self.validator, self.val_interval = validator, val_interval
         self.output_dir, self.ckpt_dir = Path(output_dir), Path(ckpt_dir)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a training from given weights instead of random ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.networks.utils import copy_model_state
+from torch import nn
+
+from scripts.data.preprocessing_record import NETWORK, preprocessing_record, read_weights, record_differences, record_of
+from scripts.data.spec import DatasetSpec
+from scripts.distributed.collectives import is_rank0
+from scripts.errors import UserError
+from scripts.networks.record import network_record
+
+logger = logging.getLogger("InitialWeights")
+
+LEAST_SHARE = 0.25
+"""Smallest share of the network's weights that a file must fit; below it, the file is of another network."""
+
+NUMBERS: list[Any] = [
+    np.dtype,
+    # The function behind every NumPy number in a file, under its names of NumPy 1 and 2.
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+]
+"""What the training curves beside the weights of other programs (nnU-Net) are made of."""
+
+
+@dataclass
+class Taken:
+    """What a file gives to a network.
+
+    Attributes:
+        state: the network's state dict with the values of the file.
+        keys: keys of `state` that have the file's values.
+        found: what the file has under each of the network's keys, of whatever shape.
+        unused: number of weights in the file that have no place in the network.
+    """
+
+    state: dict[str, torch.Tensor]
+    keys: set[str]
+    found: dict[str, torch.Tensor]
+    unused: int
+
+
+def with_initial_weights(network: nn.Module, weights: str | Path | None, dataset: DatasetSpec) -> nn.Module:
+    """Copy weights of a file into a network before training, matched by name and shape, and log a table of them.
+
+    The file is `model.pt` of this bundle or of another MONAI bundle, or a checkpoint that holds such weights under any
+    key (`state_dict`, `model`, `network_weights`, ...). A prefix that all names share, such as `module.`, is removed or
+    added. The last layer is left as it is, unless the file records the same classes; so is what the file does not hold
+    or has in another shape.
+
+    Args:
+        network: changed in place.
+        weights: the file; `None` changes nothing.
+        dataset: the dataset block; its classes and preprocessing are compared with the file's record.
+
+    Returns:
+        `network`.
+
+    Raises:
+        UserError: if the file is missing or damaged, holds values that are not finite, or fits less than `LEAST_SHARE`
+            of the network's weights.
+
+    Example:
+        >>> from scripts.data.preprocessing_record import save_weights
+        >>> from scripts.networks.vnet import VNet
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> trained = VNet(out_channels=3, base_filters=4)
+        >>> save_weights(trained, f"{folder.name}/model.pt")
+        >>> network = with_initial_weights(
+        ...     VNet(out_channels=2, base_filters=4), f"{folder.name}/model.pt", DatasetSpec("scans")
+        ... )
+        >>> bool((network.encoder.stage1[0].conv.weight == trained.encoder.stage1[0].conv.weight).all())
+        True
+    """
+    if weights is None:
+        return network
+    with torch.serialization.safe_globals(NUMBERS):
+        content = read_weights(weights, "give the path of a file with weights, or null to start from random ones")
+    trained = record_of(content)
+    same_classes = trained is not None and trained["label_names"] == list(dataset.label_names)
+    last = last_layer(network, dataset.num_classes)
+    kept = () if same_classes or last is None else (last,)
+    taken = best_fit(content, network.state_dict(), kept)
+    parameters = {key for key, _ in network.named_parameters() if not key.startswith(kept)}
+    share = _size(taken.state, parameters & taken.keys) / max(1, _size(taken.state, parameters))
+    if share < LEAST_SHARE:
+        raise UserError(
+            f"{weights} has a value for {share:.0%} of the weights that this run trains{_networks(content, network)}: "
+            "give the network that the file was trained with (docs/fine_tuning.md), or another file."
+        )
+    broken = next((key for key in sorted(taken.keys) if not bool(torch.isfinite(taken.state[key]).all())), None)
+    if broken:
+        raise UserError(f"{weights} cannot be trained further: {broken} is not finite. Give another file.")
+    network.load_state_dict(taken.state)
+    if is_rank0():
+        lines = [f"Initial weights from {weights}:", *_table(taken, kept), *_remarks(taken, trained, dataset)]
+        logger.info("\n".join(lines))
+    return network
+
+
+def last_layer(network: nn.Module, num_classes: int) -> str | None:
+    """Name of the layer that gives the logits, followed by a dot: the last convolution with one channel per class."""
+    names = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and module.out_channels == num_classes
+    ]
+    return f"{names[-1]}." if names else None
+
+
+def best_fit(content: Any, state: Mapping[str, torch.Tensor], kept: Sequence[str] = ()) -> Taken:
+    """The weights of a file that fit a network best, among the state dicts that it holds.
+
+    Args:
+        content: what was loaded from the file: a state dict, or a mapping that holds some, also in its turn.
+        state: state dict of the network.
+        kept: beginnings of keys whose values are not taken.
+    """
+    best = Taken(dict(state), set(), {}, 0)
+    for weights in _state_dicts(content):
+        for removed, added in product(_prefixes(weights), _prefixes(state)):
+            named = {f"{added}{key[len(removed) :]}": v for key, v in weights.items() if key.startswith(removed)}
+            found = {key: value for key, value in named.items() if key in state}
+            if sum(value.numel() for key, value in found.items() if value.shape == state[key].shape) > _size(
+                best.state, best.keys
+            ):
+                usable = {key: value for key, value in found.items() if not key.startswith(tuple(kept))}
+                filled, keys, _ = copy_model_state(state, usable)
+                best = Taken(filled, set(keys), found, len(weights) - len(found))
+    return best
+
+
+def _state_dicts(content: Any) -> Iterator[dict[str, torch.Tensor]]:
+    if isinstance(content, Mapping):
+        tensors = {key: v for key, v in content.items() if isinstance(key, str) and isinstance(v, torch.Tensor)}
+        if tensors:
+            yield tensors
+        for value in content.values():
+            yield from _state_dicts(value)
+
+
+def _prefixes(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Beginnings of keys up to a dot, of up to two parts, the empty one first."""
+    found = {".".join(key.split(".")[:depth]) + "." for key in state for depth in (1, 2) if key.count(".") >= depth}
+    return ["", *sorted(found)]
+
+
+def _size(state: Mapping[str, torch.Tensor], keys: set[str]) -> int:
+    return sum(state[key].numel() for key in keys)
+
+
+def _networks(content: Any, network: nn.Module) -> str:
+    theirs, ours = record_of(content, NETWORK), network_record(network)
+    if theirs is None:
+        return ""
+    here = type(network).__name__ if ours is None else _text(ours)
+    return f" (it is of {_text(theirs)}, and this run trains {here})"
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return f"{record['class']} with {', '.join(f'{key} {value}' for key, value in record['arguments'].items())}"
+
+
+def _table(taken: Taken, kept: Sequence[str]) -> list[str]:
+    parts: dict[str, list[str]] = {}
+    for key in taken.state:
+        parts.setdefault(key.split(".")[0], []).append(key)
+    width = max(map(len, [*parts, "part"]))
+    lines = [f"{'part':{width}}  {'weights':>12}  {'taken':>12}  not taken"]
+    for part, keys in [*parts.items(), ("all", list(taken.state))]:
+        reasons = {key: _reason(key, taken, kept) for key in keys if key not in taken.keys}
+        told = {r: next(key for key in reasons if reasons[key] == r) for r in dict.fromkeys(reasons.values())}
+        text = "; ".join(f"{first}{_others(reasons, r)}: {r}" for r, first in told.items())
+        weights, own = _size(taken.state, set(keys)), _size(taken.state, set(keys) & taken.keys)
+        lines.append(f"{part:{width}}  {weights:12,}  {own:12,}  {text if part != 'all' else ''}".rstrip())
+    return lines
+
+
+def _reason(key: str, taken: Taken, kept: Sequence[str]) -> str:
+    if key.startswith(tuple(kept)):
+        return "last layer, other classes"
+    if key not in taken.found:
+        return "not in the file"
+    return f"shape {tuple(taken.found[key].shape)} in the file, {tuple(taken.state[key].shape)} here"
+
+
+def _others(reasons: Mapping[str, str], reason: str) -> str:
+    count = sum(each == reason for each in reasons.values()) - 1
+    return f" and {count} more" if count else ""
+
+
+def _remarks(taken: Taken, trained: Mapping[str, Any] | None, dataset: DatasetSpec) -> list[str]:
+    here = {key: value for key, value in preprocessing_record(dataset).items() if key != "label_names"}
+    different = record_differences(trained, here)
+    return [
+        *([f"{taken.unused} tensors of the file have no place in the network."] if taken.unused else []),
+        *([f"The file was trained with another preprocessing: {'; '.join(different)}."] if different else []),
+    ]

@@ -176,8 +176,10 @@ def train(words: list[str]) -> int:
 
 
 def evaluate(words: list[str]) -> int:
-    """Evaluate a trained network on the test cases."""
-    return _run_on_dataset(evaluate, "evaluate", "evaluating", [CONFIGS / "evaluate.yaml"], words)
+    """Evaluate a trained network, or --predictions of any program, on the test cases."""
+    given = option_value(words, "--predictions") is not None
+    file = CONFIGS / ("predictions.yaml" if given else "evaluate.yaml")
+    return _run_on_dataset(evaluate, "evaluate", "evaluating", [file], words)
 
 
 def compare(words: list[str]) -> int:

@@ -139,6 +139,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
     "runs": _or_null(Rule("a list of two paths, such as ['outputs/a','outputs/b']", _are_two_texts)),
     "comparison_dir": _or_null(FOLDER),
+    "predictions": Rule("the path of a folder of label volumes", _is_text),
+    "prediction_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
     "initial_weights": _or_null(Rule("the path of a file with weights", _is_text)),
     "crossval_dir": FOLDER,
     "folds": _or_null(_whole(2)),

@@ -173,6 +173,15 @@ def test_a_command_runs_its_config_files(words, run_id, files, started) -> None:
     assert started == [["run", run_id, "--config_file", config(*files), "--bundle_root", str(ROOT)]]
 
 
+def test_predictions_are_evaluated_by_a_config_file_without_a_network(started) -> None:
+    assert main(["evaluate", "hippocampus", "--predictions", "OUT"]) == 0
+    assert started[0][1:4] == [
+        *("evaluating", "--config_file"),
+        config("train.yaml", "datasets/hippocampus.yaml", "predictions.yaml"),
+    ]
+    assert started[0][-2:] == ["--predictions", "OUT"]
+
+
 def test_other_options_are_passed_on_wherever_they_stand(started) -> None:
     main(["train", "--max_steps", "500", "--method", "ssnet", "--train::trainer::amp=true", "--spacing", "[1, 1, 1]"])
     assert started[0][6:] == ["--max_steps", "500", "--train::trainer::amp=true", "--spacing", "[1, 1, 1]"]

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from torch import nn
 
 from scripts.data.preprocessing_record import preprocessing_record, record_of
+from scripts.files import csv_rows
+from scripts.inference.models import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = {"spacing": [3.0, 3.0, 4.0], "roi_size": [32, 32, 16]}
@@ -88,3 +91,17 @@ def test_a_command_with_another_spacing_or_window_warns(command, trained, make_w
     assert not warnings()
     (warning,) = warnings(spacing=[4.0, 4.0, 4.0], roi_size=[16, 16, 32])
     assert "model.pt" in warning and "spacing [3.0, 3.0, 4.0]" in warning and "roi_size [32, 32, 16]" in warning
+
+
+def test_what_is_deployed_is_evaluated_like_model_pt(trained, make_workflow, tmp_path) -> None:
+    network = load_weights(trained, nn.Identity())  # the file records its network
+    torch.jit.script(network).save(str(trained.with_name("model.ts")))
+
+    def dice(**overrides) -> list[float]:
+        make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **overrides).run()
+        return [float(row["dice"]) for row in csv_rows(tmp_path / "out/metrics.csv") if row["dice"]]
+
+    expected = dice()
+    assert dice(checkpoint="model.ts") == pytest.approx(expected, abs=1e-3)
+    assert dice(checkpoint=["model.pt", "model.ts"]) == pytest.approx(expected, abs=1e-3)
+    assert dice(checkpoint="model.ts", mirror_axes=[0, 1]) != pytest.approx(expected, abs=1e-3)

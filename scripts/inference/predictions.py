@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate label volumes that any program has made, without a network."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+from scripts.data.cases import Case, images_of
+from scripts.data.checks.grid import label_on_image
+from scripts.data.datalist import with_references
+from scripts.data.labels import declared_values, to_classes, value_text
+from scripts.data.sizes import progress_bar
+from scripts.data.spec import DatasetSpec
+from scripts.errors import UserError
+from scripts.evaluation.report import case_names, format_summary, write_report
+from scripts.evaluation.statistics import case_rows
+from scripts.images.components import classes_to_reduce, keep_largest
+from scripts.images.find import image_files, output_names
+from scripts.images.header import VolumeHeader, axes_onto, case_name
+from scripts.images.read import read_volume
+from scripts.prototypes.voxels import NO_CLASS
+
+logger = logging.getLogger("predictions")
+
+POSTFIXES = ("", "_seg")
+"""What programs append to the name of a case: most nothing, `predict` and others `_seg`."""
+
+
+def evaluate_predictions(
+    cases: Sequence[Case],
+    folder: str | Path,
+    dataset: DatasetSpec,
+    output_dir: str | Path,
+    surface_tolerance_mm: float,
+    prediction_values: Sequence[int] | None = None,
+    largest_component: bool | str | Sequence[str] = False,
+) -> dict[str, Any]:
+    """Compare label volumes with the references of some cases, as `evaluating` compares those of a network.
+
+    Args:
+        cases: with labels.
+        folder: holds a label volume per case (see `find_predictions`), or a folder per case with a mask per structure.
+        dataset: classes and the values of the references.
+        output_dir: for `metrics.csv` and `summary.json`.
+        surface_tolerance_mm: of surface Dice.
+        prediction_values: value of each class in the predictions, other values are background; `None`: the values of
+            the references, and no others.
+        largest_component: structures of which only the largest connected component is kept.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: for a case without a label or a prediction, a prediction on another grid than the reference, or a
+            value that is not declared.
+    """
+    cases = with_references(list(cases), "test")
+    found = find_predictions(cases, folder)
+    reduced = classes_to_reduce(largest_component, dataset.label_names)
+    names = dict(enumerate(dataset.label_names))
+    rows = []
+    for case, files, name in zip(
+        progress_bar(cases, "evaluating"), found, case_names([images_of(case)[0] for case in cases]), strict=True
+    ):
+        header, reference = _classes(case["reference"], dataset.values, dataset.ignore_value, "correct it")
+        predicted = _prediction(files, header, dataset, prediction_values)
+        keep_largest(predicted, reduced)
+        ignored = reference == NO_CLASS
+        predicted[ignored] = reference[ignored] = 0
+        rows += case_rows(name, predicted, reference, header.spacing, names, surface_tolerance_mm)
+    extra = {"surface_tolerance_mm": surface_tolerance_mm, "dataset": dataset.name, "predictions": str(folder)}
+    summary = write_report(rows, names, output_dir, extra)
+    logger.info("%s: %d cases\n%s", output_dir, len(cases), format_summary(summary))
+    return summary
+
+
+def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
+    """The prediction of each case: a label volume, or a folder of masks (`structure.nii.gz`).
+
+    It is named after the case, its image as `predict` names its output, or its label file, with `_seg` or without.
+
+    Args:
+        cases: of `with_references`.
+        folder: where the predictions are.
+
+    Raises:
+        UserError: if the folder does not exist, or a case has no prediction or two.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: give the folder of the label volumes by --predictions.")
+    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    files, _ = image_files([entry for entry in entries if entry.is_file()])
+    by_name: dict[str, list[Path]] = {}
+    for entry in [*files, *(entry for entry in entries if entry.is_dir())]:
+        by_name.setdefault(case_name(entry), []).append(entry)
+    columns = [
+        [case["case"] for case in cases],
+        output_names([images_of(case)[0] for case in cases]),
+        [case_name(case["reference"]) for case in cases],
+    ]
+    # A name that several cases share, such as segmentation.nii.gz in the folder of each, belongs to none of them.
+    shared = {name for names in columns for name, count in Counter(names).items() if count > 1}
+    found, missing = [], []
+    for names in zip(*columns, strict=True):
+        keys = {name + postfix for name in set(names) - shared for postfix in POSTFIXES}
+        matching = [entry for key in sorted(keys) for entry in by_name.get(key, [])]
+        if len(matching) > 1:
+            raise UserError(f"{matching[0]} and {matching[1].name} are both predictions of {names[0]}: keep one.")
+        found += matching
+        missing += [] if matching else [names[0]]
+    if missing:
+        raise UserError(
+            f"{root} has no prediction of {missing[0]} ({len(missing)} of {len(cases)} cases have none): name the "
+            f"label volumes after the cases, as in {missing[0]}.nii.gz."
+        )
+    return found
+
+
+def _classes(
+    path: str | Path, values: Sequence[int], ignore_value: int | None, hint: str
+) -> tuple[VolumeHeader, np.ndarray]:
+    """Header and class indices `(X, Y, Z)`, int16, of a label file; the hint says what to do about another value."""
+    header, voxels = read_volume(path)
+    if len(voxels) > 1:
+        raise UserError(f"{path} has {len(voxels)} channels: save it as one channel with a value per class.")
+    classes, undeclared = to_classes(torch.from_numpy(voxels[0].astype(np.float64, order="C")), values, ignore_value)
+    if undeclared is not None:
+        raise UserError(
+            f"{path} holds the label value {value_text(undeclared)}, which is none of {sorted(values)}: {hint}."
+        )
+    return header, classes.to(torch.int16).numpy()
+
+
+def _prediction(
+    path: Path, reference: VolumeHeader, dataset: DatasetSpec, prediction_values: Sequence[int] | None
+) -> np.ndarray:
+    """Class indices of a prediction on the grid of its reference."""
+    if path.is_dir():
+        predicted = np.zeros(reference.shape, np.int16)
+        for index, name in enumerate(dataset.label_names[1:], start=1):
+            files, _ = image_files(sorted(file for file in path.iterdir() if _is_mask_of(file, name)))
+            if len(files) != 1:
+                raise UserError(
+                    f"{path} has {len(files)} masks of {name}: a folder of masks needs one file for each name in "
+                    f"label_names, as in {name.replace(' ', '_')}.nii.gz."
+                )
+            header, voxels = read_volume(files[0])
+            predicted[_on_grid(header, voxels[0], reference) > 0] = index
+        return predicted
+    if prediction_values is None:
+        hint = "correct it, or give the value of each class in the predictions by --prediction_values"
+        header, classes = _classes(path, dataset.values, None, hint)
+        return _on_grid(header, classes, reference)
+    values = declared_values(dataset.num_classes, prediction_values)
+    header, voxels = read_volume(path)
+    classes = np.zeros(voxels.shape[1:], np.int16)
+    for index, value in enumerate(values[1:], start=1):
+        classes[voxels[0].round() == value] = index
+    return _on_grid(header, classes, reference)
+
+
+def _is_mask_of(file: Path, structure: str) -> bool:
+    return case_name(file).lower().replace("_", " ") == structure.lower().replace("_", " ")
+
+
+def _on_grid(header: VolumeHeader, voxels: np.ndarray, reference: VolumeHeader) -> np.ndarray:
+    if label_on_image(reference, header):
+        grids = [f"{each.size} voxels, affine {each.affine[:3].round(3).tolist()}" for each in (header, reference)]
+        raise UserError(
+            f"The prediction {header.path} ({grids[0]}) is not on the grid of the label file {reference.path} "
+            f"({grids[1]}): resample it to the label file."
+        )
+    return np.ascontiguousarray(nibabel.apply_orientation(voxels, axes_onto(header.affine, reference.affine)))

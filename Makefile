@@ -19,6 +19,7 @@ demo: $(VENV)/.requirements
 	$(RUN) -m monai.bundle run evaluating --config_file "['configs/train.yaml','configs/evaluate.yaml']"
 	@echo
 	@echo "Trained and evaluated. Look at:"
+	@echo "  $(CURDIR)/outputs/report/index.html   the report: results, and pictures of every test case"
 	@echo "  $(CURDIR)/outputs/summary.json   Dice and surface distances of the 8 test cases (metrics.csv: one row per case and structure)"
 	@echo "  $(CURDIR)/outputs/overlays       predictions drawn over the images"
 	@echo "  $(CURDIR)/outputs/models         the trained model, model.pt"

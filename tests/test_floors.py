@@ -17,7 +17,7 @@ FLOORS = [
     {"losses", "data"},
     {"training", "inference"},
     {"labelling", "export", "dataset_setup"},
-    {"cli", "crossval", "__main__"},
+    {"cli", "crossval", "report", "__main__"},
     {"experiments"},
 ]
 """Folders, and files of `scripts` itself, from the bottom up."""

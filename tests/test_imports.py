@@ -17,7 +17,7 @@ from tests.volume_files import dicom_slices, write_dicom
 ROOT = Path(__file__).resolve().parents[1]
 
 OPTIONAL = {"matplotlib", "pandas", "sklearn", "skimage", "h5py", "mlflow", "onnx", "onnxruntime"}
-"""Packages that a run must not need. MONAI imports matplotlib if there is one."""
+"""Packages that a training or an inference must not need. MONAI imports matplotlib if there is one."""
 
 HEAVY = ("torch._dynamo", "torch._inductor", "torch.onnx", "itk.")
 """Beginnings of the names of modules that MONAI does not import either; `itk.` is a format or filter of ITK."""

@@ -200,6 +200,18 @@ test, over all classes and for each class. docs/metrics.md explains what it can 
     return _run("compare", [CONFIGS / "evaluate.yaml"], options.debug, given)
 
 
+def report(words: list[str]) -> int:
+    """Make a page that shows the results of an evaluation or of predicted images."""
+    text = """\
+OUTPUT_DIR is the output folder of `evaluate`, which makes the page itself, or of `predict`. Writes
+OUTPUT_DIR/report/index.html, one file that opens in any browser without a network. docs/report.md explains it."""
+    parser = Parser(report, "report", text)
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", nargs="?", help="the folder (default: outputs)")
+    options = parser.parse_args(words)
+    given = ["--output_dir", options.output_dir] if options.output_dir else []
+    return _run("report", [CONFIGS / "report.yaml"], options.debug, given)
+
+
 def crossval(words: list[str]) -> int:
     """Cross-validate on the labelled cases: what to expect, and whether unlabelled cases help."""
     return _run_on_dataset(crossval, "crossval", "crossval", [CONFIGS / "crossval.yaml"], words)
@@ -286,6 +298,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "report": report,
     "crossval": crossval,
     "predict": predict,
     "pseudo-label": pseudo_label,

@@ -121,6 +121,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty", "skip_empty"), SWITCH
     ),
+    # a list is the run id of configs/report.yaml
+    "report": Rule(SWITCH.words, lambda v: SWITCH.holds(v) or isinstance(v, list)),
     "checkpoint": Rule("the name of a file, or a list of names", lambda v: _is_text(v) or _are_texts(v)),
     "largest_component": Rule(
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)

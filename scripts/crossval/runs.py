@@ -178,7 +178,8 @@ def _run_fold(
         _run("training", [*words, "--resume", "true", "--output_dir", str(folder / "out_0")], folder / "log.txt")
     for index in reversed(missing):  # the result without options last: a fold that has it is finished
         more = options[index].split(" ", 1) if options[index] else []
-        _run("evaluating", [*words, *more, "--output_dir", str(folder / f"out_{index}")], folder / "log.txt")
+        more += ["--report", "false", "--output_dir", str(folder / f"out_{index}")]
+        _run("evaluating", [*words, *more], folder / "log.txt")
 
 
 def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:

@@ -79,7 +79,7 @@ class SegmentationReport:
             label = output[CommonKeys.LABEL]
             if not isinstance(label, MetaTensor):
                 raise ValueError(f"label must be a MetaTensor with a spacing, got {type(label).__name__}.")
-            path = _file_of(batch.get(CommonKeys.IMAGE)) or _file_of(label) or _number_of(len(self._cases) + 1)
+            path = case_file(batch, label, len(self._cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
             rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm)
             self._cases.append((path, rows))
@@ -140,6 +140,17 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     notes = [summary["convention"], summary["interval_note"]]
     notes += [] if tolerance is None else [f"Surface Dice accepts distances of up to {tolerance:g} mm."]
     return "\n".join([*table_lines(lines), *notes])
+
+
+def case_file(batch: Mapping[str, Any], label: Any, number: int) -> str:
+    """The file that names a case: that of the image or, if that is unknown, of the label, or else a number.
+
+    Args:
+        batch: a decollated item of an evaluator's batch.
+        label: its label volume.
+        number: of the case on this process, from 1.
+    """
+    return _file_of(batch.get(CommonKeys.IMAGE)) or _file_of(label) or _number_of(number)
 
 
 def case_names(paths: Sequence[str]) -> list[str]:

@@ -130,7 +130,7 @@ def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -
         subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True)
 
     def evaluate(output: str, *more: str) -> dict[str, Any]:
-        bundle("evaluating", [*files, "configs/evaluate.yaml"], *more, output=output)
+        bundle("evaluating", [*files, "configs/evaluate.yaml"], "--report", "false", *more, output=output)
         return _results(folder / output)
 
     watched = ["--validate::dataset::data::items", "$@cases.test"]

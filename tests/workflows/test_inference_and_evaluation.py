@@ -176,6 +176,26 @@ def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflo
     assert summary["num_cases"] == 2
 
 
+def test_evaluating_keeps_what_it_compared_and_shows_it(make_workflow, tmp_path, tiny_demo) -> None:
+    make_workflow("train.yaml", max_steps=2).run()
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", report="false").run()
+    assert not (tmp_path / "out/predictions").exists() and not (tmp_path / "out/report").exists()
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating").run()
+    with (tmp_path / "out/metrics.csv").open() as file:
+        dice = {(row["case"], row["class"]): float(row["dice"]) for row in csv.DictReader(file)}
+    kept = json.loads((tmp_path / "out/predictions/cases.json").read_text())
+    assert [case["case"] for case in kept["cases"]] == ["demo_test_000", "demo_test_001"]
+    for case in kept["cases"]:
+        prediction, reference = (nib.load(tmp_path / "out/predictions" / case[k]) for k in ("prediction", "reference"))
+        image = nib.load(case["image"])
+        assert np.allclose(prediction.affine, image.affine) and np.allclose(reference.affine, image.affine)
+        p, r = np.asarray(prediction.dataobj) == 1, np.asarray(reference.dataobj) == 1
+        assert 2 * (p & r).sum() / (p.sum() + r.sum()) == pytest.approx(dice[case["case"], "large organ"])
+    page = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
+    assert page.count("<image ") == 6 and "demo" in page
+    assert sorted(p.name for p in (tmp_path / "out/predictions").iterdir())[0] == "cases.json"
+
+
 def test_evaluation_uses_the_grid_of_the_label_file(make_workflow, tmp_path, tiny_demo) -> None:
     """A perfect model has Dice 1 only if references are not resampled and predictions are resampled to their grid."""
     workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cases of an output folder: those of an evaluation, or those of an inference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from scipy import ndimage
+
+from scripts.errors import UserError, first_line
+from scripts.evaluation.kept_volumes import MANIFEST
+from scripts.evaluation.statistics import COLUMNS
+from scripts.files import csv_rows
+from scripts.images.header import ENDINGS, VolumeHeader, corner_distance
+from scripts.images.read import open_volume, read_volume
+from scripts.report.pictures import CaseVolumes
+
+SAME_GRID_MM = 0.01
+
+
+@dataclass
+class ReportCase:
+    """A case with its files.
+
+    Attributes:
+        name: as in `metrics.csv`, `volumes.csv` and `failed.csv`.
+        image: file of the image, if it is known.
+        prediction: label volume of the prediction; `None` if none was kept or the case failed.
+        reference: label volume of the reference, if there is one.
+        uncertainty: volume of the uncertainty, if there is one.
+        values: label value of each structure in both label volumes, background not included.
+        rows: rows of `metrics.csv`.
+        problem: why there are no pictures; empty if there are.
+    """
+
+    name: str
+    image: str | None = None
+    prediction: Path | None = None
+    reference: Path | None = None
+    uncertainty: Path | None = None
+    values: Mapping[str, int] = field(default_factory=dict)
+    rows: list[dict[str, str]] = field(default_factory=list)
+    problem: str = ""
+
+    def load(self) -> CaseVolumes:
+        """Read the volumes and turn them to RAS; the structures become classes 1, 2, ... in the order of `values`.
+
+        Raises:
+            UserError: if a file is missing or cannot be read; the message names it.
+        """
+        if self.prediction is None:
+            raise UserError(self.problem)
+        header, prediction = read_volume(self.prediction)
+        volumes: dict[str, np.ndarray] = {"prediction": self._classes(prediction[0])}
+        if self.reference is not None:
+            of_reference, reference = read_volume(self.reference)
+            if not _same_grid(of_reference, header):
+                raise UserError(f"{self.reference} is on another grid than {self.prediction}.")
+            volumes["reference"] = self._classes(reference[0])
+        if self.image is not None:
+            volumes["image"] = _on_grid(self.image, header)
+        if self.uncertainty is not None:
+            volumes["uncertainty"] = _on_grid(str(self.uncertainty), header)
+        orientation = nibabel.io_orientation(header.affine)
+        turned = {kind: nibabel.apply_orientation(volume, orientation) for kind, volume in volumes.items()}
+        return CaseVolumes(spacing=header.in_ras().spacing, **turned)
+
+    def _classes(self, values: np.ndarray) -> np.ndarray:
+        classes = np.zeros(values.shape, np.uint8 if len(self.values) < 256 else np.uint16)
+        for index, value in enumerate(self.values.values(), start=1):
+            classes[values == value] = index
+        return classes
+
+
+def find_cases(output_dir: Path) -> list[ReportCase]:
+    """The cases of an output folder, in the order of its files; none if there are none.
+
+    Those of an evaluation are in `metrics.csv`, with volumes in `predictions/`. Those of an inference have a label
+    volume with a JSON file each, or a row in `failed.csv`.
+
+    Raises:
+        UserError: if a file is not of the form that the bundle writes.
+    """
+    table, manifest = output_dir / "metrics.csv", output_dir / "predictions" / MANIFEST
+    try:
+        if not table.is_file():
+            return list(_of_inference(output_dir))
+        kept: dict[str, Any] = {"cases": [], "label_names": []}
+        if manifest.is_file():
+            kept = json.loads(manifest.read_text(encoding="utf-8"))
+        return list(_of_evaluation(csv_rows(table), kept, manifest.parent))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{output_dir} cannot be read as the folder of an evaluation or an inference ({first_line(error)}): run "
+            "`evaluate` again."
+        ) from error
+
+
+def _of_evaluation(rows: Iterable[dict[str, str]], kept: Mapping[str, Any], folder: Path) -> Iterable[ReportCase]:
+    values = {name: index for index, name in enumerate(kept["label_names"]) if index > 0}
+    files = {entry["case"]: entry for entry in kept["cases"]}
+    by_case: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        if missing := set(COLUMNS) - set(row):
+            raise KeyError(f"metrics.csv has no column {min(missing)}")
+        by_case.setdefault(row["case"], []).append(row)
+    for name, own in by_case.items():
+        entry = files.get(name)
+        if entry is None:
+            yield ReportCase(name, rows=own, problem="The evaluation kept no label volume of this case.")
+        else:
+            prediction, reference = folder / entry["prediction"], folder / entry["reference"]
+            yield ReportCase(name, entry["image"], prediction, reference, values=values, rows=own)
+
+
+def _of_inference(folder: Path) -> Iterable[ReportCase]:
+    for sidecar in sorted(folder.glob("*_seg.json")):
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        name = sidecar.stem.removesuffix("_seg")
+        values = {name: int(value) for value, name in list(content["labels"].items())[1:]}
+        image = content["image"][0] if isinstance(content["image"], list) else content["image"]
+        prediction, uncertainty = _volume(folder, f"{name}_seg"), _volume(folder, f"{name}_uncertainty")
+        yield ReportCase(name, image, prediction, None, uncertainty, values, problem="" if prediction else "No volume.")
+    if (folder / "failed.csv").is_file():
+        for row in csv_rows(folder / "failed.csv"):
+            yield ReportCase(row["case"], row["image"], problem=row["what"])
+
+
+def _volume(folder: Path, name: str) -> Path | None:
+    return next((path for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()), None)
+
+
+def _same_grid(one: VolumeHeader, other: VolumeHeader) -> bool:
+    return one.shape == other.shape and corner_distance(one, other) <= SAME_GRID_MM
+
+
+def _on_grid(path: str, grid: VolumeHeader) -> np.ndarray:
+    """The first channel of a volume at the voxel centres of another grid (linear interpolation)."""
+    volume = open_volume(path)
+    voxels = volume.voxels()[0].astype(np.float32)
+    if _same_grid(volume.header, grid):
+        return voxels
+    to_own = np.linalg.inv(volume.header.affine) @ grid.affine
+    return ndimage.affine_transform(
+        voxels, to_own, output_shape=grid.shape, order=1, mode="constant", cval=float(voxels.min())
+    )
+
+
+def structures_of(cases: Sequence[ReportCase]) -> list[str]:
+    """Names of the structures of all cases, in the order of their label values."""
+    names: dict[str, None] = {}
+    for case in cases:
+        names |= dict.fromkeys(row["class"] for row in case.rows) | dict.fromkeys(case.values)
+    return list(names)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of the report as SVG, which follow the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#e5484d", "#2f8ee0", "#2ea55c", "#e08a1e", "#9461d6", "#b5a51b", "#d6569b", "#1aa39a", "#7f9a2a", "#8a8f98")
+"""Of structures 1, 2, ..., repeated if there are more; legible on a light and on a dark page, and over an image."""
+
+INK = "#123456"
+"""Stands for the colour of the page's text, and is replaced by it."""
+
+
+def colour(index: int) -> str:
+    """The colour of a structure, numbered from 0."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], panels: tuple[int, int] = (1, 1)) -> str:
+    """An SVG element with what a function draws.
+
+    Args:
+        size: width and height in inches; the page scales it.
+        plot: draws into the axes of the panels, row by row.
+        panels: numbers of rows and columns.
+    """
+    import matplotlib  # here, because it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left", "legend.frameon": False,
+        "axes.grid": True, "grid.alpha": 0.18, "grid.linewidth": 0.8, "axes.axisbelow": True, "svg.hashsalt": "report",
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+        **dict.fromkeys(("grid.color", "axes.titlecolor", "legend.labelcolor"), INK),
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = np.atleast_1d(figure.subplots(*panels)).ravel().tolist()
+        plot(axes)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The page sets the size, and says in words what the picture shows.
+    return re.sub(r'^<svg ([^>]*?)width="[^"]*"', r'<svg aria-hidden="true" focusable="false" \1', svg).replace(
+        'height="', 'data-height="', 1
+    )
+
+
+def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float] | None]) -> str:
+    """A point per case for each structure, with the mean and its interval.
+
+    Args:
+        dice: Dice by structure and case, as from `scripts.evaluation.comparison.read_dice`.
+        intervals: 95 % interval of each structure's mean, or `None`.
+    """
+
+    def plot(axes: Sequence[Axes]) -> None:
+        (axis,) = axes
+        for index, (name, values) in enumerate(dice.items()):
+            ordered = np.sort(list(values.values()))
+            spread = (np.arange(len(ordered)) * 0.618034) % 1 - 0.5  # evenly spread, and the same at each drawing
+            axis.scatter(ordered, index + 0.5 * spread, s=16, alpha=0.55, color=colour(index), linewidths=0)
+            if len(ordered):
+                axis.plot([ordered.mean()] * 2, [index - 0.36, index + 0.36], color=INK, linewidth=1.6)
+            interval = intervals.get(name)
+            if interval is not None:
+                axis.plot(interval, [index, index], color=INK, linewidth=3, alpha=0.45, solid_capstyle="butt")
+        axis.set_yticks(range(len(dice)), [_plain(name) for name in dice])
+        axis.set_ylim(len(dice) - 0.4, -0.6)
+        axis.set_xlabel("Dice")
+        axis.grid(axis="y", visible=False)
+
+    return draw((7.0, 0.9 + 0.55 * max(1, len(dice))), plot)
+
+
+def _plain(text: Any, longest: int = 28) -> str:
+    """Text that matplotlib takes literally: a dollar sign would begin a formula."""
+    text = str(text)
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page says what the files say, whatever the names and however many cases."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scripts.errors import UserError
+from scripts.files import csv_rows
+from scripts.report.page import LABELS, SHOWN, write_report
+from tests.report.output_folder import write_evaluation
+
+HOSTILE = ['a "b" <script>alert(1)</script>', "träger's $x_1$ & {{ 7 * 7 }}", "</details> 心臓"]
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.cells: list[tuple[dict[str, str], str]] = []
+        self.words: list[str] = []
+        self.open_cell: dict[str, str] | None = None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self.open_cell = self.tags[-1][1] if "data-value" in self.tags[-1][1] else None
+
+    def handle_data(self, data) -> None:
+        self.words.append(data)
+        if self.open_cell is not None:
+            self.cells.append((self.open_cell, data.strip()))
+
+    def handle_endtag(self, tag) -> None:
+        self.open_cell = None
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str]]:
+        return [found for name, found in self.tags if name == tag and wanted.items() <= found.items()]
+
+
+def report_of(folder: Path) -> Page:
+    return Page(write_report(folder))
+
+
+def test_every_number_is_that_of_the_files(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, [f"case {n}" for n in range(7)], ["liver", "left kidney"])
+    page, summary = report_of(folder), json.loads((folder / "summary.json").read_text())
+    shown = {(a["data-key"], a["data-value"], text) for a, text in page.cells if "data-key" in a}
+    expected = set()
+    for entry in (summary, *summary["per_class"].values()):
+        for key in SHOWN:
+            value = entry[f"mean_{key}"]
+            expected.add((f"mean_{key}", str(value), f"{value:.{2 if key.endswith('mm') else 3}f}"))
+        expected |= {(key, str(entry[key]), str(entry[key])) for key in ("num_cases", "missed", "false_positives")}
+        low, high = entry["dice_interval"]
+        assert f"{low:.3f} to {high:.3f}" in " ".join(page.words)
+    assert shown == expected
+    rows = csv_rows(folder / "metrics.csv")
+    in_table = [(a["data-value"], float(text)) for a, text in page.cells if "data-key" not in a]
+    by_dice = sorted({row["case"] for row in rows}, key=lambda c: sum(float(r["dice"]) for r in rows if r["case"] == c))
+    values = [row[key] for case in by_dice for row in rows if row["case"] == case for key in SHOWN]
+    assert [value for value, _ in in_table] == values
+    assert all(abs(float(value) - text) <= 0.005 for value, text in in_table)
+    assert set(SHOWN) <= set(LABELS)
+
+
+def test_worst_cases_come_first_with_pictures_of_three_planes(tmp_path: Path) -> None:
+    page = report_of(write_evaluation(tmp_path, ["good", "bad", "worse"]))
+    assert [card["data-name"] for card in page.all("details") if "data-name" in card] == ["worse", "bad", "good"]
+    assert len(page.all("image")) == len(page.all("input", type="range")) == 9
+    assert all(image["href"].startswith("data:image/webp;base64,UklGR") for image in page.all("image"))
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "ou t'put", HOSTILE, ["<b>liver</b>", "$\\frac$", "</style>"])
+    path = write_report(folder)
+    page = Page(path)
+    assert {card["data-name"] for card in page.all("details") if "data-name" in card} == set(HOSTILE)
+    assert "alert(1)</script>" not in path.read_text(encoding="utf-8")
+    assert not page.all("b") and len(page.all("style")) == 2  # the page's own, and that of the plot
+    assert any("{{ 7 * 7 }}" in word for word in page.words)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', path.read_text(encoding="utf-8").replace("xlink:href", "href"))
+
+
+@pytest.mark.parametrize("count", [1, 13])
+def test_any_number_of_structures(tmp_path: Path, count: int) -> None:
+    page = report_of(write_evaluation(tmp_path, ["a", "b"], [f"structure {n}" for n in range(count)]))
+    assert len(page.all("select", id="structure")) == (count > 1)
+    assert len(page.all("tr", **{"data-rank": "0"})) == count
+
+
+def test_structures_that_nowhere_exist_have_no_numbers(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a", "b"], empty_references=True)
+    page = report_of(folder)
+    assert {text for a, text in page.cells if a.get("data-key") == "mean_dice"} == {"0.000"}
+    assert any("invented" in word for word in page.words)
+
+
+def test_a_case_whose_files_are_gone_says_so_and_the_others_are_shown(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a", "b"])
+    (folder / "images/0.nii.gz").unlink()
+    page = report_of(folder)
+    assert len(page.all("image")) == 3
+    assert any("images/0.nii.gz" in word for word in page.words)
+
+
+def test_500_cases_fit_by_a_sample_that_the_page_names(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, [f"case {n}" for n in range(500)], shape=(12, 10, 6), distinct=5)
+    path = write_report(folder)
+    page = Page(path)
+    assert path.stat().st_size < 15_000_000
+    cards = [card for card in page.all("details") if "data-name" in card]
+    assert len(cards) == 500 and len(page.all("image")) == 3 * 60
+    assert any("60 of 500 cases" in word for word in page.words)
+
+
+def test_an_evaluation_without_volumes_has_its_numbers(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a", "b"])
+    (folder / "predictions/cases.json").unlink()
+    page = report_of(folder)
+    assert not page.all("image") and len(page.all("tr", **{"data-structure": "1"})) == 2
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        write_report(tmp_path)
+    (tmp_path / "metrics.csv").write_text("case,dice\na,1\n")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        write_report(tmp_path)

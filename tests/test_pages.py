@@ -212,6 +212,7 @@ def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[st
     monkeypatch.setattr("scripts.cli.commands._advised_method", lambda files, options: [])
     monkeypatch.setattr("scripts.cli.commands.remember", lambda name, file: None)
     monkeypatch.setattr("scripts.dataset_setup.new_dataset.new_dataset", lambda request: dataset)
+    monkeypatch.setattr("scripts.training.run_record.describe_weights", lambda path: {})
     monkeypatch.setattr("scripts.dataset_setup.left_atrium.convert", lambda folder, output, crop: None)
     for name in ("_export", "_parity", "_zip"):
         monkeypatch.setattr(f"scripts.cli.export.{name}", export)

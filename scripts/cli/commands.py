@@ -282,6 +282,24 @@ def predict(words: list[str]) -> int:
     return _run(None, files, options.debug, [*given, *passed])
 
 
+def info(words: list[str]) -> int:
+    """Say what a weights file records: its network, preprocessing, classes, and how it was trained."""
+    text = """\
+Prints, as YAML, the size and digest of a model.pt, the network and the preprocessing that it needs, and the record of
+its training: settings, seed, versions, digests of the data, git commit, times, final losses and validation metrics.
+Files of another origin have fewer records."""
+    parser = Parser(info, "info", text)
+    parser.add_argument("file", metavar="FILE", help="model.pt, model_best.pt, or another file with weights")
+    options = parser.parse_args(words)
+    import yaml
+
+    from scripts.training.run_record import describe_weights
+
+    described = describe_weights(options.file)
+    print(yaml.safe_dump(described, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120), end="")
+    return 0
+
+
 def _run(run_id: str | None, files: Sequence[Path], debug: str, options: Sequence[str]) -> int:
     if option_value(options, "--config_file") is not None:
         raise UserError(
@@ -304,5 +322,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pseudo-label": pseudo_label,
     "prioritise": prioritise,
     "export": export,
+    "info": info,
     "convert-left-atrium": convert_left_atrium,
 }

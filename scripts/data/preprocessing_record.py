@@ -2,10 +2,10 @@
 """Weights files that carry the settings of their preprocessing and of their network.
 
 A network whose images are prepared in another way than those it was trained on gives wrong labels without an error.
-So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees, and the
-arguments of the network, which can then be built without the config files of the training. They lie in the state
-dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with the tensors, also with
-`weights_only`, add no key to the state dict, and cannot be lost as a second file could.
+So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees, the
+arguments of the network, which can then be built without the config files of the training, and how it was trained.
+They lie in the state dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with
+the tensors, also with `weights_only`, add no key to the state dict, and cannot be lost as a second file could.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from scripts.networks.record import network_record
 
 ENTRY = "preprocessing"
 NETWORK = "network"
+RUN = "run"
 TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
 """Values in which the windows and normalisations of CT and MR differ."""
 
@@ -87,13 +88,19 @@ def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any
     return found
 
 
-def save_weights(network: nn.Module, path: str | Path, dataset: DatasetSpec | None = None) -> None:
-    """Write a network's state dict with the records of its preprocessing and of itself, atomically.
+def save_weights(
+    network: nn.Module,
+    path: str | Path,
+    dataset: DatasetSpec | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a network's state dict with the records of its preprocessing, of itself and of its training, atomically.
 
     Args:
         network: the one that is deployed; its record is left out if it is not a network of this bundle.
         path: the file.
         dataset: the dataset block; `None`: no record of the preprocessing.
+        run: the record of the training (`scripts/training/run_record.py`), JSON types; `None`: none.
 
     Raises:
         UserError: if the file cannot be written.
@@ -101,7 +108,7 @@ def save_weights(network: nn.Module, path: str | Path, dataset: DatasetSpec | No
     state = network.state_dict()
     marked = OrderedDict(state)
     modules = OrderedDict(getattr(state, "_metadata", {}))
-    records = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network)}
+    records = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network), RUN: run}
     modules[""] = {**modules.get("", {}), **{key: value for key, value in records.items() if value is not None}}
     setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
@@ -127,7 +134,7 @@ def read_weights(path: str | Path, hint: str) -> Any:
 
 
 def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:
-    """A record in a loaded state dict, `ENTRY` or `NETWORK`; `None` if it has none, as in files of another origin."""
+    """A record in a loaded state dict, `ENTRY`, `NETWORK` or `RUN`; `None` if it has none, as files of other origin."""
     modules = getattr(state, "_metadata", {})
     record = modules.get("", {}).get(entry) if isinstance(modules, Mapping) else None
     return record if isinstance(record, dict) else None

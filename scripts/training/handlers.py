@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
 from torch.optim import Optimizer
@@ -24,6 +25,7 @@ from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.optimizers import RateOnCurve
+from scripts.training.run_record import RunRecord
 from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep, Validation
 from scripts.training.teacher import Teacher, TeacherUpdater
 
@@ -40,6 +42,7 @@ class TrainingHandlers:
       and misses neither, and before a validation, so that one that fails loses nothing; a resumed run repeats it;
     - gradients are synchronised between ranks before the guard judges them, so that all ranks judge alike;
     - the guard judges before the teacher moves, which does not follow a step that was undone;
+    - the run's record follows the checkpoint, which restores the step, and precedes the models, which contain it;
     - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
       because it raises them again, and ignite then calls no further listener; the stop at `max_steps` comes last.
 
@@ -60,6 +63,7 @@ class TrainingHandlers:
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
+        run_record: writes `run.json`, and is part of the models; `None`: no record.
         warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve.
         pictures: number of validation cases that are drawn.
 
@@ -85,6 +89,7 @@ class TrainingHandlers:
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
+        run_record: RunRecord | None = None,
         warmup: int = 0,
         pictures: int = 4,
     ) -> None:
@@ -95,14 +100,19 @@ class TrainingHandlers:
         self.output_dir, self.ckpt_dir = Path(output_dir), Path(ckpt_dir)
         self.save_interval, self.keep_checkpoints, self.resume = save_interval, keep_checkpoints, resume
         self.max_steps, self.dataset, self.pictures = max_steps, dataset, pictures
-        self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset)
+        self.run_record = run_record
+        self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset, run_record)
         self.handlers: list[Any] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach all of them to the trainer and to its validator, in their order."""
         loss = engine.loss_function
         assert isinstance(loss, WeightedLoss)
-        writer = summary_writer(self.output_dir)
+        writer, record = summary_writer(self.output_dir), self.run_record
+        if record is not None:  # before the saver of the best model, which writes the record into it
+            self.validator.add_event_handler(
+                Events.COMPLETED, lambda validator: record.note_validation(validator, engine.state.iteration)
+            )
         for handler in self._of_validation(engine, writer):
             handler.attach(self.validator)
         self.handlers = self._of_training(engine, loss, writer)
@@ -139,10 +149,13 @@ class TrainingHandlers:
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             *([] if writer is None else [_loss_curves(writer, loss)]),
             checkpoint,
+            *([] if self.run_record is None else [self.run_record]),
             *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),
             StopOnSignal(checkpoint),
             *([RunProgressBar(loss, self.max_steps)] if is_rank0() else []),
-            FinalModelSaver(self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.dataset),
+            FinalModelSaver(
+                self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.dataset, self.run_record
+            ),
             StopAtStep(self.max_steps),
         ]
 

@@ -13,6 +13,7 @@ from torch import nn
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import DatasetSpec
 from scripts.distributed.collectives import is_rank0
+from scripts.training.run_record import RunRecord
 from scripts.training.step_handlers import last_step
 
 logger = logging.getLogger("ModelSaver")
@@ -27,12 +28,19 @@ class FinalModelSaver:
         max_steps: length of the run. A run that ends before this step and before the last of its `max_epochs` writes
             nothing.
         dataset: the dataset block, whose preprocessing is recorded in the file; `None`: no record.
+        record: of the run, also for the file; `None`: no record.
     """
 
     def __init__(
-        self, network: nn.Module, path: str | Path, max_steps: int, dataset: DatasetSpec | None = None
+        self,
+        network: nn.Module,
+        path: str | Path,
+        max_steps: int,
+        dataset: DatasetSpec | None = None,
+        record: RunRecord | None = None,
     ) -> None:
-        self.network, self.path, self.max_steps, self.dataset = network, Path(path), max_steps, dataset
+        self.network, self.path, self.max_steps = network, Path(path), max_steps
+        self.dataset, self.record = dataset, record
 
     def attach(self, engine: Engine) -> None:
         """Save when `engine`, the trainer, ends."""
@@ -41,7 +49,9 @@ class FinalModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if the run is complete."""
         if engine.state.iteration >= last_step(engine, self.max_steps) and is_rank0():
-            save_weights(self.network, self.path, self.dataset)
+            save_weights(
+                self.network, self.path, self.dataset, None if self.record is None else self.record.for_weights()
+            )
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
@@ -56,10 +66,17 @@ class BestModelSaver:
         network: the network that is validated.
         path: the file, such as `outputs/models/model_best.pt`.
         dataset: as for `FinalModelSaver`.
+        record: as for `FinalModelSaver`.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, dataset: DatasetSpec | None = None) -> None:
-        self.network, self.path, self.dataset = network, Path(path), dataset
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | Path,
+        dataset: DatasetSpec | None = None,
+        record: RunRecord | None = None,
+    ) -> None:
+        self.network, self.path, self.dataset, self.record = network, Path(path), dataset, record
         self.best_metric: float | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -72,7 +89,9 @@ class BestModelSaver:
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
             if is_rank0():
-                save_weights(self.network, self.path, self.dataset)
+                save_weights(
+                    self.network, self.path, self.dataset, None if self.record is None else self.record.for_weights()
+                )
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:

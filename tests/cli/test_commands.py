@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts.cli import commands, runs
 from scripts.cli.commands import COMMANDS, main
 from scripts.cli.runs import find_dataset, find_part, remember, run_words, shell_line
+from scripts.data.preprocessing_record import save_weights
 from scripts.errors import UserError
+from scripts.networks.vnet import VNet
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +183,16 @@ def test_predictions_are_evaluated_by_a_config_file_without_a_network(started) -
         config("train.yaml", "datasets/hippocampus.yaml", "predictions.yaml"),
     ]
     assert started[0][-2:] == ["--predictions", "OUT"]
+
+
+def test_info_prints_what_a_weights_file_records_as_yaml(tmp_path, capsys) -> None:
+    save_weights(VNet(out_channels=3, base_filters=2), tmp_path / "model.pt", run={"steps": 3, "git": None})
+    assert main(["info", str(tmp_path / "model.pt")]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["network"]["class"] == "VNet" and printed["network"]["arguments"]["out_channels"] == 3
+    assert printed["run"] == {"steps": 3, "git": None}
+    assert main(["info", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt" in capsys.readouterr().err
 
 
 def test_other_options_are_passed_on_wherever_they_stand(started) -> None:

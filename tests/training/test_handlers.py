@@ -34,6 +34,8 @@ BEFORE = [
     ("StopOnSignal", "RunProgressBar"),  # ignite calls only the first listener of an exception
     ("TrainingCheckpoint", "StopAtStep"),  # a resumed run must know its step before it may stop
     ("FinalModelSaver", "StopAtStep"),
+    ("TrainingCheckpoint", "RunRecord"),  # which notes the restored step
+    ("RunRecord", "FinalModelSaver"),  # which writes the finished record into the model
 ]
 
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a run as plain values, from the config files and options of its command line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser
+from monai.bundle.utils import merge_kv
+
+from scripts.cli.overrides import CONFIGS, config_files_of, is_command_line, read_mapping
+from scripts.cli.runs import shell_line
+from scripts.cli.words import RUN_ARGUMENTS, parse_words
+from scripts.distributed.collectives import num_ranks
+
+ENGINE = {"train", "validate", "initialize", "finalize", "training", "check_data", "run", "imports", "device"}
+"""Keys that are not settings: how the run is put together, which a version of the bundle determines."""
+
+PATHS = {"bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir", "initial_weights"}
+
+REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
+
+
+def run_settings(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """The command, the config files, the overrides, and the values of all settings, as JSON types.
+
+    A reference is replaced by the value that it refers to, and an expression by its value, as far as no object has to
+    be built for that: `terms` and `network_def` stay descriptions. Expressions with paths stay as they are.
+
+    Args:
+        argv: the command line; `None` takes that of this process.
+
+    Returns:
+        `command`, `paths` (folders and files of this machine), `config_files`, `overrides` and `settings`; `None` if
+        the process is not `python -m monai.bundle run`.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if not is_command_line(argv):
+        return None
+    options, _ = parse_words(argv[2:])
+    arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
+    files = config_files_of(options.get("config_file", arguments.get("config_file")))
+    overrides = {k: DefaultParseValue(v) if v else True for k, v in options.items() if k not in RUN_ARGUMENTS}
+    parser = ConfigParser({})
+    for file in files:
+        for key, value in read_mapping(file).items():
+            merge_kv(parser, key, value)
+    for key, value in overrides.items():
+        parser[key] = value
+    content = {**parser.get(), "num_ranks": num_ranks()}
+    plain = {key: _plain(value, content) for key, value in content.items() if key not in ENGINE and key[0] != "_"}
+    return {
+        "command": shell_line(["python", "-m", "monai.bundle", *argv[1:]]),
+        "paths": {key: value for key, value in plain.items() if key in PATHS},
+        "config_files": [_file_name(file) for file in files],
+        "overrides": {key: value for key, value in overrides.items() if key not in PATHS},
+        "settings": {key: value for key, value in plain.items() if key not in PATHS},
+    }
+
+
+def _plain(node: Any, content: Mapping[str, Any], inside: tuple[str, ...] = ()) -> Any:
+    """A node of the configuration with references and simple expressions replaced by their values."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value, content, inside) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value, content, inside) for value in node]
+    if not isinstance(node, str) or node[:1] not in ("@", "$"):
+        return node
+    names = set(REFERENCE.findall(node))
+    if names & (PATHS | ENGINE | set(inside)):
+        return node
+    values = {name: _plain(content.get(name), content, (*inside, name)) for name in names}
+    if not all(_is_value(value) for value in values.values()):
+        return node
+    parser = ConfigParser({**values, "wanted": node})
+    with suppress(Exception):  # an expression may need an import of the configuration
+        value = parser.get_parsed_content("wanted")
+        return value if _is_value(value) else node
+    return node
+
+
+def _is_value(value: Any) -> bool:
+    """Whether a value is of JSON's types and contains no description of an object and no expression."""
+    if isinstance(value, Mapping):
+        return "_target_" not in value and all(_is_value(each) for each in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_value(each) for each in value)
+    if isinstance(value, str):
+        return not value.startswith(("@", "$", "%"))
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _file_name(file: str) -> str:
+    path = Path(file).resolve()
+    return str(path.relative_to(CONFIGS.parent)) if path.is_relative_to(CONFIGS.parent) else path.name

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record of a training run, as `run.json` beside its weights and inside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+
+from scripts.data.cases import ROLES, CaseLists
+from scripts.data.preprocessing_record import ENTRY, NETWORK, RUN, read_weights, record_of
+from scripts.data.spec import DatasetSpec
+from scripts.distributed.collectives import is_rank0, num_ranks
+from scripts.errors import UserError
+from scripts.files import read_text, write_text
+from scripts.losses.base import WeightedLoss
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
+LOCAL = ("command", "paths")
+"""Entries of `run.json` that are not copied into the weights, because they describe this machine."""
+
+
+class RunRecord:
+    """Write `run.json` when a training starts and when it ends, and give its content to the weights files.
+
+    The record says what is needed to repeat the run: the settings with all overrides, the seed, the versions of the
+    libraries, digests of the data list and of the cases in each role, the state of the git repository, times, and the
+    last losses and validation metrics. `run.json` also has the command and the paths of this machine.
+
+    A resumed run keeps the time at which the first one started, and adds the step and time at which it continued.
+
+    Args:
+        path: the file, such as `outputs/models/run.json`.
+        dataset: the dataset block.
+        cases: the cases of its datalist.
+        seed: of everything random.
+        settings: what `scripts.cli.settings.run_settings` found on the command line; `None` if there is none.
+        initial_weights: file whose weights the network started from, or `None`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        dataset: DatasetSpec,
+        cases: CaseLists,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
+        initial_weights: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        given = initial_weights and {"file": Path(initial_weights).name, "sha256": file_digest(initial_weights)}
+        self.content: dict[str, Any] = {
+            "started": None,
+            "ended": None,
+            "resumed": [],
+            "steps": 0,
+            "metrics": {},
+            "seed": seed,
+            "device": None,
+            "initial_weights": given,
+            "data": data_digests(dataset, cases),
+            "versions": versions(),
+            "git": git_state(ROOT),
+            **(settings or {}),
+        }
+
+    def attach(self, engine: Engine) -> None:
+        """Write when `engine`, the trainer, starts and when it ends. Attach it after `TrainingCheckpoint`."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.end)
+
+    def start(self, engine: Engine) -> None:
+        """Note the time, the device, and whether an earlier run continues."""
+        step, device = engine.state.iteration, engine.state.device
+        earlier = self._earlier() if step > 0 else {}
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+        self.content |= {
+            "started": earlier.get("started") or now(),
+            "resumed": [*earlier.get("resumed", []), *([{"step": step, "time": now()}] if step > 0 else [])],
+            "steps": step,
+            "metrics": earlier.get("metrics", {}),
+            "device": {"type": device.type, "name": name or platform.machine(), "processes": num_ranks()},
+        }
+        self._write()
+
+    def note_validation(self, validator: Engine, step: int) -> None:
+        """Note the key metric of a validation, and its best value so far with its step."""
+        name = validator.state.key_metric_name
+        value, best = rounded(validator.state.metrics[name]), self.content["metrics"].get(f"best_{name}")
+        if best is None or value > best["value"]:
+            best = {"value": value, "step": step}
+        self.content["metrics"] |= {name: value, f"best_{name}": best}
+        self.content["steps"] = step
+
+    def end(self, engine: SupervisedTrainer) -> None:
+        """Note the time, the number of steps, and the losses of the last one."""
+        losses = engine.loss_function.last if isinstance(engine.loss_function, WeightedLoss) else {}
+        self.content["metrics"] |= {f"Loss/{name}": rounded(value) for name, value in losses.items()}
+        self.content |= {"ended": now(), "steps": engine.state.iteration}
+        self._write()
+
+    def for_weights(self) -> dict[str, Any]:
+        """The record without what describes this machine alone."""
+        kept = {key: value for key, value in self.content.items() if key not in LOCAL}
+        return json.loads(json.dumps(kept, default=str))
+
+    def _write(self) -> None:
+        if is_rank0():
+            write_text(self.path, json.dumps(self.content, ensure_ascii=False, indent=1, default=str) + "\n")
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            content = json.loads(read_text(self.path))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def now() -> str:
+    """The time in UTC, to the second: `2026-11-29T13:34:48+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def rounded(value: float | torch.Tensor) -> float:
+    """A number with six significant digits."""
+    return float(f"{float(value):.6g}")
+
+
+def file_digest(path: str | Path) -> str | None:
+    """SHA-256 of a file; `None` if it does not exist."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_digests(dataset: DatasetSpec, cases: CaseLists) -> dict[str, Any]:
+    """Digest of the data list, and for each role the number of cases and the digest of their sorted names.
+
+    Names of cases may name patients, so they are not part of the record. Two runs have the same digests if they used
+    the same cases in the same roles, wherever the files lay.
+    """
+    roles = {role: sorted(str(case["case"]) for case in getattr(cases, role)) for role in ROLES}
+    return {
+        "datalist": {
+            "file": Path(dataset.datalist).name,
+            "sha256": file_digest(Path(dataset.directory) / dataset.datalist),
+        },
+        **{
+            role: {"cases": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+            for role, names in roles.items()
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this bundle, of Python and of the libraries that compute or read images."""
+    found = {"bundle": json.loads(read_text(ROOT / "configs/metadata.json"))["version"]}
+    return found | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository that a folder is the root of, and whether files differ from it; `None` if it is none."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return None  # an unpacked bundle inside another project
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_weights(path: str | Path) -> dict[str, Any]:
+    """What a weights file says about itself: its size and digest, network, preprocessing and run; JSON types.
+
+    Raises:
+        UserError: if it is no weights file.
+    """
+    state = read_weights(path, "give the path of a model.pt")
+    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+    if not tensors:
+        raise UserError(f"{path} holds no weights of a network: give a model.pt or model_best.pt.")
+    records = {
+        name: record_of(state, entry) for name, entry in (("network", NETWORK), ("preprocessing", ENTRY), ("run", RUN))
+    }
+    return {
+        "file": str(path),
+        "sha256": file_digest(path),
+        "weights": sum(value.numel() for value in tensors),
+        **{entry: record for entry, record in records.items() if record is not None},
+    }

@@ -69,14 +69,24 @@ class VolumeReader(ImageReader):
             check_same_grid(first, header)
         array = np.concatenate([voxels for _, voxels in volumes]) if len(volumes) > 1 else volumes[0][1]
         several = len(array) > 1
-        return array if several else array[0], {
-            MetaKeys.AFFINE: first.affine.copy(),
-            MetaKeys.ORIGINAL_AFFINE: first.affine.copy(),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.array(first.shape),
-            ORIENTED: first.oriented,
-            MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),  # NaN is MONAI's "no channel"
-        }
+        return array if several else array[0], meta_of(first, several)
+
+
+def meta_of(header: VolumeHeader, several: bool) -> dict[str, Any]:
+    """The meta data of a volume that MONAI's transforms use.
+
+    Args:
+        header: of its first file.
+        several: whether it has several channels, which are then its first axis.
+    """
+    return {
+        MetaKeys.AFFINE: header.affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE: header.affine.copy(),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
+        ORIENTED: header.oriented,
+        MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),  # NaN is MONAI's "no channel"
+    }
 
 
 def check_finite(header: VolumeHeader, voxels: np.ndarray) -> None:

@@ -3,26 +3,29 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import Compose
 from monai.utils import MetaKeys
 from torch import nn
 
 from scripts.errors import UserError, root_user_error
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import ImageFiles, first_file
+from scripts.images.memory import loaded_volume
 from scripts.images.monai import ORIENTED
-from scripts.inference.models import log_probabilities
+from scripts.inference.confidence import ClassSums, normalised_entropy
+from scripts.inference.models import check_model, log_probabilities
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
 
 
@@ -100,77 +103,16 @@ class EmptyWindowsSkipped:
         return logits
 
 
-def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy over the classes, divided by log K: 0 for a certain voxel, 1 if all classes are equally probable.
-
-    Args:
-        probabilities: `(K, ...)`, summing to 1 over the K classes; K is at least 2.
-
-    Returns:
-        `(...)`, in [0, 1].
-    """
-    return torch.special.entr(probabilities).sum(dim=0).div(math.log(len(probabilities))).clamp(0.0, 1.0)
-
-
-@dataclass
-class ClassSums:
-    """Sums over voxels for each class, from which the confidence of a case is computed; a volume may come in parts.
-
-    Attributes:
-        predicted: `(K,)`, number of voxels assigned to the class.
-        agreeing: `(K,)`, sum of the class's probability over these voxels.
-        expected: `(K,)`, sum of the class's probability over all voxels.
-    """
-
-    num_classes: int
-    predicted: torch.Tensor = field(init=False)
-    agreeing: torch.Tensor = field(init=False)
-    expected: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.predicted, self.agreeing, self.expected = torch.zeros(3, self.num_classes, dtype=torch.float64)
-
-    def add(self, probabilities: torch.Tensor, classes: torch.Tensor) -> None:
-        """Add a part of the volume.
-
-        Args:
-            probabilities: `(K, ...)`.
-            classes: `(...)`, int64, the class assigned to each voxel.
-        """
-        flat = classes.reshape(-1).cpu()
-        of_class = probabilities.gather(0, classes[None]).reshape(-1).double().cpu()
-        self.predicted += torch.bincount(flat, minlength=self.num_classes)
-        self.agreeing += torch.bincount(flat, weights=of_class, minlength=self.num_classes)
-        self.expected += probabilities.flatten(1).sum(dim=1, dtype=torch.float64).cpu()
-
-    def confidences(self) -> list[float]:
-        """Soft Dice of the prediction and its own probabilities for each class, in [0, 1].
-
-        `2 sum_{v of class c} p_c(v) / (number of voxels of c + sum_v p_c(v))`: the expected Dice if the probabilities
-        are right (soft Dice confidence, Borges et al. 2024). A class without voxels has 0.
-        """
-        total = self.predicted + self.expected
-        return (2 * self.agreeing / total.clamp(min=torch.finfo(torch.float64).tiny)).tolist()
-
-    def confidence(self) -> float:
-        """Mean over the foreground classes that have voxels, in [0, 1]; 0 if no structure was found."""
-        found = [
-            value
-            for value, voxels in zip(self.confidences()[1:], self.predicted[1:].tolist(), strict=True)
-            if voxels > 0
-        ]
-        return sum(found) / len(found) if found else 0.0
-
-
 @dataclass
 class Segmentation:
     """The result for one image, on the grid of its first file with axes `(X, Y, Z)`.
 
     Attributes:
-        image: the file or files of the image, one per channel.
+        image: the file or files of the image, one per channel; for an image in memory, its type.
         affine: `(4, 4)`, voxel index to mm (RAS), of the first file.
         classes: class index of each voxel, uint8, or int16 for more than 256 classes.
         sums: sums over voxels, from which the confidence of the case is computed.
+        label_names: names of the classes, background first.
         confidence: probability of each voxel's class, float32, or `None` if not requested.
         uncertainty: normalised entropy in [0, 1], float32, or `None` if not requested.
         probabilities: `(X, Y, Z, K)`, float32, or `None` if not requested; kept in a temporary file while this object
@@ -182,6 +124,7 @@ class Segmentation:
     affine: np.ndarray
     classes: np.ndarray
     sums: ClassSums
+    label_names: tuple[str, ...] = ()
     confidence: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
     probabilities: np.ndarray | None = None
@@ -249,13 +192,84 @@ class Segmenter:
     ) -> None:
         self.preprocessing = with_block_spacing(preprocessing)
         self.in_channels, self.num_classes, self.inferer = in_channels, len(label_names), inferer
+        self.label_names = tuple(label_names)
         self.predictor = EmptyWindowsSkipped(predictor, self.num_classes) if _switch(skip_empty) else predictor
         self.reduced = classes_to_reduce(largest_component, label_names)
         self.with_confidence, self.with_uncertainty = _switch(confidence), _switch(uncertainty)
         self.with_probabilities, self.scratch_dir = _switch(probabilities), scratch_dir
 
+    @classmethod
+    def from_bundle(
+        cls, bundle_root: str | Path = ".", dataset: str | Path | None = None, **settings: Any
+    ) -> Segmenter:
+        """The segmenter that `configs/inference.yaml` of a bundle describes, in a clone or an unpacked zip file.
+
+        Args:
+            bundle_root: folder that holds `configs/`.
+            dataset: YAML file of the dataset that the model was trained on. The model is then
+                `outputs/models/model.pt`, otherwise the one that comes with the bundle.
+            settings: keys of `configs/inference.yaml` and their values, such as `ckpt_dir="models"`, `device="cpu"`,
+                `checkpoint=["a.pt", "b.pt"]`, `mirror_axes=[0]`, `largest_component=True`, `save_uncertainty=True`.
+
+        Raises:
+            UserError: for a folder without `configs/`, an unknown setting, or a model that is missing or does not fit.
+
+        Example:
+            >>> segmenter = Segmenter.from_bundle(".", device="cpu", precision="fp32")
+            >>> noise = np.random.default_rng(0).normal(size=(36, 50, 34)).astype("float32")
+            >>> result = segmenter.segment(noise, affine=np.diag([1.0, 1.0, 1.0, 1.0]))
+            >>> result.classes.shape, result.label_names
+            ((36, 50, 34), ('background', 'anterior', 'posterior'))
+        """
+        root = Path(bundle_root).absolute()
+        # A zip file for another dataset describes its model in JSON.
+        found = [file for ending in ("json", "yaml") if (file := root / f"configs/inference.{ending}").is_file()]
+        if not found:
+            raise UserError(f"{root} has no configs/inference.yaml: give the folder of a bundle.")
+        if dataset is not None and not Path(dataset).is_file():
+            raise UserError(f"The dataset file {dataset} does not exist.")
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in (found[0], dataset) if file is not None])
+        given = {
+            "bundle_root": str(root),
+            **({"ckpt_dir": str(root / "outputs/models")} if dataset else {}),
+            **settings,
+        }
+        for key, value in given.items():
+            if key.split("::")[0] not in parser.get():
+                raise UserError(f"{key} is not a setting: the keys of {found[0]} are.")
+            parser[key] = str(value) if isinstance(value, Path) else value
+        keys = ("segmenter", "predictor", "model_file", "in_channels", "num_classes", "window_size")
+        try:
+            segmenter, *model = [parser.get_parsed_content(key) for key in keys]
+        except Exception as error:  # MONAI wraps errors of the components
+            raise root_user_error(error) or error from None
+        check_model(*model)
+        assert isinstance(segmenter, cls)
+        return segmenter
+
+    def segment(self, image: Any, affine: np.ndarray | None = None) -> Segmentation:
+        """Segment one image from a file or from memory; the result does not depend on which.
+
+        Args:
+            image: path of a file or of a folder of DICOM slices, or a list with a path per channel; a nibabel image; an
+                ITK image; or an array `(X, Y, Z)` or `(channels, X, Y, Z)`.
+            affine: of an array, `(4, 4)`, voxel index to mm, RAS.
+
+        Raises:
+            UserError: as `__call__`; for an array without an affine, or another kind of object.
+        """
+        if isinstance(image, str | Path):
+            return self(str(image))
+        if isinstance(image, list | tuple) and all(isinstance(each, str | Path) for each in image):
+            return self([str(each) for each in image])
+        # The first transform reads files.
+        return self._segmented(
+            Compose(self.preprocessing.transforms[1:]), loaded_volume(image, affine), type(image).__name__
+        )
+
     def __call__(self, image: ImageFiles) -> Segmentation:
-        """Segment one image.
+        """Segment one image file.
 
         Args:
             image: the file of the image, or one file per channel.
@@ -263,8 +277,11 @@ class Segmenter:
         Raises:
             UserError: if the image cannot be read, has another number of channels, or has values that are not finite.
         """
-        prepared = self._prepared(image)
-        result = self._empty(image, prepared.meta)
+        return self._segmented(self.preprocessing, image, image)
+
+    def _segmented(self, preprocessing: Callable, image: Any, name: ImageFiles) -> Segmentation:
+        prepared = self._prepared(preprocessing, image, first_file(name))
+        result = self._empty(name, prepared.meta)
         for place, probabilities in self._probabilities(prepared, result):
             highest, classes = probabilities.max(dim=0)
             result.sums.add(probabilities, classes)
@@ -278,10 +295,9 @@ class Segmenter:
         keep_largest(result.classes, self.reduced)
         return result
 
-    def _prepared(self, image: ImageFiles) -> MetaTensor:
-        path = first_file(image)
+    def _prepared(self, preprocessing: Callable, image: Any, path: str) -> MetaTensor:
         try:
-            prepared = self.preprocessing({"image": image})["image"]
+            prepared = preprocessing({"image": image})["image"]
         except Exception as error:  # MONAI wraps errors of its transforms
             mistake = root_user_error(error)
             if mistake is None:
@@ -321,6 +337,7 @@ class Segmenter:
             np.asarray(meta[MetaKeys.ORIGINAL_AFFINE], dtype=float),
             np.zeros(shape, np.uint8 if self.num_classes <= 256 else np.int16, order="F"),
             ClassSums(self.num_classes),
+            self.label_names,
             np.zeros(shape, np.float32, order="F") if self.with_confidence else None,
             np.zeros(shape, np.float32, order="F") if self.with_uncertainty else None,
             probabilities,

@@ -15,8 +15,9 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from scripts.errors import UserError
 from scripts.images.monai import VolumeReader
 from scripts.images.write import write_volume
+from scripts.inference.confidence import ClassSums
 from scripts.inference.outputs import SegmentationWriter
-from scripts.inference.segmenter import ClassSums, Segmentation, Segmenter
+from scripts.inference.segmenter import Segmentation, Segmenter
 from tests.volume_files import oblique
 
 NAMES = ["background", "liver", "spleen"]

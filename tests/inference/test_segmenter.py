@@ -10,7 +10,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from scripts.errors import UserError
-from scripts.inference.segmenter import ClassSums, EmptyWindowsSkipped, MirroredNetwork, Segmenter, normalised_entropy
+from scripts.inference.confidence import ClassSums, normalised_entropy
+from scripts.inference.segmenter import EmptyWindowsSkipped, MirroredNetwork, Segmenter
 from tests.volume_files import oblique, save
 
 # ---------------------------------------------------------------- the segmenter

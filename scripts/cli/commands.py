@@ -207,8 +207,12 @@ OUTPUT_DIR is the output folder of `evaluate`, which makes the page itself, or o
 OUTPUT_DIR/report/index.html, one file that opens in any browser without a network. docs/report.md explains it."""
     parser = Parser(report, "report", text)
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", nargs="?", help="the folder (default: outputs)")
+    parser.add_argument(
+        "--compare", metavar="OTHER", nargs="+", help="output folders of other evaluations of the same cases"
+    )
     options = parser.parse_args(words)
     given = ["--output_dir", options.output_dir] if options.output_dir else []
+    given += ["--compare", str(options.compare)] if options.compare else []
     return _run("report", [CONFIGS / "report.yaml"], options.debug, given)
 
 

@@ -48,8 +48,11 @@ class ReportCase:
     rows: list[dict[str, str]] = field(default_factory=list)
     problem: str = ""
 
-    def load(self) -> CaseVolumes:
+    def load(self, with_image: bool = True) -> CaseVolumes:
         """Read the volumes and turn them to RAS; the structures become classes 1, 2, ... in the order of `values`.
+
+        Args:
+            with_image: whether to read the image and the uncertainty too.
 
         Raises:
             UserError: if a file is missing or cannot be read; the message names it.
@@ -63,9 +66,9 @@ class ReportCase:
             if not _same_grid(of_reference, header):
                 raise UserError(f"{self.reference} is on another grid than {self.prediction}.")
             volumes["reference"] = self._classes(reference[0])
-        if self.image is not None:
+        if with_image and self.image is not None:
             volumes["image"] = _on_grid(self.image, header)
-        if self.uncertainty is not None:
+        if with_image and self.uncertainty is not None:
             volumes["uncertainty"] = _on_grid(str(self.uncertainty), header)
         orientation = nibabel.io_orientation(header.affine)
         turned = {kind: nibabel.apply_orientation(volume, orientation) for kind, volume in volumes.items()}

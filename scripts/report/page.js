@@ -78,7 +78,10 @@ if (table) {
     const up = head.getAttribute("aria-sort") !== "ascending";
     for (const other of heads) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const value = (row) => {
+      const cell = row.cells[column];
+      return cell.dataset.value ?? cell.textContent.trim().replace("–", "");
+    };
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
       if (x === "" || y === "") return (x === "") - (y === "");  // what is unknown comes last in either direction

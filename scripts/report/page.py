@@ -19,51 +19,42 @@ import yaml
 
 from scripts.cli.overrides import check_overrides, is_command_line
 from scripts.cli.runs import shell_line
-from scripts.errors import UserError, first_line
-from scripts.evaluation.comparison import mean_per_case, read_dice
+from scripts.errors import UserError
 from scripts.files import write_text
-from scripts.report.cases import ReportCase, find_cases, structures_of
-from scripts.report.pictures import draw_case
-from scripts.report.plots import colour, dice_plot
+from scripts.report.advice import compare_with_training
+from scripts.report.cases import ReportCase, find_cases
+from scripts.report.content import content_of, read_json
 
 logger = logging.getLogger("report")
 
 FOLDER, PAGE, RECORD = "report", "index.html", "evaluation.json"
-
-PICTURED, WORST = 60, 40
-"""Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
-
-PICTURE_BYTES = 10_500_000
-"""Size of all pictures together: the page stays below 15 MB."""
-
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
-
-LABELS = {
-    "dice": "Dice", "jaccard": "Jaccard", "hd95_voxel": "95HD (voxels)", "asd_voxel": "ASD (voxels)",
-    "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)", "surface_dice": "Surface Dice",
-}  # fmt: skip
-SHOWN = ("dice", "hd95_mm", "asd_mm", "surface_dice")
-"""Metrics of the page."""
-
-STATUSES = {"found": "found", "missed": "missed", "false_positive": "invented", "absent": "in neither"}
+NO_RECORD: dict[str, Any] = {"facts": {}, "command": "", "config": "", "versions": {}}
 DASH = "\N{EN DASH}"
 
 
 def write_report(
-    output_dir: str | Path, facts: Mapping[str, Any] | None = None, argv: Sequence[str] | None = None
+    output_dir: str | Path,
+    facts: Mapping[str, Any] | None = None,
+    training_images: Sequence[str] = (),
+    compare: str | Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,
 ) -> Path:
     """Write `report/index.html` into an output folder, from the files of its evaluation or inference.
 
     Args:
         output_dir: the folder. It is the only source, so that the page can be made again at any time.
         facts: what the page says about the run that has just ended; kept for later calls without it.
+        training_images: images of training, or lists with a file per channel, for the warnings; kept like `facts`.
+        compare: output folders of other evaluations of the same cases.
         argv: the command line of that run; `None` takes that of this process.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: if the folder holds neither an evaluation nor an inference, or the page cannot be written.
+        UserError: if the folder holds neither an evaluation nor an inference, another one cannot be compared with it,
+            or the page cannot be written.
     """
     begun, folder = time.perf_counter(), Path(output_dir)
     cases = find_cases(folder)
@@ -72,9 +63,11 @@ def write_report(
             f"{folder} holds no metrics.csv and no label volumes: give the output_dir of `evaluate` or `predict`."
         )
     if facts is not None:
-        _keep_record(folder, facts, sys.argv if argv is None else argv)
-    path = folder / FOLDER / PAGE
-    write_text(path, render(content_of(folder, cases)))
+        first_channels = [image if isinstance(image, str) else image[0] for image in training_images]
+        _keep_record(folder, facts, first_channels, cases, sys.argv if argv is None else argv)
+    record = read_json(folder / FOLDER / RECORD) or NO_RECORD
+    path, others = folder / FOLDER / PAGE, [compare] if isinstance(compare, str) else compare or []
+    write_text(path, render(content_of(folder, cases, record, others)))
     logger.info(f"{path}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - begun:.0f} s.")
     return path
 
@@ -101,151 +94,23 @@ def number(value: float | str | None, digits: int = 3) -> str:
     return f"{float(value or 0):.{digits}f}"
 
 
-def content_of(folder: Path, cases: Sequence[ReportCase]) -> dict[str, Any]:
-    """Everything that the template shows.
-
-    Args:
-        folder: the output folder.
-        cases: its cases.
-    """
-    structures = structures_of(cases)
-    summary = _read_json(folder / "summary.json")
-    order = worst_first(cases)
-    pictured = set(choose_pictured(len(order)))
-    shown = [
-        _case(case, rank, rank in pictured, PICTURE_BYTES // max(1, len(pictured))) for rank, case in enumerate(order)
-    ]
-    record = _read_json(folder / FOLDER / RECORD) or {"facts": {}, "command": "", "config": "", "versions": {}}
-    return {
-        "title": record["facts"].get("dataset") or folder.resolve().name,
-        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "record": record,
-        "run": _run_facts(record),
-        "summary": summary,
-        "structures": [{"name": name, "number": n, "colour": colour(n - 1)} for n, name in enumerate(structures, 1)],
-        "numbers": {name: n for n, name in enumerate(structures, 1)},
-        "statuses": STATUSES,
-        "metrics": [{"key": key, "label": LABELS[key], "digits": 2 if key.endswith("mm") else 3} for key in SHOWN],
-        "dice_plot": _dice_plot(folder, summary),
-        "cases": shown,
-        "rows": [{**row, "rank": rank} for rank, case in enumerate(order) for row in case.rows],
-        "selection": _selection(len(order), len(pictured)),
-        "has_reference": any(case.reference is not None for case in cases),
-    }
-
-
-def worst_first(cases: Sequence[ReportCase]) -> list[ReportCase]:
-    """Cases by their mean Dice, the lowest first; those that failed come before, those without metrics after them."""
-    dice: dict[str, dict[str, float]] = {}
-    for case in cases:
-        for row in case.rows:
-            if row["dice"]:
-                dice.setdefault(row["class"], {})[case.name] = float(row["dice"])
-    means = mean_per_case(dice)
-    failed = {case.name for case in cases if case.prediction is None and not case.rows}
-    return sorted(cases, key=lambda case: -1.0 if case.name in failed else means.get(case.name, 2.0))
-
-
-def choose_pictured(count: int) -> list[int]:
-    """Positions, in the order of `worst_first`, of the cases with pictures: the worst, and a sample of the others.
-
-    >>> choose_pictured(500)[38:43]
-    [38, 39, 40, 64, 88]
-    """
-    if count <= PICTURED:
-        return list(range(count))
-    others = PICTURED - WORST
-    spread = [WORST + round(k * (count - 1 - WORST) / (others - 1)) for k in range(others)]
-    return [*range(WORST), *spread]
-
-
-def _selection(count: int, pictured: int) -> str:
-    if pictured == count:
-        return ""
-    return (
-        f"Pictures of {pictured} of {count} cases, so that this file stays small: the {WORST} worst, and "
-        f"{pictured - WORST} spread evenly from there to the best."
-    )
-
-
-def _case(case: ReportCase, rank: int, pictured: bool, bytes_left: int) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "name": case.name,
-        "rank": rank,
-        "rows": case.rows,
-        "mean": mean_per_case({row["class"]: {case.name: float(row["dice"])} for row in case.rows if row["dice"]}).get(
-            case.name
-        ),
-        "planes": [],
-        "problem": case.problem,
-        "pictured": pictured,
-    }
-    if pictured and not case.problem:
-        try:
-            content["planes"] = [_with_words(plane) for plane in draw_case(case.load(), bytes_left)]
-        except UserError as error:  # a file that was moved since: the other cases do not depend on it
-            content["problem"] = str(error)
-    return content
-
-
-def _with_words(plane: dict[str, Any]) -> dict[str, Any]:
-    """A plane with a text for those who cannot see it, and with its slices as the script reads them."""
-    start = plane["slices"][plane["start"]]
-    # The page itself shows the picture of this slice: the script takes it from there.
-    data = [{**each, "image": ""} if each is start else each for each in plane["slices"]]
-    return {**plane, "data": data, "words": f"contours on slice {start['number']} of {plane['total']}"}
-
-
-def _dice_plot(folder: Path, summary: Mapping[str, Any] | None) -> str:
-    if summary is None or not (folder / "metrics.csv").is_file():
-        return ""
-    intervals = {name: entry["dice_interval"] for name, entry in summary["per_class"].items()}
-    return dice_plot(read_dice(folder), intervals)
-
-
-def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = record["facts"]
-    names = {
-        "dataset": "Dataset",
-        "labelled_cases": "Labelled cases in training",
-        "unlabelled_cases": "Unlabelled cases in training",
-        "checkpoint": "Model",
-        "spacing_mm": "Voxels of the network (mm)",
-    }
-    shown = [(title, _in_words(facts[key])) for key, title in names.items() if facts.get(key) is not None]
-    shown += [("Evaluated", record["ended"])] if record.get("ended") else []
-    shown += [("Versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))] if record["versions"] else []
-    return shown
-
-
-def _in_words(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _keep_record(folder: Path, facts: Mapping[str, Any], argv: Sequence[str]) -> None:
+def _keep_record(
+    folder: Path,
+    facts: Mapping[str, Any],
+    training_images: Sequence[str],
+    cases: Sequence[ReportCase],
+    argv: Sequence[str],
+) -> None:
     words, config = list(argv), ""
     if is_command_line(words):
-        config = yaml.safe_dump(
-            {key: value for key, value in check_overrides(words).items() if key != "_meta_"},
-            sort_keys=False,
-            allow_unicode=True,
-            width=120,
-        )
+        settings = {key: value for key, value in check_overrides(words).items() if key != "_meta_"}
+        config = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
     record = {
         "facts": dict(facts),
         "command": shell_line(["python", "-m", "monai.bundle", *words[1:]]) if config else "",
         "config": config,
         "versions": {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "training": compare_with_training(training_images, cases) if training_images else None,
         "ended": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
-    text = json.dumps(record, ensure_ascii=False, indent=1, default=str)
-    write_text(folder / FOLDER / RECORD, text + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): run `evaluate` again.") from error
+    write_text(folder / FOLDER / RECORD, json.dumps(record, ensure_ascii=False, indent=1, default=str) + "\n")

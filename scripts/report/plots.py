@@ -51,11 +51,12 @@ def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], pane
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # The page sets the size, and says in words what the picture shows.
-    return re.sub(r'^<svg ([^>]*?)width="[^"]*"', r'<svg aria-hidden="true" focusable="false" \1', svg).replace(
-        'height="', 'data-height="', 1
-    )
+    # A style inside an SVG element would hold for the whole page, which has this one for its plots.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    # All plots have the same size of text, and shrink where the page is narrower. Words beside them say what they show.
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return f'{head} aria-hidden="true" focusable="false" style="max-width: {6.4 * size[0]:.1f}rem">{rest}'
 
 
 def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float] | None]) -> str:
@@ -83,6 +84,62 @@ def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, S
         axis.grid(axis="y", visible=False)
 
     return draw((7.0, 0.9 + 0.55 * max(1, len(dice))), plot)
+
+
+def agreement_plot(structures: Sequence[Mapping[str, Any]], numbers: Mapping[str, int]) -> str:
+    """Difference of predicted and reference volume against their mean, a panel per structure.
+
+    Args:
+        structures: entries of `scripts.report.measures.agreement`.
+        numbers: number of each structure, from 1, for its colour.
+    """
+    columns = min(3, len(structures))
+    rows = -(-len(structures) // columns)
+
+    def plot(axes: Sequence[Axes]) -> None:
+        for axis in axes[len(structures) :]:
+            axis.set_visible(False)
+        for axis, each in zip(axes, structures, strict=False):
+            pairs = np.array(each["pairs"])
+            axis.scatter(
+                pairs.mean(axis=1), pairs[:, 0] - pairs[:, 1], s=16, alpha=0.6, linewidths=0,
+                color=colour(numbers[each["name"]] - 1),
+            )  # fmt: skip
+            axis.axhline(0, color=INK, linewidth=0.8, alpha=0.4)
+            axis.axhline(each["bias"], color=INK, linewidth=1.4)
+            for limit in each["limits"] or ():
+                axis.axhline(limit, color=INK, linewidth=1, linestyle="--")
+            axis.set_title(_plain(each["name"]))
+            axis.set_xlabel("mean of both (ml)")
+        axes[0].set_ylabel("prediction - reference (ml)")
+
+    return draw((2.6 * columns + 0.6, 2.5 * rows), plot, (rows, columns))
+
+
+def difference_plot(differences: Mapping[str, float], unit: str) -> str:
+    """Differences of the same cases in two runs, from the largest loss to the largest gain.
+
+    Args:
+        differences: this run minus the other, by case.
+        unit: what is on the vertical axis.
+    """
+    values = np.sort(list(differences.values()))
+
+    def plot(axes: Sequence[Axes]) -> None:
+        (axis,) = axes
+        place = np.arange(1, len(values) + 1)
+        better = values > 0
+        for chosen, tint in ((better, COLOURS[2]), (~better, COLOURS[0])):
+            axis.vlines(place[chosen], 0, values[chosen], color=tint, linewidth=2)
+            axis.scatter(place[chosen], values[chosen], s=20, color=tint, linewidths=0)
+        axis.axhline(0, color=INK, linewidth=0.9)
+        axis.axhline(values.mean(), color=INK, linewidth=1, linestyle="--")
+        axis.set_xlabel("cases, from the largest loss to the largest gain")
+        axis.set_ylabel(unit)
+        axis.set_xticks([])
+        axis.grid(axis="x", visible=False)
+
+    return draw((7.0, 2.4), plot)
 
 
 def _plain(text: Any, longest: int = 28) -> str:

@@ -8,12 +8,16 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from scripts.errors import UserError
+from scripts.evaluation.comparison import compare_dice, read_dice
 from scripts.files import csv_rows
-from scripts.report.page import LABELS, SHOWN, write_report
-from tests.report.output_folder import write_evaluation
+from scripts.report.content import LABELS, SHOWN
+from scripts.report.page import write_report
+from tests.report.output_folder import SPACING, write_evaluation
 
 HOSTILE = ['a "b" <script>alert(1)</script>', "träger's $x_1$ & {{ 7 * 7 }}", "</details> 心臓"]
 
@@ -84,7 +88,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     page = Page(path)
     assert {card["data-name"] for card in page.all("details") if "data-name" in card} == set(HOSTILE)
     assert "alert(1)</script>" not in path.read_text(encoding="utf-8")
-    assert not page.all("b") and len(page.all("style")) == 2  # the page's own, and that of the plot
+    assert not page.all("b") and len(page.all("style")) == 1
     assert any("{{ 7 * 7 }}" in word for word in page.words)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', path.read_text(encoding="utf-8").replace("xlink:href", "href"))
 
@@ -134,3 +138,38 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("case,dice\na,1\n")
     with pytest.raises(UserError, match=str(tmp_path)):
         write_report(tmp_path)
+
+
+def test_a_comparison_has_the_numbers_of_compare(tmp_path: Path) -> None:
+    names = [f"case {n}" for n in range(7)]
+    a, b = (write_evaluation(tmp_path / name, names, ["liver", "spleen"]) for name in "ab")
+    rows = (b / "metrics.csv").read_text().splitlines()
+    better = [re.sub(r",0\.(\d)", lambda m: f",0.9{m[1]}", row, count=1) for row in rows]
+    (b / "metrics.csv").write_text("\n".join(better) + "\n")
+    result = compare_dice(read_dice(a), read_dice(b))
+    text = " ".join(Page(write_report(b, compare=[str(a)])).words)
+    assert result["conclusion"] in text
+    for entry in (result, *result["per_class"].values()):
+        assert f"{entry['mean_a']:.3f} {entry['mean_b']:.3f} {entry['mean_difference']:.3f}" in text
+    with pytest.raises(UserError, match="nowhere"):
+        write_report(b, compare=str(tmp_path / "nowhere"))
+
+
+def test_a_cross_validation_in_the_folder_is_told(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a", "b"])
+    path = tmp_path / "crossval/mine/crossval.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"control": {"x": 0.5}, "method": {"x": 0.6}, "sentences": ["Expect <0.6>."]}))
+    page = report_of(folder)
+    assert "Expect <0.6>." in page.words and page.all("section", id="crossval")
+    path.write_text("{}")
+    with pytest.raises(UserError, match=str(path)):
+        write_report(folder)
+
+
+def test_the_table_has_volumes_in_millilitres(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a"])
+    entry = json.loads((folder / "predictions/cases.json").read_text())["cases"][0]
+    voxels = np.asarray(nibabel.load(folder / "predictions" / entry["prediction"]).dataobj).astype(bool).sum()
+    (shown,) = [float(cell["data-ml"]) for cell in report_of(folder).all("td") if "data-ml" in cell]
+    assert shown == pytest.approx(voxels * np.prod(SPACING) / 1000, abs=0.001)

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that the report's template shows, from the files of an output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scripts.crossval.estimate import RESULT
+from scripts.errors import UserError, first_line
+from scripts.evaluation.comparison import compare_dice, mean_per_case, read_dice
+from scripts.report.advice import advice
+from scripts.report.cases import ReportCase, structures_of
+from scripts.report.measures import StructureMeasures, agreement, measure
+from scripts.report.pictures import draw_case
+from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
+
+PICTURED, WORST = 60, 40
+"""Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
+
+PICTURE_BYTES = 10_500_000
+"""Size of all pictures together: the page stays below 15 MB."""
+
+LABELS = {
+    "dice": "Dice", "jaccard": "Jaccard", "hd95_voxel": "95HD (voxels)", "asd_voxel": "ASD (voxels)",
+    "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)", "surface_dice": "Surface Dice",
+}  # fmt: skip
+SHOWN = ("dice", "hd95_mm", "asd_mm", "surface_dice")
+"""Metrics of the page."""
+
+STATUSES = {"found": "found", "missed": "missed", "false_positive": "invented", "absent": "in neither"}
+
+FACTS = {
+    "dataset": "Dataset",
+    "labelled_cases": "Labelled cases in training",
+    "unlabelled_cases": "Unlabelled cases in training",
+    "checkpoint": "Model",
+    "spacing_mm": "Voxels of the network (mm)",
+}
+
+
+def content_of(
+    folder: Path, cases: Sequence[ReportCase], record: Mapping[str, Any], compare: Sequence[str | Path] = ()
+) -> dict[str, Any]:
+    """What the template shows.
+
+    Args:
+        folder: the output folder.
+        cases: its cases.
+        record: of the evaluation: `facts`, `command`, `config`, `versions`, `ended` and `training`.
+        compare: folders of other evaluations of the same cases.
+
+    Raises:
+        UserError: if a file cannot be read, or another evaluation has other classes or no case in common.
+    """
+    structures = structures_of(cases)
+    numbers = {name: n for n, name in enumerate(structures, 1)}
+    summary = read_json(folder / "summary.json")
+    order = worst_first(cases)
+    pictured = set(choose_pictured(len(order)))
+    measured: dict[str, dict[str, StructureMeasures]] = {}
+    budget = PICTURE_BYTES // max(1, len(pictured))
+    shown = [_case(case, rank, rank in pictured, budget, measured) for rank, case in enumerate(order)]
+    volumes = agreement(measured, structures)
+    has_metrics = any(case.rows for case in order)
+    return {
+        "title": record["facts"].get("dataset") or folder.resolve().name,
+        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "record": record,
+        "run": _run_facts(record),
+        "summary": summary,
+        "structures": [{"name": name, "number": n, "colour": colour(n - 1)} for name, n in numbers.items()],
+        "numbers": numbers,
+        "statuses": STATUSES,
+        "metrics": [{"key": key, "label": LABELS[key], "digits": 2 if key.endswith("mm") else 3} for key in SHOWN],
+        "dice_plot": _dice_plot(folder, summary),
+        "comparisons": [_comparison(folder, Path(other)) for other in compare],
+        "crossval": _crossval(folder),
+        "cases": shown,
+        "rows": [row for rank, case in enumerate(order) for row in _rows(case, rank, measured.get(case.name, {}))],
+        "has_metrics": has_metrics,
+        "selection": _selection(len(order), len(pictured)),
+        "has_reference": has_metrics,
+        "volumes": volumes,
+        "volumes_plot": agreement_plot(volumes, numbers) if volumes else "",
+        "advice": list(advice(summary, order, measured, record.get("training"))),
+    }
+
+
+def worst_first(cases: Sequence[ReportCase]) -> list[ReportCase]:
+    """Cases by their mean Dice, the lowest first; those that failed come before, those without metrics after them."""
+    dice: dict[str, dict[str, float]] = {}
+    for case in cases:
+        for row in case.rows:
+            if row["dice"]:
+                dice.setdefault(row["class"], {})[case.name] = float(row["dice"])
+    means = mean_per_case(dice)
+    failed = {case.name for case in cases if case.prediction is None and not case.rows}
+    return sorted(cases, key=lambda case: -1.0 if case.name in failed else means.get(case.name, 2.0))
+
+
+def choose_pictured(count: int) -> list[int]:
+    """Positions, in the order of `worst_first`, of the cases with pictures: the worst, and a sample of the others.
+
+    >>> choose_pictured(500)[38:43]
+    [38, 39, 40, 64, 88]
+    """
+    if count <= PICTURED:
+        return list(range(count))
+    others = PICTURED - WORST
+    spread = [WORST + round(k * (count - 1 - WORST) / (others - 1)) for k in range(others)]
+    return [*range(WORST), *spread]
+
+
+def _selection(count: int, pictured: int) -> str:
+    if pictured == count:
+        return ""
+    return (
+        f"Pictures of {pictured} of {count} cases, so that this file stays small: the {WORST} worst, and "
+        f"{pictured - WORST} spread evenly from there to the best."
+    )
+
+
+def _case(
+    case: ReportCase, rank: int, pictured: bool, bytes_left: int, measured: dict[str, dict[str, StructureMeasures]]
+) -> dict[str, Any]:
+    """A case for the template; what is measured of it is added to `measured`."""
+    content: dict[str, Any] = {
+        "name": case.name,
+        "rank": rank,
+        "rows": case.rows,
+        "planes": [],
+        "problem": case.problem,
+        "pictured": pictured,
+    }
+    if case.problem:
+        return content
+    try:
+        volumes = case.load(with_image=pictured)
+        measured[case.name] = measure(volumes, list(case.values))
+        if pictured:
+            content["planes"] = [_with_words(plane) for plane in draw_case(volumes, bytes_left)]
+    except UserError as error:  # a file that was moved since: the other cases do not depend on it
+        content["problem"] = str(error)
+    return content
+
+
+def _with_words(plane: dict[str, Any]) -> dict[str, Any]:
+    """A plane with a text for those who cannot see it, and with its slices as the script reads them."""
+    start = plane["slices"][plane["start"]]
+    # The page itself shows the picture of this slice: the script takes it from there.
+    data = [{**each, "image": ""} if each is start else each for each in plane["slices"]]
+    return {**plane, "data": data, "words": f"contours on slice {start['number']} of {plane['total']}"}
+
+
+def _rows(case: ReportCase, rank: int, measured: Mapping[str, StructureMeasures]) -> list[dict[str, Any]]:
+    """Rows of the table of cases: those of `metrics.csv`, or a row per structure, with the volumes."""
+    rows: list[dict[str, Any]] = [dict(row) for row in case.rows]
+    rows = rows or [{"case": case.name, "class": name, "status": ""} for name in measured]
+    for row in rows:
+        of_row = measured.get(row["class"])
+        row |= {"rank": rank, "ml": of_row and of_row.prediction_ml, "reference_ml": of_row and of_row.reference_ml}
+    return rows
+
+
+def _dice_plot(folder: Path, summary: Mapping[str, Any] | None) -> str:
+    if summary is None or not (folder / "metrics.csv").is_file():
+        return ""
+    intervals = {name: entry["dice_interval"] for name, entry in summary["per_class"].items()}
+    return dice_plot(read_dice(folder), intervals)
+
+
+def _comparison(folder: Path, other: Path) -> dict[str, Any]:
+    a, b = read_dice(other), read_dice(folder)
+    result = compare_dice(a, b)
+    before, after = mean_per_case(a), mean_per_case(b)
+    differences = {case: after[case] - before[case] for case in after if case in before}
+    return {"other": str(other), "result": result, "plot": difference_plot(differences, "difference of Dice")}
+
+
+def _crossval(folder: Path) -> list[dict[str, Any]]:
+    """Results of cross-validations below an output folder."""
+    found = []
+    for path in sorted(folder.glob(f"crossval/*/{RESULT}")):
+        result = read_json(path)
+        assert result is not None
+        try:
+            control, method = result["control"], result["method"]
+            plot = ""
+            if method is not None:
+                gains = {case: method[case] - control[case] for case in method if case in control}
+                plot = difference_plot(gains, "gain of Dice by the unlabelled scans")
+            found.append({"dataset": path.parent.name, "sentences": result["sentences"], "plot": plot})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the result of a cross-validation: run `crossval` again.") from error
+    return found
+
+
+def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = record["facts"]
+    shown = [(title, _in_words(facts[key])) for key, title in FACTS.items() if facts.get(key) is not None]
+    shown += [("Evaluated", record["ended"])] if record.get("ended") else []
+    shown += [("Versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))] if record["versions"] else []
+    return shown
+
+
+def _in_words(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that the bundle has written; `None` if there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): make it again.") from error

@@ -106,6 +106,30 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
     return lists, findings
 
 
+def load_test_cases(dataset: DatasetSpec) -> list[Case]:
+    """Read the cases under `test`. Other lists may be absent, and `labelled_cases` and `validation_cases` do not count.
+
+    Args:
+        dataset: where the datalist is.
+
+    Raises:
+        UserError: for a missing folder or file, a file that is no datalist, a test image that is in another list too,
+            or a file of a test case that does not exist.
+    """
+    root = Path(dataset.directory)
+    content = read_datalist(root, dataset.datalist, for_training=False)
+    findings: list[Finding] = []
+    test = _cases(content["test"], root, "test", findings)
+    others = [_cases(content[name], root, name, []) for name in SECTIONS[:-1]]
+    findings += [finding for finding in two_lists(CaseLists(*others, test)) if finding.role == "test"]
+    findings += missing_files(CaseLists(test=test))
+    for finding in findings:
+        if finding.is_error:
+            raise UserError(finding.sentence)
+    logger.info(f"{len(test)} cases for testing.")
+    return test
+
+
 def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tuple[list[str], list[str]]:
     """Paths of all images and all labels in a datalist, including labels that are not used.
 
@@ -151,8 +175,13 @@ def _check_number(name: str, value: Any) -> None:
         raise UserError(f"{name} must be a whole number, got {value!r}.")
 
 
-def read_datalist(root: Path, datalist: str) -> dict[str, Any]:
+def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[str, Any]:
     """The file's content; each of `SECTIONS` is a list in it.
+
+    Args:
+        root: folder of the data.
+        datalist: path of the file, from `root` on.
+        for_training: whether `training` must name a case.
 
     Raises:
         UserError: for a missing folder or file, or a file that is no datalist.
@@ -168,11 +197,11 @@ def read_datalist(root: Path, datalist: str) -> dict[str, Any]:
         content = json.loads(read_text(path))
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("training"), list):
+    if not isinstance(content, dict) or (for_training and not isinstance(content.get("training"), list)):
         raise UserError(f"{path} has no list `training`. docs/data.md shows the form.")
-    if not content["training"]:
+    if for_training and not content["training"]:
         raise UserError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
-    for section in SECTIONS[1:]:
+    for section in SECTIONS:
         if not isinstance(content.setdefault(section, []), list):
             raise UserError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
     return content

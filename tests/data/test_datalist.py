@@ -9,7 +9,7 @@ import re
 import pytest
 
 from scripts.data.checks.finding import Kind
-from scripts.data.datalist import load_cases, named_files, read_cases, with_references
+from scripts.data.datalist import load_cases, load_test_cases, named_files, read_cases, with_references
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.header import case_name
@@ -305,6 +305,29 @@ def test_validation_case_without_a_label_is_refused(write):
     """Without the error fewer cases, or none, would be left to choose the best model."""
     message = refusal(write({"training": pairs("a"), "validation": [*pairs("v"), "images/w.nii.gz"]}))
     assert " w " in message and "unlabeled" in message
+
+
+@pytest.mark.parametrize(
+    ("others", "labelled_cases"),
+    [({}, 4), ({"training": []}, None), ({"training": pairs("a")}, 9), ({"training": ["images/b.nii.gz"]}, 1)],
+)
+def test_test_cases_need_no_other_list_and_no_number_of_labelled_cases(write, others, labelled_cases):
+    root = write({**others, "test": pairs("t", "u")})
+    assert names(load_test_cases(DatasetSpec(root, labelled_cases=labelled_cases, validation_cases=7))) == ["t", "u"]
+
+
+@pytest.mark.parametrize(
+    ("content", "missing", "named"),
+    [
+        ({"training": pairs("a"), "test": pairs("a")}, [], "images/a.nii.gz"),
+        ({"unlabeled": ["images/a.nii.gz"], "test": pairs("a")}, [], "images/a.nii.gz"),
+        ({"test": pairs("t")}, ["labels/t.nii.gz"], "labels/t.nii.gz"),
+        ({"test": [{"label": "labels/t.nii.gz"}]}, [], "test"),
+    ],
+)
+def test_unusable_test_cases_are_refused_by_name(write, content, missing, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        load_test_cases(DatasetSpec(write(content, missing)))
 
 
 def test_training_without_any_label_is_not_blamed_on_labelled_cases(write, tmp_path):

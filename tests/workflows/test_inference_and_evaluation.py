@@ -196,6 +196,19 @@ def test_evaluating_keeps_what_it_compared_and_shows_it(make_workflow, tmp_path,
     assert sorted(p.name for p in (tmp_path / "out/predictions").iterdir())[0] == "cases.json"
 
 
+def test_evaluating_needs_test_cases_alone(bright_is_large_organ, make_workflow, tiny_demo, tmp_path) -> None:
+    lists = json.loads((tiny_demo / "dataset.json").read_text())
+    (tmp_path / "only.json").write_text(json.dumps({"test": lists["test"]}))
+    make_workflow(
+        *("train.yaml", "evaluate.yaml"),
+        run_id="evaluating",
+        datalist=str(tmp_path / "only.json"),
+        labelled_cases=50,
+        ckpt_dir=str(bright_is_large_organ),
+    ).run()
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_cases"] == 2
+
+
 def test_evaluation_uses_the_grid_of_the_label_file(make_workflow, tmp_path, tiny_demo) -> None:
     """A perfect model has Dice 1 only if references are not resampled and predictions are resampled to their grid."""
     workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating")

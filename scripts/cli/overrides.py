@@ -9,8 +9,9 @@ import inspect
 import pydoc
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,10 +26,12 @@ from scripts.errors import UserError, first_line
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-RENAMED = {"cache_rate": "cache"}
+RENAMED = {"cache_rate": "cache", "unlabelled_from": "unlabelled_start", "tap_layer": "feature_layer"}
 """Former keys, and those that do their work now."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
+REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*(?:::\w+)+)")
+COMMAND_LINE = "the command line"
 TOP_KEY = re.compile(r"^\+?([A-Za-z_]\w*)(?=::|#|:)", re.MULTILINE)
 
 
@@ -70,9 +73,12 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else "name a list to run, as in `run training`."
         raise UserError(f"The config files have no key '{run_id}' to run: {hint}")
     _check_keys_of_files(contents, referred)
+    given = {option: DefaultParseValue(value) if value else True for option, value in options.items()}
+    own = {key.replace("#", "::"): value for key, value in given.items() if key not in RUN_ARGUMENTS}
+    _check_blocks({**contents, COMMAND_LINE: own})
     for file in files:
         _check_values_of_file(file, contents[file])
-    return tree | {option: DefaultParseValue(value) if value else True for option, value in options.items()}
+    return tree | given
 
 
 def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
@@ -96,7 +102,7 @@ def _joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], 
     parser = ConfigParser({})
     for content in contents.values():
         for key, value in content.items():
-            merge_kv(parser, key, value)
+            merge_kv(parser, key, deepcopy(value))  # a later file changes what is merged
     text = "".join(Path(file).read_text(encoding="utf-8") for file in contents)
     return parser.get(), set(re.findall(r"[@%]([A-Za-z_]\w*)", text))
 
@@ -109,14 +115,14 @@ def read_mapping(file: str | Path) -> dict[str, Any]:
             (for which MONAI only warns).
     """
     if not Path(file).is_file():
-        raise UserError(f"The config file {file} does not exist.")
+        raise UserError(f"The config file {file} does not exist: correct the path.")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*[Dd]uplicate")
             content = ConfigParser.load_config_file(file)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{file}{line} is not valid YAML: {error.problem}.") from error
+        raise UserError(f"{file}{line} is not valid YAML: {error.problem}. Correct the line.") from error
     except (UserWarning, ValueError) as error:
         raise UserError(f"{file} is not a valid config file: {first_line(error)}.") from error
     except OSError as error:
@@ -153,6 +159,53 @@ def _check_values_of_file(file: str, node: Any, place: str = "") -> None:
         raise UserError(f'The value {node!r} of {place} in {file} has a #, which MONAI turns into ::. Write "{kept}".')
 
 
+def _check_blocks(sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a block that replaces another one without a part that is needed: MONAI does not join blocks.
+
+    Args:
+        sources: content of the config files, and the options under `COMMAND_LINE`, in the order in which MONAI takes
+            them.
+    """
+    parser = ConfigParser({})
+    before: dict[str, Any] = {}
+    for source, content in sources.items():
+        for key, value in content.items():
+            if _lacks_target(before.get(key), value):
+                _refuse_block(source, key, value, "no _target_ to build something from")
+            merge_kv(parser, key, deepcopy(value))
+        now = dict(_nodes(parser.get()))
+        text = " ".join(node for node in now.values() if isinstance(node, str))
+        lost = [each for each in REFERENCE.findall(text) if each in before and each not in now]
+        for key, value in content.items():
+            for each in lost:
+                if isinstance(value, Mapping) and each.startswith(f"{key}::"):
+                    _refuse_block(source, key, value, f"no {each.removeprefix(f'{key}::')}, which is used as @{each}")
+        before = now
+
+
+def _lacks_target(before: Any, value: Any) -> bool:
+    if not isinstance(before, Mapping) or "_target_" not in before:
+        return False
+    return isinstance(value, set | list | tuple) or (isinstance(value, Mapping) and "_target_" not in value)
+
+
+def _refuse_block(source: str, key: str, value: Any, lack: str) -> None:
+    place, leaf = next(((place, node) for place, node in _nodes(value, key) if place != key), (f"{key}::NAME", "VALUE"))
+    example = f"--{place} {leaf}" if source == COMMAND_LINE else f"{place}: {leaf}"
+    raise UserError(
+        f"The block {key} in {source} replaces the whole block of that name and has {lack}: to change single values, "
+        f"write them one by one, as in `{example}`."
+    )
+
+
+def _nodes(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """All nodes of a configuration with their places, single values in front of the blocks that hold them."""
+    if isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _nodes(value, f"{place}::{key}" if place else str(key))
+    yield place, node
+
+
 def _similar(name: str, known: Iterable[str]) -> str | None:
     """The key that was probably meant."""
     return RENAMED.get(name) or next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
@@ -185,9 +238,8 @@ def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, An
             return
         if key not in names:
             near = difflib.get_close_matches(key, sorted(names), n=1)
-            hint = (
-                f"Did you mean --{above}::{near[0]}?" if near else f"'{above}' has: {', '.join(sorted(names)) or '-'}."
-            )
+            meant = "::".join([above, *near, *path[depth + 1 :]])
+            hint = f"Did you mean --{meant}?" if near else f"'{above}' has: {', '.join(sorted(names)) or '-'}."
             _refuse(option, hint)
         node = node[int(key)] if isinstance(node, list) else node.get(key)
 

@@ -75,9 +75,11 @@ def _three(value: Any, each: Callable[[Any], bool]) -> bool:
 def _is_device(value: Any) -> bool:
     try:
         device = torch.device(value)
-    except (RuntimeError, TypeError):
+        if device.type != "cuda":  # not tried, because that would set up the GPU
+            torch.empty(0, device=device)  # torch knows names of devices that it was not built for
+    except (AssertionError, ImportError, RuntimeError, TypeError):
         return False
-    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    return device.type != "meta" and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count())
 
 
 def _are_names(value: Any) -> bool:

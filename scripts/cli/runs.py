@@ -46,7 +46,7 @@ def find_dataset(name: str) -> Path:
             raise UserError(f"{path} holds {len(found)} YAML files: give the path of the dataset's YAML file.")
         return found[0]
     if path.suffix in YAML_ENDINGS or len(path.parts) > 1:
-        raise UserError(f"The dataset file {path} does not exist.")
+        raise UserError(f"The dataset file {path} does not exist: correct the path.")
     known = dict(reversed(list(_dataset_files())))  # the first of several files with the same name wins
     return _named(name, known, "dataset", "run `python -m scripts new-dataset FOLDER --name NAME` first")
 

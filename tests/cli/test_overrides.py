@@ -55,7 +55,8 @@ def test_one_misspelt_option_among_right_ones_is_found(config):
         ("trian::trainer::max_epochs", "--train::trainer::max_epochs"),
         ("trian#trainer#max_epochs", "--train::trainer::max_epochs"),
         ("train::trainer::max_epohcs", "--train::trainer::max_epochs"),
-        ("train::trianer::max_epochs", "--train::trainer"),
+        ("train::trianer::max_epochs", "--train::trainer::max_epochs"),
+        ("train#trainr#x", "--train::trainer"),
         ("network::base_filtres", "--network::base_filters"),
         ("stages::3", "0, 1"),
         ("seed::first", "seed"),
@@ -178,6 +179,42 @@ def test_a_duplicate_key_in_one_file_is_refused(config, tmp_path, text):
         check_overrides(command(f"['{config}','{tmp_path}/mine.yaml']"))
 
 
+# ------------------------------------------------------------------ blocks
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "lost", "instead"),
+    [
+        ("train: {trainer: {amp: true}}", "", "@train::inferer", "`train::trainer::amp: True`"),
+        ("train::trainer: {amp: true}", "", "_target_", "`train::trainer::amp: True`"),
+        ("network_def:\n  base_filters: 4", "", "_target_", "`network_def::base_filters: 4`"),
+        ("validate: {inferer: {overlap: 0.25}}", "", "@validate::evaluator", "`validate::inferer::overlap: 0.25`"),
+        ("max_steps: 5", "--network_def {'base_filters':8}", "_target_", "`--network_def::base_filters 8`"),
+        ("max_steps: 5", "--network_def {...}", "_target_", "--network_def::"),
+        ("max_steps: 5", "--train {'trainer':{'amp':True}}", "@train::inferer", "`--train::trainer::amp True`"),
+    ],
+)
+def test_a_block_that_drops_what_is_needed_is_refused_with_the_way_to_write_one_value(
+    tmp_path, text, option, lost, instead
+):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    message = refusal(f"['{ROOT}/configs/train.yaml','{tmp_path}/mine.yaml']", *option.split())
+    assert lost.partition("::")[0].strip("@") in message and instead in message
+    assert ("the command line" if option else "mine.yaml") in message
+
+
+@pytest.mark.parametrize("folder", ["methods", "networks", "datasets"])
+def test_blocks_of_the_bundles_own_files_drop_nothing_that_is_needed(folder):
+    for file in sorted((ROOT / "configs" / folder).glob("*.yaml")):
+        check_overrides(command(f"['{ROOT}/configs/train.yaml','{file}','{ROOT}/configs/evaluate.yaml']"))
+
+
+@pytest.mark.parametrize("text", ["terms: {only: {_target_: dict}}", "deep_layers: {a: 1}", "+terms: {more: 1}"])
+def test_a_block_may_be_replaced_by_another_whole_one(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    check_overrides(command(f"['{ROOT}/configs/train.yaml','{tmp_path}/mine.yaml']"))
+
+
 # ------------------------------------------------------------------ which process it is
 
 
@@ -199,5 +236,6 @@ def test_monais_run_is_recognised_by_its_path(config):
     assert is_command_line(command(config))
 
 
-def test_a_former_key_is_refused_with_the_one_that_does_its_work(config):
-    assert refusal(config, "--cache_rate", "0.5").endswith("--cache?")
+@pytest.mark.parametrize(("former", "now"), [("cache_rate", "cache"), ("unlabelled_from", "unlabelled_start")])
+def test_a_former_key_is_refused_with_the_one_that_does_its_work(config, former, now):
+    assert refusal(config, f"--{former}", "0.5").endswith(f"--{now}?")

@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", "1e-3"), ("unlabelled_start", 1.5),
         ("cache", "tape"), ("cache_dir", ""), ("num_workers", "many"),
         ("resume", "yes"), ("precision", "fp16"), ("device", "gpu"), ("device", "cuda:99"),
+        ("device", "hpu"), ("device", "meta"),
         ("spacing", [1, 1]), ("spacing", [1, 1, 0]), ("spacing", 1), ("roi_size", 5), ("roi_size", [32, 32, 1.5]),
         ("label_names", ["background"]), ("label_names", ["a", "a"]), ("label_names", "ab"), ("label_names", ["a", 1]),
         ("label_values", [0, 0]), ("label_values", [0, 0.5]), ("flip_axes", [3]), ("flip_axes", 0), ("datalist", ""),
@@ -54,6 +55,20 @@ def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
 )  # fmt: skip
 def test_a_valid_value_an_expression_or_an_unknown_key_passes(key, value) -> None:
     check_settings({key: value})
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_device_of_another_maker_is_taken_where_it_is(there, monkeypatch) -> None:
+    def empty(*_size, device):
+        if not there:
+            raise RuntimeError("PyTorch is not linked with support for mps devices")
+
+    monkeypatch.setattr("torch.empty", empty)
+    if there:
+        check_settings({"device": "mps"})
+    else:
+        with pytest.raises(UserError, match="'mps'"):
+            check_settings({"device": "mps"})
 
 
 @pytest.mark.parametrize("file", [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*/*.yaml")], ids=lambda file: file.name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import monai
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
 from scripts.networks.vnet import VNet
 from tests import forked_command
@@ -57,6 +58,15 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     models = {"model.pt", "model_best.pt", "checkpoint_00000005.pt"}
     assert files_below(tmp_path / "Y") == models
     assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))
+
+
+@pytest.mark.parametrize("file", ["train.yaml", "inference.yaml"])
+def test_a_start_from_another_folder_without_bundle_root_names_the_option(file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "scripts/errors.py").is_file()])
+    monkeypatch.chdir(tmp_path)
+    workflow = ConfigWorkflow(str(CONFIGS / file), workflow_type="train", logging_file=False)
+    with pytest.raises(SystemExit, match="--bundle_root"):
+        workflow.initialize()
 
 
 @pytest.fixture

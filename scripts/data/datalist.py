@@ -120,8 +120,9 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
     content = read_datalist(root, dataset.datalist, for_training=False)
     findings: list[Finding] = []
     test = _cases(content["test"], root, "test", findings)
-    others = [_cases(content[name], root, name, []) for name in SECTIONS[:-1]]
-    findings += [finding for finding in two_lists(CaseLists(*others, test)) if finding.role == "test"]
+    training, unlabelled, validation = (_cases(content[name], root, name, []) for name in SECTIONS[:-1])
+    lists = CaseLists(training, unlabelled, validation, test)
+    findings += [finding for finding in two_lists(lists) if finding.role == "test"]
     findings += missing_files(CaseLists(test=test))
     for finding in findings:
         if finding.is_error:

@@ -29,7 +29,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
             with a `_target_` are skipped, because they are evaluated later.
 
     Raises:
-        UserError: for the first key whose value breaks its rule.
+        UserError: for the first key whose value breaks its rule, or for another number of weights than of classes.
     """
     rules = RULES | {"dataset_dir": IMAGES} if "image_pattern" in values else RULES  # of configs/inference.yaml
     for key, rule in rules.items():
@@ -40,6 +40,12 @@ def check_settings(values: Mapping[str, Any]) -> None:
             continue
         if not rule.holds(value):
             raise UserError(f"{key} must be {rule.words}, got {value!r}: correct it in its file or with --{key}.")
+    weights, names = values.get("class_weights"), values.get("label_names")
+    if isinstance(weights, list | tuple) and isinstance(names, list | tuple) and len(weights) != len(names):
+        raise UserError(
+            f"class_weights has {len(weights)} numbers, but label_names names {len(names)} classes: give one "
+            "number for each class, background first."
+        )
 
 
 def _comes_later(value: Any) -> bool:
@@ -98,6 +104,11 @@ def _are_label_values(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_whole, value)) and _differ(value)
 
 
+def _are_weights(value: Any) -> bool:
+    numbers = isinstance(value, list | tuple) and len(value) >= 2 and all(_is_number(v) and v >= 0 for v in value)
+    return numbers and sum(value) > 0
+
+
 def _are_axes(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(_is_whole(v) and v in (0, 1, 2) for v in value) and _differ(value)
 
@@ -121,7 +132,16 @@ RULES: dict[str, Rule] = {
     "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     **dict.fromkeys(
-        ("resume", "keep_models", "save_probabilities", "save_confidence", "save_uncertainty", "skip_empty"), SWITCH
+        (
+            "use_learned_selector",
+            "resume",
+            "keep_models",
+            "save_probabilities",
+            "save_confidence",
+            "save_uncertainty",
+            "skip_empty",
+        ),
+        SWITCH,
     ),
     # a list is the run id of configs/report.yaml
     "report": Rule(SWITCH.words, lambda v: SWITCH.holds(v) or isinstance(v, list)),
@@ -150,6 +170,7 @@ RULES: dict[str, Rule] = {
     "folds": _or_null(_whole(2)),
     "patient_pattern": _or_null(TEXT),
     "surface_tolerance_mm": Rule("a number of at least 0 (mm)", lambda v: _is_number(v) and v >= 0),
+    "contrastive_weight": Rule("a number of at least 0", lambda v: _is_number(v) and v >= 0),
     "learning_rate": Rule("a number above 0", lambda v: _is_number(v) and v > 0),
     "spacing": Rule(
         "three numbers above 0 (mm), such as [1.0, 1.0, 1.0]", lambda v: _three(v, lambda x: _is_number(x) and x > 0)
@@ -160,6 +181,9 @@ RULES: dict[str, Rule] = {
     ),
     "label_names": Rule("a list of at least two different names, background first", _are_names),
     "label_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
+    "class_weights": _or_null(
+        Rule("a list with a number of at least 0 for each class, background first", _are_weights)
+    ),
     **dict.fromkeys(
         ("flip_axes", "mirror_axes"), Rule("a list of different axes (0, 1 or 2), such as [0], or []", _are_axes)
     ),

@@ -3,12 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.losses import DiceCELoss
 
+from scripts.errors import UserError
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import linear_dice_loss
 from scripts.losses.schedules import Schedule
+
+
+def check_weights(weights: Sequence[float], num_classes: int) -> None:
+    """Raise a `UserError` unless there is a weight for each class."""
+    if len(weights) != num_classes:
+        raise UserError(
+            f"class_weights has {len(weights)} numbers, but there are {num_classes} classes: give one for each class, "
+            "background first."
+        )
 
 
 class SupervisedTerm(LossTerm):
@@ -20,20 +32,38 @@ class SupervisedTerm(LossTerm):
     Args:
         weight: number or schedule.
         dice_weight: weight of the Dice part, at least 0.
+        class_weights: K numbers of at least 0, background first; `None` for ones. Cross-entropy is the mean over voxels
+            weighted by their class; the Dice loss of each foreground class is multiplied by its weight.
+
+    Raises:
+        UserError: in `forward`, if there are not as many weights as classes.
     """
 
-    def __init__(self, weight: float | Schedule = 1.0, dice_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        weight: float | Schedule = 1.0,
+        dice_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(weight)
+        weights = None if class_weights is None else torch.tensor([float(each) for each in class_weights])
         self.loss = DiceCELoss(
             include_background=False,
             to_onehot_y=True,
             softmax=True,
             batch=True,
             lambda_dice=dice_weight,
+            weight=weights,
         )
+        self.class_weights = class_weights
+        for module in self.loss.modules():  # a setting and no state: a resumed run takes it from its configuration
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
         logits, labels = batch.labelled_voxels
+        if self.class_weights is not None:
+            check_weights(self.class_weights, logits.shape[1])
         if labels.numel() == 0:
             return batch.logits[:0].sum()
         return self.loss(logits, labels[:, None])
@@ -48,22 +78,32 @@ class LinearDiceTerm(LossTerm):
         weight: number or schedule.
         classes: `foreground` for the mean over all classes except background, or `first` for class 1 alone, as in the
             published code. With two classes both are the same.
+        class_weights: K numbers of at least 0, background first, by which the loss of each class is multiplied; `None`
+            for ones.
 
     Raises:
         ValueError: for an unknown `classes`.
+        UserError: in `forward`, if there are not as many weights as classes.
     """
 
-    def __init__(self, weight: float | Schedule = 1.0, classes: str = "foreground") -> None:
+    def __init__(
+        self,
+        weight: float | Schedule = 1.0,
+        classes: str = "foreground",
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(weight)
         if classes not in ("foreground", "first"):
             raise ValueError(f"LinearDiceTerm: classes must be 'foreground' or 'first', got {classes!r}.")
-        self.classes = classes
+        self.classes, self.class_weights = classes, None if class_weights is None else list(class_weights)
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
         logits, labels = batch.labelled_voxels
+        weights = self.class_weights or [1.0] * logits.shape[1]
+        check_weights(weights, logits.shape[1])
         if labels.numel() == 0:
             return batch.logits[:0].sum()
         probabilities = logits.softmax(dim=1)
         last = probabilities.shape[1] if self.classes == "foreground" else 2
-        losses = [linear_dice_loss(probabilities[:, c], (labels == c).float()) for c in range(1, last)]
+        losses = [weights[c] * linear_dice_loss(probabilities[:, c], (labels == c).float()) for c in range(1, last)]
         return torch.stack(losses).mean()

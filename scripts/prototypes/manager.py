@@ -92,7 +92,7 @@ class ContrastivePrototypeManager(nn.Module):
 
     @property
     def memory(self) -> PrototypeMemory:
-        """The memory; `memory.prototypes(c)` are the prototypes of class c."""
+        """The memory; `memory[c]` are the prototypes of class c, `(M, D)`."""
         return self.loss.memory
 
     def memory_summary(self) -> dict[int, int]:

@@ -91,6 +91,20 @@ class PrototypeMemory(nn.Module):
         """Return the prototypes `(M, D)` of a class, newest first for `fifo`; M is 0 for a class never seen."""
         return self.features[class_id, : int(self.counts[class_id])]
 
+    def __getitem__(self, class_id: int) -> torch.Tensor:
+        """`prototypes(class_id)`, as the method document writes it.
+
+        Raises:
+            IndexError: for a class outside [0, K).
+        """
+        if not 0 <= class_id < self.num_classes:
+            raise IndexError(f"PrototypeMemory holds classes 0 to {self.num_classes - 1}, got class {class_id}.")
+        return self.prototypes(class_id)
+
+    def __len__(self) -> int:
+        """K: `list(memory)` are the prototypes of each class."""
+        return self.num_classes
+
     @torch.no_grad()
     def update(self, embeddings_by_class: Mapping[int, torch.Tensor]) -> None:
         """Write new embeddings; a class without new finite embeddings keeps its prototypes.

@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("learning_rate", math.nan), ("learning_rate", math.inf), ("learning_rate", "1e-3"), ("unlabelled_start", 1.5),
         ("cache", "tape"), ("cache_dir", ""), ("num_workers", "many"),
         ("resume", "yes"), ("precision", "fp16"), ("device", "gpu"), ("device", "cuda:99"),
+        ("class_weights", [1]), ("class_weights", [1, -1]), ("class_weights", [0, 0]), ("class_weights", 2),
         ("device", "hpu"), ("device", "meta"),
         ("spacing", [1, 1]), ("spacing", [1, 1, 0]), ("spacing", 1), ("roi_size", 5), ("roi_size", [32, 32, 1.5]),
         ("label_names", ["background"]), ("label_names", ["a", "a"]), ("label_names", "ab"), ("label_names", ["a", 1]),
@@ -55,6 +56,12 @@ def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
 )  # fmt: skip
 def test_a_valid_value_an_expression_or_an_unknown_key_passes(key, value) -> None:
     check_settings({key: value})
+
+
+def test_another_number_of_class_weights_than_of_names_is_refused() -> None:
+    check_settings({"class_weights": [1, 2.5], "label_names": ["background", "liver"]})
+    with pytest.raises(UserError, match="class_weights"):
+        check_settings({"class_weights": [1, 2.5, 1], "label_names": ["background", "liver"]})
 
 
 @pytest.mark.parametrize("there", [False, True])

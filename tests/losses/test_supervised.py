@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from scripts.errors import UserError
 from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
 from tests.losses.batches import make_batch
 
@@ -48,6 +49,31 @@ def test_dice_is_weighted_and_both_parts_equal_a_slow_loop(dice_weight):
     dice, cross_entropy = by_loop(step)
     value = SupervisedTerm(dice_weight=dice_weight)(step).item()
     assert value == pytest.approx(dice_weight * dice + cross_entropy, abs=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.5, 2.0, 3.0], [0, 1, 4]])
+def test_class_weights_multiply_dice_of_each_class_and_voxels_of_cross_entropy(weights):
+    step = three_class_step(labels=(1, 2, 2))
+    losses = [-math.log(0.5), -math.log(0.8), -math.log(0.1)]  # of the three voxels, of the classes 1, 2 and 2
+    of_voxel = [weights[1], weights[2], weights[2]]
+    cross_entropy = sum(w * loss for w, loss in zip(of_voxel, losses, strict=True)) / sum(of_voxel)
+    first, second = 1 - 2 * 0.5 / (0.9 + 1), 1 - 2 * (0.8 + 0.1) / (1.2 + 2)
+    value = SupervisedTerm(class_weights=weights)(step).item()
+    assert value == pytest.approx((weights[1] * first + weights[2] * second) / 2 + cross_entropy, abs=1e-4)
+    linear = LinearDiceTerm(class_weights=weights)(step).item()
+    assert linear == pytest.approx((weights[1] * first + weights[2] * second) / 2, abs=1e-6)
+
+
+def test_class_weights_are_no_state_and_follow_the_loss_to_its_device():
+    term = SupervisedTerm(class_weights=[1, 2, 3])
+    assert term.state_dict().keys() == SupervisedTerm().state_dict().keys()
+    assert {str(buffer.device) for buffer in term.to("meta").buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("term", [SupervisedTerm, LinearDiceTerm])
+def test_another_number_of_weights_than_of_classes_is_refused(term):
+    with pytest.raises(UserError, match="class_weights"):
+        term(class_weights=[1.0, 2.0])(three_class_step())
 
 
 def test_unlabelled_cases_have_no_influence():

@@ -35,6 +35,17 @@ def test_new_memory_is_empty():
 
 
 @pytest.mark.parametrize("strategy", ["replace", "fifo"])
+def test_an_index_gives_the_prototypes_of_a_class(strategy):
+    memory = memory_of(strategy)
+    memory.update({1: rows(1, 2), 2: rows(7)})
+    assert torch.equal(memory[1], memory.prototypes(1)) and memory[1].shape == (2, 2)
+    assert [len(of_class) for of_class in memory] == [0, 2, 1]
+    for beyond in (3, -1):
+        with pytest.raises(IndexError, match=str(beyond)):
+            memory[beyond]
+
+
+@pytest.mark.parametrize("strategy", ["replace", "fifo"])
 def test_absent_class_keeps_its_prototypes(strategy):
     memory = memory_of(strategy)
     memory.update({1: rows(1, 2), 2: rows(7)})

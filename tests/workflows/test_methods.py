@@ -6,11 +6,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.prototypes.manager import ContrastivePrototypeManager
+from scripts.training.memory_updater import MemoryBankUpdater
+from tests.losses.batches import make_batch
 
 METHODS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs/methods").glob("*.yaml"))
 STEPS, FIRST_UNLABELLED = 10, 3
@@ -85,3 +91,45 @@ def test_every_term_of_a_method_acts_and_is_logged(method, data, make_workflow, 
         assert all(math.isfinite(value) for value in curves[name].values()), name
         assert max(curves[name].values()) > 0, f"{name} never acted"
     assert curves["supervised"][STEPS] < curves["supervised"][begin]
+
+
+@pytest.mark.parametrize("with_selectors", [False, True])
+@pytest.mark.parametrize("contrastive_weight", [1.0, 0.3])
+def test_prototype_manager_adds_the_loss_of_the_methods_documents_manager(
+    with_selectors, contrastive_weight, make_workflow
+) -> None:
+    """Two labelled cases whose voxels all fit into the memory and are all compared."""
+    workflow = make_workflow(
+        *("train.yaml", "methods/prototype_manager.yaml"),
+        elements_per_class=400,
+        contrastive_weight=contrastive_weight,
+        use_learned_selector=str(with_selectors).lower(),  # as a command line gives it
+    )
+    loss, head = (workflow.parser.get_parsed_content(key) for key in ("loss", "projection_head"))
+    (updater,) = [
+        each for each in workflow.parser.get_parsed_content("method_handlers") if isinstance(each, MemoryBankUpdater)
+    ]
+    loss.eval()
+    torch.manual_seed(0)
+    shape, labels = (6, 5, 4), torch.randint(0, 4, (2, 6, 5, 4))
+    batch = make_batch(torch.randn(2, 4, *shape), torch.randn(2, 4, *shape), labels)
+    updater(SimpleNamespace(state=SimpleNamespace(output={"pred": batch})))
+
+    manager = ContrastivePrototypeManager(4, 32, 400, use_learned_selector=with_selectors).eval()
+    if with_selectors:
+        manager.loss.selectors.load_state_dict(workflow.parser.get_parsed_content("selectors").state_dict())
+    projected = head(batch.features.movedim(1, -1).reshape(-1, 4)).reshape(2, *shape, 32).movedim(-1, 1)
+    expected, parts = manager.update_and_compute_loss(projected, batch.logits, labels)
+    value = loss(batch).item()
+    assert min(parts.values()) > 0
+    assert value == pytest.approx(loss.last["supervised"] + contrastive_weight * expected.item(), abs=1e-5)
+    assert (workflow.parser.get_parsed_content("extra_optimizer") is not None) is with_selectors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_class_weights_reach_the_supervised_term_of_every_method(method, make_workflow) -> None:
+    weights = [1.0, 2.0, 0.5, 4.0]
+    loss = make_workflow("train.yaml", f"methods/{method}.yaml", class_weights=weights).parser.get_parsed_content(
+        "loss"
+    )
+    assert loss.terms["supervised"].class_weights == weights

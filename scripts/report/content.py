@@ -17,6 +17,7 @@ from scripts.report.cases import ReportCase, structures_of
 from scripts.report.measures import StructureMeasures, agreement, measure
 from scripts.report.pictures import draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
+from scripts.report.training import course_of, training_facts
 
 PICTURED, WORST = 60, 40
 """Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
@@ -50,7 +51,8 @@ def content_of(
     Args:
         folder: the output folder.
         cases: its cases.
-        record: of the evaluation: `facts`, `command`, `config`, `versions`, `ended` and `training`.
+        record: of the evaluation: `facts`, `command`, `config`, `versions`, `ended`, `training` (of
+            `compare_with_training`) and `run` (the record of the training).
         compare: folders of other evaluations of the same cases.
 
     Raises:
@@ -71,6 +73,7 @@ def content_of(
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "record": record,
         "run": _run_facts(record),
+        "commands": list(filter(None, [(record.get("run") or {}).get("command"), record["command"]])),
         "summary": summary,
         "structures": [{"name": name, "number": n, "colour": colour(n - 1)} for name, n in numbers.items()],
         "numbers": numbers,
@@ -84,6 +87,7 @@ def content_of(
         "has_metrics": has_metrics,
         "selection": _selection(len(order), len(pictured)),
         "has_reference": has_metrics,
+        "course": course_of(_training_folders(folder, record), ["background", *structures]),
         "volumes": volumes,
         "volumes_plot": agreement_plot(volumes, numbers) if volumes else "",
         "advice": list(advice(summary, order, measured, record.get("training"))),
@@ -202,9 +206,16 @@ def _crossval(folder: Path) -> list[dict[str, Any]]:
 def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = record["facts"]
     shown = [(title, _in_words(facts[key])) for key, title in FACTS.items() if facts.get(key) is not None]
+    shown += training_facts(record.get("run") or {})
     shown += [("Evaluated", record["ended"])] if record.get("ended") else []
     shown += [("Versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))] if record["versions"] else []
     return shown
+
+
+def _training_folders(folder: Path, record: Mapping[str, Any]) -> list[Path]:
+    """Where TensorBoard's files of the training may be."""
+    of_run = ((record.get("run") or {}).get("paths") or {}).get("output_dir")
+    return [folder, *([Path(of_run)] if of_run and not of_run.startswith("$") else [])]
 
 
 def _in_words(value: Any) -> str:

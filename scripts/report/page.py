@@ -37,6 +37,7 @@ def write_report(
     output_dir: str | Path,
     facts: Mapping[str, Any] | None = None,
     training_images: Sequence[str] = (),
+    training_record: str | Path | None = None,
     compare: str | Sequence[str] | None = None,
     argv: Sequence[str] | None = None,
 ) -> Path:
@@ -46,6 +47,7 @@ def write_report(
         output_dir: the folder. It is the only source, so that the page can be made again at any time.
         facts: what the page says about the run that has just ended; kept for later calls without it.
         training_images: images of training, or lists with a file per channel, for the warnings; kept like `facts`.
+        training_record: `run.json` of the training; it need not exist, and is kept like `facts`.
         compare: output folders of other evaluations of the same cases.
         argv: the command line of that run; `None` takes that of this process.
 
@@ -64,7 +66,8 @@ def write_report(
         )
     if facts is not None:
         first_channels = [image if isinstance(image, str) else image[0] for image in training_images]
-        _keep_record(folder, facts, first_channels, cases, sys.argv if argv is None else argv)
+        run = None if training_record is None else read_json(Path(training_record))
+        _keep_record(folder, facts, run, first_channels, cases, sys.argv if argv is None else argv)
     record = read_json(folder / FOLDER / RECORD) or NO_RECORD
     path, others = folder / FOLDER / PAGE, [compare] if isinstance(compare, str) else compare or []
     write_text(path, render(content_of(folder, cases, record, others)))
@@ -97,6 +100,7 @@ def number(value: float | str | None, digits: int = 3) -> str:
 def _keep_record(
     folder: Path,
     facts: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
     training_images: Sequence[str],
     cases: Sequence[ReportCase],
     argv: Sequence[str],
@@ -111,6 +115,7 @@ def _keep_record(
         "config": config,
         "versions": {"Python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "training": compare_with_training(training_images, cases) if training_images else None,
+        "run": run,
         "ended": datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
     write_text(folder / FOLDER / RECORD, json.dumps(record, ensure_ascii=False, indent=1, default=str) + "\n")

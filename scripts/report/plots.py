@@ -142,6 +142,38 @@ def difference_plot(differences: Mapping[str, float], unit: str) -> str:
     return draw((7.0, 2.4), plot)
 
 
+def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> str:
+    """Curves over the training step, a panel for each group.
+
+    Args:
+        panels: steps and values of each curve, by the title of its panel and its name.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+
+    def plot(axes: Sequence[Axes]) -> None:
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+            for index, (name, (steps, values)) in enumerate(curves.items()):
+                marker = "o" if len(steps) < 15 else ""
+                axis.plot(
+                    steps,
+                    values,
+                    color=colour(index + 1),
+                    linewidth=1.3,
+                    label=_plain(name),
+                    marker=marker,
+                    markersize=3,
+                )
+            axis.set_title(_plain(title, 40))
+            axis.set_xlabel("step")
+            if len(curves) > 1:
+                axis.legend(fontsize=7, loc="best")
+
+    return draw((4.4 * columns, 2.5 * rows), plot, (rows, columns))
+
+
 def _plain(text: Any, longest: int = 28) -> str:
     """Text that matplotlib takes literally: a dollar sign would begin a formula."""
     text = str(text)

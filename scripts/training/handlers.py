@@ -26,7 +26,15 @@ from scripts.training.interruption import StopOnSignal
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.optimizers import RateOnCurve
 from scripts.training.run_record import RunRecord
-from scripts.training.step_handlers import BatchAsItem, LossStep, RunProgressBar, StepSeeder, StopAtStep, Validation
+from scripts.training.step_handlers import (
+    BatchAsItem,
+    CourseCurves,
+    LossStep,
+    RunProgressBar,
+    StepSeeder,
+    StopAtStep,
+    Validation,
+)
 from scripts.training.teacher import Teacher, TeacherUpdater
 
 if TYPE_CHECKING:
@@ -148,6 +156,7 @@ class TrainingHandlers:
             BatchAsItem(),
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             *([] if writer is None else [_loss_curves(writer, loss)]),
+            *([] if writer is None else [CourseCurves(writer, loss, engine.optimizer, max(1, self.max_steps // 200))]),
             checkpoint,
             *([] if self.run_record is None else [self.run_record]),
             *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),

@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from typing import TYPE_CHECKING
 
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from scripts.distributed.collectives import num_ranks
 from scripts.errors import first_line, is_out_of_memory
-from scripts.losses.base import WeightedLoss
+from scripts.losses.base import LossTerm, WeightedLoss
+from scripts.prototypes.memory import PrototypeMemory
 from scripts.seeding import derive_seed, seed_generators
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("Validation")
 
@@ -123,6 +130,49 @@ class BatchAsItem:
     def __call__(self, engine: Engine) -> None:
         """Wrap the output."""
         engine.state.output = [engine.state.output]
+
+
+class CourseCurves:
+    """Write what a report shows of the course of a run to TensorBoard, besides the losses and validations.
+
+    `Weight/<term>`, `Rate/learning_rate`, `Time/step` (seconds, the mean since the last point; validations and the
+    writing of checkpoints are part of it) and `Memory/<class>`, the number of prototypes.
+
+    Args:
+        writer: TensorBoard's writer.
+        loss: the loss function, with the memory in one of its terms, if there is one.
+        optimizer: the main optimiser.
+        interval: steps between two points, at least 1.
+    """
+
+    def __init__(self, writer: SummaryWriter, loss: WeightedLoss, optimizer: Optimizer, interval: int) -> None:
+        self.writer, self.loss, self.optimizer, self.interval = writer, loss, optimizer, interval
+        self.memories = [module for module in loss.modules() if isinstance(module, PrototypeMemory)][:1]
+        self.last = (0, 0.0)
+
+    def attach(self, engine: Engine) -> None:
+        """Note the time when `engine` starts, and write after every `interval` iterations."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
+
+    def start(self, engine: Engine) -> None:
+        """Note step and time."""
+        self.last = engine.state.iteration, time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Write a point of each curve."""
+        step, now = engine.state.iteration, time.perf_counter()
+        values = {"Rate/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        if step > self.last[0]:
+            values["Time/step"] = (now - self.last[1]) / (step - self.last[0])
+        for name, term in self.loss.terms.items():
+            assert isinstance(term, LossTerm)
+            values[f"Weight/{name}"] = term.weight_at(self.loss.step, self.loss.max_steps)
+        for memory in self.memories:
+            values |= {f"Memory/{c}": count for c, count in memory.summary().items()}
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
+        self.last = step, now
 
 
 class StopAtStep:

@@ -12,7 +12,9 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.losses.base import LossTerm, WeightedLoss
-from scripts.training.step_handlers import LossStep, StepSeeder, StopAtStep
+from scripts.losses.schedules import RampUp
+from scripts.prototypes.memory import PrototypeMemory
+from scripts.training.step_handlers import CourseCurves, LossStep, StepSeeder, StopAtStep
 
 
 def resumed_at(engine, step, epoch_length):
@@ -106,3 +108,33 @@ def test_dropout_of_a_step_repeats():
         engine.run([0] * 3)
     assert torch.equal(outputs[0, 2], outputs[1, 2])
     assert not torch.equal(outputs[0, 2], outputs[0, 3])
+
+
+class Recorded:
+    """What a TensorBoard writer was told."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = {}
+
+    def add_scalar(self, tag, value, step):
+        self.points.setdefault(tag, []).append((step, float(value)))
+
+
+def test_curves_of_weights_rate_time_and_memory_have_a_point_per_interval():
+    memory = PrototypeMemory(num_classes=3, feature_dim=2, elements_per_class=4)
+    term = One(weight=RampUp(2.0, start=0.5, end=0.5))
+    term.memory = memory
+    loss, parameter = WeightedLoss({"late": term, "fixed": One(weight=0.5)}, max_steps=6), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.25)
+    engine, writer = Engine(lambda engine, batch: None), Recorded()
+    LossStep(loss).attach(engine)
+    CourseCurves(writer, loss, optimizer, interval=2).attach(engine)
+    engine.run([0] * 3, max_epochs=2)
+    assert writer.points["Weight/late"] == [(2, 0.0), (4, 2.0), (6, 2.0)]
+    assert writer.points["Weight/fixed"] == [(2, 0.5), (4, 0.5), (6, 0.5)]
+    assert writer.points["Rate/learning_rate"] == [(2, 0.25), (4, 0.25), (6, 0.25)]
+    assert [step for step, seconds in writer.points["Time/step"] if seconds > 0] == [2, 4, 6]
+    assert writer.points["Memory/2"] == [(2, 0.0), (4, 0.0), (6, 0.0)]
+    assert set(writer.points) == {"Weight/late", "Weight/fixed", "Rate/learning_rate", "Time/step"} | {
+        f"Memory/{c}" for c in range(3)
+    }

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training that made a model: its record, and its course from TensorBoard's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.report.plots import curves_plot
+
+POINTS = 300
+"""Largest number of points of a curve: neighbours are averaged, as single steps differ by chance."""
+
+PANELS = {
+    "Loss/": "Loss terms, unweighted",
+    "Weight/": "Weights of the loss terms",
+    "Rate/": "Learning rate",
+    "Memory/": "Prototypes in the memory, per class",
+    "Time/": "Seconds per step",
+}
+"""Panels of the plot by the beginning of their tags; all other tags are validations."""
+
+VALIDATION = "Validation"
+
+
+def training_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the record of a training (`run.json`) says, as titles and texts; what it lacks is left out."""
+    settings = run.get("settings") or {}
+    network, terms = settings.get("network_def") or {}, settings.get("terms") or {}
+    methods = [file for file in run.get("config_files") or [] if "methods/" in file]
+    facts = [
+        ("Method", ", ".join(methods) or ("the default of configs/train.yaml" if settings else "")),
+        ("Loss terms", ", ".join(terms)),
+        ("Network", str(network.get("_target_", "")).rpartition(".")[2]),
+        ("Training steps", str(run.get("steps", ""))),
+        ("Training time", _duration(run)),
+        ("Seed", str(run.get("seed", ""))),
+    ]
+    return [(title, text) for title, text in facts if text]
+
+
+def _duration(run: Mapping[str, Any]) -> str:
+    try:
+        seconds = (datetime.fromisoformat(run["ended"]) - datetime.fromisoformat(run["started"])).total_seconds()
+    except (KeyError, TypeError, ValueError):  # the run has not ended
+        return ""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    text = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{text} with a break" if run.get("resumed") else text
+
+
+def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and values of each scalar in TensorBoard's files of a folder; empty without such files."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    # Here, because importing it takes a second.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    curves = {}
+    for tag in events.Tags()["scalars"]:
+        # A resumed run repeats steps since its last checkpoint: the later values count.
+        by_step = {each.step: each.value for each in events.Scalars(tag)}
+        steps = sorted(by_step)
+        curves[tag] = np.array(steps), np.array([by_step[step] for step in steps])
+    return curves
+
+
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `POINTS` points of a curve, each the mean of neighbours."""
+    size = -(-len(steps) // POINTS)
+    cuts = np.arange(0, len(steps), max(1, size))
+    counts = np.diff([*cuts, len(steps)])
+    return np.add.reduceat(steps, cuts) / counts, np.add.reduceat(values, cuts) / counts
+
+
+def course_of(folders: Sequence[Path], label_names: Sequence[str] = ()) -> str:
+    """A plot of the course of a training; empty if no folder has TensorBoard's files.
+
+    Args:
+        folders: where the files may be; the first one that has some is taken.
+        label_names: names of the classes, background first, for the memory.
+    """
+    curves = next(filter(None, map(read_curves, folders)), {})
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for tag, (steps, values) in curves.items():
+        start = next((start for start in PANELS if tag.startswith(start)), None)
+        name = tag if start is None else tag.removeprefix(start)
+        if start == "Memory/" and int(name) < len(label_names):
+            name = label_names[int(name)]
+        curve = (steps, values) if start is None else thinned(steps, values)
+        panels.setdefault(VALIDATION if start is None else PANELS[start], {})[name] = curve
+    order = [*list(PANELS.values())[:3], VALIDATION, *list(PANELS.values())[3:]]
+    return curves_plot({title: panels[title] for title in order if title in panels}) if panels else ""

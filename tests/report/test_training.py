@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The course of a training is read from its files, and its record is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.report.page import write_report
+from scripts.report.training import POINTS, course_of, read_curves, thinned, training_facts
+from tests.report.output_folder import write_evaluation
+
+
+def write_events(folder: Path, first: int, last: int, offset: float = 0.0) -> None:
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(first, last + 1):
+            writer.add_scalar("Loss/total", step + offset, step)
+            writer.add_scalar("Memory/1", 4, step)
+        writer.add_scalar("val_mean_dice", 0.5, last)
+
+
+def test_a_resumed_run_counts_its_later_values(tmp_path: Path) -> None:
+    write_events(tmp_path, 1, 6)
+    write_events(tmp_path, 5, 8, offset=100)
+    steps, values = read_curves(tmp_path)["Loss/total"]
+    assert steps.tolist() == list(range(1, 9))
+    assert values.tolist() == [1, 2, 3, 4, 105, 106, 107, 108]
+    assert read_curves(tmp_path / "nothing") == {}
+
+
+def test_neighbouring_points_are_averaged() -> None:
+    steps = np.arange(1, 2 * POINTS + 2)
+    few, means = thinned(steps, steps**2)
+    assert len(few) <= POINTS and few[0] == 2 and means[0] == pytest.approx((1 + 4 + 9) / 3)
+    assert few[-1] == steps[few.size * 3 - 3 :].mean()
+    assert thinned(steps[:3], steps[:3])[1].tolist() == [1, 2, 3]
+
+
+def test_the_plot_names_every_curve_and_is_empty_without_files(tmp_path: Path) -> None:
+    write_events(tmp_path / "run", 1, 4)
+    plot = course_of([tmp_path / "none", tmp_path / "run"], ["background", "liver"])
+    for text in ("Loss terms", "Prototypes in the memory", "Validation"):
+        assert text in plot
+    assert course_of([tmp_path]) == ""
+
+
+def test_the_record_of_a_training_is_told(tmp_path: Path) -> None:
+    run = {
+        "started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:30:20+00:00", "steps": 900, "seed": 7,
+        "config_files": ["configs/train.yaml", "configs/methods/ssnet.yaml"],
+        "settings": {"network_def": {"_target_": "scripts.networks.vnet.VNet"}, "terms": {"supervised": {}, "x": {}}},
+        "command": "python -m monai.bundle run training <x>",
+    }  # fmt: skip
+    facts = dict(training_facts(run))
+    assert facts["Method"] == "configs/methods/ssnet.yaml" and facts["Network"] == "VNet"
+    assert (facts["Training time"], facts["Training steps"], facts["Seed"]) == ("1 h 30 min", "900", "7")
+    assert facts["Loss terms"] == "supervised, x"
+    assert training_facts({"ended": None}) == []
+    folder = write_evaluation(tmp_path, ["a"])
+    write_events(folder, 1, 3)
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = write_report(folder, {"dataset": "scans"}, training_record=tmp_path / "run.json", argv=["pytest"])
+    text = page.read_text(encoding="utf-8")
+    assert "run training &lt;x&gt;" in text and "1 h 30 min" in text and 'id="training"' in text
+    (tmp_path / "run.json").unlink()
+    assert "1 h 30 min" in write_report(folder).read_text(encoding="utf-8")  # kept

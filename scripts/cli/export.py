@@ -25,7 +25,8 @@ ts      model.ts, TorchScript with all that is needed to run it
 onnx    model.onnx
 pt2     model.pt2, torch.export
 parity  compare those of the three that exist with PyTorch; exit code 1 if one differs
-zip     the bundle as one file, --filepath B.zip
+zip     the bundle as one file, --filepath B.zip; --for zoo or hub adds what the MONAI model zoo or the Hugging Face
+        Hub wants: a description of the model, and the licence of the weights
 
 Every other option replaces a key of the config files, as it did in training (--base_filters 16).
 Without --dataset the model is models/model.pt, which comes with the bundle."""
@@ -37,7 +38,16 @@ Without --dataset the model is models/model.pt, which comes with the bundle."""
     parser.add_argument("--ckpt_file", metavar="FILE", type=Path, help="the weights")
     parser.add_argument("--meta_file", metavar="FILE", help="metadata instead of configs/metadata.json")
     parser.add_argument("--filepath", metavar="FILE", help="what to write, or for parity what to compare")
-    own, passed = split_words(words, ["--dataset", "--config_file", "--ckpt_file", "--meta_file", "--filepath"])
+    places = parser.add_argument_group("zip --for").add_argument
+    places("--for", dest="place", choices=("zoo", "hub"), help="where the zip file goes")
+    places(
+        "--license",
+        metavar="NAME",
+        help="licence of the weights, such as CC-BY-4.0; known for the included model",
+    )
+    places("--weights_url", metavar="URL", help="zoo: address of weights of more than 25 MB, which are not packed")
+    names = [name for action in parser._actions for name in action.option_strings]
+    own, passed = split_words(words, names)
     options = parser.parse_args(own)
     from scripts.cli.words import parse_words
 
@@ -99,7 +109,13 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     settings = _settings(options, files, overrides)
     settings.network()  # refuses weights that do not fit the configuration
     copies = {f"configs/{name}": text for name, text in json_configs(settings).items()}
-    names = zip_bundle(ROOT, path, models, copies)
+    without: list[str] = []
+    if options.place:
+        from scripts.export.cards import texts_for
+
+        texts, without = texts_for(options.place, settings, options.license, options.weights_url)
+        copies |= texts
+    names = zip_bundle(ROOT, path, models, copies, without)
     print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
     return 0
 

@@ -149,6 +149,7 @@ RULES: dict[str, Rule] = {
     "largest_component": Rule(
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),
+    "layout": Rule("files or nnunet", lambda v: v in ("files", "nnunet")),
     "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
     "intensity": Rule("a transform: a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
     **dict.fromkeys(("seed", "batch_unlabelled", "validation_cases"), _whole(0)),

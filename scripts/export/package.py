@@ -52,6 +52,7 @@ def _words_of(settings: ExportSettings, description: str) -> dict[str, str]:
     method = description.split(". ")[0]
     values = zip(settings.value("written_values"), names, strict=True)
     return {
+        "name": f"Semi-supervised segmentation: {dataset}",
         "description": f"{method}. These weights were trained on the dataset {dataset}.",
         "data_source": dataset,
         "image_classes": f"{settings.value('in_channels')} channel(s)",
@@ -118,7 +119,13 @@ LEFT_OUT = ("scripts/experiments", "docs/examples")
 REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "configs/train.yaml", "LICENSE", "models/model.pt")
 
 
-def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mapping[str, str] | None = None) -> list[str]:
+def zip_bundle(
+    root: Path,
+    path: Path,
+    models: Path | None = None,
+    texts: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+) -> list[str]:
     """Write the bundle to a zip file, inside one folder named after the file.
 
     Args:
@@ -126,6 +133,7 @@ def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mappin
         path: the zip file.
         models: folder of the weights, by default `root/models`.
         texts: further files, as a mapping from name in the bundle to content; they replace files of the same name.
+        without: names of files in the bundle that are not packed.
 
     Returns:
         The names of the packed files, relative to the bundle.
@@ -145,6 +153,7 @@ def zip_bundle(root: Path, path: Path, models: Path | None = None, texts: Mappin
     if missing:
         hint = "train first, or give the weights with --ckpt_file" if missing == ["models/model.pt"] else "restore it"
         raise UserError(f"The bundle in {root} has no {missing[0]}: {hint}.")
+    content = {name: file for name, file in content.items() if name not in without}
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         names = sorted({*content, *texts})
         for name in names:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,6 +14,7 @@ import monai.bundle
 import nibabel as nib
 import pytest
 import torch
+import yaml
 from monai.bundle import ConfigParser
 
 from scripts.cli.commands import main
@@ -178,3 +182,57 @@ def test_each_json_has_the_values_of_its_yaml(shipped_weights, tmp_path) -> None
         written = ConfigParser.load_config_file(configs / f"{name}.json")
         assert written.keys() == expected.keys()
         assert {key for key in expected if written[key] != expected[key]} == changed
+
+
+def front_matter(text: str) -> dict:
+    _, block, _ = text.split("---\n", 2)
+    return yaml.safe_load(block)
+
+
+def test_a_zip_for_the_hub_has_the_licence_of_the_weights_at_the_top_of_its_readme(tmp_path, monkeypatch) -> None:
+    folder = unpacked(tmp_path, "--for", "hub")
+    text = (folder / "README.md").read_text()
+    assert front_matter(text)["license"] == "cc-by-sa-4.0" and front_matter(text)["library_name"] == "monai"
+    measured = json.loads((ROOT / "configs/metadata.json").read_text())["eval_metrics"]
+    assert f"{measured['mean_dice']:.4f}" in text
+    assert (ROOT / "README.md").read_text() in text
+    assert (folder / "docs/README.md").read_text() == (ROOT / "docs/README.md").read_text()
+
+
+def test_a_zip_for_the_zoo_describes_the_model_above_the_index_of_pages(tmp_path) -> None:
+    folder = unpacked(tmp_path, "--for", "zoo")
+    text = (folder / "docs/README.md").read_text()
+    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    headings = [heading.strip("*") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    assert headings[0] == metadata["name"]
+    for heading in ("Model Description", "Data", "Preprocessing", "Performance", "System Configuration", "References"):
+        assert heading in headings
+    assert headings.index("Pages") > headings.index("References") and "](inference.md)" in text
+    assert not (folder / "large_files.yml").exists()
+
+
+def test_other_weights_need_a_licence_and_large_ones_an_address(tmp_path, monkeypatch, capsys) -> None:
+    save_weights(
+        VNet(1, 4, base_filters=2, norm="instance"),
+        tmp_path / "model.pt",
+        run={"started": "2020", "ended": "2021", "steps": 77, "device": {"type": "cpu", "name": "x", "processes": 1}},
+    )
+    files = [str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")]
+    words = ["export", "zip", "--config_file", str(files), "--ckpt_file", str(tmp_path / "model.pt")]
+    words += ["--filepath", str(tmp_path / "B.zip"), "--base_filters", "2", "--for", "zoo"]
+    assert main(words) == 2 and "--license" in capsys.readouterr().err
+    words += ["--license", "MIT"]
+    monkeypatch.setattr("scripts.export.cards.LARGEST_FILE", 1000)
+    assert main(words) == 2 and "--weights_url" in capsys.readouterr().err
+    assert main([*words, "--weights_url", "https://example.org/model.pt"]) == 0
+    with zipfile.ZipFile(tmp_path / "B.zip") as archive:
+        assert "B/models/model.pt" not in archive.namelist()
+        (entry,) = yaml.safe_load(archive.read("B/large_files.yml"))["large_files"]
+        card, licence = (archive.read(f"B/docs/{name}").decode() for name in ("README.md", "data_license.txt"))
+    digest = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
+    assert (entry["path"], entry["url"], entry["hash_val"]) == (
+        *("models/model.pt", "https://example.org/model.pt"),
+        digest,
+    )
+    assert "77 steps" in card and "vessel" in card and "hippocampus" not in card.split("## Pages")[0].lower()
+    assert "MIT" in licence and "demo" in licence

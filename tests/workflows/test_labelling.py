@@ -12,7 +12,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from scripts.data.cases import CaseLists
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
+from scripts.labelling.nnunet import write_nnunet_dataset
+from tests.volume_files import save, stored_as
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -61,6 +65,73 @@ def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, 
     assert [case["case"] for case in cases.labelled] == ["demo_training_000", "demo_training_001", moved]
     assert moved not in [case["case"] for case in cases.unlabelled]
     again.run()
+
+
+def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label, make_workflow, tmp_path) -> None:
+    data, values = {"dataset_dir": str(dataset)}, [0, 5, 7, 3]
+    for file in (dataset / "labels").iterdir():
+        image = nibabel.load(file)
+        classes = np.asarray(image.dataobj)
+        stored = stored_as(np.array(values, np.uint8)[classes], image.affine, "PIR")
+        save(file, *stored)  # other values, and axes in another order than those of the image
+    more = {"label_values": values, "max_steps": 2, "validation_cases": 1}
+    make_workflow("train.yaml", **data, **more).run()
+    with pytest.raises(Exception) as caught:
+        label("pseudo_label", layout="nnunet", **more)
+    assert "pseudo_labels" in str(root_user_error(caught.value))
+    folder = tmp_path / "raw/Dataset123_demo"
+    label("pseudo_label", layout="nnunet", pseudo_label_dir=str(folder), **more)
+
+    content = json.loads((folder / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "large organ": 1, "small organ": 2, "vessel": 3}
+    assert content["channel_names"] == {"0": "MRI 1"} and content["file_ending"] == ".nii.gz"
+    cases = make_workflow("train.yaml", **data, **more).parser.get_parsed_content("cases")
+    pseudo = sorted(case["case"] for case in cases.unlabelled)
+    true = [case["case"] for case in cases.labelled + cases.validation]
+    assert content["pseudo_labels"] == pseudo and content["numTraining"] == len(pseudo) + len(true)
+    images = sorted(path.name for path in (folder / "imagesTr").iterdir())
+    assert images == sorted(f"{name}_0000.nii.gz" for name in pseudo + true)
+    assert len(list((folder / "imagesTs").iterdir())) == len(cases.test)
+    for name in pseudo + true:
+        image, labels = (
+            nibabel.load(folder / f"{place}.nii.gz") for place in (f"imagesTr/{name}_0000", f"labelsTr/{name}")
+        )
+        assert image.shape == labels.shape
+        np.testing.assert_allclose(image.affine, labels.affine, atol=1e-5)
+        assert set(np.unique(labels.dataobj)) <= {0, 1, 2, 3}
+    case = cases.labelled[0]
+    image, expected = nibabel.load(case["image"]), nibabel.load(case["label"])
+    written = nibabel.as_closest_canonical(nibabel.load(folder / f"labelsTr/{case['case']}.nii.gz"))
+    expected = nibabel.as_closest_canonical(expected)
+    np.testing.assert_array_equal(np.array(values)[np.asarray(written.dataobj)], np.asarray(expected.dataobj))
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(folder / f"imagesTr/{case['case']}_0000.nii.gz").dataobj), np.asarray(image.dataobj)
+    )
+    with pytest.raises(Exception) as caught:  # again
+        label("pseudo_label", layout="nnunet", pseudo_label_dir=str(folder), **more)
+    assert str(folder) in str(root_user_error(caught.value))
+
+
+def test_ignored_voxels_are_those_of_nnunets_highest_label(tmp_path) -> None:
+    affine, classes = np.diag([1.0, 2.0, 3.0, 1.0]), np.zeros((3, 4, 5), np.uint8)
+    classes[0, 0, 0], classes[1, 1, 1] = 1, 9
+    for number in (1, 2):  # of a type that other readers of NIfTI do not know
+        voxels = np.full(classes.shape, number, np.int64)
+        nibabel.save(nibabel.Nifti1Image(voxels, affine, dtype=np.int64), tmp_path / f"{number}.nii.gz")
+    case = {
+        "case": "a",
+        "image": [str(tmp_path / "1.nii.gz"), str(tmp_path / "2.nii.gz")],
+        "label": str(save(tmp_path / "l.nii.gz", classes, affine)),
+    }
+    spec = DatasetSpec("x", in_channels=2, label_names=("background", "bone"), ignore_value=9)
+    write_nnunet_dataset(CaseLists(labelled=[case]), spec, tmp_path / "Dataset001_x")
+    content = json.loads((tmp_path / "Dataset001_x/dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "bone": 1, "ignore": 2}
+    assert list(content["channel_names"]) == ["0", "1"]
+    written = np.asarray(nibabel.load(tmp_path / "Dataset001_x/labelsTr/a.nii.gz").dataobj)
+    assert (written[0, 0, 0], written[1, 1, 1], written.sum()) == (1, 2, 3)
+    second = nibabel.load(tmp_path / "Dataset001_x/imagesTr/a_0001.nii.gz")
+    assert np.asarray(second.dataobj).max() == 2 and second.get_data_dtype() == np.float32
 
 
 @pytest.mark.parametrize("command", ["prioritise_unlabelled", "rank_unlabelled"])

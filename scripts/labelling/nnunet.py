@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the cases of a dataset, pseudo-labels included, as a dataset on which nnU-Net trains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import torch
+
+from scripts.data.cases import Case, CaseLists, images_of
+from scripts.data.checks.grid import label_on_image
+from scripts.data.corrected_labels import names_of
+from scripts.data.labels import to_classes, value_text
+from scripts.data.sizes import progress_bar
+from scripts.data.spec import DatasetSpec
+from scripts.errors import UserError
+from scripts.files import write_text
+from scripts.images.find import output_names
+from scripts.images.header import VolumeHeader, axes_onto
+from scripts.images.read import read_header, read_volume
+from scripts.images.write import write_volume
+from scripts.prototypes.voxels import NO_CLASS
+
+logger = logging.getLogger("pseudo_label")
+
+LABELS = "labelsTr"
+"""Folder of the labels in a dataset of nnU-Net."""
+
+
+def check_nnunet_folder(folder: str | Path) -> None:
+    """Check that a folder has a name by which nnU-Net finds a dataset, and is not one that exists.
+
+    Raises:
+        UserError: otherwise.
+    """
+    folder = Path(folder)
+    if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
+        raise UserError(
+            f"nnU-Net finds datasets by names such as Dataset123_liver, not {folder.name}: give such a folder in "
+            "nnUNet_raw by --pseudo_label_dir."
+        )
+    if (folder / "dataset.json").exists():
+        raise UserError(f"{folder} holds a dataset already: give another folder by --pseudo_label_dir, or remove it.")
+
+
+def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | Path) -> None:
+    """Complete a folder whose `labelsTr` holds the pseudo-labels to a dataset of nnU-Net.
+
+    Training cases are the labelled and validation cases with their labels, and the unlabelled ones with their
+    pseudo-labels; the images of test cases are in `imagesTs`. Every image becomes a NIfTI file per channel, on its own
+    grid, and every label a NIfTI file of class indices on the grid of its image. `dataset.json` is written last.
+
+    Args:
+        cases: of the datalist.
+        dataset: classes, and the values of the label files.
+        folder: see `check_nnunet_folder`; `labelsTr/NAME.nii.gz` of each unlabelled case exists.
+
+    Raises:
+        UserError: if a file cannot be read or written, or a label holds an undeclared value or is not on its image's
+            grid.
+    """
+    root = Path(folder)
+    with_labels, unlabelled = cases.labelled + cases.validation, cases.unlabelled
+    labelled_names, unlabelled_names = names_of(cases, with_labels), names_of(cases, unlabelled)
+    named = [*zip(with_labels, labelled_names, strict=True), *zip(unlabelled, unlabelled_names, strict=True)]
+    for case, name in progress_bar(named, "nnU-Net"):
+        grid = _write_images(case, root / "imagesTr", name)
+        if "label" in case:
+            write_volume(root / LABELS / f"{name}.nii.gz", _label(case["label"], grid, dataset), grid.affine, grid.path)
+    test_names = output_names([images_of(case)[0] for case in cases.test])
+    for case, name in zip(cases.test, test_names, strict=True):
+        _write_images(case, root / "imagesTs", name)
+    labels = {name: index for index, name in enumerate(dataset.label_names)}
+    content = {
+        "name": dataset.name,
+        "channel_names": {str(number): name for number, name in enumerate(_channel_names(dataset))},
+        "labels": labels if dataset.ignore_value is None else labels | {"ignore": dataset.num_classes},
+        "numTraining": len(named),
+        "file_ending": ".nii.gz",
+        "pseudo_labels": sorted(unlabelled_names),
+    }
+    write_text(root / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    logger.info(
+        f"{root} holds {len(with_labels)} labelled and {len(unlabelled)} pseudo-labelled training cases, and "
+        f"{len(cases.test)} test images, for nnU-Net."
+    )
+
+
+def _write_images(case: Case, folder: Path, name: str) -> VolumeHeader:
+    """Write a file per channel, all on the grid of the image's first file, whose header is returned."""
+    files = images_of(case)
+    grid, number = read_header(files[0]), 0
+    for file in files:
+        for channel in read_volume(file)[1]:
+            write_volume(folder / f"{name}_{number:04d}.nii.gz", _storable(channel), grid.affine, files[0])
+            number += 1
+    return grid
+
+
+def _storable(voxels: np.ndarray) -> np.ndarray:
+    """In a type that NIfTI readers know."""
+    return voxels.astype(np.float32) if voxels.dtype in (np.float16, np.int64, np.uint64) else voxels
+
+
+def _label(path: str, image: VolumeHeader, dataset: DatasetSpec) -> np.ndarray:
+    """Class indices `(X, Y, Z)`, uint8 or int16, of a label file on the grid of its image."""
+    header, voxels = read_volume(path)
+    for finding in label_on_image(image, header):
+        raise UserError(finding.sentence)
+    values = torch.from_numpy(voxels[0].astype(np.float64, order="C"))
+    classes, undeclared = to_classes(values, dataset.values, dataset.ignore_value)
+    if undeclared is not None:
+        raise UserError(f"{path} holds the label value {value_text(undeclared)}: declare or correct it.")
+    indices = classes.to(torch.int16).numpy()
+    indices[indices == NO_CLASS] = dataset.num_classes  # nnU-Net's label to ignore is the highest
+    turned = nibabel.apply_orientation(indices, axes_onto(header.affine, image.affine))
+    return turned.astype(np.uint8) if dataset.num_classes < 256 else turned
+
+
+def _channel_names(dataset: DatasetSpec) -> list[str]:
+    """nnU-Net normalises a channel called `CT` by the intensities of the whole dataset, and others by their image."""
+    if "ScaleIntensityRange" in type(dataset.intensity).__name__:
+        return ["CT"] * dataset.in_channels
+    return [f"MRI {number}" for number in range(1, dataset.in_channels + 1)]

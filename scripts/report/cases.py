@@ -18,7 +18,7 @@ from scripts.evaluation.kept_volumes import MANIFEST
 from scripts.evaluation.statistics import COLUMNS
 from scripts.files import csv_rows
 from scripts.images.header import ENDINGS, VolumeHeader, corner_distance
-from scripts.images.read import open_volume, read_volume
+from scripts.images.read import open_volume, read_header, read_volume
 from scripts.report.pictures import CaseVolumes
 
 SAME_GRID_MM = 0.01
@@ -31,7 +31,7 @@ class ReportCase:
     Attributes:
         name: as in `metrics.csv`, `volumes.csv` and `failed.csv`.
         image: file of the image, if it is known.
-        prediction: label volume of the prediction; `None` if none was kept or the case failed.
+        prediction: label volume of the prediction; `None` if there is none: then `load` gives background only.
         reference: label volume of the reference, if there is one.
         uncertainty: volume of the uncertainty, if there is one.
         values: label value of each structure in both label volumes, background not included.
@@ -57,9 +57,13 @@ class ReportCase:
         Raises:
             UserError: if a file is missing or cannot be read; the message names it.
         """
-        if self.prediction is None:
-            raise UserError(self.problem)
-        header, prediction = read_volume(self.prediction)
+        if self.prediction is not None:
+            header, prediction = read_volume(self.prediction)
+        elif self.image is not None:
+            header = read_header(self.image)
+            prediction = np.zeros((1, *header.shape), np.uint8)
+        else:
+            raise UserError(f"{self.name} has neither an image nor a prediction.")
         volumes: dict[str, np.ndarray] = {"prediction": self._classes(prediction[0])}
         if self.reference is not None:
             of_reference, reference = read_volume(self.reference)
@@ -105,6 +109,37 @@ def find_cases(output_dir: Path) -> list[ReportCase]:
         ) from error
 
 
+def find_candidates(output_dir: Path) -> list[tuple[dict[str, str], ReportCase]]:
+    """Unlabelled cases in the order in which to label them; none if `prioritise_unlabelled` has not run.
+
+    Returns:
+        For each case its row of `prioritise_unlabelled.csv`, and its files: image, and label volume if `pseudo_label`
+        has made one.
+
+    Raises:
+        UserError: if the table is not of the form that the bundle writes.
+    """
+    table, folder = output_dir / "prioritise_unlabelled.csv", output_dir / "pseudo_labels"
+    if not table.is_file():
+        return []
+    found = []
+    try:
+        for row in csv_rows(table):
+            sidecar, prediction = folder / f"{row['case']}.json", _volume(folder, row["case"])
+            values: dict[str, int] = {}
+            if prediction is not None and sidecar.is_file():
+                values = _values(json.loads(sidecar.read_text(encoding="utf-8")))
+            found.append((row, ReportCase(row["case"], row["image"], prediction if values else None, values=values)))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{table} cannot be read ({first_line(error)}): run `prioritise` again.") from error
+    return found
+
+
+def _values(sidecar: Mapping[str, Any]) -> dict[str, int]:
+    """Label value of each structure, from the JSON file beside a label volume."""
+    return {name: int(value) for value, name in list(sidecar["labels"].items())[1:]}
+
+
 def _of_evaluation(rows: Iterable[dict[str, str]], kept: Mapping[str, Any], folder: Path) -> Iterable[ReportCase]:
     values = {name: index for index, name in enumerate(kept["label_names"]) if index > 0}
     files = {entry["case"]: entry for entry in kept["cases"]}
@@ -126,7 +161,7 @@ def _of_inference(folder: Path) -> Iterable[ReportCase]:
     for sidecar in sorted(folder.glob("*_seg.json")):
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         name = sidecar.stem.removesuffix("_seg")
-        values = {name: int(value) for value, name in list(content["labels"].items())[1:]}
+        values = _values(content)
         image = content["image"][0] if isinstance(content["image"], list) else content["image"]
         prediction, uncertainty = _volume(folder, f"{name}_seg"), _volume(folder, f"{name}_uncertainty")
         yield ReportCase(name, image, prediction, None, uncertainty, values, problem="" if prediction else "No volume.")

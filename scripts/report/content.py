@@ -13,7 +13,7 @@ from scripts.crossval.estimate import RESULT
 from scripts.errors import UserError, first_line
 from scripts.evaluation.comparison import compare_dice, mean_per_case, read_dice
 from scripts.report.advice import advice
-from scripts.report.cases import ReportCase, structures_of
+from scripts.report.cases import ReportCase, find_candidates, structures_of
 from scripts.report.measures import StructureMeasures, agreement, measure
 from scripts.report.pictures import draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
@@ -22,7 +22,11 @@ from scripts.report.training import course_of, training_facts
 PICTURED, WORST = 60, 40
 """Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
 
-PICTURE_BYTES = 10_500_000
+CANDIDATES, CANDIDATES_PICTURED = 30, 6
+"""Largest number of unlabelled cases in the list of what to label next, and how many of them have pictures."""
+
+CANDIDATE_BYTES = 250_000
+PICTURE_BYTES = 10_000_000
 """Size of all pictures together: the page stays below 15 MB."""
 
 LABELS = {
@@ -90,6 +94,7 @@ def content_of(
         "course": course_of(_training_folders(folder, record), ["background", *structures]),
         "volumes": volumes,
         "volumes_plot": agreement_plot(volumes, numbers) if volumes else "",
+        "candidates": _candidates(folder),
         "advice": list(advice(summary, order, measured, record.get("training"))),
     }
 
@@ -150,6 +155,15 @@ def _case(
     except UserError as error:  # a file that was moved since: the other cases do not depend on it
         content["problem"] = str(error)
     return content
+
+
+def _candidates(folder: Path) -> list[dict[str, Any]]:
+    """The unlabelled cases to label first, for the template."""
+    shown = []
+    for place, (row, case) in enumerate(find_candidates(folder)[:CANDIDATES]):
+        pictured = place < CANDIDATES_PICTURED
+        shown.append({**row, **_case(case, place, pictured, CANDIDATE_BYTES, {})})
+    return shown
 
 
 def _with_words(plane: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ for (const plane of document.querySelectorAll(".plane")) {
 
 // What is drawn.
 for (const box of document.querySelectorAll("[data-switch]")) {
-  box.addEventListener("change", () => cases.classList.toggle("no-" + box.dataset.switch, !box.checked));
+  box.addEventListener("change", () => document.body.classList.toggle("no-" + box.dataset.switch, !box.checked));
 }
 
 const table = document.querySelector("#all-rows");
@@ -54,8 +54,9 @@ function filter() {
       row.hidden = (wanted && row.dataset.structure !== wanted) || !names.get(row.dataset.rank).includes(name);
     }
   }
-  for (const each of [...cases.classList]) if (each.startsWith("only-")) cases.classList.remove(each);
-  if (wanted) cases.classList.add("only-" + wanted);
+  const classes = document.body.classList;
+  for (const each of [...classes]) if (each.startsWith("only-")) classes.remove(each);
+  if (wanted) classes.add("only-" + wanted);
   status.textContent = `${count} of ${cases.children.length} cases`;
 }
 search.addEventListener("input", filter);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -123,6 +124,15 @@ def test_500_cases_fit_by_a_sample_that_the_page_names(tmp_path: Path) -> None:
     cards = [card for card in page.all("details") if "data-name" in card]
     assert len(cards) == 500 and len(page.all("image")) == 3 * 60
     assert any("60 of 500 cases" in word for word in page.words)
+
+
+@pytest.mark.slow
+def test_20_cases_of_a_usual_size_take_less_than_a_minute(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, [f"case {n}" for n in range(20)], shape=(200, 150, 88), distinct=2)
+    begun = time.process_time()
+    path = write_report(folder)
+    assert time.process_time() - begun < 60
+    assert path.stat().st_size < 15_000_000 and len(Page(path).all("image")) == 60
 
 
 def test_an_evaluation_without_volumes_has_its_numbers(tmp_path: Path) -> None:

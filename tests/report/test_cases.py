@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of an inference, and of what to label next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.errors import UserError
+from scripts.files import csv_rows, csv_text
+from scripts.images.write import write_volume
+from scripts.inference.outputs import SegmentationWriter
+from scripts.inference.run import infer
+from scripts.inference.segmenter import ClassSums, Segmentation
+from scripts.labelling.prioritise import COLUMNS
+from scripts.report.page import write_report
+from tests.report.output_folder import ball, rotated, write_evaluation
+from tests.report.test_page import Page
+
+SHAPE = (20, 18, 12)
+
+
+@pytest.fixture
+def predicted(tmp_path: Path) -> Path:
+    """The output folder of an inference of two images, the second of which failed."""
+    classes = 2 * ball(SHAPE, (9, 14, 15), 7).astype(np.uint8)
+    image = tmp_path / "images/first <1>.nii.gz"
+    write_volume(image, 50.0 * (classes > 0).astype(np.float32), rotated())
+    uncertainty = np.where(ball(SHAPE, (9, 14, 15), 4), 0.8, 0.0).astype(np.float32)
+
+    def segmenter(path: str) -> Segmentation:
+        if "second" in path:
+            raise UserError("second.nii.gz is <damaged>.")
+        names = ("background", "liver", "spleen")
+        return Segmentation(path, rotated(), classes, ClassSums(3), names, uncertainty=uncertainty)
+
+    writer = SegmentationWriter(tmp_path / "out", ["background", "liver", "spleen"], [0, 5, 7])
+    with pytest.raises(UserError):
+        infer([str(image), str(tmp_path / "images/second.nii.gz")], segmenter, writer)
+    return tmp_path / "out"
+
+
+def test_an_inference_shows_predictions_uncertainty_volumes_and_failures(predicted: Path) -> None:
+    path = write_report(predicted)
+    page, text = Page(path), path.read_text(encoding="utf-8")
+    assert [card["data-name"] for card in page.all("details") if "data-name" in card] == ["second", "first <1>"]
+    assert "second.nii.gz is <damaged>." in page.words and "<damaged>" not in text
+    assert len(page.all("image")) == 3
+    kinds = {path["class"] for path in page.all("path") if "class" in path}
+    assert {"line prediction s2", "area uncertain u75"} <= kinds and not any("reference" in kind for kind in kinds)
+    shown = [float(cell["data-ml"]) for cell in page.all("td") if "data-ml" in cell]
+    assert shown == pytest.approx([float(row["volume_ml"]) for row in csv_rows(predicted / "volumes.csv")], abs=0.001)
+    assert not page.all("section", id="result") and not page.all("section", id="volumes")
+
+
+def test_what_to_label_next_is_in_the_order_of_its_table(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a"], ["liver"])
+    image = str(folder / "images/0.nii.gz")
+    values = [("1", "b <2>", "0.5", "0.25", "0.75", "1", "1", "1"), ("2", "c", "0.4", "", "0.5", "2", "2", "2")]
+    rows = [(*row, path) for row, path in zip(values, (image, str(tmp_path / "gone.nii.gz")), strict=True)]
+    (folder / "prioritise_unlabelled.csv").write_text(csv_text(COLUMNS, rows))
+    page = Page(write_report(folder))
+    assert page.all("section", id="next") and len(page.all("image")) == 3 + 3
+    text = " ".join(word for word in map(str.strip, page.words) if word)
+    assert "b <2> 1 0.500 0.250 0.750" in text and text.index("b <2> 1") < text.index("c 2 0.400 \N{EN DASH} 0.500")
+    assert any("gone.nii.gz" in word for word in page.words)
+    # With a pseudo-label, its contours are drawn.
+    (folder / "pseudo_labels").mkdir()
+    shutil.copy(folder / "predictions/0_prediction.nii.gz", folder / "pseudo_labels/b <2>.nii.gz")
+    sidecar = {"labels": {"0": "background", "1": "liver"}}
+    (folder / "pseudo_labels/b <2>.json").write_text(json.dumps(sidecar))
+    lines = [path for path in Page(write_report(folder)).all("path") if path.get("class") == "line prediction s1"]
+    assert len(lines) == 3 + 3
+    (folder / "prioritise_unlabelled.csv").write_text("priority\n1\n")
+    with pytest.raises(UserError, match="prioritise_unlabelled"):
+        write_report(folder)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests import forked_command
 from tests.check_folder import NAMES, CheckFolder
 from tests.conftest import ROOT
@@ -38,7 +38,8 @@ RESULTS = {
 SETTINGS = {
     "dataset_name": "mine", "datalist": "dataset.json", "labelled_cases": 4, "label_names": NAMES,
     "spacing": [1.5, 2.0, 2.5], "roi_size": [32, 16, 16], "batch_labelled": 1, "batch_unlabelled": 1,
-    "base_filters": 4, "max_steps": 1, "unlabelled_start": 0.0, "precision": "fp32", "device": "cpu",
+    "widths": [4, 4, 4, 4], "norm": "instance",
+    "max_steps": 1, "unlabelled_start": 0.0, "precision": "fp32", "device": "cpu",
 }  # fmt: skip
 
 
@@ -102,7 +103,7 @@ class Case:
 
 def weights(out_channels: int = 3) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return VNet(1, out_channels, base_filters=4, norm="instance").state_dict()
+    return ResidualUNet(1, out_channels, widths=(4, 4, 4, 4), stem_stride=1, norm="instance").state_dict()
 
 
 def obey_file_permissions() -> None:

@@ -41,6 +41,8 @@ def method_settings(method: str, demo: Path, folder: Path, steps: int, batch: in
     lengths = {"max_steps": steps, "val_interval": steps, "save_interval": steps}
     unlabelled = 0 if method == "supervised" else batch
     overrides = {**tiny_overrides(demo, folder), **lengths, "batch_labelled": batch, "batch_unlabelled": unlabelled}
+    if method in ("train", "self_training"):
+        overrides["restart"] = 0.01  # pseudo-labels are made before the first step, and take part from the second
     config = ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])
     for name, term in config["terms"].items():
         if isinstance(term.get("weight"), dict):
@@ -48,8 +50,8 @@ def method_settings(method: str, demo: Path, folder: Path, steps: int, batch: in
         if "UnlabelledContrast" in term["_target_"]:
             overrides[f"terms::{name}::confidence"] = 0.0
     for place, handler in enumerate(config["method_handlers"]):
-        if "MemoryBankUpdater" in handler["_target_"]:
-            where = f"method_handlers::{place}"
+        where = handler[1:] if isinstance(handler, str) else f"method_handlers::{place}"
+        if "MemoryBankUpdater" in (config[where] if isinstance(handler, str) else handler)["_target_"]:
             overrides |= {f"{where}::{key}": 0.0 for key in ("confidence", "labelled_confidence")}
             overrides[f"{where}::only_correct"] = False
     return files, overrides

@@ -12,7 +12,7 @@ import pytest
 from scripts.dataset_setup.plan import Machine
 from scripts.errors import UserError
 
-MACHINE = Machine(step_memory=2**33, gpu=False)
+MACHINE = Machine("cpu", 2**33)
 SHAPE = (20, 18, 16)
 
 

@@ -123,6 +123,8 @@ hashing their names (SHA-256). docs/data.md explains how the settings are chosen
            help="write dataset.json and NAME.yaml to this folder instead, with absolute paths")  # fmt: skip
     output("--config", type=Path, metavar="FILE", help="path of the YAML file to write")
     output("--copy_to", type=Path, metavar="FOLDER", help="copy images and labels there, and write dataset.json there")
+    output("--preset", choices=["cpu", "gpu8", "gpu24"],
+           help="machine to choose network, patch, batch and steps for, if not this one")  # fmt: skip
     output("--force", action="store_true", help="overwrite existing files")
     output("--dry_run", action="store_true", help="show the summary and the YAML, but write nothing")
     options = vars(parser.parse_args(words))

@@ -28,7 +28,7 @@ parity  compare those of the three that exist with PyTorch; exit code 1 if one d
 zip     the bundle as one file, --filepath B.zip; --for zoo or hub adds what the MONAI model zoo or the Hugging Face
         Hub wants: a description of the model, and the licence of the weights
 
-Every other option replaces a key of the config files, as it did in training (--base_filters 16).
+Every other option replaces a key of the config files, as it did in training (--widths "[32,64,128,256]").
 Without --dataset the model is models/model.pt, which comes with the bundle."""
     parser = Parser(export, "export", text)
     parser.usage = f"{parser.prog} {{{','.join(FORMS)}}} [options] [--KEY VALUE ...]"

@@ -159,6 +159,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_labelled", "accumulation_steps"), _whole(1)),
     **dict.fromkeys(("in_channels", "base_filters", "size_divisor", "prototype_dim", "elements_per_class"), _whole(1)),
     "feature_channels": _whole(1),
+    "widths": Rule(
+        "a list of four whole numbers of at least 1, such as [16, 32, 64, 128]",
+        lambda v: isinstance(v, list | tuple) and len(v) == 4 and all(_is_whole(x) and x >= 1 for x in v),
+    ),
+    "stem_stride": Rule("1 or 2", lambda v: _is_whole(v) and v in (1, 2)),
+    "restart": Rule("a number above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
     "labelled_cases": _or_null(_whole(1)),
     "ignore_value": _or_null(Rule("a whole number", _is_whole)),
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),

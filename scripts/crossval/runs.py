@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.crossval.folds import fold_datalist, make_folds
 from scripts.data.cases import Case, CaseLists
-from scripts.data.corrected_labels import names_of
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
 from scripts.files import csv_rows, csv_text, write_text
@@ -64,9 +62,6 @@ def cross_validate(
     """
     directory, keep_models = Path(directory).absolute(), str(keep_models).lower() == "true"
     command = _Command(sys.argv if argv is None else argv)
-    # Files such as a/imaging.nii.gz and b/imaging.nii.gz may give cases the same name.
-    unique = zip(cases.labelled, names_of(cases, cases.labelled), strict=True)
-    cases = replace(cases, labelled=[{**case, "case": name} for case, name in unique])
     held_out = make_folds(cases.labelled, folds, patient_pattern)
     names = [[case["case"] for case in fold] for fold in held_out]
     _check_settings(directory, {**command.settings(), "folds": names, "unlabelled": len(cases.unlabelled)})

@@ -18,10 +18,11 @@ from scripts.images.header import case_name
 logger = logging.getLogger("datalist")
 
 
-def label_file_names(cases: Sequence[Case]) -> list[str]:
-    """Return a unique name, without ending, for the label file of each case.
+def unique_names(cases: Sequence[Case]) -> list[str]:
+    """Return a unique name for each case, under which its label or prediction is stored.
 
-    This is the name of the case. Cases with the same name get their folders in front, as in the output of inference.
+    Cases with the same name (`a/imaging.nii.gz`, `b/imaging.nii.gz`) get their folders in front, as in the output of
+    inference.
 
     Args:
         cases: all training and validation cases, so that the names do not depend on `labelled_cases`.
@@ -34,19 +35,12 @@ def label_file_names(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def names_of(lists: CaseLists, cases: Sequence[Case]) -> list[str]:
-    """Return the `label_file_names` of some of the training and validation cases of `lists`."""
-    known = lists.labelled + lists.unlabelled + lists.validation
-    by_image = {images_of(case)[0]: name for case, name in zip(known, label_file_names(known), strict=True)}
-    return [by_image[images_of(case)[0]] for case in cases]
-
-
 def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, list[Finding]]:
     """Move the unlabelled cases with a label file in `folder` to the end of the labelled cases.
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files in any format, named by `label_file_names`; it need not exist.
+        folder: folder of label files in any format, named like the cases; it need not exist.
 
     Returns:
         The cases; and findings about files that belong to no training case, and about cases with two files. A file for
@@ -65,13 +59,13 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     findings = []
     labelled: list[Case] = []
     unlabelled: list[Case] = []
-    for case, name in zip(lists.unlabelled, names_of(lists, lists.unlabelled), strict=True):
-        found = by_name.pop(name, [])
+    for case in lists.unlabelled:
+        found = by_name.pop(case["case"], [])
         (labelled if found else unlabelled).append({**case, "label": str(found[0])} if found else case)
         if len(found) > 1:
             sentence = f"{found[0]} and {found[1].name} are labels of the same case: keep one of them in {folder}."
             findings.append(Finding(Kind.BAD_ENTRY, sentence, str(found[1]), case["case"], "labelled"))
-    superfluous = set(names_of(lists, lists.labelled + lists.validation)) & set(by_name)
+    superfluous = {case["case"] for case in lists.labelled + lists.validation} & set(by_name)
     for name in sorted(set(by_name) - superfluous):
         sentence = (
             f"{by_name[name][0]} does not have the name of a training case: keep the file name that "

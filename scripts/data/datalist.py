@@ -11,7 +11,7 @@ from typing import Any
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
-from scripts.data.corrected_labels import with_corrected_labels
+from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.files import read_text
@@ -82,6 +82,9 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
     content = read_datalist(root, dataset.datalist)
     findings: list[Finding] = []
     sections = {name: _cases(content[name], root, name, findings) for name in SECTIONS}
+    known = [case for name in SECTIONS if name != "test" for case in sections[name]]
+    for case, unique in zip(known, unique_names(known), strict=True):
+        case["case"] = unique
     training = sections["training"]
     if labelled_cases is None:
         training.sort(key=lambda case: "label" not in case)

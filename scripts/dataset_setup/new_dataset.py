@@ -58,7 +58,12 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     if not request.keep_lookalikes:
         refuse_label_like(fingerprint.label_like)
     plan = make_plan(
-        fingerprint, description, request.label_names, ignore_value, bool(roles.unlabelled), machine or Machine.here()
+        fingerprint,
+        description,
+        request.label_names,
+        ignore_value,
+        bool(roles.unlabelled),
+        machine or Machine.of(request.preset),
     )
     held = [values - {plan.label_values[0], ignore_value} for values in fingerprint.labels.files]
     names = dict(zip(plan.label_values, plan.label_names, strict=True))

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,30 +23,60 @@ from scripts.training.limits import activation_bytes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CT_MINIMUM = -200  # HU; MR and PET do not reach such low values, and air is -1000
-CPU_PATCH_VOXELS = 64**3  # larger ones may fit into memory, but a step would take a CPU many seconds
-GPU_PATCH_VOXELS = 128**3
+SMALL_VOLUME = 64**3  # voxels; up to this size full resolution costs little (docs/results/accuracy.md)
 STEP_SHARE = 0.5  # fraction of the device memory that a training step may use
-PASSES = 3  # of activations: output, gradient, and one more for the teacher and the convolutions' workspace
+GPU_MEMORY = {"gpu8": 8 * 2**30, "gpu24": 24 * 2**30}  # bytes, by preset
+PASSES = 3  # of activations: output, gradient, and one more for the convolutions' workspace
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory that a run may use.
+    """The machine to train on.
 
     Attributes:
+        preset: `cpu`, `gpu8` or `gpu24`: sizes that suit a CPU, or a GPU with at least 8 or 24 GB.
         step_memory: memory of the training device in bytes.
-        gpu: whether the training device is a GPU.
     """
 
+    preset: str
     step_memory: int
-    gpu: bool
 
     @classmethod
-    def here(cls) -> Machine:
-        """This machine. Total memory counts, not free memory, so that the same folder gives the same settings."""
-        if torch.cuda.is_available():
-            return cls(torch.cuda.get_device_properties(0).total_memory, True)
-        return cls(psutil.virtual_memory().total, False)
+    def of(cls, preset: str | None = None) -> Machine:
+        """A machine of a preset; `None`: this machine.
+
+        Total memory counts, not free memory, so that the same folder gives the same settings.
+        """
+        if preset in GPU_MEMORY:
+            return cls(preset, GPU_MEMORY[preset])
+        if preset is None and torch.cuda.is_available():
+            memory = torch.cuda.get_device_properties(0).total_memory
+            return cls("gpu24" if memory > 20 * 2**30 else "gpu8", memory)
+        return cls("cpu", psutil.virtual_memory().total)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes that a kind of machine can train.
+
+    Attributes:
+        patch_voxels: largest patch; larger ones may fit into memory, but a step would take many seconds.
+        batches: labelled and unlabelled patches per step, the first pair that fits into memory.
+        widths: channels of the network's stages at full resolution and behind a stem of stride 2.
+        max_steps: optimiser steps.
+    """
+
+    patch_voxels: int
+    batches: tuple[tuple[int, int], ...]
+    widths: tuple[list[int], list[int]]
+    max_steps: int
+
+
+PRESETS = {
+    "cpu": Preset(64**3, ((2, 1),), ([16, 32, 64, 128], [24, 48, 96, 128]), 2000),
+    "gpu8": Preset(96**3, ((2, 1),), ([32, 64, 128, 256], [32, 64, 128, 256]), 6000),
+    "gpu24": Preset(128**3, ((4, 2), (2, 1)), ([32, 64, 128, 256], [32, 64, 128, 256]), 6000),
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +92,14 @@ class Plan:
         size: median size of a volume at that spacing, in voxels.
         window: for CT, the intensities to clip to; `None` for z-scores.
         modality: `CT` or `other`, and the reason.
+        preset: the kind of machine that the sizes are for.
+        stem_stride: 1, or 2 for large volumes.
+        norm: the network's norm.
+        widths: channels of the network's stages.
         roi_size: patch size in voxels.
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step.
+        max_steps: optimiser steps.
     """
 
     in_channels: int
@@ -74,9 +110,14 @@ class Plan:
     size: list[int]
     window: tuple[float, float] | None
     modality: tuple[str, str]
+    preset: str
+    stem_stride: int
+    norm: str
+    widths: list[int]
     roi_size: list[int]
     batch_labelled: int
     batch_unlabelled: int
+    max_steps: int
 
 
 def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
@@ -169,7 +210,7 @@ def choose_patch(
         fits: whether a patch fits into memory.
     """
     patch = [max(1, math.floor(n / divisor + 0.5)) * divisor for n in size]
-    if max(patch) == divisor:  # the deepest layer would have a single voxel, which instance norm rejects
+    if max(patch) == divisor:  # the deepest layer would have a single voxel, which norms reject
         patch[int(np.argmax(size))] = 2 * divisor
     while (math.prod(patch) > most_voxels or not fits(patch)) and max(patch) > 2 * divisor:
         longest = max(range(3), key=lambda axis: (patch[axis], size[axis]))
@@ -177,28 +218,36 @@ def choose_patch(
     return patch
 
 
-def default_network(in_channels: int, label_names: Sequence[str]) -> tuple[nn.Module, int]:
+def default_network(settings: Mapping[str, Any]) -> tuple[nn.Module, int]:
     """The network of `configs/train.yaml`, and the number that the sides of its patches must be multiples of."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.yaml"))
-    parser["in_channels"], parser["label_names"] = in_channels, list(label_names)
+    parser.update(dict(settings))
     return parser.get_parsed_content("network_def"), parser.get_parsed_content("size_divisor")
 
 
 def choose_step(
-    size: Sequence[int], channels: int, names: Sequence[str], with_unlabelled: bool, machine: Machine
-) -> tuple[list[int], int]:
-    """Patch size, and patches per step of each stream: 4 if a GPU has enough memory, otherwise 2."""
-    network, divisor = default_network(channels, names)
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    patches = 4 if with_unlabelled else 1  # labelled, unlabelled, and their two mixtures (CopyPasteTerm)
+    size: Sequence[int], settings: Mapping[str, Any], with_unlabelled: bool, machine: Machine
+) -> tuple[list[int], tuple[int, int]]:
+    """Patch size, and labelled and unlabelled patches per step: the most that the preset wants and memory holds.
 
-    def fits(patch: Sequence[int], batch: int = 2) -> bool:
-        need = PASSES * activation_bytes(network, (patches * batch, channels, *patch)) + 5 * weights
+    Args:
+        size: size of a median volume in voxels.
+        settings: keys of the configuration that the network depends on.
+        with_unlabelled: whether there are unlabelled cases.
+        machine: the machine to train on.
+    """
+    preset = PRESETS[machine.preset]
+    network, divisor = default_network(settings)
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+
+    def fits(patch: Sequence[int], batch: tuple[int, int] = preset.batches[-1]) -> bool:
+        need = PASSES * activation_bytes(network, (sum(batch), settings["in_channels"], *patch)) + 5 * weights
         return need <= STEP_SHARE * machine.step_memory
 
-    patch = choose_patch(size, divisor, GPU_PATCH_VOXELS if machine.gpu else CPU_PATCH_VOXELS, fits)
-    return patch, 4 if machine.gpu and fits(patch, 4) else 2
+    patch = choose_patch(size, divisor, preset.patch_voxels, fits)
+    batch = next((batch for batch in preset.batches if fits(patch, batch)), preset.batches[-1])
+    return patch, batch if with_unlabelled else (batch[0], 0)
 
 
 def make_plan(
@@ -226,7 +275,14 @@ def make_plan(
     grids, intensities = fingerprint.grids, fingerprint.intensities
     spacing, size = median_grid(grids)
     modality = modality_of(intensities, description)
-    patch, batch = choose_step(size, grids[0].channels, names, with_unlabelled, machine)
+    small = math.prod(size) <= SMALL_VOLUME
+    network: dict[str, Any] = {
+        "stem_stride": 1 if small else 2,
+        "norm": "batch" if small else "group",
+        "widths": PRESETS[machine.preset].widths[0 if small else 1],
+    }
+    settings = {"in_channels": grids[0].channels, "label_names": names, **network}
+    patch, (batch_labelled, batch_unlabelled) = choose_step(size, settings, with_unlabelled, machine)
     return Plan(
         in_channels=grids[0].channels,
         label_values=values,
@@ -236,7 +292,10 @@ def make_plan(
         size=size,
         window=window_of(intensities) if modality[0] == "CT" else None,
         modality=modality,
+        preset=machine.preset,
+        **network,
         roi_size=patch,
-        batch_labelled=batch,
-        batch_unlabelled=batch if with_unlabelled else 0,
+        batch_labelled=batch_labelled,
+        batch_unlabelled=batch_unlabelled,
+        max_steps=PRESETS[machine.preset].max_steps,
     )

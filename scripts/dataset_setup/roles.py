@@ -102,6 +102,7 @@ class Request:
     channels: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     keep_lookalikes: bool = False
+    preset: str | None = None
     label_names: tuple[str, ...] | None = None
     ignore_value: int | None = None
     test_fraction: float | None = None

@@ -16,7 +16,7 @@ from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.fingerprint import Fingerprint, LabelValues
 from scripts.dataset_setup.layouts import COMMAND, FoundCase
-from scripts.dataset_setup.plan import Plan
+from scripts.dataset_setup.plan import SMALL_VOLUME, Plan
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
 from scripts.images.header import case_name
@@ -53,7 +53,11 @@ def table_of(folder: Path, source: str, fingerprint: Fingerprint, roles: Roles, 
     )
     lines.append(
         f"  Spacing {_by(plan.spacing)} mm, patch {_by(plan.roi_size)} voxels, {plan.batch_labelled} labelled and "
-        f"{plan.batch_unlabelled} unlabelled patches per step."
+        f"{plan.batch_unlabelled} unlabelled patches per step, {plan.max_steps} steps."
+    )
+    lines.append(
+        f"  Network for --preset {plan.preset}: widths {_flow(plan.widths)}, stem_stride {plan.stem_stride}, "
+        f"{plan.norm} norm."
     )
     return "\n".join(lines + [f"  Note: {note}" for note in roles.notes])
 
@@ -174,10 +178,17 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
             _flow(plan.roi_size),
             f"patch size, voxels; the median volume has {size}; limited by this machine",
         ),
+        ("stem_stride", str(plan.stem_stride), _stem_reason(plan)),
+        (
+            "norm",
+            plan.norm,
+            f"{plan.norm} norm was better on data with stem_stride {plan.stem_stride}; or batch, group, instance",
+        ),
+        ("widths", _flow(plan.widths), f"channels of the network's stages, for --preset {plan.preset}"),
         ("flip_axes", "[]", "axes to mirror at random (0: left-right); add those along which the anatomy is symmetric"),
         ("batch_labelled", str(plan.batch_labelled), "labelled patches per step"),
         ("batch_unlabelled", str(plan.batch_unlabelled), _unlabelled_reason(plan)),
-        ("max_steps", "1000", "optimiser steps; increase it if the curves still rise at the end"),
+        ("max_steps", str(plan.max_steps), "optimiser steps; increase it if the curves still rise at the end"),
     ]
     lines += [_line(*entry) for entry in entries]
     head = f"""\
@@ -221,6 +232,14 @@ def _intensity_lines(plan: Plan) -> list[str]:
         "  b_max: 1.0",
         "  clip: true",
     ]
+
+
+def _stem_reason(plan: Plan) -> str:
+    if plan.stem_stride == 1:
+        return f"the median volume is small (at most {SMALL_VOLUME} voxels), so that full resolution costs little"
+    return (
+        f"the median volume has more than {SMALL_VOLUME} voxels, so that the network's stages work at half resolution"
+    )
 
 
 def _unlabelled_reason(plan: Plan) -> str:

@@ -2,7 +2,7 @@
 r"""Measure the accuracy of methods by number of labelled cases and seed, and make a table and figures of the results.
 
     python -m scripts.experiments.accuracy run --dataset hippocampus --dataset_dir FOLDER \
-        --methods default supervised residual_unet+supervised --labelled 2 4 --seeds 0 1 2 --results accuracy.csv
+        --methods default supervised vnet+supervised --labelled 2 4 --seeds 0 1 2 --results accuracy.csv
     python -m scripts.experiments.accuracy report accuracy.csv --figures FOLDER
 
 A method is the name of a file in `configs/methods`, the name of a file in `configs/networks`, or both joined by `+`;
@@ -10,13 +10,21 @@ A method is the name of a file in `configs/methods`, the name of a file in `conf
 cases. Its row is written as soon as it is evaluated, and runs that have a row are skipped, so an interrupted command
 continues where it stopped. Self-training has a second row, `METHOD, labels only`: the network that labelled the
 unlabelled cases, trained for the first part of the run. Options after `--` are passed to training and evaluation
-unchanged. Figures need matplotlib (requirements-dev.txt).
+unchanged. With `--keep FOLDER` runs stay in that folder, and an interrupted training is resumed; with `--minutes 9` a
+training ends after 9 minutes, and the same command continues it from the last checkpoint, for a machine that is lent
+for minutes:
+
+    python -m scripts.experiments.accuracy run --dataset left_atrium_full --dataset_dir FOLDER --labelled 4 8 16 \
+        --seeds 0 --results full.csv --keep runs --minutes 9
+
+Figures need matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -24,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -110,33 +119,45 @@ def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any
     return {"training": training[first:] + training[:first], **lists}
 
 
-def run_once(run: Run, words: Sequence[str], folder: Path, best_on_test: bool) -> list[dict[str, Any]]:
+def run_once(
+    run: Run, words: Sequence[str], folder: Path, best_on_test: bool, minutes: float | None = None
+) -> list[dict[str, Any]]:
     """Train, evaluate on the test cases, and return the results: the run's row, and that of its labels if there is one.
 
     Args:
         run: which run.
         words: further options of training and evaluation.
-        folder: for everything that is written.
+        folder: for everything that is written; a training that it holds already is resumed.
         best_on_test: whether to report also the checkpoint with the best Dice on the test cases.
+        minutes: the training is killed after them; the next call resumes it from its last checkpoint. `None`: never.
 
     Raises:
         subprocess.CalledProcessError: if a command fails, after it has printed its output.
+        subprocess.TimeoutExpired: after `minutes`.
     """
     files = config_files(run.dataset, run.method)
 
-    def bundle(run_id: str, files: Sequence[str], *more: str, output: str = "out") -> None:
+    def bundle(
+        run_id: str, files: Sequence[str], *more: str, output: str = "out", seconds: float | None = None
+    ) -> None:
         command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
         folders = ["--output_dir", str(folder / output), "--ckpt_dir", str(folder / "models")]
-        subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True)
+        subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True, timeout=seconds)
 
     def evaluate(output: str, *more: str) -> dict[str, Any]:
         bundle("evaluating", [*files, "configs/evaluate.yaml"], "--report", "false", *more, output=output)
         return _results(folder / output)
 
     watched = ["--validate::dataset::data::items", "$@cases.test"]
-    start = time.monotonic()
-    bundle("training", files, *(watched if best_on_test else []))
-    row = {**asdict(run), "train_s": round(time.monotonic() - start), **evaluate("out")}
+    spent, start = folder / "seconds.txt", time.monotonic()
+    earlier = float(spent.read_text()) if spent.is_file() else 0.0
+    try:
+        resumed = ["--resume", "true"] if spent.is_file() else []
+        bundle("training", files, *(watched if best_on_test else []), *resumed, seconds=minutes and 60 * minutes)
+    finally:
+        seconds = earlier + time.monotonic() - start
+        spent.write_text(str(seconds))
+    row = {**asdict(run), "train_s": round(seconds), **evaluate("out")}
     rows = [row]
     if best_on_test:
         row["best_on_test_dice"] = evaluate("best_on_test", "--checkpoint", "model_best.pt")["mean_dice"]
@@ -166,10 +187,28 @@ def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
                 done = {tuple(row[key] for key in RUN_COLUMNS) for row in read_rows(options.results)}
                 if astuple(run) in done:
                     continue
-                with tempfile.TemporaryDirectory() as folder:
-                    words = [*_data_words(options, labelled, Path(folder)), *overrides]
-                    for row in run_once(run, words, Path(folder), options.best_on_test):
-                        append_row(options.results, COLUMNS, row)
+                with _folder(options.keep, run) as folder:
+                    words = [*_data_words(options, labelled, folder), *overrides]
+                    try:
+                        rows = run_once(run, words, folder, options.best_on_test, options.minutes)
+                    except subprocess.TimeoutExpired:
+                        print(f"{folder} is not finished: the same command continues it.")
+                        return
+                for row in rows:
+                    append_row(options.results, COLUMNS, row)
+
+
+@contextmanager
+def _folder(keep: Path | None, run: Run) -> Iterator[Path]:
+    """A folder for a run: below `keep`, or a temporary one."""
+    if keep is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    digest = hashlib.sha256(repr(astuple(run)).encode()).hexdigest()[:8]
+    folder = keep.absolute() / f"{run.dataset}_{run.method}_{run.labelled or 'default'}_{run.seed}_{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
 
 
 def _data_words(options: argparse.Namespace, labelled: str, folder: Path) -> list[str]:
@@ -325,11 +364,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="also report the best checkpoint on the test cases, as much literature does",
     )
     run.add_argument("--results", type=Path, required=True, help="CSV file to which rows are appended")
+    run.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs here, and resume those that are there")
+    run.add_argument("--minutes", type=float, help="stop a training after them (needs --keep)")
     report = commands.add_parser("report", help="print a table of the results")
     report.add_argument("results", type=Path)
     report.add_argument("--figures", type=Path, help="folder for figures")
     options = parser.parse_args(own)
     if options.command == "run":
+        if options.minutes is not None and options.keep is None:
+            raise UserError("--minutes needs --keep FOLDER, from which the training is resumed.")
         measure(options, overrides)
         return
     rows = read_rows(options.results)

@@ -3,8 +3,8 @@
 
     python -m scripts.experiments.inference --reference SSNET/code --shape 200 150 88
 
-It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 filters, or the network of
-`configs/networks/residual_unet.yaml`. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose
+It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 filters, or a
+`ResidualUNet` as it is by default. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose
 V-Net and `test_single_case` are run unchanged. All networks have the same random weights.
 
 Methods run in turn; the table shows medians. `--json` writes the same numbers with machine, versions and all repeats.

@@ -128,13 +128,15 @@ def write_large_volume(path: Path, shape: Sequence[int], spacing: Sequence[float
     _write(path, volume, spacing)
 
 
-def write_weights(path: Path, base_filters: int) -> None:
-    """Write random weights of the demo's network."""
+def write_weights(path: Path, width: int) -> list[str]:
+    """Write random weights of the demo's network with this width of its first stage, and return the option for it."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")])
-    parser.update({"base_filters": base_filters})
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    parser.update({"widths": widths})
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(parser.get_parsed_content("network_def").state_dict(), path)
+    return ["--widths", str(widths)]
 
 
 # ------------------------------------------------------------------ commands in separate processes
@@ -143,14 +145,14 @@ def write_weights(path: Path, base_filters: int) -> None:
 def large_volume(options: argparse.Namespace, folder: Path) -> None:
     """Inference of one large CT-like volume with the demo's network, spacing and window."""
     write_large_volume(folder / "scan.nii", options.shape, options.voxel)
-    write_weights(folder / "models/model.pt", options.base_filters)
+    widths = write_weights(folder / "models/model.pt", options.width)
     files = [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")]
     seconds, mebibytes = measure_command(
         [
             *("monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(ROOT)),
             *("--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
-            *("--output_dir", str(folder / "out"), "--base_filters", str(options.base_filters)),
-            *("--device", options.device),
+            *("--output_dir", str(folder / "out"), "--device", options.device),
+            *widths,
         ]
     )
     print(f"{_size(options.shape)} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
@@ -184,7 +186,7 @@ def many_checks(options: argparse.Namespace, folder: Path) -> None:
 
 def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
     """`evaluating` on few and on many test cases."""
-    write_weights(folder / "models/model.pt", options.base_filters)
+    widths = write_weights(folder / "models/model.pt", options.width)
     for cases in options.cases:
         data = folder / str(cases)
         write_dataset(data, cases, options.shape, "test")
@@ -192,7 +194,8 @@ def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
             [
                 *_train_command("evaluating", data, folder / "out", "evaluate.yaml"),
                 *("--labelled_cases", "1", "--ckpt_dir", str(folder / "models")),
-                *("--base_filters", str(options.base_filters), "--device", "cpu"),
+                *("--device", "cpu"),
+                *widths,
             ]
         )
         rows = len((folder / "out/metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
@@ -243,10 +246,11 @@ def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list
     """Train up to the last of `steps`, and return memory in MiB and the counts of `handles` at each of them."""
     torch.set_num_threads(1)
     overrides = {
-        "bundle_root": str(ROOT), "dataset_dir": str(demo), 
+        "bundle_root": str(ROOT), "dataset_dir": str(demo),
         "output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), "num_workers": workers,
-        "roi_size": [32, 32, 16], "spacing": [3.0, 3.0, 4.0], "base_filters": 4, "precision": "fp32", "device": "cpu",
-        "batch_labelled": 1, "batch_unlabelled": 1, "unlabelled_start": 0.0,
+        "roi_size": [32, 32, 16], "spacing": [3.0, 3.0, 4.0], "widths": [4, 8, 16, 32],
+        "precision": "fp32", "device": "cpu",
+        "batch_labelled": 1, "batch_unlabelled": 1, "restart": 1, "unlabelled_start": 0.0,
         "max_steps": max(steps), "val_interval": 100, "save_interval": 100,
     }  # fmt: skip
     workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.yaml"), workflow_type="train", **overrides)
@@ -352,7 +356,7 @@ def make_parser() -> argparse.ArgumentParser:
     option = add(large_volume)
     option("--shape", nargs=3, type=int, default=[512, 512, 800], help="voxels")
     option("--voxel", nargs=3, type=float, default=[0.8, 0.8, 0.8], help="size of a voxel in mm")
-    option("--base_filters", type=int, default=8)
+    option("--width", type=int, default=16, help="channels of the first stage; each next one doubles them")
     option("--device", default="cpu")
     option = add(many_volumes)
     option("--volumes", type=int, default=500)
@@ -364,7 +368,7 @@ def make_parser() -> argparse.ArgumentParser:
     option = add(many_evaluations)
     option("--cases", nargs="+", type=int, default=[250, 1000])
     option("--shape", nargs=3, type=int, default=[48, 48, 24], help="voxels of each case")
-    option("--base_filters", type=int, default=4)
+    option("--width", type=int, default=4)
     option = add(long_training)
     option("--steps", nargs="+", type=int, default=[300, 3000], help="steps to measure at, ascending")
     option("--workers", nargs="+", type=int, default=[0, 2], help="numbers of loader processes, one run for each")

@@ -194,10 +194,11 @@ def _forward_and_backward(term: LossTerm, batch: TrainingBatch) -> None:
 
 
 EVERYTHING = {
+    "restart": 1,  # without pseudo-labels of whole volumes, whose making is no part of a step
     "unlabelled_start": 0.0,
     "terms::contrast_unlabelled::confidence": 0.0,
-    "method_handlers::0::confidence": 0.0,
-    "method_handlers::0::only_correct": False,
+    "memory_updater::confidence": 0.0,
+    "memory_updater::only_correct": False,
 }
 """Overrides with which all voxels take part from the first step, as after training; an untrained network has few."""
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure time and peak memory of a training step with different settings.
+r"""Measure time and peak memory of a training step with different settings.
 
-    python -m scripts.experiments.step_cost settings accumulation_steps=2 train::inferer::activation_checkpointing=true
+    python -m scripts.experiments.step_cost settings --base norm=instance \
+        accumulation_steps=2 train::inferer::activation_checkpointing=true
     python -m scripts.experiments.step_cost compile
 
 `settings` trains for a few steps with `configs/train.yaml` as it is and with each given override (several are joined by

@@ -114,7 +114,7 @@ def _train(
     """
     settings = {
         "bundle_root": str(ROOT), "output_dir": str(output), "ckpt_dir": str(output / "models"),
-        "max_steps": FIRST + steps, "val_interval": FIRST + steps + 1, "unlabelled_start": 0.0,
+        "max_steps": FIRST + steps, "val_interval": FIRST + steps + 1, "restart": 1, "unlabelled_start": 0.0,
         **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
     }  # fmt: skip
     files = [str(CONFIGS / name) for name in ("train.yaml", *files)]

@@ -14,7 +14,6 @@ import torch
 
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.grid import label_on_image
-from scripts.data.corrected_labels import names_of
 from scripts.data.labels import to_classes, value_text
 from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
@@ -66,9 +65,8 @@ def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | P
     """
     root = Path(folder)
     with_labels, unlabelled = cases.labelled + cases.validation, cases.unlabelled
-    labelled_names, unlabelled_names = names_of(cases, with_labels), names_of(cases, unlabelled)
-    named = [*zip(with_labels, labelled_names, strict=True), *zip(unlabelled, unlabelled_names, strict=True)]
-    for case, name in progress_bar(named, "nnU-Net"):
+    for case in progress_bar([*with_labels, *unlabelled], "nnU-Net"):
+        name = case["case"]
         grid = _write_images(case, root / "imagesTr", name)
         if "label" in case:
             write_volume(root / LABELS / f"{name}.nii.gz", _label(case["label"], grid, dataset), grid.affine, grid.path)
@@ -80,9 +78,9 @@ def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | P
         "name": dataset.name,
         "channel_names": {str(number): name for number, name in enumerate(_channel_names(dataset))},
         "labels": labels if dataset.ignore_value is None else labels | {"ignore": dataset.num_classes},
-        "numTraining": len(named),
+        "numTraining": len(with_labels) + len(unlabelled),
         "file_ending": ".nii.gz",
-        "pseudo_labels": sorted(unlabelled_names),
+        "pseudo_labels": sorted(case["case"] for case in unlabelled),
     }
     write_text(root / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     logger.info(

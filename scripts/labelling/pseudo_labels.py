@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 from scripts.data.cases import CaseLists
-from scripts.data.corrected_labels import names_of
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
@@ -85,5 +84,4 @@ def unlabelled_images(cases: CaseLists) -> list[tuple[ImageFiles, str]]:
     """
     if not cases.unlabelled:
         raise UserError("The datalist has no unlabelled cases: list them under `unlabeled`, or lower --labelled_cases.")
-    names = names_of(cases, cases.unlabelled)
-    return [(case["image"], name) for case, name in zip(cases.unlabelled, names, strict=True)]
+    return [(case["image"], case["case"]) for case in cases.unlabelled]

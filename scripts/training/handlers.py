@@ -61,7 +61,8 @@ class TrainingHandlers:
         learning_rate_curve: factor on the learning rate as a function of the number of completed steps.
         extra_optimizer: an optimiser of the method's own, or `None`.
         guard: undoes steps that are not finite.
-        method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first.
+        method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first. `None`
+            stands for one that the configuration disables.
         validator: evaluator of the validation cases; it may have none, and then does not run.
         val_interval: steps between validations.
         output_dir: folder of TensorBoard's files; the pictures of validation cases are in its folder `overlays`.
@@ -146,7 +147,7 @@ class TrainingHandlers:
         scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
         return [
-            *self.method_handlers,
+            *(handler for handler in self.method_handlers if handler is not None),
             StreamPosition(loader),
             StepSeeder(loader.batches.seed),
             LossStep(loss),

@@ -48,7 +48,7 @@ class SelfTraining:
     A resumed run reads the stored pseudo-labels. With several ranks each segments its share of the cases.
 
     Network, loss, optimiser and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
-    whatever its own start says; each of them needs a name of its own.
+    whatever its own start says.
 
     Args:
         teacher: averages the network; it makes the pseudo-labels.
@@ -60,8 +60,7 @@ class SelfTraining:
         dataset: the dataset block, whose preprocessing is recorded with these weights.
 
     Raises:
-        UserError: when attached, if two unlabelled cases have the same name; on a resume, if its pseudo-labels are
-            missing.
+        UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder.
     """
 
     def __init__(
@@ -85,9 +84,6 @@ class SelfTraining:
         assert isinstance(loader, TwoStreamLoader) and isinstance(loss, nn.Module)
         labelled, unlabelled = (loader.dataset.datasets[stream].data for stream in (LABELLED, UNLABELLED))
         self.names = [case["case"] for case in unlabelled]
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise UserError(f"Two unlabelled cases have the name {twice}: self-training needs a name for each case.")
         self.labelled, self.unlabelled = Dataset(labelled, self.transforms), Dataset(unlabelled, self.transforms)
         self.loader, self.modules = loader, (engine.network, loss)
         self.initial = [deepcopy(module.state_dict()) for module in self.modules]
@@ -107,7 +103,7 @@ class SelfTraining:
             return
         if is_rank0():
             save_weights(self.teacher.module, self.labels_only, self.dataset)
-        self._store_pseudo_labels(engine.state.device)
+        self._store_pseudo_labels(engine)
         self._select()
         for module, state in zip(self.modules, self.initial, strict=True):
             module.load_state_dict(state)
@@ -119,13 +115,13 @@ class SelfTraining:
         self.loader.batches.start = engine.state.iteration
         engine.set_data(self.loader)
 
-    def _store_pseudo_labels(self, device: torch.device) -> None:
+    def _store_pseudo_labels(self, engine: SupervisedTrainer) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         single = self._single_components()
         network = self.teacher.module.eval()
         rows: list[tuple[str, float]] = []
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
-            image = self.unlabelled[index]["image"].as_tensor()[None].to(device)
+            image = self.unlabelled[index]["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
             with torch.no_grad():
                 plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
             labels = (plain + changed).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
@@ -162,6 +158,12 @@ class SelfTraining:
             raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
         stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
         values = [stability[name] for name in self.names]
+        for name in self.names:
+            if not (path := self.directory / f"{name}.npy").exists():
+                raise UserError(
+                    f"The pseudo-label {path} is missing: restore it, or start without --resume; processes on several "
+                    "machines need a ckpt_dir that they share."
+                )
         lowest = lower_fence(values)
         kept = [index for index, value in enumerate(values) if value >= lowest]
         self.loader.batches.select_unlabelled(kept)

@@ -121,9 +121,9 @@ def test_the_method_auto_is_that_of_the_cross_validation(started, tmp_path, caps
 def test_the_method_auto_works_with_a_network_and_another_output_dir(started, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(commands, "ROOT", tmp_path)
     advice(tmp_path / "outputs", "control")
-    words = ["--network", "residual_unet", "--method", "auto", "--output_dir", "elsewhere"]
+    words = ["--network", "vnet", "--method", "auto", "--output_dir", "elsewhere"]
     assert main(["train", "left_atrium", *words]) == 0
-    files = ("train.yaml", "datasets/left_atrium.yaml", "networks/residual_unet.yaml", "methods/supervised.yaml")
+    files = ("train.yaml", "datasets/left_atrium.yaml", "networks/vnet.yaml", "methods/supervised.yaml")
     assert started[0][started[0].index("--config_file") + 1] == config(*files)
 
 
@@ -163,9 +163,9 @@ def test_remembering_fails_silently_in_a_read_only_bundle(tmp_path, monkeypatch)
             ["train.yaml", "datasets/hippocampus.yaml", "methods/ssnet.yaml", "evaluate.yaml"],
         ),
         (
-            ["train", "--method", "self_training", "--network", "residual_unet"],
+            ["train", "--method", "self_training", "--network", "vnet"],
             "training",
-            ["train.yaml", "networks/residual_unet.yaml", "methods/self_training.yaml"],
+            ["train.yaml", "networks/vnet.yaml", "methods/self_training.yaml"],
         ),
         (["pseudo-label"], "pseudo_label", ["train.yaml", "labelling.yaml"]),
         (["prioritise"], "prioritise_unlabelled", ["train.yaml", "labelling.yaml"]),
@@ -248,7 +248,7 @@ def test_the_printed_line_of_plain_paths_is_legible(monkeypatch) -> None:
         (["tarin"], "train"),
         (["train", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--method", "snet"], "ssnet"),
-        (["predict", "scan.nii.gz", "--network", "residual"], "residual_unet"),
+        (["predict", "scan.nii.gz", "--network", "vnett"], "vnet"),
         (["train", "demo", "again"], "again"),
         (["train", "--config_file", "a.yaml"], "--config_file"),
         (["predict"], "INPUT"),

@@ -51,7 +51,8 @@ def scans(tmp_path: Path, monkeypatch) -> None:
     (folder.root / "dataset.json").write_text(json.dumps(folder.lists))
     settings = {
         "dataset_name": "mine", "dataset_dir": "data/scans", "datalist": "dataset.json", "labelled_cases": 4,
-        "label_names": NAMES, "spacing": [1.5, 2.0, 2.5], "roi_size": [32, 16, 16], "base_filters": 4, "device": "cpu",
+        "label_names": NAMES, "spacing": [1.5, 2.0, 2.5], "roi_size": [32, 16, 16], "widths": [4, 4, 4, 4],
+        "norm": "instance", "device": "cpu",
     }  # fmt: skip
     text = yaml.safe_dump(settings, sort_keys=False)
     (folder.root / "mine.yaml").write_text(text)

@@ -129,7 +129,7 @@ def test_folds_of_an_edited_config_file_are_not_mixed(bundle, tmp_path) -> None:
     method = tmp_path / "method.yaml"
     method.write_text(Path(METHOD).read_text())
     runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
-    method.write_text(method.read_text().replace("restart: 0.5", "restart: 0.6"))
+    method.write_text(method.read_text().replace("value: 1.0", "value: 0.5"))
     with pytest.raises(UserError, match="config files"):
         runs.cross_validate(LISTS, tmp_path / "out", argv=argv(method=str(method)))
 
@@ -150,13 +150,6 @@ def test_a_method_outside_of_the_bundle_is_not_in_the_control(bundle, tmp_path) 
     assert result["files"]["method"] == [str(method)]
 
 
-def test_labelled_cases_whose_files_have_the_same_name_are_told_apart(bundle, tmp_path) -> None:
-    same = [{**case, "case": "imaging"} for case in LISTS.labelled]
-    result = runs.cross_validate(CaseLists(labelled=same, unlabelled=LISTS.unlabelled), tmp_path, argv=argv())
-    assert len(result["folds"]) == 3
-    assert len(result["control"]) == 3
-
-
 def test_an_error_of_an_earlier_attempt_is_not_reported_again(bundle, tmp_path, monkeypatch) -> None:
     bundle.fail_at = 1
     with pytest.raises(UserError, match="The disk of scans is gone"):
@@ -169,7 +162,7 @@ def test_an_error_of_an_earlier_attempt_is_not_reported_again(bundle, tmp_path, 
 @pytest.mark.parametrize(
     ("option", "kept"),
     [
-        ("--terms::copy_paste::weight", False),
+        ("--terms::pseudo_labels::weight", False),
         ("--batch_unlabelled", False),
         ("--method_handlers::0::source", False),
         ("--terms::supervised::weight", True),

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.data.cases import CaseLists
 from scripts.data.checks.finding import Kind
-from scripts.data.corrected_labels import label_file_names, with_corrected_labels
+from scripts.data.corrected_labels import unique_names, with_corrected_labels
 
 
 def cases(*names: str, label: bool = False) -> list[dict]:
@@ -58,14 +58,4 @@ def test_two_files_for_one_case_are_an_error(lists, tmp_path) -> None:
 
 def test_cases_with_equal_names_are_named_after_their_folders() -> None:
     same = [{"image": f"/d/p{n}/ct.nii.gz", "case": "ct"} for n in (1, 2)]
-    assert label_file_names([*same, *cases("b")]) == ["p1_ct", "p2_ct", "b"]
-
-
-def test_a_name_does_not_depend_on_which_cases_are_labelled(tmp_path) -> None:
-    same = [{"image": f"/d/p{n}/ct.nii.gz", "case": "ct", "label": "/l"} for n in (1, 2, 3)]
-    bare = [{key: value for key, value in case.items() if key != "label"} for case in same]
-    touch(tmp_path, "p3_ct.nii.gz")
-    for labelled in (1, 2):
-        found, findings = with_corrected_labels(CaseLists(same[:labelled], bare[labelled:]), tmp_path)
-        assert findings == []
-        assert found.labelled[-1] == {**bare[2], "label": f"{tmp_path}/p3_ct.nii.gz"}
+    assert unique_names([*same, *cases("b")]) == ["p1_ct", "p2_ct", "b"]

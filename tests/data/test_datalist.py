@@ -50,6 +50,19 @@ def refusal(*args, **kwargs):
     return message
 
 
+def test_cases_with_the_same_file_name_get_their_folders_in_front(write):
+    folders = {"training": ["a", "b"], "unlabeled": ["c"], "test": ["d"]}
+    content = {
+        section: [{"image": f"{name}/imaging.nii.gz", "label": f"{name}/label.nii.gz"} for name in names]
+        for section, names in folders.items()
+    }
+    root = write(content)
+    for labelled in (1, 2):
+        cases = load_cases(DatasetSpec(root, labelled_cases=labelled))
+        assert names(cases.labelled + cases.unlabelled) == ["a_imaging", "b_imaging", "c_imaging"]
+    assert names(cases.test) == ["imaging"]
+
+
 def test_all_training_cases_are_labelled_unless_a_number_is_given(write):
     root = write({"training": pairs("a", "b", "c")})
     cases = load_cases(DatasetSpec(root))

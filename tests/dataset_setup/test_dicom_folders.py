@@ -32,7 +32,7 @@ from tests.volume_files import (
 )
 
 SHAPE = (18, 17, 16)
-MACHINE = Machine(step_memory=2**33, gpu=False)
+MACHINE = Machine("cpu", 2**33)
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ def test_what_is_written_trains_behind_the_default_config(tmp_path: Path, run, a
         ckpt_dir=str(tmp_path / "models"),
         device="cpu",
         precision="fp32",
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
         max_steps=2,
         unlabelled_start=0.0,
     )
@@ -52,7 +53,8 @@ def test_settings_follow_the_volumes(tmp_path: Path, run) -> None:
     assert settings["label_names"] == ["background", "structure 1", "structure 2"]
     assert "label_values" not in settings and "ignore_value" not in settings
     assert settings["spacing"] == [1.5, 1.5, 2.0]
-    assert settings["roi_size"] == [32, 16, 16]
+    assert settings["roi_size"] == [24, 16, 16]
+    assert (settings["stem_stride"], settings["norm"], settings["widths"]) == (1, "batch", [16, 32, 64, 128])
     assert settings["flip_axes"] == [] and settings["labelled_cases"] is None
     assert (len(cases.labelled), len(cases.unlabelled), len(cases.test)) == (4, 3, 1)
     assert "8: 5 with label, 3 without" in text

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from scripts.data.labels import Tally
-from scripts.dataset_setup.fingerprint import Grid, Intensity, LabelValues
+from scripts.dataset_setup.fingerprint import Fingerprint, Grid, Intensity, LabelValues
 from scripts.dataset_setup.layouts import Description
 from scripts.dataset_setup.plan import (
     Machine,
@@ -16,14 +16,13 @@ from scripts.dataset_setup.plan import (
     choose_step,
     classes_of,
     default_network,
+    make_plan,
     median_grid,
     modality_of,
     window_of,
 )
 from scripts.errors import UserError
 from scripts.training.limits import check_memory
-
-BIG = Machine(2**45, gpu=True)
 
 
 def always(_patch) -> bool:
@@ -113,20 +112,50 @@ def test_a_patch_shrinks_until_it_fits_and_stays_trainable() -> None:
     assert choose_patch((128, 96, 64), 16, 2**40, lambda _: False) == [32, 32, 32]
 
 
+NETWORK = {
+    "in_channels": 1,
+    "label_names": ["background", "a"],
+    "stem_stride": 2,
+    "norm": "group",
+    "widths": [24, 48, 96, 128],
+}
+
+
 def test_less_memory_makes_smaller_patches_that_the_memory_check_of_training_passes() -> None:
-    size, names = (120, 120, 120), ["background", "a"]
-    patches = [choose_step(size, 1, names, True, Machine(m, False))[0] for m in (2**29, 2**31, 2**40)]
+    size = (120, 120, 120)
+    patches = [choose_step(size, NETWORK, True, Machine("cpu", memory))[0] for memory in (2**28, 2**29, 2**40)]
     voxels = [a * b * c for a, b, c in patches]
     assert voxels[0] < voxels[1] < voxels[2] == 64**3
-    network, divisor = default_network(1, names)
-    check_memory(network, 1, patches[0], 4, divisor)
+    network, divisor = default_network(NETWORK)
+    check_memory(network, 1, patches[0], 3, divisor)
 
 
 def test_a_gpu_takes_larger_patches_and_more_of_them() -> None:
-    assert choose_step((200, 200, 200), 1, ["background", "a"], True, BIG) == ([128, 128, 128], 4)
+    network = NETWORK | {"widths": [32, 64, 128, 256]}
+    assert choose_step((200, 200, 200), network, True, Machine("gpu24", 2**45)) == ([128, 128, 128], (4, 2))
+    assert choose_step((200, 200, 200), network, True, Machine.of("gpu8")) == ([96, 96, 96], (2, 1))
+    assert choose_step((200, 200, 200), network, False, Machine.of("gpu24"))[1][1] == 0
 
 
 def test_the_smallest_volumes_still_get_a_patch_that_the_network_takes() -> None:
-    patch, _ = choose_step((9, 12, 10), 2, ["background", "a", "b"], False, Machine(2**33, False))
-    network, divisor = default_network(2, ["background", "a", "b"])
+    names = ["background", "a", "b"]
+    settings = NETWORK | {"in_channels": 2, "label_names": names, "stem_stride": 1, "norm": "batch"}
+    patch, _ = choose_step((9, 12, 10), settings, False, Machine("cpu", 2**33))
+    network, divisor = default_network(settings)
     check_memory(network, 2, patch, 2, divisor)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((64, 64, 64), (1, "batch", [16, 32, 64, 128])),
+        ((64, 64, 65), (2, "group", [24, 48, 96, 128])),
+    ],
+)
+def test_network_follows_the_size_of_the_volumes(shape, expected) -> None:
+    fingerprint = Fingerprint([Grid(shape, (1.0, 1.0, 1.0), 1)], values(0, 1), [Intensity(0, 5.0, 900.0)], 1, [])
+    plan = make_plan(fingerprint, Description(), None, None, True, Machine("cpu", 2**40))
+    assert (plan.stem_stride, plan.norm, plan.widths) == expected
+    assert (plan.batch_labelled, plan.batch_unlabelled, plan.max_steps, plan.preset) == (2, 1, 2000, "cpu")
+    larger = make_plan(fingerprint, Description(), None, None, True, Machine.of("gpu8"))
+    assert (larger.widths, larger.max_steps, larger.norm) == ([32, 64, 128, 256], 6000, expected[1])

@@ -74,15 +74,15 @@ def test_a_row_holds_the_results(commands, run) -> None:
 
 
 def test_config_files_come_in_the_order_dataset_network_method_evaluation(commands, run) -> None:
-    run("--dataset", "hippocampus", "--methods", "residual_unet+self_training", "--seeds", "0")
-    files = ["train", "datasets/hippocampus", "networks/residual_unet", "methods/self_training"]
+    run("--dataset", "hippocampus", "--methods", "vnet+self_training", "--seeds", "0")
+    files = ["train", "datasets/hippocampus", "networks/vnet", "methods/self_training"]
     assert commands[0]["--config_file"] == str([f"configs/{name}.yaml" for name in files])
     assert commands[1]["--config_file"] == str([f"configs/{name}.yaml" for name in [*files, "evaluate"]])
 
 
 def test_an_unknown_method_is_refused_before_anything_runs(commands, run) -> None:
     with pytest.raises(UserError, match=r"sself_training\.yaml"):
-        run("--methods", "residual_unet+sself_training", "--seeds", "0")
+        run("--methods", "vnet+sself_training", "--seeds", "0")
     assert not commands
 
 
@@ -110,6 +110,35 @@ def test_the_network_of_the_labels_has_a_row_of_its_own(commands, run, monkeypat
     run("--methods", "self_training", "--seeds", "0")
     assert len(commands) == 3
     assert "| self_training, labels only |" in "\n".join(accuracy.report_lines([first, second]))
+
+
+def test_a_training_that_takes_longer_than_its_minutes_is_resumed_by_the_same_command(
+    commands, run, monkeypatch, tmp_path, capsys
+) -> None:
+    recorded, ended = accuracy.subprocess.run, accuracy.subprocess.TimeoutExpired
+
+    def too_long(command: list[str], timeout: float | None = None, **options: object) -> None:
+        recorded(command, **options)
+        if timeout is not None and len(commands) < 3:
+            raise ended(command, timeout)
+
+    monkeypatch.setattr(accuracy.subprocess, "run", too_long)
+    words = ["--methods", "default", "--seeds", "0", "1", "--minutes", "9", "--keep", str(tmp_path / "runs")]
+    for _ in range(2):
+        accuracy.main(["run", *words, "--results", str(tmp_path / "a.csv")])
+        assert not (tmp_path / "a.csv").exists()
+    assert "default_0_" in capsys.readouterr().out
+    rows = run(*words)
+    assert [(c["run_id"], c["--seed"], c.get("--resume")) for c in commands] == [
+        ("training", "0", None), ("training", "0", "true"), ("training", "0", "true"), ("evaluating", "0", None),
+        ("training", "1", None), ("evaluating", "1", None),
+    ]  # fmt: skip
+    assert len({c["--ckpt_dir"] for c in commands}) == 2 and [row["seed"] for row in rows] == ["0", "1"]
+
+
+def test_minutes_need_a_folder_that_is_kept(tmp_path) -> None:
+    with pytest.raises(UserError, match="--keep"):
+        accuracy.main(["run", "--minutes", "9", "--results", str(tmp_path / "a.csv")])
 
 
 def test_the_best_on_test_run_is_a_valid_command(make_workflow) -> None:
@@ -151,7 +180,7 @@ ROWS = rows_of(
     ("supervised", "all", "0", 0.85),
     ("default", "2", "0", 0.7),
     ("default", "2", "1", 0.8),
-    ("residual_unet+default", "2", "0", 0.9),
+    ("vnet+default", "2", "0", 0.9),
 )
 
 
@@ -160,7 +189,7 @@ def test_the_report_closes_the_gap_of_the_same_network() -> None:
     cells = {(line[2], line[1]): line for line in lines}
     assert cells["supervised", "2"][3:6] == ["0.6, 0.7", "0.6500", ""]
     assert cells["default", "2"][3:6] == ["0.7, 0.8", "0.7500", "50%"]
-    assert cells["residual_unet+default", "2"][5] == ""
+    assert cells["vnet+default", "2"][5] == ""
     assert cells["default", "2"][-2:] == ["2", "2 min"]
 
 

@@ -35,7 +35,19 @@ def forked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("words", "printed"),
     [
         (
-            ("large-volume", "--shape", "20", "24", "28", "--voxel", "2", "2", "2", "--base_filters", "2"),
+            (
+                "large-volume",
+                "--shape",
+                "20",
+                "24",
+                "28",
+                "--voxel",
+                "2",
+                "2",
+                "2",
+                "--width",
+                "2",
+            ),
             ["20 x 24 x 28 voxels: 1 s, peak memory 0.00 GiB"],
         ),
         (
@@ -88,7 +100,18 @@ def test_growth_above_two_per_cent_and_any_new_file_or_thread_is_reported() -> N
 
 
 def test_patch_cost_prints_a_line_for_each_batch_size_and_layout(capsys) -> None:
-    words = ["patch-cost", "--roi_size", "16", "16", "32", "--base_filters", "2", "--batches", "1", "3"]
+    words = [
+        "patch-cost",
+        "--roi_size",
+        "16",
+        "16",
+        "32",
+        "--base_filters",
+        "2",
+        "--batches",
+        "1",
+        "3",
+    ]
     load.main([*words, "--repeats", "1"])
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines[2:]]

@@ -46,7 +46,7 @@ def test_runs_take_turns_and_the_table_is_relative_to_the_first(monkeypatch, cap
 
 def test_a_step_of_the_real_configuration_is_measured(tiny_demo, monkeypatch, capsys) -> None:
     monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder.symlink_to(tiny_demo))
-    tiny = "roi_size=[32,32,16],base_filters=2,batch_labelled=1,batch_unlabelled=1,spacing=[3.0,3.0,4.0]"
+    tiny = "roi_size=[32,32,16],widths=[2,2,2,2],batch_labelled=1,batch_unlabelled=1,spacing=[3.0,3.0,4.0]"
     step_cost.main(["settings", "--base", tiny, "--steps", "1", "--repeats", "1"])
     cells = capsys.readouterr().out.splitlines()[-1].split("|")
     assert float(cells[2]) > 0 and float(cells[4]) >= 0

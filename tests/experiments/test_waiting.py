@@ -9,7 +9,14 @@ from pathlib import Path
 
 from scripts.experiments import waiting
 
-TINY = {"roi_size": [32, 16, 16], "base_filters": 4, "batch_labelled": 1, "batch_unlabelled": 1, "device": "cpu"}
+TINY = {
+    "roi_size": [32, 16, 16],
+    "widths": [4, 4, 4, 4],
+    "norm": "instance",
+    "batch_labelled": 1,
+    "batch_unlabelled": 1,
+    "device": "cpu",
+}
 
 
 def test_the_share_and_the_time_are_those_of_the_counted_steps(tiny_demo, tmp_path, monkeypatch) -> None:

@@ -18,6 +18,7 @@ from scripts.errors import UserError
 from scripts.export.formats import EXPORTERS
 from scripts.export.parity import BATCHES, SIDES, Comparison, compare
 from scripts.export.settings import ExportSettings
+from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 
 NEEDS_ONNX = pytest.mark.skipif(
@@ -70,11 +71,11 @@ def test_a_difference_of_nan_does_not_pass() -> None:
 
 
 def test_the_torchscript_of_a_vnet_contains_its_metadata_and_configuration(tmp_path) -> None:
-    network = VNet(1, 4, base_filters=4, norm="instance")
+    network = ResidualUNet(1, 4, widths=(4, 4, 4, 4), stem_stride=1, norm="instance")
     torch.save(network.state_dict(), tmp_path / "model.pt")
     names = ["background", "liver", "tumour", "vessel"]
     settings = ExportSettings(
-        overrides={"base_filters": 4, "label_names": names, "spacing": [1.5, 1.5, 3.0]},
+        overrides={"widths": [4, 4, 4, 4], "norm": "instance", "label_names": names, "spacing": [1.5, 1.5, 3.0]},
         ckpt_file=tmp_path / "model.pt",
     )
     EXPORTERS["ts"](settings, tmp_path / "model.ts")
@@ -103,7 +104,7 @@ def test_weights_of_another_network_are_refused_by_name(settings, tmp_path) -> N
     ("words", "named"),
     [
         (["ts", "--ckpt_file", "nowhere/model.pt"], "nowhere/model.pt"),
-        (["ts", "--base_filter", "4"], "--base_filters"),
+        (["ts", "--width", "4"], "--widths"),
         (["ts", "models"], "models"),
         (["ts", "--config_file", "nowhere.yaml"], "nowhere.yaml"),
         (["parity", "--ckpt_file", "nowhere/model.pt"], "nowhere/model.pt"),
@@ -117,8 +118,10 @@ def test_errors_on_the_command_line_name_the_file_or_option(words, named, capsys
 
 def test_the_command_writes_next_to_the_weights_and_parity_finds_the_file(tmp_path, capsys) -> None:
     torch.manual_seed(0)
-    torch.save(VNet(1, 3, base_filters=2, norm="instance").state_dict(), tmp_path / "model.pt")
-    common = ["--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", "2"]
+    torch.save(
+        ResidualUNet(1, 3, widths=(2, 2, 2, 2), stem_stride=1, norm="instance").state_dict(), tmp_path / "model.pt"
+    )
+    common = ["--ckpt_file", str(tmp_path / "model.pt"), "--widths", "[2,2,2,2]", "--norm", "instance"]
     assert main(["export", "ts", *common]) == 0
     assert main(["export", "parity", *common]) == 0
     assert "6 comparisons, 0 with" in capsys.readouterr().out

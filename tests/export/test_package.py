@@ -117,14 +117,25 @@ def test_all_configs_of_the_zip_are_for_the_dataset_of_the_shipped_model(shipped
 
 def test_the_zip_of_another_dataset_describes_that_dataset_in_every_json(tmp_path) -> None:
     names = ["background", "large organ", "small organ", "vessel"]
-    torch.save(VNet(1, 4, base_filters=2, norm="instance").state_dict(), tmp_path / "model.pt")
+    torch.save(
+        ResidualUNet(1, 4, widths=(2, 2, 2, 2), stem_stride=1, norm="instance").state_dict(), tmp_path / "model.pt"
+    )
     files = [str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")]
-    words = ["--config_file", str(files), "--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", "2"]
+    words = [
+        "--config_file",
+        str(files),
+        "--ckpt_file",
+        str(tmp_path / "model.pt"),
+        "--widths",
+        "[2,2,2,2]",
+        "--norm",
+        "instance",
+    ]
     configs = unpacked(tmp_path, *words) / "configs"
     assert (configs / "evaluate.json").is_file()
     for name in ("train", "inference"):
         config = ConfigParser.load_config_file(configs / f"{name}.json")
-        assert config["label_names"] == names and config["base_filters"] == 2
+        assert config["label_names"] == names and config["widths"] == [2, 2, 2, 2]
         parser = ConfigParser(config)
         parser["bundle_root"] = str(tmp_path / "B")
         parser.get_parsed_content("network_def").load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
@@ -148,7 +159,7 @@ def test_monai_loads_the_network_of_the_unpacked_zip_by_the_bundles_name(
     shipped_weights, tmp_path, monkeypatch
 ) -> None:
     unpacked(tmp_path)
-    network = VNet(1, 3, base_filters=8, norm="instance")
+    network = ResidualUNet(1, 3, (16, 32, 64, 128), stem_stride=1, norm="batch")
     network.load_state_dict(torch.load(shipped_weights, weights_only=True))
     monkeypatch.syspath_prepend(str(ROOT))
     loaded = monai.bundle.load(
@@ -213,13 +224,13 @@ def test_a_zip_for_the_zoo_describes_the_model_above_the_index_of_pages(tmp_path
 
 def test_other_weights_need_a_licence_and_large_ones_an_address(tmp_path, monkeypatch, capsys) -> None:
     save_weights(
-        VNet(1, 4, base_filters=2, norm="instance"),
+        ResidualUNet(1, 4, widths=(4, 4, 4, 4), norm="instance"),
         tmp_path / "model.pt",
         run={"started": "2020", "ended": "2021", "steps": 77, "device": {"type": "cpu", "name": "x", "processes": 1}},
     )
     files = [str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")]
     words = ["export", "zip", "--config_file", str(files), "--ckpt_file", str(tmp_path / "model.pt")]
-    words += ["--filepath", str(tmp_path / "B.zip"), "--base_filters", "2", "--for", "zoo"]
+    words += ["--filepath", str(tmp_path / "B.zip"), "--for", "zoo"]
     assert main(words) == 2 and "--license" in capsys.readouterr().err
     words += ["--license", "MIT"]
     monkeypatch.setattr("scripts.export.cards.LARGEST_FILE", 1000)

@@ -17,7 +17,7 @@ from scripts.errors import UserError
 from scripts.export.formats import export_torchscript
 from scripts.export.self_contained import foreign_names, self_contained
 from scripts.export.settings import ExportSettings
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests import forked_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +71,16 @@ def test_without_the_bundle_it_gives_the_same_labels(make_workflow, tmp_path) ->
     nib.save(nib.Nifti1Image(image, affine), images / "case.nii.gz")
     models = tmp_path / "alone/models"
     models.mkdir(parents=True)
-    torch.save(VNet(1, 4, base_filters=4, norm="instance").state_dict(), models / "model.pt")
-    overrides = {"base_filters": 4, "label_values": [0, 7, 300, 1], "device": "cpu", "roi_size": [32, 32, 16]}
+    torch.save(
+        ResidualUNet(1, 4, widths=(4, 4, 4, 4), stem_stride=1, norm="instance").state_dict(), models / "model.pt"
+    )
+    overrides = {
+        "widths": [4, 4, 4, 4],
+        "norm": "instance",
+        "label_values": [0, 7, 300, 1],
+        "device": "cpu",
+        "roi_size": [32, 32, 16],
+    }
     files = [ROOT / "configs/inference.yaml", ROOT / "configs/datasets/demo.yaml"]
     export_torchscript(ExportSettings(files, overrides, models / "model.pt"), models / "model.ts")
     make_workflow(

@@ -204,6 +204,10 @@ def test_a_loaded_network_is_channels_last_on_the_cpu_and_its_logits_stay_the_sa
         torch.testing.assert_close(loaded(windows), network(windows).float())
 
 
+INCLUDED = partial(ResidualUNet, 1, 3, (16, 32, 64, 128), stem_stride=1, norm="batch")
+"""The network of models/model.pt."""
+
+
 @pytest.fixture
 def ellipsoid() -> torch.Tensor:
     """A bright ellipsoid in noise, `(1, 1, 32, 48, 32)`."""
@@ -215,14 +219,14 @@ def ellipsoid() -> torch.Tensor:
 
 @torch.no_grad()
 def included_model(weights: Path, image: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    logits = load_model(weights, VNet(1, 3, base_filters=8, norm="instance"), "cpu", dtype=dtype)(image)
+    logits = load_model(weights, INCLUDED(), "cpu", dtype=dtype)(image)
     assert logits.dtype == torch.float32
     return logits
 
 
 def test_the_layout_hardly_changes_probabilities_of_the_included_model(shipped_weights, ellipsoid) -> None:
     with torch.no_grad():
-        other = load_weights(shipped_weights, VNet(1, 3, base_filters=8, norm="instance"))(ellipsoid)
+        other = load_weights(shipped_weights, INCLUDED())(ellipsoid)
     ours = included_model(shipped_weights, ellipsoid)
     torch.testing.assert_close(ours.softmax(1), other.softmax(1), rtol=0, atol=1e-4)
     assert (ours.argmax(1) != other.argmax(1)).sum() <= 3

@@ -24,6 +24,7 @@ MEANS = {
 }
 """Terms that are means over the voxels of equally many cases."""
 
+WITH_TEACHER = {"restart": 1, "pseudo_label_teacher": "@teacher", "deep_layers": {}, "network_terms": {}}
 SGD = {"_target_": "torch.optim.SGD", "params": "@trained_parameters", "lr": "@learning_rate"}
 
 
@@ -41,7 +42,7 @@ def fixed_box(monkeypatch) -> None:
 def test_parts_have_the_weights_of_the_undivided_step(labelled, unlabelled, parts, norm, train, fixed_box) -> None:
     overrides = {
         "batch_labelled": labelled, "batch_unlabelled": unlabelled, "terms": MEANS, "method_handlers": [],
-        "optimizer": SGD, "learning_rate": 0.01, "network_def::norm": norm, "max_steps": 1,
+        "optimizer": SGD, "learning_rate": 0.05, "norm": norm, "max_steps": 1, **WITH_TEACHER,
     }  # fmt: skip
     whole = train(name="whole", **overrides)
     divided = train(name="divided", accumulation_steps=parts, **overrides)
@@ -56,8 +57,8 @@ def test_three_steps_in_parts_have_the_gradients_of_undivided_ones(tiny_demo, fi
     records = []
     for parts in (1, 2):
         files, overrides = method_settings("train", tiny_demo, tmp_path / str(parts), steps=3, batch=2)
-        overrides |= {"accumulation_steps": parts, "terms": MEANS, "method_handlers": []}
-        overrides = {key: value for key, value in overrides.items() if "contrast" not in key and "::0::" not in key}
+        overrides |= {"accumulation_steps": parts, "terms": MEANS, "method_handlers": [], **WITH_TEACHER}
+        overrides = {key: value for key, value in overrides.items() if not key.startswith("terms::")}
         train_and_record(files, overrides, True, str(tmp_path / "record.pt"))
         records.append(torch.load(tmp_path / "record.pt")["steps"])
     for step, whole in records[0].items():
@@ -77,7 +78,8 @@ def test_everything_that_counts_steps_counts_optimiser_steps(make_workflow, monk
         update(self, engine)
 
     monkeypatch.setattr(MemoryBankUpdater, "__call__", counted)
-    workflow = make_workflow("train.yaml", max_steps=3, batch_labelled=4, batch_unlabelled=2, accumulation_steps=2)
+    batch = {"batch_labelled": 4, "batch_unlabelled": 2, "accumulation_steps": 2}
+    workflow = make_workflow("train.yaml", "methods/prototype.yaml", max_steps=3, **batch)
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: (calls.update(["optimiser"]), step(*a, **k))[1])
     workflow.run()
@@ -85,12 +87,18 @@ def test_everything_that_counts_steps_counts_optimiser_steps(make_workflow, monk
     assert workflow.trainer.state.iteration == 3 == int(teacher.n_averaged) == loss.step
     assert calls == {"memory": 3, "optimiser": 3}
     lr = workflow.trainer.optimizer.param_groups[0]["lr"]
-    assert lr == pytest.approx(workflow.parser.get_parsed_content("learning_rate_curve")(3) * 0.0025 * 4)
+    assert lr == pytest.approx(workflow.parser.get_parsed_content("learning_rate_curve")(3) * 0.002)
 
 
 def test_logged_values_are_means_over_the_parts(make_workflow, monkeypatch) -> None:
     workflow = make_workflow(
-        "train.yaml", max_steps=1, batch_labelled=2, batch_unlabelled=2, accumulation_steps=2, terms=MEANS
+        "train.yaml",
+        max_steps=1,
+        batch_labelled=2,
+        batch_unlabelled=2,
+        accumulation_steps=2,
+        terms=MEANS,
+        **WITH_TEACHER,
     )
     loss, values = workflow.parser.get_parsed_content("loss"), []
     forward = loss.terms["entropy"].forward
@@ -154,7 +162,7 @@ def test_the_trainers_own_argument_is_the_same_as_the_key(train, assert_same) ->
 def test_a_resumed_run_ends_with_the_same_state(method, tiny_demo, make_workflow, tmp_path) -> None:
     """The last checkpoint is deleted, so the second run repeats the last step from the one before."""
     files, overrides = method_settings(method, tiny_demo, tmp_path, steps=3, batch=2)
-    overrides |= {"accumulation_steps": 2, "save_interval": 2, "base_filters": 2}
+    overrides |= {"accumulation_steps": 2, "save_interval": 2, "widths": [2, 2, 2, 2], "norm": "instance"}
     make_workflow(*files, **overrides).run()
     last = tmp_path / "models/checkpoint_00000003.pt"
     first = torch.load(last, weights_only=True)

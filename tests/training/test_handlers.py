@@ -61,8 +61,14 @@ def test_the_checkpoint_stores_the_settings_that_a_resume_must_share(make_workfl
     assert (settings["labelled"], settings["unlabelled"]) == (2, 4)
     assert (settings["batch_labelled"], settings["batch_unlabelled"]) == (1, 1)
     assert (settings["learning_rate"], settings["seed"], settings["roi_size"]) == (0.003, 5, [32, 32, 16])
-    assert settings["terms"] == ["supervised", "copy_paste", "contrast_labelled", "contrast_unlabelled"]
-    assert (settings["feature_layer"], settings["teacher_decay"]) == ("decoder.stage1", 0.99)
+    assert settings["terms"] == [
+        "supervised",
+        "pseudo_labels",
+        "contrast_labelled",
+        "contrast_unlabelled",
+        "deep_supervision",
+    ]
+    assert (settings["feature_layer"], settings["teacher_decay"]) == ("decoder.2", 0.99)
     assert settings["unlabelled_start"] == 0.25, "a fraction, so that max_steps may be raised"
     assert {"spacing", "label_names"} <= set(settings)
     assert not {"directory", "labelled_cases"} & set(settings)

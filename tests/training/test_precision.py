@@ -86,12 +86,15 @@ def test_bf16_weight_gradients_are_right_over_every_grid(kernel, grid):
 
 
 def test_torch_itself_computes_such_a_weight_gradient_wrongly():
-    # When this test fails, torch has fixed the fault, and plain `torch.autocast` can replace `mixed_precision`.
+    # When every CPU skips this, torch has fixed the fault, and plain `torch.autocast` can replace `mixed_precision`.
     torch.manual_seed(0)
     layer = nn.Conv3d(16, 16, 3, padding=1)
     images = torch.randn(2, 16, 2, 4, 4)
     wanted = weight_gradient(layer, images, None, guarded=True)
-    assert not relative_error(weight_gradient(layer, images, torch.bfloat16, guarded=False), wanted) < 0.5
+    error = relative_error(weight_gradient(layer, images, torch.bfloat16, guarded=False), wanted)
+    if error < 0.02:
+        pytest.skip("this CPU computes it correctly")
+    assert not error < 0.5  # it may be NaN
 
 
 def test_other_layers_keep_bf16_and_nothing_stays_hooked():

@@ -64,6 +64,7 @@ class Run:
         self.engine = Engine(step)
         self.engine.network, self.engine.loss_function = self.network, nn.Module()
         self.engine.optimizer, self.engine.data_loader = self.optimizer, self.loader
+        self.engine.to_kwargs = {}
         self.engine.state.device, self.engine.state.iteration = torch.device("cpu"), start
         self.handler.attach(self.engine)
 
@@ -190,16 +191,22 @@ def test_a_run_without_unlabelled_cases_goes_on(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_two_cases_of_one_name_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"twin"):
-        Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("twin"), unlabelled_case("twin")])
-
-
 def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a")])
     run.engine.state.iteration += 1
     with pytest.raises(UserError, match=r"stability\.csv"):
         run.handler.resume(run.engine)
+
+
+def test_a_missing_pseudo_label_is_named(tmp_path):
+    cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)]
+    run = Run(tmp_path, [labelled_case((1, 4))], cases)
+    run.handler.restart(run.engine)
+    (tmp_path / "c1.npy").unlink()
+    later = Run(tmp_path, [labelled_case((1, 4))], cases)
+    later.engine.state.iteration += 1
+    with pytest.raises(UserError, match=r"c1\.npy"):
+        later.handler.resume(later.engine)
 
 
 def test_agreement_is_the_mean_dice_of_the_structures_that_are_found():

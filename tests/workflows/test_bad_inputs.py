@@ -286,7 +286,7 @@ def misspelt_class_in_a_config_file(case: Case) -> str:
 
 @bad_input(TRAIN, INFER)
 def keys_that_refer_to_each_other(case: Case) -> str:
-    case.settings |= {"in_channels": "@base_filters", "base_filters": "$@in_channels + 1"}
+    case.settings |= {"in_channels": "@stem_stride", "stem_stride": "$@in_channels + 1"}
     return "in_channels"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests import forked_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     words = [
         *("monai.bundle", "run", "training"),
         *("--config_file", str(clone / "configs/train.yaml"), "--bundle_root", str(clone)),
-        *("--dataset_dir", str(tiny_demo), "--roi_size", "[32,32,16]", "--base_filters", "4"),
+        *("--dataset_dir", str(tiny_demo), "--roi_size", "[32,32,16]", "--widths", "[4,4,4,4]", "--norm", "instance"),
         *("--spacing", "[3,3,4]", "--precision", "fp32"),
         *("--device", "cpu", "--max_steps", "5", "--val_interval", "3"),
         *("--output_dir", str(tmp_path / "X"), "--ckpt_dir", str(tmp_path / "Y")),
@@ -55,8 +55,8 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     assert done.code == 0, done.errors
     assert files_below(clone) == before
     assert files_below(elsewhere) == {"stdout.txt", "stderr.txt"}, "besides the streams of the process"
-    models = {"model.pt", "model_best.pt", "checkpoint_00000005.pt"}
-    assert files_below(tmp_path / "Y") == models
+    models = {"model.pt", "model_best.pt", "model_labels_only.pt", "checkpoint_00000005.pt"}
+    assert {name for name in files_below(tmp_path / "Y") if not name.startswith("pseudo_labels/")} == models
     assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))
 
 
@@ -72,7 +72,7 @@ def test_a_start_from_another_folder_without_bundle_root_names_the_option(file, 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    network = VNet(1, 3, base_filters=4, norm="instance")
+    network = ResidualUNet(1, 3, widths=(4, 4, 4, 4), stem_stride=1, norm="instance")
     torch.save(network.state_dict(), tmp_path / "model.pt")
     return tmp_path / "model.pt"
 
@@ -90,9 +90,10 @@ def test_the_exported_torchscript_gives_the_networks_output(model, in_bundle_roo
         ckpt_file=str(model),
         meta_file=str(CONFIGS / "metadata.json"),
         config_file=str(CONFIGS / "inference.yaml"),
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
     )
-    network = VNet(1, 3, base_filters=4, norm="instance")
+    network = ResidualUNet(1, 3, widths=(4, 4, 4, 4), stem_stride=1, norm="instance")
     network.load_state_dict(torch.load(model, weights_only=True))
     network.eval()
     script, metadata, _ = monai.data.load_net_with_metadata(str(tmp_path / "model.ts"))

@@ -23,7 +23,7 @@ def test_a_cross_validation_trains_both_arms_of_each_fold(
         return subprocess.CompletedProcess(command, done.code)
 
     monkeypatch.setattr(runs.subprocess, "run", run)
-    keys = ("roi_size", "batch_labelled", "base_filters", "spacing", "precision", "device", "num_workers")
+    keys = ("roi_size", "batch_labelled", "widths", "norm", "spacing", "precision", "device", "num_workers")
     words = [word for key in keys for word in (f"--{key}", str(TINY[key]))]
     words += ["--bundle_root", str(ROOT), "--dataset_dir", str(tiny_demo), "--max_steps", "4"]
     files = ["train.yaml", "methods/self_training.yaml", "crossval.yaml"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests.volume_files import dicom_slices, oblique, save, stored_as, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,8 @@ def infer(make_workflow, tmp_path: Path, dataset_dir: Path, **overrides) -> dict
         workflow_type="infer",
         dataset_dir=str(dataset_dir),
         output_dir=str(tmp_path / "segmented"),
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
         spacing=[3.0, 3.0, 4.0],
         **overrides,
     ).run()
@@ -132,7 +133,7 @@ def test_cases_that_are_all_called_imaging_have_outputs_of_their_own(mixed, trai
 def test_channels_and_one_slice_come_back_as_label_volumes_of_the_same_grid(
     make_workflow, tmp_path, shape, channels, axcodes
 ):
-    network = VNet(channels, 4, base_filters=4, norm="instance")
+    network = ResidualUNet(channels, 4, widths=(4, 4, 4, 4), stem_stride=1, norm="instance")
     (tmp_path / "models").mkdir()
     torch.save(network.state_dict(), tmp_path / "models/model.pt")
     array, matrix = stored_as(volume(shape), oblique((3.0, 3.0, 4.0)), axcodes)

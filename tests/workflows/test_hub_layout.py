@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scripts.cli.commands import main
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,7 +71,7 @@ def test_a_bundle_goes_to_the_hub_and_comes_back_as_a_network(hub, shipped_weigh
         workflow_type="inference",
         device="cpu",
     )
-    network = VNet(1, 3, base_filters=8, norm="instance")
+    network = ResidualUNet(1, 3, (16, 32, 64, 128), stem_stride=1, norm="batch")
     network.load_state_dict(torch.load(shipped_weights, weights_only=True))
     image = torch.randn(1, 1, 16, 32, 32)
     with torch.no_grad():

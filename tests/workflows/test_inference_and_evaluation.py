@@ -72,7 +72,7 @@ def test_output_is_on_the_grid_of_an_oblique_anisotropic_input(
     folder.mkdir()
     nib.save(nib.Nifti1Image(image, affine), folder / "Case 1.v2.nii.gz")
     make_workflow(
-        *("inference.yaml", "datasets/demo.yaml"),
+        *("inference.yaml", "datasets/demo.yaml", "networks/vnet.yaml"),
         workflow_type="infer",
         dataset_dir=str(folder),
         ckpt_dir=str(bright_is_large_organ),
@@ -123,7 +123,7 @@ def test_preprocessing_of_inference_equals_that_of_training(dataset) -> None:
         "spacing",
         "intensity",
         "roi_size",
-        "base_filters",
+        "widths",
         "network_def",
         "window_size",
     ]
@@ -133,7 +133,7 @@ def test_preprocessing_of_inference_equals_that_of_training(dataset) -> None:
 
 def test_inference_has_all_required_properties(make_workflow, bright_is_large_organ, tiny_demo) -> None:
     workflow = make_workflow(
-        *("inference.yaml", "datasets/demo.yaml"),
+        *("inference.yaml", "datasets/demo.yaml", "networks/vnet.yaml"),
         workflow_type="infer",
         dataset_dir=str(tiny_demo / "images"),
         ckpt_dir=str(bright_is_large_organ),
@@ -145,7 +145,7 @@ def test_inference_has_all_required_properties(make_workflow, bright_is_large_or
 @pytest.mark.parametrize("missing", ["model", "images"])
 def test_missing_model_or_images_are_named(missing, make_workflow, bright_is_large_organ, tmp_path) -> None:
     workflow = make_workflow(
-        *("inference.yaml", "datasets/demo.yaml"),
+        *("inference.yaml", "datasets/demo.yaml", "networks/vnet.yaml"),
         workflow_type="infer",
         dataset_dir=str(tmp_path),
         ckpt_dir=str(tmp_path / "nothing" if missing == "model" else bright_is_large_organ),

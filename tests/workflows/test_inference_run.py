@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts.errors import root_user_error
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model.pt` and the same network as `model.ts`; what it says depends on the image."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    network = VNet(1, 4, base_filters=4, norm="instance").eval()
+    network = ResidualUNet(1, 4, widths=(4, 4, 4, 4), stem_stride=1, norm="instance").eval()
     torch.save(network.state_dict(), folder / "model.pt")
     torch.jit.trace(network, torch.zeros(1, 1, 32, 16, 16)).save(folder / "model.ts")
     return folder
@@ -45,7 +45,8 @@ def infer(make_workflow, models: Path, tmp_path: Path):
                 "dataset_dir": source if isinstance(source, list) else str(source),
                 "ckpt_dir": str(models),
                 "output_dir": str(tmp_path / name),
-                "base_filters": 4,
+                "widths": [4, 4, 4, 4],
+                "norm": "instance",
                 "roi_size": [32, 16, 16],
                 "spacing": [3.0, 3.0, 4.0],
                 "device": "cpu",
@@ -138,7 +139,8 @@ def test_the_run_and_the_evaluator_for_readers_of_bundles_say_the_same(infer, sc
         dataset_dir=str(scan),
         ckpt_dir=str(models),
         output_dir=str(tmp_path / "stock"),
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
         roi_size=[32, 16, 16],
         spacing=[3.0, 3.0, 4.0],
     )

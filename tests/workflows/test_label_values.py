@@ -15,7 +15,7 @@ import torch
 
 from scripts.cli.commands import main
 from scripts.errors import root_user_error
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACING = [1.0, 1.5, 4.0]
@@ -73,9 +73,9 @@ def test_a_model_learns_the_same_from_any_label_values(train, assert_same, tmp_p
 @pytest.fixture
 def first_class_everywhere(tmp_path: Path) -> Path:
     """A model that calls every voxel class 1."""
-    network = VNet(1, 3, base_filters=4, norm="instance")
-    torch.nn.init.zeros_(network.decoder.output.conv.weight)
-    network.decoder.output.conv.bias.data[:] = torch.tensor([0.0, 9.0, 0.0])
+    network = ResidualUNet(1, 3, widths=(4, 4, 4, 4), stem_stride=1, norm="instance")
+    torch.nn.init.zeros_(network.output.weight)
+    network.output.bias.data[:] = torch.tensor([0.0, 9.0, 0.0])
     (tmp_path / "models").mkdir()
     torch.save(network.state_dict(), tmp_path / "models/model.pt")
     return tmp_path / "models"
@@ -102,7 +102,8 @@ def test_inference_writes_the_files_own_values(values, dtype, first_class_everyw
         ckpt_dir=str(first_class_everywhere),
         label_names=["background", "first", "second"],
         label_values=values,
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
     ).run()
     written = nib.load(tmp_path / "out/a_seg.nii.gz")
     assert written.get_data_dtype() == dtype
@@ -136,7 +137,7 @@ def test_ignored_voxels_stay_what_they_are_through_every_transform(make_workflow
         "spacing": [1.25, 1.5, 2.0],
         "intensity": {"_target_": "Identityd", "keys": "image"},
     }
-    workflow = make_workflow("train.yaml", ignore_value=255, **data, **{"train#intensity_transforms": []})
+    workflow = make_workflow("train.yaml", ignore_value=255, restart=1, **data, **{"train#intensity_transforms": []})
     loader = iter(workflow.parser.get_parsed_content("train::dataloader"))
     seen = 0
     for _ in range(12):
@@ -160,7 +161,7 @@ def test_no_patch_is_centred_on_an_ignored_voxel(make_workflow, tmp_path) -> Non
         "train#spatial_transforms#1#prob": 0,
         "train#spatial_transforms#1#elastic_prob": 0,
     }
-    workflow = make_workflow("train.yaml", ignore_value=255, **data | options)
+    workflow = make_workflow("train.yaml", ignore_value=255, restart=1, **data | options)
     label = next(iter(workflow.parser.get_parsed_content("train::dataloader")))["label"]
     assert (label == -1).any(), "they may lie in a patch"
     assert (label[:, 0, 2, 2, 2] != -1).all()

@@ -63,15 +63,18 @@ def test_thirteen_classes_train_fill_the_memory_and_are_reported_one_by_one(orga
         "network_def": voxelwise_network(len(NAMES)),
         "feature_layer": "1",
         "feature_channels": 32,
+        "deep_layers": {},
+        "network_terms": {},
         "learning_rate": 0.05,
+        "learning_rate_curve#warmup": 5,
         "teacher_decay": 0.9,
         "batch_labelled": 2,
-        "max_steps": 80,
+        "max_steps": 120,
         "train#spatial_transforms#1#prob": 0,
         "train#spatial_transforms#1#elastic_prob": 0,
         "train#intensity_transforms": [],
     }
-    workflow = make_workflow("train.yaml", **options)
+    workflow = make_workflow("train.yaml", "methods/copy_paste_contrast.yaml", **options)
     loader = iter(workflow.parser.get_parsed_content("train::dataloader"))
     assert all(len(next(loader)["label"].unique()) < 14 for _ in range(3)), "every class is in every batch"
     workflow.run()

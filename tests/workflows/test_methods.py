@@ -102,6 +102,8 @@ def test_prototype_manager_adds_the_loss_of_the_methods_documents_manager(
     workflow = make_workflow(
         *("train.yaml", "methods/prototype_manager.yaml"),
         elements_per_class=400,
+        deep_layers={},
+        network_terms={},
         contrastive_weight=contrastive_weight,
         use_learned_selector=str(with_selectors).lower(),  # as a command line gives it
     )

@@ -44,7 +44,8 @@ def infer(make_workflow, image: Path, **overrides) -> None:
         *("inference.yaml", "datasets/demo.yaml"),
         workflow_type="infer",
         dataset_dir=str(image),
-        base_filters=4,
+        widths=[4, 4, 4, 4],
+        norm="instance",
         **{**TRAINED, **overrides},
     ).run()
 

@@ -22,7 +22,8 @@ from tests.recorded_runs import method_settings, train_and_record
 
 STEPS = 2
 SMALLER = {
-    "base_filters": 2,
+    "widths": [2, 2, 2, 2],
+    "norm": "instance",
     "roi_size": [32, 16, 16],
     "labelled_cases": 3,
     "validation_cases": 1,  # with the demo's own validation case, one for each rank
@@ -74,18 +75,6 @@ def test_two_ranks_take_the_steps_of_one_process_with_twice_the_batch(method, ti
     assert first["dice"] == second["dice"] == pytest.approx(one["dice"], abs=1e-6)
     if method not in WITHOUT_MEMORY:
         assert one["steps"][STEPS]["counts"].sum() > 0, "the memory must take part"
-
-
-def test_a_layer_may_be_the_feature_layer_and_deeply_supervised_on_two_ranks(tiny_demo, tmp_path) -> None:
-    term = {
-        "_target_": "scripts.losses.deep_supervision.DeepSupervisionTerm", "layers": "@deep_layers",
-        "channels": "$[@feature_channels]", "num_classes": "@num_classes",
-    }  # fmt: skip
-    more = {"deep_layers": {"decoder.stage1": 0.5}, "network_terms": {"deep_supervision": term}}
-    (one,) = record("supervised", 1, tiny_demo, tmp_path / "one", **more)
-    first, _ = record("supervised", 2, tiny_demo, tmp_path / "two", **more)
-    for step in range(1, STEPS + 1):
-        assert_same_up_to_rounding(first["steps"][step], one["steps"][step])
 
 
 def test_steps_in_parts_are_the_same_on_two_ranks(tiny_demo, tmp_path) -> None:
@@ -177,7 +166,7 @@ def train_in_own_folder(demo: Path, folders: Sequence[str], more: dict[str, Any]
     """The steps that this rank recorded, with outputs in a folder of its own."""
     own = Path(folders[int(os.environ["RANK"])])
     target = own.with_name(f"{own.name}.pt")
-    files, overrides, _, _ = arguments("train", 2, demo, own, **{"network_def::norm": "batch"}, **more)
+    files, overrides, _, _ = arguments("prototype", 2, demo, own, **{**more, "norm": "batch"})
     train_and_record(files, overrides, False, str(target) + "{rank}")
     return torch.load(f"{target}{os.environ['RANK']}")["steps"]
 

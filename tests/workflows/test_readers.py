@@ -15,7 +15,7 @@ from monai.bundle import run as run_bundle
 from monai.transforms import SaveImaged
 
 from scripts.cli.commands import main
-from scripts.networks.vnet import VNet
+from scripts.networks.residual_unet import ResidualUNet
 from tests.conftest import TINY
 from tests.volume_files import affine, save, volume
 
@@ -38,9 +38,9 @@ def unpacked(folder: Path, *words: str) -> Path:
 @pytest.fixture
 def demo_bundle(tmp_path: Path) -> Path:
     """The unpacked zip of a small model of the demo."""
-    torch.save(VNet(1, 4, base_filters=TINY["base_filters"], norm="instance").state_dict(), tmp_path / "model.pt")
+    torch.save(ResidualUNet(1, 4, TINY["widths"], stem_stride=1, norm="instance").state_dict(), tmp_path / "model.pt")
     files = str([str(ROOT / "configs/inference.yaml"), str(ROOT / "configs/datasets/demo.yaml")])
-    weights = ("--ckpt_file", str(tmp_path / "model.pt"), "--base_filters", str(TINY["base_filters"]))
+    weights = ("--ckpt_file", str(tmp_path / "model.pt"), "--widths", str(TINY["widths"]), "--norm", "instance")
     return unpacked(tmp_path, "--config_file", files, *weights)
 
 
@@ -121,7 +121,7 @@ def test_the_zips_training_goes_on_from_the_shipped_model_where_its_dataset_is_n
     shipped = torch.load(shipped_weights, weights_only=True)
     loader = {"_target_": "CheckpointLoader", "load_path": str(model), "load_dict": {"model": "$@network"}}
     handlers = ConfigParser.load_config_file(str(bundle / "configs/train.json"))["train"]["handlers"]
-    label_request(bundle, cases, [loader, *handlers], base_filters=8)
+    label_request(bundle, cases, [loader, *handlers], widths=[16, 32, 64, 128], norm="batch")
     trained = torch.load(model, weights_only=True)
     assert {key: value.shape for key, value in trained.items()} == {key: v.shape for key, v in shipped.items()}
     assert any(not torch.equal(trained[key], shipped[key]) for key in shipped)

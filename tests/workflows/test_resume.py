@@ -66,14 +66,13 @@ def test_self_training_resumes_exactly_after_its_restart(make_workflow, tmp_path
     """The resumed part begins after the restart and draws cases by the stored selection."""
     overrides = {
         "max_steps": 6, "save_interval": 4, "restart": 0.4, "unlabelled_start": 0.5, "learning_rate_curve::warmup": 1,
-        "base_filters": 2,
     }  # fmt: skip
-    files = ("train.yaml", "networks/residual_unet.yaml", "methods/self_training.yaml")
-    make_workflow(*files, widths=[8, 8, 8, 8], **overrides).run()
+    files = ("train.yaml", "methods/self_training.yaml")
+    make_workflow(*files, **overrides).run()
     last = tmp_path / "models/checkpoint_00000006.pt"
     first = torch.load(last, weights_only=True)
     last.unlink()
-    again = make_workflow(*files, widths=[8, 8, 8, 8], resume=True, **overrides)
+    again = make_workflow(*files, resume=True, **overrides)
     again.run()
     assert again.trainer.state.iteration == 6
     assert differences(first, torch.load(last, weights_only=True)) == []

@@ -39,7 +39,7 @@ def datalist(tiny_demo: Path, file: Path, labelled=(), unlabelled=()) -> dict:
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_split_trains(split, tiny_demo, make_workflow, tmp_path) -> None:
     options = datalist(tiny_demo, tmp_path / "list.json", **SPLITS[split])
-    workflow = make_workflow("train.yaml", **options, max_steps=2)
+    workflow = make_workflow("train.yaml", "methods/copy_paste.yaml", **options, max_steps=2)
     batch = next(iter(workflow.parser.get_parsed_content("train::dataloader")))
     assert len(batch["label"]) == 2
     assert len(batch["image"]) == (5 if SPLITS[split].get("unlabelled") else 2)

@@ -81,6 +81,8 @@ def test_another_network_trains_with_the_same_method_by_naming_a_layer(make_work
         feature_layer="up_layers.2.0",
         feature_channels=8,
         size_divisor=8,
+        deep_layers={},
+        network_terms={},
         max_steps=3,
     )
     workflow.run()
@@ -102,7 +104,8 @@ def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path
     assert workflow.trainer.state.iteration == 4
     assert validated == [2, 4]
     models = {path.name for path in (tmp_path / "models").iterdir()}
-    assert models == {"model.pt", "model_best.pt", "checkpoint_00000004.pt"}
+    weights = {"model.pt", "model_best.pt", "model_labels_only.pt", "checkpoint_00000004.pt"}
+    assert models == {*weights, "pseudo_labels", "run.json"}
     assert set(torch.load(tmp_path / "models/model.pt", weights_only=True)) == set(workflow.network_def.state_dict())
     assert list((tmp_path / "out/overlays").glob("*.png"))
     assert list((tmp_path / "out").glob("events.out.tfevents.*"))

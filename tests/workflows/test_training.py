@@ -96,6 +96,14 @@ def test_patch_sides_that_16_does_not_divide_train_and_validate(train) -> None:
     train(roi_size=[30, 27, 19], max_steps=2, val_interval=2)
 
 
+@pytest.mark.parametrize(("options", "restart"), [({}, 0.5), ({"batch_unlabelled": 0}, 1), ({"labelled_cases": 6}, 1)])
+def test_only_a_run_with_unlabelled_cases_starts_anew(options, restart, make_workflow) -> None:
+    content = make_workflow("train.yaml", **options).parser.get_parsed_content
+    assert content("restart") == restart
+    kinds = [type(each).__name__ for each in content("method_handlers") if each is not None]
+    assert kinds == ["MemoryBankUpdater", *(["SelfTraining"] if restart < 1 else [])]
+
+
 def test_a_run_ends_at_its_step_and_validates_on_the_way(make_workflow, tmp_path) -> None:
     workflow = make_workflow("train.yaml", max_steps=4, val_interval=2, **{"train::handlers::0::pictures": 1})
     validated = []

@@ -111,9 +111,13 @@ def write_bare_dicom(folder: Path, slices: list[DicomSlice], ending: str) -> Pat
 
 
 def write_other_dicom(folder: Path) -> Path:
-    """Write a DICOMDIR and RT structures, which begin as slices do and are none."""
+    """Write a DICOMDIR, RT structures and a segmentation, which begin as slices do and are none."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, storage in (("DICOMDIR", b"1.2.840.10008.1.3.10"), ("rt.dcm", b"1.2.840.10008.5.1.4.1.1.481.3\0")):
+    for name, storage in (
+        ("DICOMDIR", b"1.2.840.10008.1.3.10"),
+        ("rt.dcm", b"1.2.840.10008.5.1.4.1.1.481.3\0"),
+        ("seg.dcm", b"1.2.840.10008.5.1.4.1.1.66.4"),
+    ):
         element = b"\x02\0\x02\0UI" + len(storage).to_bytes(2, "little") + storage
         (folder / name).write_bytes(bytes(128) + b"DICM" + element)
     return folder

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
@@ -22,6 +23,8 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from scripts.data.cases import Case, images_of, with_name
+from scripts.data.checks.labels import absent_classes
+from scripts.data.labels import Tally
 from scripts.data.sizes import resampled_bytes, resampled_shape
 from scripts.data.spec import DatasetSpec
 from scripts.distributed.collectives import is_rank0, num_local_ranks
@@ -88,8 +91,20 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
     """
     if cache.takes_memory(data):
         with one_thread():
-            return MemoryCacheDataset(data, transform, copy_cache=False)
+            dataset = MemoryCacheDataset(data, transform, copy_cache=False)
+        _name_absent_classes(dataset, cache.dataset)
+        return dataset
     return DiskCacheDataset(data, transform, cache.directory)
+
+
+def _name_absent_classes(cached: CacheDataset, dataset: DatasetSpec) -> None:
+    """Warn about classes that no labelled case holds, where the cached items list the voxels of each class."""
+    key = "label_cls_indices"  # of MONAI's `ClassesToIndicesd`
+    items = [item[key] for item in cached._cache or () if isinstance(item, Mapping) and key in item]
+    counts = Counter({value: sum(len(item[c]) for item in items) for c, value in enumerate(dataset.values)})
+    if items and is_rank0():
+        for finding in absent_classes([Tally(whole=+counts)], dataset):
+            logger.warning(finding.sentence)
 
 
 class MemoryCacheDataset(CacheDataset):

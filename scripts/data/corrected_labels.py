@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
-from scripts.images.header import case_name
+from scripts.images.header import NRRD, case_name, ending_of
 
 logger = logging.getLogger("datalist")
 
@@ -40,7 +40,7 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files in any format, named like the cases; it need not exist.
+        folder: folder of label files in any format, named like the cases (a `.seg.nrrd` too); it need not exist.
 
     Returns:
         The cases; and findings about files that belong to no training case, and about cases with two files. A file for
@@ -49,8 +49,12 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     files = sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
     by_name: dict[str, list[Path]] = {}
     labels, others = image_files([file for file in files if file.is_file()])
+    known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     for file in labels:
-        by_name.setdefault(case_name(file), []).append(file)
+        name = case_name(file)
+        if name not in known and ending_of(file) in NRRD:
+            name = name.removesuffix(".seg")  # 3D Slicer saves segmentations as NAME.seg.nrrd
+        by_name.setdefault(name, []).append(file)
     others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
     if others:
         logger.warning(passed_over(others, folder))

@@ -34,11 +34,13 @@ class Grid:
         shape: size in voxels.
         spacing: mm.
         channels: total over all files of the image.
+        time_axis: whether the header calls the axis of the channels time.
     """
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
     channels: int
+    time_axis: bool = False
 
 
 @dataclass
@@ -119,7 +121,7 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
         progress: see `Progress`.
 
     Raises:
-        UserError: for an unreadable file, a single slice, cases with different numbers of channels, channels or labels
+        UserError: for an unreadable file, cases with different numbers of channels, channels or labels
             that are not on the grid of their image, or label values that are not whole numbers.
     """
     cases = [_open(case) for case in progress(roles.all, "reading headers")]
@@ -155,13 +157,10 @@ def _open(found: FoundCase) -> _Files:
 
 def _grid_of(case: _Files) -> Grid:
     headers = [image.header for image in case.images]
-    for header in headers:
-        if min(header.shape) < 2:
-            raise UserError(f"{header.path} is a single slice ({header.size} voxels): give 3D volumes.")
     for problem in channels_on_one_grid(headers):
         raise UserError(problem.sentence)
     ras = headers[0].in_ras()
-    return Grid(ras.shape, ras.spacing, sum(header.channels for header in headers))
+    return Grid(ras.shape, ras.spacing, sum(header.channels for header in headers), headers[0].time_axis)
 
 
 def _check_channels(cases: Sequence[_Files], grids: Sequence[Grid]) -> None:

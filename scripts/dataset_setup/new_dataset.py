@@ -68,6 +68,12 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     held = [values - {plan.label_values[0], ignore_value} for values in fingerprint.labels.files]
     names = dict(zip(plan.label_values, plan.label_names, strict=True))
     roles.notes += [finding.sentence for finding in never_together(held, names)]
+    grid = fingerprint.grids[0]
+    if grid.time_axis and len(description.channel_names) != grid.channels:
+        roles.notes.append(
+            f"{roles.all[0].images[0]} is a time series by its header: its {grid.channels} time points are taken as "
+            "the channels of one image. If each point is a scan of its own, split the files."
+        )
     show(table_of(request.folder.absolute(), source, fingerprint, roles, plan) + "\n")
     _write(request, roles, plan, home, config, show)
     return config

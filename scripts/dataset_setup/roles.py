@@ -204,7 +204,8 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
         further = request.unlabelled.absolute()  # may be inside the dataset's folder; its labels are not used
         images = [path for path in images if not (folder / path).is_relative_to(further)]
         labels = [path for path in labels if not (folder / path).is_relative_to(further)]
-        images += [str(further / path) for path in split_roles(_images_below(further, request.exclude, notes))[0]]
+        told: list[str] = notes if not further.is_relative_to(folder) else []  # its other files are counted already
+        images += [str(further / path) for path in split_roles(_images_below(further, request.exclude, told))[0]]
     cases = pair(images, labels, request.channels)
     if not request.keep_lookalikes:
         refuse_shared_names(cases)

@@ -81,6 +81,20 @@ def split_series(path: str | Path) -> tuple[str, str | None]:
     return str(path), None
 
 
+DRAWN = {STORAGE + "66.4": "a DICOM segmentation (SEG)", STORAGE + "481.3": "DICOM structures (RTSTRUCT)"}
+"""Storage classes of files that hold drawn structures, which are not read."""
+
+
+def drawn_structures(file: Path) -> str | None:
+    """What a file is, in words, if it is a DICOM file of segmented or drawn structures; otherwise `None`."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4096)
+    except OSError:
+        return None
+    return DRAWN.get(_storage_class(head)) if head[128:132] == b"DICM" else None
+
+
 def looks_like_slice(file: Path) -> bool:
     """Whether a file is a DICOM slice, judged by its first bytes and its name; a damaged slice counts.
 
@@ -142,6 +156,9 @@ def chosen_series(path: str) -> list[Slice]:
     folder, uid = split_series(path)
     slices = _slices(Path(folder))
     if not slices:
+        drawn = next(filter(None, map(drawn_structures, filter(Path.is_file, Path(folder).iterdir()))), None)
+        if drawn:
+            raise UserError(f"{folder} holds {drawn}, which is not read: convert it to a NIfTI or NRRD label file.")
         raise UserError(f"{folder} contains no DICOM slices: give the folder that directly contains the slices.")
     series: dict[str, list[Slice]] = {}
     for each in slices:

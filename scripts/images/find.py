@@ -15,7 +15,7 @@ from typing import Any
 
 from scripts.errors import UserError
 from scripts.files import read_text
-from scripts.images.dicom_slices import looks_like_slice, split_series
+from scripts.images.dicom_slices import drawn_structures, looks_like_slice, split_series
 from scripts.images.header import PAIR, case_name, ending_of
 from scripts.images.read import exists
 
@@ -120,7 +120,13 @@ def passed_over(files: Sequence[Path], folder: Path) -> str:
     """A sentence that counts files by ending."""
     endings = Counter("".join(file.suffixes[-1 - (file.suffix == ".gz") :]).lower() or "no ending" for file in files)
     counted = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
-    return f"{len(files)} files below {folder} have no format that is read and are passed over: {counted}."
+    drawn = sum(drawn_structures(file) is not None for file in files)
+    hint = (
+        f" {drawn} of them hold DICOM structures (SEG, RTSTRUCT): convert these to NIfTI or NRRD labels."
+        if drawn
+        else ""
+    )
+    return f"{len(files)} files below {folder} have no format that is read and are passed over: {counted}.{hint}"
 
 
 def image_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -78,6 +78,7 @@ class VolumeHeader:
         oriented: whether the file states the directions of its axes; if not, they are assumed to be L, P, S, as in
             DICOM and ITK.
         segments: names that the file gives to its label values (3D Slicer); empty for other files.
+        time_axis: whether the header calls the axis of the channels time (NIfTI).
     """
 
     path: str
@@ -87,6 +88,7 @@ class VolumeHeader:
     dtype: str
     oriented: bool
     segments: Mapping[int, str] = field(default_factory=dict)
+    time_axis: bool = False
 
     @property
     def spacing(self) -> tuple[float, float, float]:

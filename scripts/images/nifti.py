@@ -4,17 +4,51 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
 import numpy as np
 
 from scripts.errors import UserError
-from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader, in_lower_case, shape_and_channels
+from scripts.images.header import (
+    LPS_TO_RAS,
+    MGH,
+    NIFTI,
+    PAIR,
+    ReadVoxels,
+    VolumeHeader,
+    ending_of,
+    shape_and_channels,
+)
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 """Factors for the other units of length in a header; nibabel does not convert them."""
+
+
+@contextmanager
+def _named_by_content(path: str) -> Iterator[str]:
+    """Yield the path, or a temporary link whose ending says whether the data are compressed, as nibabel needs it.
+
+    Some programs leave out the compression and keep `.nii.gz`; the first two bytes tell.
+    """
+    ending = ending_of(path)
+    if ending is None or ending in PAIR:
+        yield path
+        return
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    right = NIFTI[not packed] if ending in NIFTI else MGH[not packed]
+    if path.endswith(right):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder, f"image{right}")
+        link.symlink_to(Path(path).resolve())
+        yield str(link)
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
@@ -23,7 +57,7 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     Raises:
         UserError: for colours, complex numbers, or axes that do not form a volume.
     """
-    with in_lower_case(path) as file:
+    with _named_by_content(path) as file:
         image = nibabel.load(file)
     stored, kind = image.get_data_dtype(), type(image)
     if stored.fields is not None or stored.kind == "c":
@@ -36,13 +70,20 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
 
     def voxels() -> np.ndarray:
-        with in_lower_case(path) as file:
+        with _named_by_content(path) as file:
             compressed = file.endswith((".gz", ".mgz"))
             array = _read_to_the_end(file, kind) if compressed else np.asanyarray(nibabel.load(file).dataobj)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch does not support big-endian numbers
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 
-    return VolumeHeader(path, shape, channels, affine, stored.newbyteorder("=").name, oriented), voxels
+    dtype = stored.newbyteorder("=").name
+    return VolumeHeader(path, shape, channels, affine, dtype, oriented, time_axis=_has_time_axis(image)), voxels
+
+
+def _has_time_axis(image: Any) -> bool:
+    """Whether the fourth axis has a unit of time. Some programs write one for channels too."""
+    units = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else ""
+    return len(image.shape) > 3 and image.shape[3] > 1 and units in ("sec", "msec", "usec")
 
 
 def _is_oriented(path: str, header: Any) -> bool:
@@ -67,7 +108,7 @@ def header_with_grid_of(path: str) -> nibabel.Nifti1Header | None:
         The header; `None` for a 2D picture with an orientation, because its matrices do not describe a volume, and for
         Analyze, which has no such fields.
     """
-    with in_lower_case(path) as file:
+    with _named_by_content(path) as file:
         image = nibabel.load(file)
     given = image.header
     if "sform_code" not in given:

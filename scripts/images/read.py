@@ -18,6 +18,7 @@ import numpy as np
 from scripts.errors import UserError
 from scripts.images import dicom, nifti
 from scripts.images import itk as itk_format
+from scripts.images.dicom_slices import drawn_structures
 from scripts.images.header import ENDINGS, MGH, NIFTI, PAIR, ReadVoxels, VolumeHeader, ending_of
 
 __all__ = ["ENDINGS", "Volume", "VolumeHeader", "ending_of", "exists", "open_volume", "read_header", "read_volume"]
@@ -70,6 +71,8 @@ def open_volume(path: str | Path) -> Volume:
             header, voxels = nifti.open_volume(path)
         elif ending_of(path) is not None:
             header, voxels = itk_format.open_volume(path)
+        elif drawn := drawn_structures(Path(path)):
+            raise UserError(f"{path} is {drawn}, which is not read: convert it to a NIfTI or NRRD label file.")
         else:
             raise UserError(
                 f"{path} has no known image format: give a file ending in {', '.join(ENDINGS)}, or a folder of DICOM "

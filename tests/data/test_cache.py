@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset
-from monai.transforms import Compose, Lambdad, LoadImaged, ShiftIntensityd
+from monai.transforms import ClassesToIndicesd, Compose, Lambdad, LoadImaged, ShiftIntensityd
 
 from scripts.data.cache import MEMORY_SHARE, DiskCacheDataset, VolumeCache, _fingerprint, cached_dataset
 from scripts.data.patches import RandPatchd
 from scripts.data.spec import DatasetSpec
+from scripts.data.transforms import LabelsToClassesd
 from scripts.errors import UserError
 from tests.volume_files import save
 
@@ -77,7 +79,7 @@ def test_auto_takes_the_disk_where_memory_gets_short_and_says_so(case, memory, c
 
 FAILS = """
 import torch
-from monai.transforms import Compose, Lambdad
+from monai.transforms import ClassesToIndicesd, Compose, Lambdad
 from scripts.data.cache import cached_dataset
 
 class Memory:
@@ -190,3 +192,18 @@ def test_a_training_is_the_same_with_either_cache(train, assert_same, tmp_path) 
     memory = train(name="memory", cache="memory", **options)
     assert_same(memory, train(name="disk", cache="disk", cache_dir=str(tmp_path / "c"), num_workers=2, **options))
     assert len(list((tmp_path / "c").iterdir())) == 7, "2 labelled, 4 unlabelled, 1 validation case"
+
+
+@pytest.mark.parametrize(
+    ("voxels", "values", "absent"),
+    [([0, 1, 1, 0], None, ["2"]), ([0, 255, 255, 7], [0, 255, 7], []), ([0, 0, 0, 0], [0, 3, 9], ["3", "9"])],
+)
+def test_a_class_that_no_labelled_case_holds_is_named_when_volumes_are_loaded(voxels, values, absent, caplog) -> None:
+    dataset = DatasetSpec("", label_names=["air", "bone", "vessel"], label_values=values, spacing=[1.0, 1.0, 1.0])
+    label = torch.tensor(voxels).reshape(1, 4, 1, 1)
+    steps = Compose([LabelsToClassesd("label", dataset), ClassesToIndicesd("label", num_classes=3)])
+    cache = SimpleNamespace(takes_memory=lambda cases: True, dataset=dataset)
+    with caplog.at_level("WARNING", logger="cache"):
+        cached_dataset([{"label": label}, {"label": torch.zeros_like(label)}], steps, cache)
+    named = [re.search(r"the value (\d+) of the class", record.getMessage())[1] for record in caplog.records]
+    assert named == absent

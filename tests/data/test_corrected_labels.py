@@ -35,6 +35,18 @@ def test_cases_with_a_file_are_appended_to_the_labelled_ones(lists, tmp_path) ->
     assert (found.validation, found.test) == (lists.validation, lists.test)
 
 
+@pytest.mark.parametrize("name", ["c.seg.nrrd", "c.seg.nhdr", "c.nrrd", "c.mha"])
+def test_a_segmentation_saved_by_3d_slicer_has_the_name_of_its_case(lists, tmp_path, name) -> None:
+    found, findings = with_corrected_labels(lists, touch(tmp_path, name))
+    assert findings == [] and found.labelled[-1] == {"image": "/d/c.nii.gz", "case": "c", "label": f"{tmp_path}/{name}"}
+
+
+def test_a_case_that_is_itself_called_seg_keeps_its_name(tmp_path) -> None:
+    lists = CaseLists(cases("a", label=True), cases("b", "b.seg"))
+    found, findings = with_corrected_labels(lists, touch(tmp_path, "b.seg.nrrd"))
+    assert findings == [] and [case["case"] for case in found.labelled] == ["a", "b.seg"]
+
+
 def test_without_files_nothing_changes(lists, tmp_path) -> None:
     assert with_corrected_labels(lists, tmp_path / "nowhere") == (lists, [])
     assert with_corrected_labels(lists, tmp_path) == (lists, [])
@@ -44,7 +56,7 @@ def test_a_file_for_a_case_with_a_label_is_ignored(lists, tmp_path) -> None:
     assert with_corrected_labels(lists, touch(tmp_path, "a.nii.gz", "v.nii.gz")) == (lists, [])
 
 
-@pytest.mark.parametrize("name", ["b_seg.nii.gz", "t.nii.gz", "B.nii.gz"])
+@pytest.mark.parametrize("name", ["b_seg.nii.gz", "b.seg.nii.gz", "x.seg.nrrd", "t.nii.gz", "B.nii.gz"])
 def test_a_file_without_the_name_of_a_training_case_is_an_error(name, lists, tmp_path) -> None:
     _, (finding,) = with_corrected_labels(lists, touch(tmp_path, name))
     assert finding.kind is Kind.BAD_ENTRY and name in finding.sentence

@@ -130,6 +130,13 @@ def test_uneven_spacing_is_refused_and_not_averaged(tmp_path, slices, shift):
     assert "uneven" in refusal(write_dicom(tmp_path / "scan", slices))
 
 
+@pytest.mark.parametrize(("first", "factor"), [(6, 2), (7, 3), (4, 2)])
+def test_a_series_that_changes_its_spacing_is_uneven_and_misses_no_slice(tmp_path, slices, first, factor):
+    for k, each in enumerate(slices):
+        each.position[2] = 2.5 * (k + (factor - 1) * max(0, k - first))
+    assert "uneven" in refusal(write_dicom(tmp_path / "scan", slices))
+
+
 def test_slowly_growing_gaps_are_uneven(tmp_path, slices):
     for k, each in enumerate(slices):
         each.position[2] = 2.5 * k + 0.01 * k**2

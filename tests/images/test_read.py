@@ -15,7 +15,7 @@ import pytest
 
 from scripts.errors import UserError
 from scripts.images.read import read_header, read_volume
-from tests.volume_files import LPS_TO_RAS, affine, oblique, save, stored_as, volume
+from tests.volume_files import LPS_TO_RAS, affine, oblique, save, stored_as, volume, write_other_dicom
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 CHANNELS = np.arange(2 * 4 * 3 * 5, dtype=np.int16).reshape(2, 4, 3, 5)  # (C, X, Y, Z)
@@ -371,3 +371,28 @@ def test_analyze_does_not_state_directions(tmp_path):
     header, voxels = read_volume(tmp_path / "a.img")
     np.testing.assert_array_equal(voxels[0], volume())
     assert (header.oriented, header.spacing, header.axcodes) == (False, (1.5, 2.0, 2.5), "LPS")
+
+
+@pytest.mark.parametrize(
+    ("written", "named"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii"), ("a.nii", "b.NII.GZ"), ("a.mgh", "b.mgz")]
+)
+def test_data_are_unpacked_by_their_first_bytes_whatever_the_name_says(tmp_path, written, named):
+    image = nibabel.MGHImage if written.endswith("mgh") else nibabel.Nifti1Image
+    nibabel.save(image(volume().astype(np.float32), affine()), tmp_path / written)
+    (tmp_path / written).rename(tmp_path / named)
+    header, voxels = read_volume(tmp_path / named)
+    assert header.path == str(tmp_path / named)
+    np.testing.assert_array_equal(voxels[0], volume())
+    np.testing.assert_allclose(header.affine, affine(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rt.dcm", "seg.dcm"])
+def test_dicom_structures_are_named_as_what_they_are(tmp_path, name):
+    write_other_dicom(tmp_path)
+    for place in (tmp_path / name, tmp_path / "alone"):
+        if place.name == "alone":
+            place.mkdir()
+            (tmp_path / name).rename(place / name)
+        with pytest.raises(UserError, match=r"RTSTRUCT|SEG") as caught:
+            read_header(place)
+        assert str(place) in str(caught.value)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders in forms that users have: time series, single slices, scaled labels, files that are no images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.scan_folder import refusal
+from tests.volume_files import affine, write_other_dicom
+
+SHAPE = (20, 18, 12)
+
+
+def write(path: Path, array: np.ndarray, time_unit: str | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, affine())
+    image.header.set_xyzt_units("mm", time_unit)
+    nib.save(image, path)
+
+
+def cases(folder: Path, shape=SHAPE, points: int = 1, time_unit: str | None = None, number: int = 5) -> Path:
+    """Labelled cases with one structure; images of several points have a fourth axis."""
+    draw = np.random.default_rng(0)
+    for n in range(number):
+        label = np.zeros(shape, np.uint8)
+        label[tuple(slice(side // 4, max(side // 2, side // 4 + 1)) for side in shape)] = 1
+        image = label + draw.normal(0, 0.2, shape)
+        series = image if points == 1 else np.stack([image + k for k in range(points)], axis=-1)
+        write(folder / f"imagesTr/a{n}.nii.gz", series.astype(np.float32), time_unit)
+        write(folder / f"labelsTr/a{n}.nii.gz", label)
+    return folder
+
+
+@pytest.mark.parametrize(("unit", "points"), [("sec", 10), ("msec", 3), ("usec", 2)])
+def test_a_time_series_is_called_one(tmp_path, run, unit, points) -> None:
+    settings, _, text = run(cases(tmp_path / "data", points=points, time_unit=unit))
+    assert settings["in_channels"] == points
+    assert "time series" in text and f"{points} time points" in text
+
+
+@pytest.mark.parametrize(("unit", "points"), [(None, 3), ("hz", 3), ("sec", 1)])
+def test_channels_without_a_unit_of_time_are_channels(tmp_path, run, unit, points) -> None:
+    assert "time series" not in run(cases(tmp_path / "data", points=points, time_unit=unit))[2]
+
+
+def test_named_channels_are_no_time_series(tmp_path, run) -> None:
+    folder = cases(tmp_path / "data", points=2, time_unit="sec")
+    (folder / "dataset.json").write_text(
+        '{"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "a"}}'
+    )
+    assert "time series" not in run(folder)[2]
+
+
+@pytest.mark.parametrize("shape", [(40, 36, 1), (1, 40, 36)])
+def test_single_slices_are_taken_as_in_training(tmp_path, run, shape) -> None:
+    settings, found, _ = run(cases(tmp_path / "data", shape))
+    assert len(found.labelled) == 4 and all(side >= 1 for side in settings["roi_size"])
+
+
+@pytest.mark.parametrize(("slope", "value"), [(0.988, "0.988"), (1.01, "1.01")])
+def test_values_that_a_slope_makes_are_refused_with_the_way_out(tmp_path, run, slope, value) -> None:
+    folder = cases(tmp_path / "data")
+    label = nib.load(folder / "labelsTr/a0.nii.gz")
+    scaled = nib.Nifti1Image(np.asarray(label.dataobj, np.float32) * slope, label.affine)
+    nib.save(scaled, folder / "labelsTr/a0.nii.gz")
+    message = refusal(run, folder)
+    assert value in message and "a0.nii.gz" in message and "slope" in message
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_files_that_are_passed_over_are_counted_once_for_each_folder(tmp_path, run, inside) -> None:
+    folder = cases(tmp_path / "data")
+    more = (folder if inside else tmp_path) / "more"
+    write(more / "b.nii.gz", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32))
+    (more / "c.mnc").touch()
+    assert run(folder, unlabelled=more)[2].count("1 .mnc") == 1
+
+
+def test_dicom_structures_among_the_files_are_named(tmp_path, run) -> None:
+    folder = cases(tmp_path / "data")
+    write_other_dicom(folder / "labelsTr")
+    text = run(folder)[2]
+    assert "2 of them" in text and "RTSTRUCT" in text

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any
 from scripts.crossval.estimate import RESULT
 from scripts.errors import UserError, first_line
 from scripts.evaluation.comparison import compare_dice, mean_per_case, read_dice
+from scripts.evaluation.metrics import overlap_metrics
 from scripts.report.advice import advice
 from scripts.report.cases import ReportCase, find_candidates, structures_of
 from scripts.report.measures import StructureMeasures, agreement, measure
-from scripts.report.pictures import draw_case
+from scripts.report.pictures import CaseVolumes, draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
 from scripts.report.training import course_of, training_facts
 
@@ -149,12 +151,27 @@ def _case(
         return content
     try:
         volumes = case.load(with_image=pictured)
+        _check_dice(case, volumes)
         measured[case.name] = measure(volumes, list(case.values))
         if pictured:
             content["planes"] = [_with_words(plane) for plane in draw_case(volumes, bytes_left)]
     except UserError as error:  # a file that was moved since: the other cases do not depend on it
         content["problem"] = str(error)
     return content
+
+
+def _check_dice(case: ReportCase, volumes: CaseVolumes) -> None:
+    """Refuse pictures beside numbers of another evaluation, which may have been written into the same folder since."""
+    for index, name in enumerate(case.values, start=1):
+        row = next((row for row in case.rows if row["class"] == name and row["dice"]), None)
+        if row is None or volumes.reference is None:
+            continue
+        dice, _ = overlap_metrics(volumes.prediction == index, volumes.reference == index)
+        if not math.isclose(dice, float(row["dice"]), abs_tol=1e-6):
+            raise UserError(
+                f"{case.prediction} belongs to another evaluation than metrics.csv, which has a Dice of {row['dice']} "
+                f"where its {name} has {dice:.4f}: run `evaluate` again."
+            )
 
 
 def _candidates(folder: Path) -> list[dict[str, Any]]:

@@ -116,6 +116,16 @@ def test_a_case_whose_files_are_gone_says_so_and_the_others_are_shown(tmp_path: 
     assert any("images/0.nii.gz" in word for word in page.words)
 
 
+def test_pictures_of_an_earlier_evaluation_are_not_shown_beside_new_numbers(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path, ["a", "b"])
+    text = (folder / "metrics.csv").read_text()
+    dice = next(row["dice"] for row in csv_rows(folder / "metrics.csv") if row["case"] == "b")
+    (folder / "metrics.csv").write_text(text.replace(f",{dice},", ",0.5,"))
+    page = report_of(folder)
+    assert len(page.all("image")) == 3
+    assert any("1_prediction.nii.gz" in word for word in page.words)
+
+
 def test_500_cases_fit_by_a_sample_that_the_page_names(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path, [f"case {n}" for n in range(500)], shape=(12, 10, 6), distinct=5)
     path = write_report(folder)

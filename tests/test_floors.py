@@ -11,7 +11,7 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FLOORS = [
-    {"errors", "files", "seeding"},
+    {"errors", "files", "progress", "seeding"},
     {"networks", "images", "distributed", "evaluation"},
     {"prototypes"},
     {"losses", "data"},

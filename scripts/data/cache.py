@@ -20,7 +20,6 @@ from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
-from tqdm import tqdm
 
 from scripts.data.cases import Case, images_of, with_name
 from scripts.data.checks.labels import absent_classes
@@ -32,6 +31,7 @@ from scripts.distributed.threads import one_thread
 from scripts.errors import UserError
 from scripts.files import save_atomically
 from scripts.images.read import read_header
+from scripts.progress import open_bar
 
 logger = logging.getLogger("cache")
 
@@ -116,7 +116,7 @@ class MemoryCacheDataset(CacheDataset):
 
     def _fill_cache(self, indices: Sequence[int] = ()) -> list:
         # Closed in case of an error too: an open bar would be drawn again below the error's sentence.
-        with tqdm(indices, desc="Loading dataset", disable=not indices) as bar:
+        with open_bar(indices, desc="Loading dataset", disable=not indices) as bar:
             return [self._load_cache_item(index) for index in bar]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from tqdm import tqdm
+from scripts.progress import open_bar
 
 FLOAT32, INT8 = 4, 1  # bytes
 
@@ -39,4 +39,4 @@ Progress = Callable[[Iterable, str], Iterable]
 
 def progress_bar(items: Iterable, title: str) -> Iterable:
     """Show a progress bar on stderr."""
-    return tqdm(items, desc=title, unit="case", leave=False)
+    return open_bar(items, desc=title, unit="case", leave=False)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file, output_names
 from scripts.inference.outputs import SegmentationWriter
 from scripts.inference.segmenter import Segmentation, Segmenter
+from scripts.progress import open_bar
 
 logger = logging.getLogger("inference")
 
@@ -75,7 +75,7 @@ def each_case(
         The cases that failed.
     """
     failures = []
-    with tqdm(cases, desc=title, unit="case") as bar:
+    with open_bar(cases, desc=title, unit="case") as bar:
         for image, name in bar:
             bar.set_postfix_str(name, refresh=True)
             try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from scripts.distributed.collectives import num_ranks
 from scripts.errors import first_line, is_out_of_memory
 from scripts.losses.base import LossTerm, WeightedLoss
+from scripts.progress import open_bar
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.seeding import derive_seed, seed_generators
 
@@ -220,9 +220,7 @@ class RunProgressBar:
         """Show the step that was just done."""
         step = engine.state.iteration
         if self.bar is None:
-            # In a log file a line every half minute says enough.
-            interval = 0.5 if sys.stderr.isatty() else 30.0
-            self.bar = tqdm(total=self.max_steps, initial=step - 1, unit="step", mininterval=interval, desc="training")
+            self.bar = open_bar(total=self.max_steps, initial=step - 1, unit="step", mininterval=0.5, desc="training")
         parts = {
             name.removeprefix("Loss/"): value
             for name, value in self.loss.scalars(engine.state.output[0][Keys.LOSS]).items()

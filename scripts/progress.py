@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress bars that become plain lines in a log file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from ignite.engine import Engine
+
+LINE_SECONDS = 30.0
+"""Least time between two lines of a bar where the output is no terminal."""
+
+PLAIN = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+CONTROL = re.compile(r"[\r\n]|\x1b\[[0-9;]*[A-Za-z]")
+
+
+class PlainLines:
+    """A text file that gets each state of a bar as a line, without carriage returns and cursor movements.
+
+    Args:
+        file: where the lines go.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write the text as a line, if anything is left of it."""
+        line = CONTROL.sub("", text).rstrip()
+        if line:
+            self.file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()
+
+
+def open_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """A bar of tqdm on stderr; where that is no terminal, at most a line every `LINE_SECONDS`, and one at the end.
+
+    Args:
+        iterable: what is passed on, item by item, if anything.
+        options: arguments of tqdm; those about the look and the pace hold for a terminal only.
+    """
+    if not sys.stderr.isatty():
+        # With a delay, tqdm shows nothing before the first step.
+        options |= {"file": PlainLines(sys.stderr), "mininterval": LINE_SECONDS, "delay": 1e-9, "bar_format": PLAIN}
+    return tqdm(iterable, **options)
+
+
+class CaseProgress:
+    """Show how many cases an evaluator has done. ignite's `ProgressBar` would write a line for each in a log file.
+
+    Args:
+        desc: what is done.
+    """
+
+    def __init__(self, desc: str) -> None:
+        self.desc = desc
+        self.bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Open when `engine` starts, move after each iteration, close at the end or at an error."""
+        from ignite.engine import Events  # here, because most users of this module need no engine
+
+        engine.add_event_handler(Events.STARTED, self.open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def open(self, engine: Engine) -> None:
+        """Begin the line."""
+        self.bar = open_bar(total=engine.state.epoch_length, desc=self.desc, unit="case")
+
+    def move(self, engine: Engine) -> None:
+        """Count a case."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def close(self, engine: Engine) -> None:
+        """Finish the line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        """Finish the line and let the error go on."""
+        self.close(engine)
+        raise error

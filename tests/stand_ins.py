@@ -32,7 +32,12 @@ def case(config: dict, seed: int) -> tuple[list[np.ndarray], np.ndarray]:
     low, high = (config["intensity"].get(key, default) for key, default in (("a_min", 0), ("a_max", 400)))
     bright = low + (high - low) * (classes + 1) / (count + 1)
     channels = [bright * (1 + 0.1 * k) + draw.normal(0, 5, SHAPE) for k in range(config["in_channels"])]
-    return [channel.astype(np.int16) for channel in channels], np.asarray(values)[classes].astype(np.uint8)
+    label = np.zeros(SHAPE, np.uint8)
+    for c, value in enumerate(values):
+        # A class of several values has each of them, in slices of its own.
+        stored = value if isinstance(value, list) else [value]
+        label[classes == c] = np.broadcast_to(np.resize(stored, SHAPE[2]), SHAPE)[classes == c]
+    return [channel.astype(np.int16) for channel in channels], label
 
 
 def listed(folder: Path, config: dict) -> None:
@@ -71,10 +76,10 @@ def decathlon(folder: Path, config: dict) -> None:
 
 def brats(folder: Path, config: dict) -> None:
     """HGG and LGG, a folder for each case, four contrasts and `_seg` in it."""
-    for n in range(5):
+    for n in range(5 if config["in_channels"] == 4 else 65):
         name = f"BraTS19_TST_{n}_1"
         home = folder / ("HGG" if n < 3 else "LGG") / name
-        channels, label = case(config, n)
+        channels, label = case({**config, "in_channels": 4}, n)
         for contrast, array in zip(("t1", "t1ce", "t2", "flair"), channels, strict=True):
             save(home / f"{name}_{contrast}.nii.gz", array, affine_of(config))
         save(home / f"{name}_seg.nii.gz", label, affine_of(config))
@@ -108,6 +113,7 @@ LAYOUTS = {
     "spleen": decathlon,
     "pancreas": decathlon,
     "brats2019": brats,
+    "brats2019_whole": brats,
     "btcv": numbered("img/img{:04d}.nii.gz", "label/label{:04d}.nii.gz", 5),
     "nih_pancreas": numbered("images/{:04d}.nii.gz", "labels/label{:04d}.nii.gz", 22),
     "left_atrium_full": challenge,

@@ -101,7 +101,14 @@ def _are_two_texts(value: Any) -> bool:
 
 
 def _are_label_values(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) >= 2 and all(map(_is_whole, value)) and _differ(value)
+    if not isinstance(value, list | tuple) or len(value) < 2 or any(each in ([], ()) for each in value):
+        return False
+    values = [v for each in value for v in (each if isinstance(each, list | tuple) else [each])]
+    return all(map(_is_whole, values)) and _differ(values)
+
+
+def _are_regions(value: Any) -> bool:
+    return isinstance(value, Mapping) and _are_texts(list(value)) and all(map(_are_texts, value.values()))
 
 
 def _are_weights(value: Any) -> bool:
@@ -124,6 +131,7 @@ IMAGES = Rule(
     lambda v: _is_text(v) or (isinstance(v, list | tuple) and all(_is_text(item) or _are_texts(item) for item in v)),
 )
 SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # a command line gives strings
+LABEL_VALUES = Rule("a list of at least two different whole numbers or lists of them", _are_label_values)
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 
 RULES: dict[str, Rule] = {
@@ -170,8 +178,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
     "runs": _or_null(Rule("a list of two paths, such as ['outputs/a','outputs/b']", _are_two_texts)),
     "comparison_dir": _or_null(FOLDER),
-    "predictions": Rule("the path of a folder of label volumes", _is_text),
-    "prediction_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
+    "predictions": _or_null(Rule("the path of a folder of label volumes", _is_text)),
+    "regions": _or_null(Rule("a mapping from names to lists of names of classes", _are_regions)),
+    "prediction_values": _or_null(LABEL_VALUES),
     "initial_weights": _or_null(Rule("the path of a file with weights", _is_text)),
     "crossval_dir": FOLDER,
     "folds": _or_null(_whole(2)),
@@ -187,7 +196,7 @@ RULES: dict[str, Rule] = {
         lambda v: _three(v, lambda x: _is_whole(x) and x >= 1),
     ),
     "label_names": Rule("a list of at least two different names, background first", _are_names),
-    "label_values": _or_null(Rule("a list of at least two different whole numbers", _are_label_values)),
+    "label_values": _or_null(LABEL_VALUES),
     "class_weights": _or_null(
         Rule("a list with a number of at least 0 for each class, background first", _are_weights)
     ),

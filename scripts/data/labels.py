@@ -97,21 +97,49 @@ def value_text(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.7g}"
 
 
+LabelValues = Sequence[int | Sequence[int]]
+"""Value of each class in label files; a class with several values is their union."""
+
+
 def declared_values(
-    num_classes: int, label_values: Sequence[int] | None = None, ignore_value: int | None = None
+    num_classes: int, label_values: LabelValues | None = None, ignore_value: int | None = None
 ) -> list[int]:
-    """Return the label value of each class, after checking the dataset's declarations.
+    """Return the value of each class that is written, the first of `merged_values`.
+
+    Args:
+        num_classes: see `merged_values`.
+        label_values: see `merged_values`.
+        ignore_value: see `merged_values`.
+
+    Raises:
+        UserError: as `merged_values`.
+    """
+    return [values[0] for values in merged_values(num_classes, label_values, ignore_value)]
+
+
+def merged_values(
+    num_classes: int, label_values: LabelValues | None = None, ignore_value: int | None = None
+) -> list[list[int]]:
+    """Return the values of each class in label files, after checking the dataset's declarations.
 
     Args:
         num_classes: K, background included.
-        label_values: value of each class in the label files; `None` for 0, 1, ..., K - 1.
+        label_values: value of each class, or a list of values that are one class; `None` for 0, 1, ..., K - 1.
         ignore_value: value of voxels to ignore; `None` for none.
 
     Raises:
-        UserError: if `label_values` are not K different whole numbers up to `LARGEST_VALUE`, or `ignore_value` is not
-            such a number or is the value of a class.
+        UserError: if `label_values` are not K classes of different whole numbers up to `LARGEST_VALUE`, or
+            `ignore_value` is not such a number or is a value of a class.
+
+    Example:
+        >>> merged_values(2, [0, [1, 2, 4]])
+        [[0], [1, 2, 4]]
     """
-    values = list(range(num_classes)) if label_values is None else list(label_values)
+    given = list(range(num_classes)) if label_values is None else list(label_values)
+    classes = [list(value) if isinstance(value, Sequence) else [value] for value in given]
+    if [] in classes:
+        raise UserError(f"label_values must give at least one value for each class, got {label_values}.")
+    values = [value for each in classes for value in each]
     for value in [*values, *([] if ignore_value is None else [ignore_value])]:
         if not isinstance(value, int) or isinstance(value, bool):
             raise UserError(f"label_values and ignore_value must be whole numbers, got {value!r}.")
@@ -120,19 +148,19 @@ def declared_values(
                 f"label_values and ignore_value must be from -2^53 to 2^53, where numbers are compared exactly, got "
                 f"{value}: give the structure another value in the label files."
             )
-    if len(values) != num_classes:
+    if len(classes) != num_classes:
         raise UserError(
-            f"label_values has {len(values)} values, but label_names names {num_classes} classes: give the value "
+            f"label_values has {len(classes)} values, but label_names names {num_classes} classes: give the value "
             "of each class in the label files."
         )
     if len(set(values)) < len(values):
         raise UserError(f"label_values must be different for each class, got {values}.")
-    if ignore_value in values:
-        raise UserError(
-            f"ignore_value is {ignore_value}, which is also the value of class {values.index(ignore_value)}: remove "
-            "one of the two."
-        )
-    return values
+    for index, each in enumerate(classes):
+        if ignore_value in each:
+            raise UserError(
+                f"ignore_value is {ignore_value}, which is also a value of class {index}: remove one of the two."
+            )
+    return classes
 
 
 def class_type(num_classes: int) -> torch.dtype:
@@ -141,20 +169,22 @@ def class_type(num_classes: int) -> torch.dtype:
 
 
 def to_classes(
-    volume: torch.Tensor, values: Sequence[int], ignore_value: int | None = None
+    volume: torch.Tensor, values: LabelValues, ignore_value: int | None = None
 ) -> tuple[torch.Tensor, float | None]:
     """Convert label values to class indices, and find a value that is not declared.
 
     Args:
         volume: label values, any shape and type; values within `ROUNDING` of a whole number are rounded.
-        values: label value of each of K classes.
+        values: label value of each of K classes, or a list of values for a class.
         ignore_value: value of voxels to ignore, or `None`.
 
     Returns:
         Class indices in [0, K), or `NO_CLASS` for ignored voxels, int8 (int16 for more than 128 classes); and the first
         value of `volume` that is not declared, or `None` if all are.
     """
-    classes = {value: index for index, value in enumerate(values)}
+    classes = {
+        v: index for index, value in enumerate(values) for v in (value if isinstance(value, Sequence) else [value])
+    }
     if ignore_value is not None:
         classes[ignore_value] = NO_CLASS
     volume = volume.double()  # float32 does not tell neighbours above 2^24 apart

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.data.labels import declared_values
+from scripts.data.labels import LabelValues, declared_values, merged_values
 
 if TYPE_CHECKING:
     from monai.transforms import Transform
@@ -28,7 +28,9 @@ class DatasetSpec:
             labelled ones (docs/labelling.md). It need not exist; `None`: there is none.
         in_channels: channels of an image.
         label_names: name of each class, background first.
-        label_values: value of each class in label files; `None`: 0, 1, 2, ...
+        label_values: value of each class in label files, or a list of values that are one class; `None`: 0, 1, 2, ...
+        regions: what evaluation reports instead of the classes: name to names of the classes that it consists of.
+            `None`: the classes.
         ignore_value: value of voxels in label files that are ignored; `None`: there is none.
         spacing: voxel size to which volumes are resampled, mm.
         intensity: normalisation, a transform of the key `image`; `None`: unknown.
@@ -46,12 +48,13 @@ class DatasetSpec:
     corrected_labels: str | Path | None = None
     in_channels: int = 1
     label_names: Sequence[str] = ("background", "foreground")
-    label_values: Sequence[int] | None = None
+    label_values: LabelValues | None = None
     ignore_value: int | None = None
     spacing: Sequence[float] = (1.0, 1.0, 1.0)
     intensity: Transform | None = None
     roi_size: Sequence[int] = (64, 64, 64)
     name: str = ""
+    regions: Mapping[str, Sequence[str]] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -60,12 +63,21 @@ class DatasetSpec:
 
     @property
     def values(self) -> list[int]:
-        """Value of each class in label files.
+        """Value of each class in label files that are written; the first of those that it has in files to read.
 
         Raises:
-            UserError: see `declared_values`.
+            UserError: see `merged_values`.
         """
         return declared_values(self.num_classes, self.label_values, self.ignore_value)
+
+    @property
+    def all_values(self) -> list[list[int]]:
+        """All values of each class in label files that are read.
+
+        Raises:
+            UserError: see `merged_values`.
+        """
+        return merged_values(self.num_classes, self.label_values, self.ignore_value)
 
     @property
     def corrected_labels_dir(self) -> Path | None:
@@ -74,5 +86,6 @@ class DatasetSpec:
 
     def fixed_settings(self) -> dict[str, Any]:
         """What a resumed run must share with the run it continues; folders and files may move."""
-        left_out = ("directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels", "intensity")
+        left_out = {"directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels", "intensity"}
+        left_out |= {"regions"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}

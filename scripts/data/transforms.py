@@ -45,7 +45,7 @@ class LabelsToClassesd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.values = dataset.values
+        self.values = dataset.all_values
         self.ignore_value = dataset.ignore_value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -59,10 +59,11 @@ class LabelsToClassesd(MapTransform):
             name = getattr(data[key], "meta", {}).get("filename_or_obj", key)
             classes, undeclared = to_classes(_plain(data[key]), self.values, self.ignore_value)
             if undeclared is not None:
+                declared = sorted(value for values in self.values for value in values)
                 ignored = "" if self.ignore_value is None else f" and ignores {self.ignore_value}"
                 raise UserError(
                     f"{name} holds the label value {value_text(undeclared)}, but the dataset's YAML declares "
-                    f"{sorted(self.values)}{ignored}: name its class in label_names and label_values, set "
+                    f"{declared}{ignored}: name its class in label_names and label_values, set "
                     "ignore_value, or correct the file."
                 )
             if self.ignore_value is not None and bool((classes == NO_CLASS).all()):

@@ -108,12 +108,14 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
     members = [Member(case.case["case"], case.role, case.image) for case in opened if case.image is not None]
     findings += unlike_the_rest(members) + patients_on_both_sides(members)
     contents, tallies, held = [], [], []
+    first = {value: values[0] for values in dataset.all_values for value in values}
+    unheld = {dataset.values[0], dataset.ignore_value}
     for case in progress(opened, "reading voxels"):
         voxels = check_voxels(case, dataset)
         findings += voxels.findings
         contents += voxels.contents
         tallies += [voxels.values] if case.role == "labelled" and voxels.values is not None else []
-        held += [] if voxels.values is None else [set(voxels.values.whole) - {dataset.values[0], dataset.ignore_value}]
+        held += [] if voxels.values is None else [{first.get(value, value) for value in voxels.values.whole} - unheld]
     findings += never_together(held, dict(zip(dataset.values, dataset.label_names, strict=True)))
     findings += duplicates(contents)
     findings += absent_classes(tallies, dataset) if tallies else []

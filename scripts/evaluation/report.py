@@ -18,8 +18,9 @@ from monai.utils.enums import CommonKeys
 from torch import distributed
 
 from scripts.distributed.collectives import all_gather_items, num_ranks
+from scripts.errors import UserError
 from scripts.evaluation.metrics import METRICS, TOLERANCE_MM
-from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, summarise
+from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, region_labels, summarise
 from scripts.files import csv_text, write_text
 
 ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".tif")
@@ -40,8 +41,11 @@ class SegmentationReport:
         output_dir: folder for `metrics.csv` and `summary.json`.
         extra: further entries of `summary.json`.
         surface_tolerance_mm: tolerance of surface Dice, the same for all cases; also an entry of `summary.json`.
+        regions: what is reported instead of the classes: name to names of the classes that it consists of. They may
+            overlap, and the means are those over the regions. `None`: the classes.
 
     Raises:
+        UserError: if a region does not consist of classes.
         ValueError: if `label_names` has no foreground or repeats a name; during a run, if a volume is not as above.
     """
 
@@ -51,9 +55,10 @@ class SegmentationReport:
         output_dir: str | os.PathLike,
         extra: Mapping[str, Any] | None = None,
         surface_tolerance_mm: float = TOLERANCE_MM,
+        regions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         foreground(label_names)
-        self.label_names = dict(label_names)
+        self.label_names, self.members = reported(label_names, regions)
         self.output_dir = output_dir
         self.tolerance_mm = surface_tolerance_mm
         self.extra = {"surface_tolerance_mm": surface_tolerance_mm, **(extra or {})}
@@ -81,7 +86,7 @@ class SegmentationReport:
                 raise ValueError(f"label must be a MetaTensor with a spacing, got {type(label).__name__}.")
             path = case_file(batch, label, len(self._cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
-            rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm)
+            rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm, self.members)
             self._cases.append((path, rows))
 
     def _finish(self, engine: Engine) -> None:
@@ -93,6 +98,22 @@ class SegmentationReport:
             return
         engine.state.summary = write_report(rows, self.label_names, self.output_dir, self.extra)
         self.logger.info("%s: %d cases\n%s", self.output_dir, len(cases), format_summary(engine.state.summary))
+
+
+def reported(
+    label_names: Mapping[int, str], regions: Mapping[str, Sequence[str]] | None
+) -> tuple[dict[int, str], dict[int, list[int]] | None]:
+    """What the rows of a report are: `label_names` and `members` of `case_rows`, of regions or of the classes.
+
+    Raises:
+        UserError: if a region does not consist of classes.
+    """
+    if not regions:
+        return dict(label_names), None
+    try:
+        return region_labels(label_names, regions)
+    except ValueError as error:
+        raise UserError(f"{str(error).rstrip('.')}: correct it in the dataset's YAML.") from error
 
 
 def write_report(

@@ -38,8 +38,9 @@ def case_rows(
     spacing_mm: Sequence[float] | None,
     label_names: Mapping[int, str],
     tolerance_mm: float = TOLERANCE_MM,
+    members: Mapping[int, Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Metrics of one case, one row per foreground class.
+    """Metrics of one case, one row per foreground class or region.
 
     Args:
         case_name: value of the column `case`.
@@ -49,6 +50,8 @@ def case_rows(
         label_names: name of each label value; 0 is background and gets no row. Voxels whose value has no
             name belong to no class.
         tolerance_mm: of surface Dice.
+        members: the label values in the volumes that make up each label of `label_names`, which may overlap (see
+            `region_labels`); `None`: each is its own.
 
     Returns:
         Dicts with the keys `COLUMNS`, in the order of the label values: `class` is the name, `label` the value in the
@@ -61,9 +64,40 @@ def case_rows(
     volumes = _label_volume("prediction", prediction), _label_volume("reference", reference)
     rows = []
     for label, name in foreground(label_names).items():
-        metrics = structure_metrics(volumes[0] == label, volumes[1] == label, spacing_mm, tolerance_mm)
+        values = torch.tensor([label] if members is None else list(members[label]))
+        predicted, true = (torch.isin(volume, values.to(volume.dtype)) for volume in volumes)
+        metrics = structure_metrics(predicted, true, spacing_mm, tolerance_mm)
         rows.append({"case": case_name, "class": name, "label": label, **metrics})
     return rows
+
+
+def region_labels(
+    label_names: Mapping[int, str], regions: Mapping[str, Sequence[str]]
+) -> tuple[dict[int, str], dict[int, list[int]]]:
+    """Labels for the rows of regions: 1, 2, ... in their order; and the label values that each consists of.
+
+    Args:
+        label_names: name of each label value in the volumes.
+        regions: name of a region to names of the classes that it consists of.
+
+    Returns:
+        `label_names` and `members` of `case_rows`.
+
+    Raises:
+        ValueError: if a region names no class, or one that does not exist or is background.
+
+    Example:
+        >>> region_labels({0: "background", 1: "core", 2: "oedema"}, {"whole": ["core", "oedema"], "core": ["core"]})
+        ({0: 'background', 1: 'whole', 2: 'core'}, {1: [1, 2], 2: [1]})
+    """
+    values = {name: label for label, name in foreground(label_names).items()}
+    names, members = {BACKGROUND: label_names.get(BACKGROUND, "background")}, {}
+    for label, (region, classes) in enumerate(regions.items(), start=1):
+        unknown = [name for name in classes if name not in values]
+        if unknown or not classes:
+            raise ValueError(f"regions: {region} must consist of {', '.join(values)}, got {list(classes)}.")
+        names[label], members[label] = region, [values[name] for name in classes]
+    return names, members
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str]) -> dict[str, Any]:

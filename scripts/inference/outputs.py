@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.labels import declared_values
+from scripts.data.labels import LabelValues, declared_values
 from scripts.files import write_text
 from scripts.images.find import first_file
 from scripts.images.header import case_name
@@ -30,7 +30,8 @@ class SegmentationWriter:
     Args:
         output_dir: folder for the files, created if needed.
         label_names: names of the classes, background first.
-        label_values: value of each class in label volumes; `None` for 0, 1, 2, ...
+        label_values: value of each class in label volumes; `None` for 0, 1, 2, ...; of a class with several values
+            the first is written.
         output_format: `nifti`, or `input` for the format of the image (DICOM becomes NIfTI).
         checkpoint: name of the model file, recorded in the JSON file of each label volume.
         postfix: appended to the case name to form the name of the label volume.
@@ -41,7 +42,7 @@ class SegmentationWriter:
 
     output_dir: str | Path
     label_names: Sequence[str]
-    label_values: Sequence[int] | None = None
+    label_values: LabelValues | None = None
     output_format: str = "nifti"
     checkpoint: str = ""
     postfix: str = "_seg"

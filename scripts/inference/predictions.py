@@ -16,11 +16,11 @@ import torch
 from scripts.data.cases import Case, images_of
 from scripts.data.checks.grid import label_on_image
 from scripts.data.datalist import with_references
-from scripts.data.labels import declared_values, to_classes, value_text
+from scripts.data.labels import LabelValues, merged_values, to_classes, value_text
 from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
-from scripts.evaluation.report import case_names, format_summary, write_report
+from scripts.evaluation.report import case_names, format_summary, reported, write_report
 from scripts.evaluation.statistics import case_rows
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import image_files, output_names
@@ -36,11 +36,11 @@ POSTFIXES = ("", "_seg")
 
 def evaluate_predictions(
     cases: Sequence[Case],
-    folder: str | Path,
+    folder: str | Path | None,
     dataset: DatasetSpec,
     output_dir: str | Path,
     surface_tolerance_mm: float,
-    prediction_values: Sequence[int] | None = None,
+    prediction_values: LabelValues | None = None,
     largest_component: bool | str | Sequence[str] = False,
 ) -> dict[str, Any]:
     """Compare label volumes with the references of some cases, as `evaluating` compares those of a network.
@@ -62,20 +62,22 @@ def evaluate_predictions(
         UserError: for a case without a label or a prediction, a prediction on another grid than the reference, or a
             value that is not declared.
     """
+    if folder is None:
+        raise UserError("Give the folder of the label volumes by --predictions.")
     cases = with_references(list(cases), "test")
     found = find_predictions(cases, folder)
     reduced = classes_to_reduce(largest_component, dataset.label_names)
-    names = dict(enumerate(dataset.label_names))
+    names, members = reported(dict(enumerate(dataset.label_names)), dataset.regions)
     rows = []
     for case, files, name in zip(
         progress_bar(cases, "evaluating"), found, case_names([images_of(case)[0] for case in cases]), strict=True
     ):
-        header, reference = _classes(case["reference"], dataset.values, dataset.ignore_value, "correct it")
+        header, reference = _classes(case["reference"], dataset.all_values, dataset.ignore_value, "correct it")
         predicted = _prediction(files, header, dataset, prediction_values)
         keep_largest(predicted, reduced)
         ignored = reference == NO_CLASS
         predicted[ignored] = reference[ignored] = 0
-        rows += case_rows(name, predicted, reference, header.spacing, names, surface_tolerance_mm)
+        rows += case_rows(name, predicted, reference, header.spacing, names, surface_tolerance_mm, members)
     extra = {"surface_tolerance_mm": surface_tolerance_mm, "dataset": dataset.name, "predictions": str(folder)}
     summary = write_report(rows, names, output_dir, extra)
     logger.info("%s: %d cases\n%s", output_dir, len(cases), format_summary(summary))
@@ -126,7 +128,7 @@ def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
 
 
 def _classes(
-    path: str | Path, values: Sequence[int], ignore_value: int | None, hint: str
+    path: str | Path, values: Sequence[Sequence[int]], ignore_value: int | None, hint: str
 ) -> tuple[VolumeHeader, np.ndarray]:
     """Header and class indices `(X, Y, Z)`, int16, of a label file; the hint says what to do about another value."""
     header, voxels = read_volume(path)
@@ -134,14 +136,13 @@ def _classes(
         raise UserError(f"{path} has {len(voxels)} channels: save it as one channel with a value per class.")
     classes, undeclared = to_classes(torch.from_numpy(voxels[0].astype(np.float64, order="C")), values, ignore_value)
     if undeclared is not None:
-        raise UserError(
-            f"{path} holds the label value {value_text(undeclared)}, which is none of {sorted(values)}: {hint}."
-        )
+        declared = sorted(value for each in values for value in each)
+        raise UserError(f"{path} holds the label value {value_text(undeclared)}, which is none of {declared}: {hint}.")
     return header, classes.to(torch.int16).numpy()
 
 
 def _prediction(
-    path: Path, reference: VolumeHeader, dataset: DatasetSpec, prediction_values: Sequence[int] | None
+    path: Path, reference: VolumeHeader, dataset: DatasetSpec, prediction_values: LabelValues | None
 ) -> np.ndarray:
     """Class indices of a prediction on the grid of its reference."""
     if path.is_dir():
@@ -158,13 +159,12 @@ def _prediction(
         return predicted
     if prediction_values is None:
         hint = "correct it, or give the value of each class in the predictions by --prediction_values"
-        header, classes = _classes(path, dataset.values, None, hint)
+        header, classes = _classes(path, dataset.all_values, None, hint)
         return _on_grid(header, classes, reference)
-    values = declared_values(dataset.num_classes, prediction_values)
     header, voxels = read_volume(path)
     classes = np.zeros(voxels.shape[1:], np.int16)
-    for index, value in enumerate(values[1:], start=1):
-        classes[voxels[0].round() == value] = index
+    for index, values in enumerate(merged_values(dataset.num_classes, prediction_values)[1:], start=1):
+        classes[np.isin(voxels[0].round(), values)] = index
     return _on_grid(header, classes, reference)
 
 

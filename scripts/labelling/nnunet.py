@@ -111,7 +111,7 @@ def _label(path: str, image: VolumeHeader, dataset: DatasetSpec) -> np.ndarray:
     for finding in label_on_image(image, header):
         raise UserError(finding.sentence)
     values = torch.from_numpy(voxels[0].astype(np.float64, order="C"))
-    classes, undeclared = to_classes(values, dataset.values, dataset.ignore_value)
+    classes, undeclared = to_classes(values, dataset.all_values, dataset.ignore_value)
     if undeclared is not None:
         raise UserError(f"{path} holds the label value {value_text(undeclared)}: declare or correct it.")
     indices = classes.to(torch.int16).numpy()

@@ -9,7 +9,7 @@ import torch
 
 from scripts.data import labels
 from scripts.data.checks.labels import never_together
-from scripts.data.labels import declared_values, looks_like_label, tally, to_classes, value_text
+from scripts.data.labels import declared_values, looks_like_label, merged_values, tally, to_classes, value_text
 from scripts.errors import UserError
 
 
@@ -131,6 +131,9 @@ def test_without_a_list_the_values_are_the_classes():
         ([0, 1, 0.5], None, r"label_values.* 0\.5"),
         ([0, 1, True], None, "label_values.* True"),
         ([0, 1, 4], 4, "ignore_value.* 4"),
+        ([0, 1, [2, 4]], 4, "ignore_value.* 4"),
+        ([0, [1, 2], [2, 3]], None, "label_values"),
+        ([0, 1, []], None, "label_values"),
         (None, 2, "ignore_value.* 2"),
         (None, "255", "ignore_value.* '255'"),
     ],
@@ -138,6 +141,13 @@ def test_without_a_list_the_values_are_the_classes():
 def test_inconsistent_declarations_name_the_key_and_the_value(values, ignore_value, named):
     with pytest.raises(UserError, match=named):
         declared_values(3, values, ignore_value)
+
+
+def test_values_of_one_class_become_its_index_and_the_first_is_written():
+    classes, undeclared = to_classes(torch.tensor([0, 4, 2, 1, 9, 3]), [0, [1, 2, 4], [9]])
+    assert classes.tolist()[:5] == [0, 1, 1, 1, 2] and undeclared == 3
+    assert declared_values(3, [[0, 7], [4, 1], 9], 255) == [0, 4, 9]
+    assert merged_values(3, [[0, 7], [4, 1], 9], 255) == [[0, 7], [4, 1], [9]]
 
 
 def parcels(number: int) -> np.ndarray:

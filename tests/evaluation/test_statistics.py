@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.evaluation.statistics import COLUMNS, bootstrap_interval, case_rows, summarise
+from scripts.evaluation.statistics import COLUMNS, bootstrap_interval, case_rows, region_labels, summarise
 
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 
@@ -35,6 +35,31 @@ def test_one_row_for_each_foreground_class_in_order_of_label():
     ]
     assert (rows[0]["dice"], rows[0]["hd95_voxel"], rows[0]["hd95_mm"]) == pytest.approx((0, 2, 6))
     assert rows[1]["hd95_mm"] == pytest.approx(math.sqrt(2**2 + 3**2 + 12**2))
+
+
+def test_regions_are_unions_of_classes_and_may_overlap():
+    prediction, reference = torch.zeros((2, 3, 4), dtype=torch.int8), torch.zeros((2, 3, 4), dtype=torch.int8)
+    reference[0, 0] = torch.tensor([1, 1, 2, 3])
+    prediction[0, 0] = torch.tensor([2, 1, 1, 0])
+    classes = {0: "background", 1: "core", 2: "oedema", 3: "enhancing"}
+    regions = {
+        "whole": ["core", "oedema", "enhancing"],
+        "tumour core": ["core", "enhancing"],
+        "enhancing": ["enhancing"],
+    }
+    names, members = region_labels(classes, regions)
+    rows = case_rows("a", prediction, reference, None, names, members=members)
+    assert [row["class"] for row in rows] == list(regions)
+    # whole: 3 of 3 and 4 voxels; core: {1, 2} and {0, 1, 3}, one in common; enhancing is missed.
+    assert [row["dice"] for row in rows] == pytest.approx([2 * 3 / 7, 2 * 1 / 5, 0])
+    assert [row["status"] for row in rows] == ["found", "found", "missed"]
+    assert summarise(rows, names)["mean_dice"] == pytest.approx((6 / 7 + 2 / 5) / 3)
+
+
+@pytest.mark.parametrize("classes", [[], ["bone"], ["background"]])
+def test_a_region_of_what_is_no_class_is_refused_by_name(classes):
+    with pytest.raises(ValueError, match="whole"):
+        region_labels({0: "background", 1: "core"}, {"whole": classes})
 
 
 def test_labels_without_a_name_belong_to_no_class():

@@ -71,6 +71,7 @@ def overrides(dataset: str, folder: Path) -> dict:
         "spacing": load(dataset)["spacing"],
         "roi_size": [32, 16, 16],
         "labelled_cases": 2,
+        "validation_cases": 0,
         "max_steps": 2,
     }
 

@@ -14,6 +14,10 @@ import pytest
 import torch
 
 from scripts.cli.commands import main
+from scripts.data.checks.finding import Kind
+from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
+from scripts.dataset_setup.check_data import check_dataset
 from scripts.errors import root_user_error
 from scripts.networks.residual_unet import ResidualUNet
 
@@ -70,6 +74,38 @@ def test_a_model_learns_the_same_from_any_label_values(train, assert_same, tmp_p
     assert_same(first, train(**real, name="real_model", val_interval=2))
 
 
+def test_a_class_of_several_values_is_learned_as_one_and_checked_as_such(train, assert_same, tmp_path) -> None:
+    def merge(label: np.ndarray) -> np.ndarray:
+        return np.where(label > 0, np.where(np.indices(label.shape)[2] % 2, 4, 1), 0)
+
+    plain, parts = (write_cases(tmp_path / name, [0, 1, 1]) for name in ("plain", "parts"))
+    for file in (tmp_path / "parts").glob("*_label.nii.gz"):
+        image = nib.load(file)
+        nib.save(nib.Nifti1Image(merge(np.asarray(image.dataobj)).astype(np.int16), image.affine), file)
+    names = {"label_names": ["background", "whole"]}
+    merged = parts | names | {"label_values": [0, [1, 2, 4]]}
+    first = train(**(plain | names), name="plain_model", val_interval=2)
+    assert_same(first, train(**merged, name="merged_model", val_interval=2))
+    spec = DatasetSpec(str(tmp_path / "parts"), label_names=names["label_names"], label_values=[0, [1, 2, 4]])
+    told = {finding.kind for finding in check_dataset(load_cases(spec), spec, lambda items, _: items)}
+    assert not told & {Kind.UNDECLARED, Kind.ABSENT_CLASS, Kind.NEVER_TOGETHER, Kind.EMPTY_LABEL}
+
+
+def test_evaluation_reports_regions_instead_of_classes(first_class_everywhere, make_workflow, tmp_path) -> None:
+    data = write_cases(tmp_path / "data", [0, 1, 2])
+    regions = {"both": ["first", "second"], "second": ["second"]}
+    more = {"ckpt_dir": str(first_class_everywhere), "run_id": "evaluating"}
+    make_workflow("train.yaml", "evaluate.yaml", regions=regions, **more, **data).run()
+    with (tmp_path / "out/metrics.csv").open() as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    voxels = 7 * 12 * 6  # of each structure; all voxels of the volume are called first
+    assert float(rows["both"]["dice"]) == pytest.approx(2 * 2 * voxels / (2 * voxels + np.prod(SHAPE)))
+    assert list(rows) == ["both", "second"] and rows["second"]["status"] == "missed"
+    with pytest.raises(Exception) as caught:
+        make_workflow("train.yaml", "evaluate.yaml", regions={"both": ["third"]}, **more, **data).run()
+    assert "both" in str(root_user_error(caught.value))
+
+
 @pytest.fixture
 def first_class_everywhere(tmp_path: Path) -> Path:
     """A model that calls every voxel class 1."""
@@ -86,6 +122,7 @@ def first_class_everywhere(tmp_path: Path) -> Path:
     [
         ([0, 255, 128], np.uint8),
         ([0, 820, -3], np.int16),
+        ([0, [7, 9], 3], np.uint8),
         ([0, 312782550, 312782546], np.int32),
         ([0, 4_000_000_001, 4_000_000_000], np.uint32),
     ],
@@ -107,7 +144,7 @@ def test_inference_writes_the_files_own_values(values, dtype, first_class_everyw
     ).run()
     written = nib.load(tmp_path / "out/a_seg.nii.gz")
     assert written.get_data_dtype() == dtype
-    assert np.unique(np.asarray(written.dataobj)).tolist() == [values[1]]
+    assert np.unique(np.asarray(written.dataobj)).tolist() == [np.ravel(values[1])[0]]
 
 
 def test_ignored_voxels_count_in_no_metric(first_class_everywhere, make_workflow, tmp_path) -> None:
@@ -190,7 +227,7 @@ def test_training_and_validation_with_ignored_voxels_go_through(make_workflow, t
     [
         ({}, r"0_label\.nii\.gz holds the label value 820, but .* declares \[0, 1, 2\]"),
         ({"label_values": [0, 205]}, "label_values has 2 values, but label_names names 3 classes"),
-        ({"label_values": [0, 205, 820], "ignore_value": 205}, "ignore_value is 205, which is also the value of"),
+        ({"label_values": [0, 205, 820], "ignore_value": 205}, "ignore_value is 205, which is also a value of"),
     ],
 )
 def test_values_that_nobody_declared_are_one_sentence(declared, message, make_workflow, tmp_path) -> None:

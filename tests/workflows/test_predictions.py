@@ -104,6 +104,21 @@ def test_values_of_another_program_are_named_and_others_are_background(evaluate,
     check(evaluate(prediction_values=[0, 5, 3]))
 
 
+def test_values_that_are_one_class_are_merged(evaluate, tmp_path) -> None:
+    parts = np.where(predicted() == 1, np.where(np.indices(SHAPE)[2] % 2, 6, 5), predicted())
+    for case in "ab":
+        save(tmp_path / f"predicted/{case}.nii.gz", parts.astype(np.uint8), AFFINE)
+    check(evaluate(prediction_values=[0, [5, 6], 2]))
+
+
+def test_regions_are_reported_instead_of_classes(evaluate, tmp_path) -> None:
+    for case in "ab":
+        save(tmp_path / f"predicted/{case}.nii.gz", predicted(), AFFINE)
+    rows = evaluate(regions={"abdomen": ["liver", "left kidney"]})
+    assert [float(row["dice"]) for row in rows.values()] == pytest.approx([2 * 80 / (80 + 96)] * 2)
+    assert set(rows) == {("a", "abdomen"), ("b", "abdomen")}
+
+
 def test_the_largest_component_alone_may_be_kept(evaluate, tmp_path) -> None:
     scattered = predicted()
     scattered[8, 7, 6] = 1
@@ -170,6 +185,8 @@ def test_a_wrong_prediction_is_named(wrong, named, evaluate, tmp_path) -> None:
 def test_a_missing_folder_is_named(evaluate) -> None:
     with pytest.raises(UserError, match="nowhere"):
         evaluate(predictions="nowhere")
+    with pytest.raises(UserError, match="--predictions"):
+        evaluate(predictions=None)
 
 
 def test_what_a_network_predicts_has_the_same_metrics_as_its_files(make_workflow, train, tiny_demo, tmp_path) -> None:

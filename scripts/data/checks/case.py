@@ -98,7 +98,9 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
         findings += _patch_fits(opened.image.path, shape, dataset)
         if label is not None:
             findings += label_on_image(opened.image, label) or same_storage_order(opened.image, label)
-            findings += names_declared(label, dict(zip(dataset.values, dataset.label_names, strict=True)))
+            # A file has a name for each of the values that are one class here.
+            named = zip(dataset.all_values, dataset.label_names, strict=True)
+            findings += names_declared(label, {values[0]: name for values, name in named if len(values) == 1})
     return replace(opened, shape=shape, findings=opened.findings + _of_case(findings, case, role))
 
 

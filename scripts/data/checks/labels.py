@@ -54,8 +54,8 @@ def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Find
             f"The label {path} has {values.rounded} voxels within {ROUNDING:g} of a whole number; they are rounded."
         )
         findings.append(Finding(Kind.ROUNDED, sentence, path))
-    declared = dataset.values
-    allowed = {*declared} | ({dataset.ignore_value} - {None})
+    background, *_ = classes = dataset.all_values
+    allowed = {value for each in classes for value in each} | ({dataset.ignore_value} - {None})
     undeclared = sorted(set(values.whole) - allowed)
     if MASK_OR_IGNORE in undeclared:
         undeclared.remove(MASK_OR_IGNORE)
@@ -76,7 +76,7 @@ def values_of_label(path: str, values: Tally, dataset: DatasetSpec) -> list[Find
     if not values.other and set(values.whole) == {dataset.ignore_value}:
         sentence = f"Every voxel of the label {path} has the ignore_value: use the case without its label."
         findings.append(Finding(Kind.ALL_IGNORED, sentence, path))
-    elif not values.other and set(values.whole) <= {declared[0], dataset.ignore_value}:
+    elif not values.other and set(values.whole) <= {*background, dataset.ignore_value}:
         sentence = f"The label {path} has no foreground: remove the case, unless this is intended."
         findings.append(Finding(Kind.EMPTY_LABEL, sentence, path))
     return findings
@@ -93,11 +93,11 @@ def absent_classes(tallies: Iterable[Tally], dataset: DatasetSpec) -> list[Findi
     return [
         Finding(
             Kind.ABSENT_CLASS,
-            f"No labelled case has the value {value} of the class {name!r}, so it cannot be learned: label more cases, "
-            "or remove the class from label_names.",
+            f"No labelled case has the value {' or '.join(map(str, each))} of the class {name!r}, so it cannot be "
+            "learned: label more cases, or remove the class from label_names.",
         )
-        for name, value in zip(dataset.label_names, dataset.values, strict=True)
-        if value not in found
+        for name, each in zip(dataset.label_names, dataset.all_values, strict=True)
+        if not found.intersection(each)
     ]
 
 

@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,24 @@ def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{ending}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(file: str | Path, link: str | Path) -> None:
+    """Make a symbolic link to a file, or a copy where the system does not allow links, as Windows by default.
+
+    Args:
+        file: absolute path.
+        link: path of the link, which does not exist yet.
+    """
+    try:
+        Path(link).symlink_to(file)
+    except (OSError, NotImplementedError):
+        shutil.copyfile(file, link)
 
 
 def read_text(path: str | Path) -> str:

@@ -20,6 +20,7 @@ from scripts.errors import UserError
 from scripts.files import (
     atomic_write,
     csv_text,
+    link_or_copy,
     read_text,
     require_file,
     require_folders,
@@ -28,7 +29,9 @@ from scripts.files import (
     write_text,
 )
 from scripts.images.find import find_images
+from scripts.images.read import read_volume
 from tests.scan_folder import make_folder
+from tests.volume_files import affine, save, volume
 
 
 def names(folder):
@@ -171,3 +174,34 @@ def test_a_datalist_of_windows_is_read(tmp_path, encoding):
     cases = load_cases(DatasetSpec(tmp_path))
     assert [case["image"] for case in cases.labelled] == [str(tmp_path / f"images/c{n}.nii.gz") for n in range(2)]
     assert len(gather(Request(tmp_path, "mine"))[0]) == 3
+
+
+def no_links(self: Path, target: Path) -> None:
+    raise OSError(f"a required privilege is not held: {self}")
+
+
+def test_a_file_is_copied_where_links_are_not_allowed(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("1")
+    link_or_copy(tmp_path / "file", tmp_path / "link")
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    link_or_copy(tmp_path / "file", tmp_path / "copy")
+    assert (tmp_path / "link").is_symlink() and not (tmp_path / "copy").is_symlink()
+    assert (tmp_path / "link").read_text() == (tmp_path / "copy").read_text() == "1"
+
+
+@pytest.mark.parametrize("name", ["SCAN.NII.GZ", "SCAN.MHA", "SCAN.MHD"])
+def test_endings_in_upper_case_are_read_without_links(name, tmp_path, monkeypatch) -> None:
+    voxels, matrix = volume(), affine()
+    lower = save(tmp_path / name.lower(), voxels, matrix)
+    lower.rename(tmp_path / name)
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    header, read = read_volume(tmp_path / name)
+    assert header.shape == voxels.shape and (read[0] == voxels).all()
+
+
+def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_text(tmp_path / "file", "1")
+    assert modes == [os.O_RDWR]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -74,6 +75,8 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     if words != list(argv[2:]):
         again = ["-m", "monai.bundle", "run", *words]
         print(f"MONAI drops None and changes #, so this starts again: {shell_line(['python', *again])}", flush=True)
+        if sys.platform == "win32":  # a replaced process would end for the shell that waits for it
+            raise SystemExit(subprocess.call([sys.executable, *again]))
         os.execv(sys.executable, [sys.executable, *again])
     options = parse_words(argv[2:])[0]
     debug = options.get("debug", "false").lower() != "false"

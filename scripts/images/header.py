@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 
 from scripts.errors import UserError
+from scripts.files import link_or_copy
 
 NIFTI = (".nii.gz", ".nii")
 PAIR = (".img", ".hdr")
@@ -53,9 +54,9 @@ def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
     with TemporaryDirectory() as folder:
         file = Path(path).resolve()
         link = Path(folder, f"image{ending}")
-        link.symlink_to(file)
+        link_or_copy(file, link)
         for name in beside:
-            Path(folder, name).symlink_to(file.parent / name)
+            link_or_copy(file.parent / name, Path(folder, name))
         yield str(link)
 
 

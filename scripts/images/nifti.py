@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 
 from scripts.errors import UserError
+from scripts.files import link_or_copy
 from scripts.images.header import (
     LPS_TO_RAS,
     MGH,
@@ -47,7 +48,7 @@ def _named_by_content(path: str) -> Iterator[str]:
         return
     with TemporaryDirectory() as folder:
         link = Path(folder, f"image{right}")
-        link.symlink_to(Path(path).resolve())
+        link_or_copy(Path(path).resolve(), link)
         yield str(link)
 
 

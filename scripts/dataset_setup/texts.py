@@ -176,7 +176,7 @@ def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: st
         (
             "roi_size",
             _flow(plan.roi_size),
-            f"patch size, voxels; the median volume has {size}; limited by this machine",
+            f"patch size, voxels; the median volume has {size}; limited by --preset {plan.preset}",
         ),
         ("stem_stride", str(plan.stem_stride), _stem_reason(plan)),
         (

@@ -51,6 +51,14 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
     return lists
 
 
+def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
+    """`load_cases`, or no cases if it raises: for a report on an evaluation, which needs no training cases."""
+    try:
+        return load_cases(dataset)
+    except UserError:
+        return CaseLists()
+
+
 def load_cases_if_listed(dataset: DatasetSpec) -> CaseLists:
     """`load_cases`, or no cases if the datalist does not exist: for programs that bring their own cases.
 

@@ -213,8 +213,9 @@ def datalist_is_not_json(case: Case) -> str:
 
 @bad_input(EVALUATE, TRAIN, CHECK)
 def datalist_entry_without_an_image(case: Case) -> str:
-    case.data.lists["training"].insert(1, {"label": "labels/l0.nii.gz"})
-    return "training"
+    section = "test" if case.command == EVALUATE else "training"
+    case.data.lists[section].insert(1, {"label": "labels/l0.nii.gz"})
+    return section
 
 
 @bad_input(TRAIN, EVALUATE, CHECK)

@@ -55,7 +55,7 @@ def test_five_steps_from_another_folder_leave_nothing_but_in_the_named_ones(clon
     assert done.code == 0, done.errors
     assert files_below(clone) == before
     assert files_below(elsewhere) == {"stdout.txt", "stderr.txt"}, "besides the streams of the process"
-    models = {"model.pt", "model_best.pt", "model_labels_only.pt", "checkpoint_00000005.pt"}
+    models = {"model.pt", "model_best.pt", "model_labels_only.pt", "checkpoint_00000005.pt", "run.json"}
     assert {name for name in files_below(tmp_path / "Y") if not name.startswith("pseudo_labels/")} == models
     assert any(name.startswith("events.out") for name in files_below(tmp_path / "X"))
 

@@ -200,8 +200,9 @@ def test_evaluating_needs_test_cases_alone(bright_is_large_organ, make_workflow,
     lists = json.loads((tiny_demo / "dataset.json").read_text())
     (tmp_path / "only.json").write_text(json.dumps({"test": lists["test"]}))
     make_workflow(
-        *("train.yaml", "evaluate.yaml"),
+        *("train.yaml", "networks/vnet.yaml", "evaluate.yaml"),
         run_id="evaluating",
+        base_filters=4,
         datalist=str(tmp_path / "only.json"),
         labelled_cases=50,
         ckpt_dir=str(bright_is_large_organ),

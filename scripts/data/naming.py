@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from scripts.images.header import case_name
+from scripts.images.header import NNUNET_CHANNEL, case_name
 
 LABEL_WORDS = (
     "corrected_labels",  # the folder for labels that annotators have corrected, see docs/labelling.md
@@ -19,9 +19,6 @@ LABEL_WORDS = (
 
 IMAGE_WORDS = ("images", "image", "imaging", "imgs", "img", "scans", "scan", "volumes", "volume", "vols", "vol")
 """Words at either end of a name that mark a file or folder as images."""
-
-NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""nnU-Net's notation for channels: `case_0000`, `case_0001`."""
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 PART_WORDS = {
@@ -82,8 +79,40 @@ def is_image_folder(name: str) -> bool:
 
 
 def is_label_stem(stem: str) -> bool:
-    """Whether a file's stem marks a label: `a_seg`, `a-label`, `segmentation`, `mask_007`, ..."""
-    return _LABEL_FILE.fullmatch(stem) is not None
+    """Whether a file's stem marks a label: `a_seg`, `a-label`, `segmentation`, `mask_007`, `sub-1_seg-vert_msk`, ..."""
+    bids = bids_parts(stem)
+    return _LABEL_FILE.fullmatch(stem) is not None or (bids is not None and bool(bids[1] & BIDS_LABELS))
+
+
+BIDS_LABELS = {"dseg", "probseg", "mask", "msk", "seg"}
+"""Suffixes of label files in BIDS, and in VerSe, which follows it."""
+
+
+def bids_parts(stem: str) -> tuple[dict[str, str], set[str]] | None:
+    """Entities and suffixes of a name in the form of BIDS; `None` for other names.
+
+    >>> bids_parts("sub-01_ses-2_T1w")
+    ({'sub': '01', 'ses': '2'}, {'T1w'})
+    """
+    if not re.match(r"sub-[^_-]+(_|$)", stem):
+        return None
+    parts = stem.split("_")
+    return dict(part.split("-", 1) for part in parts if "-" in part), {part for part in parts if "-" not in part}
+
+
+def bids_agreement(label: str, image: str) -> int:
+    """Number of entities that two stems in the form of BIDS share; 0 if they cannot be of one image.
+
+    Entities of both must agree, and an image must have the suffix that a label names beside its own (`T1w` of
+    `sub-01_T1w_label-lesion_dseg`).
+    """
+    of_label, of_image = bids_parts(label), bids_parts(image)
+    if of_label is None or of_image is None:
+        return 0
+    named = of_label[1] - BIDS_LABELS
+    shared = of_label[0].keys() & of_image[0].keys()
+    agree = all(of_label[0][key] == of_image[0][key] for key in shared)
+    return len(shared) if agree and (not named or of_image[1] <= named) else 0
 
 
 def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[list[str], list[str]]:

@@ -20,6 +20,7 @@ from scripts.data.naming import (
     PART_FOLDERS,
     SEPARATOR,
     TRAINING,
+    bids_agreement,
     part_of,
     place_of,
     split_channel,
@@ -155,6 +156,7 @@ def pair(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] |
     except UserError:
         by_folder = _pair_by_folder(images, labels, channels)
         if by_folder is None:
+            _refuse_masks_of_structures(labels)
             raise
         cases = by_folder
     return sorted(_with_unique_names(cases), key=lambda case: (case.name, case.images))
@@ -175,7 +177,7 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
         stem = stem_of(label)
         bare = without_label_word(stem)
         steps = (by_stem.get(stem), by_stem.get(bare), by_bare.get(bare) if bare else None)
-        candidates = next(filter(None, steps), [])
+        candidates = next(filter(None, steps), None) or _by_entities(stem, units)
         if not candidates:
             alone.append(label)
             continue
@@ -193,6 +195,28 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
             "endings of the channels with --channels, or leave labels out with --exclude."
         )
     return [FoundCase(unit.stem, unit.images, label_of.get(unit), unit.part) for unit in units]
+
+
+def _by_entities(label: str, units: Sequence[_Unit]) -> list[_Unit]:
+    """The images that share most entities with a label whose name has the form of BIDS."""
+    shared = {unit: bids_agreement(label, unit.stem) for unit in units}
+    most = max(shared.values(), default=0)
+    return [unit for unit, count in shared.items() if count == most > 0]
+
+
+def _refuse_masks_of_structures(labels: Sequence[str]) -> None:
+    """Refuse folders with a label file per structure (TotalSegmentator) in words of their own."""
+    of_case: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for label in labels:
+        of_case[place_of(label)].add(stem_of(label))
+    structures = sorted(set.intersection(*of_case.values())) if len(of_case) > 1 else []
+    if len(structures) > 1:
+        more = f" and {len(structures) - 5} more" if len(structures) > 5 else ""
+        raise UserError(
+            f"Each case has a label file per structure ({', '.join(structures[:5])}{more}), as in {labels[0]}: write "
+            f"one label file per case, in which each structure has a value of its own ({structures[0]} 1, "
+            f"{structures[1]} 2, ...), and leave the single files out with --exclude."
+        )
 
 
 def _nearest(label: str, candidates: list[_Unit]) -> _Unit:

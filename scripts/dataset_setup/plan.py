@@ -90,8 +90,8 @@ class Plan:
         ignore_value: label value of voxels to ignore (`None`: no such value).
         spacing: mm, axes in RAS order.
         size: median size of a volume at that spacing, in voxels.
-        window: for CT, the intensities to clip to; `None` for z-scores.
-        modality: `CT` or `other`, and the reason.
+        windows: for each channel, the intensities to clip to if it is CT; `None` for z-scores.
+        modality: `CT`, `other` or `CT and other`, and the reason.
         preset: the kind of machine that the sizes are for.
         stem_stride: 1, or 2 for large volumes.
         norm: the network's norm.
@@ -108,7 +108,7 @@ class Plan:
     ignore_value: int | None
     spacing: list[float]
     size: list[int]
-    window: tuple[float, float] | None
+    windows: list[tuple[float, float] | None]
     modality: tuple[str, str]
     preset: str
     stem_stride: int
@@ -180,20 +180,33 @@ def classes_of(
     return found, list(names)
 
 
-def modality_of(intensities: Sequence[Intensity], description: Description) -> tuple[str, str]:
-    """`CT` if every channel is CT, otherwise `other`; and the reason."""
+def ct_channels(intensities: Sequence[Intensity], description: Description) -> tuple[list[bool], str]:
+    """Whether each channel is CT, and the reason: names of the description, otherwise the lowest values."""
     named = [name for name in description.channel_names if name]
     if named:
         is_ct = [re.search(r"(?<![a-z])ct(?![a-z])", name.lower()) is not None for name in named]
-        return "CT" if all(is_ct) else "other", f"dataset.json names {', '.join(named)}"
-    lowest = max(channel.minimum for channel in intensities)
-    if lowest < CT_MINIMUM:
-        return "CT", f"lowest value {lowest:g} (median over the volumes)"
-    return "other", f"lowest value {lowest:g} (median over the volumes)"
+        each = is_ct if len(is_ct) == len(intensities) else [all(is_ct)] * len(intensities)
+        return each, f"dataset.json names {', '.join(named)}"
+    lowest = [channel.minimum for channel in intensities]
+    return [value < CT_MINIMUM for value in lowest], (
+        f"lowest value {', '.join(f'{value:g}' for value in lowest)} (median over the volumes)"
+    )
 
 
-def window_of(intensities: Sequence[Intensity]) -> tuple[float, float]:
-    """Lowest and highest foreground percentile of all channels, at least 1 apart."""
+def modality_of(intensities: Sequence[Intensity], description: Description) -> tuple[str, str]:
+    """`CT` if every channel is CT, `other` if none is, otherwise `CT and other`; and the reason."""
+    is_ct, reason = ct_channels(intensities, description)
+    return "CT" if all(is_ct) else "CT and other" if any(is_ct) else "other", reason
+
+
+def windows_of(intensities: Sequence[Intensity], is_ct: Sequence[bool]) -> list[tuple[float, float] | None]:
+    """Lowest and highest foreground percentile, at least 1 apart, of each CT channel; one window if all are CT."""
+    if all(is_ct):
+        return [_window(intensities)] * len(intensities)
+    return [_window([channel]) if ct else None for channel, ct in zip(intensities, is_ct, strict=True)]
+
+
+def _window(intensities: Sequence[Intensity]) -> tuple[float, float]:
     low = round(min(channel.low for channel in intensities), 1)
     return low, max(round(max(channel.high for channel in intensities), 1), low + 1)
 
@@ -290,7 +303,7 @@ def make_plan(
         ignore_value=ignore_value,
         spacing=spacing,
         size=size,
-        window=window_of(intensities) if modality[0] == "CT" else None,
+        windows=windows_of(intensities, ct_channels(intensities, description)[0]),
         modality=modality,
         preset=machine.preset,
         **network,

@@ -212,7 +212,10 @@ def _label_entries(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _intensity_lines(plan: Plan) -> list[str]:
     kind, reason = plan.modality
-    if plan.window is None:
+    if kind == "CT and other":
+        return _channel_lines(plan, reason)
+    window = plan.windows[0]
+    if window is None:
         return [
             f"intensity:  # z-score of each volume, as for MR: {reason}",
             "  _target_: Compose",
@@ -221,7 +224,7 @@ def _intensity_lines(plan: Plan) -> list[str]:
             "    - {_target_: ClipIntensityPercentilesd, keys: image, lower: 0.1, upper: 99.9, channel_wise: true}",
             "    - {_target_: NormalizeIntensityd, keys: image, channel_wise: true}",
         ]
-    low, high = plan.window
+    low, high = window
     return [
         f"intensity:  # {kind}: {reason}",
         "  _target_: ScaleIntensityRanged",
@@ -234,12 +237,39 @@ def _intensity_lines(plan: Plan) -> list[str]:
     ]
 
 
+<<<<<<< HEAD
 def _stem_reason(plan: Plan) -> str:
     if plan.stem_stride == 1:
         return f"the median volume is small (at most {SMALL_VOLUME} voxels), so that full resolution costs little"
     return (
         f"the median volume has more than {SMALL_VOLUME} voxels, so that the network's stages work at half resolution"
     )
+=======
+def _channel_lines(plan: Plan, reason: str) -> list[str]:
+    """Each channel is normalised by itself: a window for CT, z-scores for others."""
+    keys = [f"image_{channel}" for channel in range(len(plan.windows))]
+    lines = [
+        f"intensity:  # each channel by itself: {reason}",
+        "  _target_: Compose",
+        "  transforms:",
+        f"    - {{_target_: SplitDimd, keys: image, dim: 0, output_postfixes: {_flow([key[6:] for key in keys])}}}",
+    ]
+    for key, window in zip(keys, plan.windows, strict=True):
+        if window is None:
+            lines.append(f"    - {{_target_: ClipIntensityPercentilesd, keys: {key}, lower: 0.1, upper: 99.9}}")
+            lines.append(f"    - {{_target_: NormalizeIntensityd, keys: {key}}}  # z-score")
+        else:
+            lines.append("    # 0.5th and 99.5th percentile of foreground voxels in training cases")
+            lines.append(
+                f"    - {{_target_: ScaleIntensityRanged, keys: {key}, a_min: {window[0]}, a_max: {window[1]}, "
+                "b_min: -1.0, b_max: 1.0, clip: true}"
+            )
+    return [
+        *lines,
+        f"    - {{_target_: ConcatItemsd, keys: {_flow(keys)}, name: image}}",
+        f"    - {{_target_: DeleteItemsd, keys: {_flow(keys)}}}",
+    ]
+>>>>>>> 69bd527 (BIDS and VerSe, nnU-Net's channels at inference, CT beside other channels, a label file per structure)
 
 
 def _unlabelled_reason(plan: Plan) -> str:

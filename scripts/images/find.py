@@ -16,7 +16,7 @@ from typing import Any
 from scripts.errors import UserError
 from scripts.files import read_text
 from scripts.images.dicom_slices import drawn_structures, looks_like_slice, split_series
-from scripts.images.header import PAIR, case_name, ending_of
+from scripts.images.header import NNUNET_CHANNEL, PAIR, case_name, ending_of
 from scripts.images.read import exists
 
 logger = logging.getLogger("images")
@@ -82,7 +82,7 @@ def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
     return paths[0] if isinstance(entry, str | Path) else paths
 
 
-def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
+def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_channels: int = 1) -> list[ImageFiles]:
     """Find the images in a folder and its subfolders, sorted by path, or those of a list in its order.
 
     Args:
@@ -90,6 +90,8 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
             series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, image files of every
             format and folders of DICOM slices are found (`walk_images`).
         pattern: shell pattern (`imaging.nii.gz`) for the names of the files and folders found in `path`.
+        in_channels: channels of an image. With several, the files `NAME_0000`, `NAME_0001`, ... of a folder, nnU-Net's
+            notation, are one image, if all files of the folder are called so.
 
     Raises:
         UserError: if `path` does not exist, a list cannot be read, or the folder contains a broken link.
@@ -106,7 +108,17 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
     found = sorted(str(image) for image in walk_images(root, passed) if image == root or fnmatch(image.name, pattern))
     if passed:
         logger.warning(passed_over(passed, root))
-    return list[ImageFiles](found)
+    return _with_channels(found) if in_channels > 1 else list[ImageFiles](found)
+
+
+def _with_channels(files: Sequence[str]) -> list[ImageFiles]:
+    matches = [NNUNET_CHANNEL.fullmatch(case_name(file)) for file in files]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for file, match in zip(files, matches, strict=True):
+        if match is None:
+            return list[ImageFiles](files)
+        groups.setdefault((os.path.dirname(file), match[1]), []).append(file)
+    return [group if len(group) > 1 else group[0] for group in groups.values()]
 
 
 DOCUMENTS = (

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,10 @@ NRRD = (".nrrd", ".nhdr")
 METAIMAGE = (".mha", ".mhd")
 ENDINGS = (*NIFTI, *PAIR, *MGH, *NRRD, *METAIMAGE)
 """Endings of image files, in lower case. A DICOM series is a folder and has none."""
+
+
+NNUNET_CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""nnU-Net's notation for channels: `case_0000`, `case_0001`."""
 
 
 def ending_of(path: str | Path) -> str | None:

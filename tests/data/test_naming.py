@@ -8,6 +8,7 @@ import unicodedata
 import pytest
 
 from scripts.data.naming import (
+    bids_agreement,
     is_image_folder,
     is_label_folder,
     is_label_stem,
@@ -96,3 +97,26 @@ def test_channels_are_nnunets_four_digits_or_what_the_user_names() -> None:
     assert split_channel("a_T1ce", ("t1", "t1ce")) == ("a", "t1ce")
     assert split_channel("t1", ("t1",)) == ("", "t1")
     assert split_channel("a_flair", ("t1",)) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "image", "shared"),
+    [
+        ("sub-01_T1w_label-lesion_dseg", "sub-01_T1w", 1),
+        ("sub-01_T1w_label-lesion_dseg", "sub-01_FLAIR", 0),
+        ("sub-01_ses-2_dseg", "sub-01_ses-2_T1w", 2),
+        ("sub-01_ses-2_dseg", "sub-01_ses-1_T1w", 0),
+        ("sub-verse004_seg-vert_msk", "sub-verse004_ct", 1),
+        ("sub-verse401_split-verse253_seg-vert_msk", "sub-verse401_split-verse253_ct", 2),
+        ("sub-02_dseg", "sub-01_T1w", 0),
+        ("subject_dseg", "subject_T1w", 0),
+    ],
+)
+def test_names_in_the_form_of_bids_share_entities(label, image, shared) -> None:
+    assert bids_agreement(label, image) == shared
+
+
+@pytest.mark.parametrize("stem", ["sub-1_seg-vert_msk", "sub-01_T1w_label-lesion_dseg", "sub-3_space-T1w_mask"])
+def test_suffixes_of_bids_mark_labels(stem) -> None:
+    assert is_label_stem(stem)
+    assert not is_label_stem("sub-1_T1w") and not is_label_stem("sub-mask_T1w")

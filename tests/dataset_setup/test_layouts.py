@@ -229,3 +229,45 @@ def test_a_json_file_without_a_dictionary_is_refused(tmp_path) -> None:
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(UserError, match=r"dataset\.json"):
             read_json(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (
+            ["sub-00/anat/sub-00_T1w.nii.gz", "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"],
+            ["derivatives/labels/sub-00/anat/sub-00_T1w_label-lesion_dseg.nii.gz",
+             "derivatives/labels/sub-02/anat/sub-02_T1w_label-lesion_dseg.nii.gz"],
+            [True, False, True],
+        ),
+        (
+            ["rawdata/sub-verse004/sub-verse004_ct.nii.gz", "rawdata/sub-verse005/sub-verse005_ct.nii.gz"],
+            ["derivatives/sub-verse005/sub-verse005_seg-vert_msk.nii.gz"],
+            [False, True],
+        ),
+        (
+            ["sub-1/ses-1/anat/sub-1_ses-1_T1w.nii", "sub-1/ses-2/anat/sub-1_ses-2_T1w.nii"],
+            ["derivatives/sub-1/ses-2/sub-1_ses-2_dseg.nii"],
+            [False, True],
+        ),
+    ],
+)  # fmt: skip
+def test_files_in_the_form_of_bids_are_paired_by_their_entities(images, labels, expected) -> None:
+    assert split_roles(images + labels) == (images, labels)
+    cases = pair(images, labels)
+    assert [case.images[0] for case in cases] == images
+    assert [case.label is not None for case in cases] == expected
+
+
+def test_a_bids_label_that_may_belong_to_two_images_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sub-1_dseg.*T1w.*T2w"):
+        pair(["sub-1/sub-1_T1w.nii", "sub-1/sub-1_T2w.nii"], ["labels/sub-1_dseg.nii"])
+
+
+@pytest.mark.parametrize("folder", ["segmentations", "masks"])
+def test_a_label_file_per_structure_is_refused_with_what_to_do(folder) -> None:
+    """TotalSegmentator's form."""
+    images = [f"s{n}/ct.nii.gz" for n in range(3)]
+    labels = [f"s{n}/{folder}/{name}.nii.gz" for n in range(3) for name in ("liver", "spleen")]
+    with pytest.raises(UserError, match=r"per structure \(liver, spleen\).*one label file per case"):
+        pair(images, labels)

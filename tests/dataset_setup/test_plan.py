@@ -19,7 +19,7 @@ from scripts.dataset_setup.plan import (
     make_plan,
     median_grid,
     modality_of,
-    window_of,
+    windows_of,
 )
 from scripts.errors import UserError
 from scripts.training.limits import check_memory
@@ -81,16 +81,24 @@ def test_ct_is_known_by_name_or_by_air() -> None:
     air, bright = Intensity(-1000, -50.0, 200.0), Intensity(0, 5.0, 900.0)
     assert modality_of([air], Description())[0] == "CT"
     assert modality_of([bright], Description())[0] == "other"
-    assert modality_of([air, bright], Description())[0] == "other"
+    assert modality_of([air, bright], Description())[0] == "CT and other"
     assert modality_of([bright], Description(("CT (portal)",)))[0] == "CT"
     assert modality_of([air], Description(("MRI",)))[0] == "other"
-    assert modality_of([air], Description(("PET", "CT")))[0] == "other"
+    assert modality_of([bright, air], Description(("PET", "CT")))[0] == "CT and other"
+    assert modality_of([air], Description(("PET", "CT")))[0] == "other"  # one file with another number of channels
     assert modality_of([bright], Description(("structure",)))[0] == "other"
 
 
 def test_the_window_of_ct_spans_all_channels_and_is_never_empty() -> None:
-    assert window_of([Intensity(-1000, -57.26, 130.04), Intensity(-1000, -20.0, 301.0)]) == (-57.3, 301.0)
-    assert window_of([Intensity(-1000, 3.0, 3.0)]) == (3.0, 4.0)
+    both = [Intensity(-1000, -57.26, 130.04), Intensity(-1000, -20.0, 301.0)]
+    assert windows_of(both, [True, True]) == [(-57.3, 301.0)] * 2
+    assert windows_of([Intensity(-1000, 3.0, 3.0)], [True]) == [(3.0, 4.0)]
+
+
+def test_of_several_channels_only_ct_has_a_window_and_its_own() -> None:
+    channels = [Intensity(0, 1.0, 9.0), Intensity(-1000, -57.26, 130.04), Intensity(0, 5.0, 60.0)]
+    assert windows_of(channels, [False, True, False]) == [None, (-57.3, 130.0), None]
+    assert windows_of(channels[:1], [False]) == [None]
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,17 @@ def test_files_beside_slices_are_left_to_the_reader_of_the_series(tmp_path, capl
     touch(tmp_path, "scan/1.dcm", "scan/x.jpg")
     assert found(tmp_path) == ["scan"]
     assert not caplog.records
+
+
+def test_nnunets_channels_of_a_case_are_one_image(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "x/a_0001.nii.gz", "x/a_0000.nii.gz", "b_0001.nii.gz")
+    images = [[f"{tmp_path}/a_0000.nii.gz", f"{tmp_path}/a_0001.nii.gz"], f"{tmp_path}/b_0001.nii.gz",
+              [f"{tmp_path}/x/a_0000.nii.gz", f"{tmp_path}/x/a_0001.nii.gz"]]  # fmt: skip
+    assert find_images(tmp_path, in_channels=2) == images
+    assert len(find_images(tmp_path)) == 5  # a network of one channel
+
+
+@pytest.mark.parametrize("other", ["scan.nii.gz", "a_001.nii.gz", "0000.nrrd"])
+def test_files_in_another_notation_are_images_of_their_own(tmp_path, other):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", other)
+    assert len(find_images(tmp_path, in_channels=2)) == 3

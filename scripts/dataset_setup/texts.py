@@ -237,14 +237,14 @@ def _intensity_lines(plan: Plan) -> list[str]:
     ]
 
 
-<<<<<<< HEAD
 def _stem_reason(plan: Plan) -> str:
     if plan.stem_stride == 1:
         return f"the median volume is small (at most {SMALL_VOLUME} voxels), so that full resolution costs little"
     return (
         f"the median volume has more than {SMALL_VOLUME} voxels, so that the network's stages work at half resolution"
     )
-=======
+
+
 def _channel_lines(plan: Plan, reason: str) -> list[str]:
     """Each channel is normalised by itself: a window for CT, z-scores for others."""
     keys = [f"image_{channel}" for channel in range(len(plan.windows))]
@@ -269,7 +269,6 @@ def _channel_lines(plan: Plan, reason: str) -> list[str]:
         f"    - {{_target_: ConcatItemsd, keys: {_flow(keys)}, name: image}}",
         f"    - {{_target_: DeleteItemsd, keys: {_flow(keys)}}}",
     ]
->>>>>>> 69bd527 (BIDS and VerSe, nnU-Net's channels at inference, CT beside other channels, a label file per structure)
 
 
 def _unlabelled_reason(plan: Plan) -> str:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from tests.scan_folder import refusal
 from tests.volume_files import affine, write_other_dicom
@@ -53,6 +56,31 @@ def test_named_channels_are_no_time_series(tmp_path, run) -> None:
         '{"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "a"}}'
     )
     assert "time series" not in run(folder)[2]
+
+
+@pytest.mark.parametrize("names", [("CT", "PET"), ("PET", "CT"), None])
+def test_ct_beside_another_modality_is_clipped_and_the_other_gets_z_scores(tmp_path, run, names) -> None:
+    draw, folder = np.random.default_rng(0), cases(tmp_path / "data")
+    order = names or ("CT", "PET")
+    for n in range(5):
+        label = np.asarray(nib.load(folder / f"labelsTr/a{n}.nii.gz").dataobj)
+        values = {"CT": 1000.0 * label - 1000, "PET": 5.0 + 3 * label}
+        for channel, name in enumerate(order):
+            noisy = values[name] + draw.normal(0, 1, SHAPE)
+            write(folder / f"imagesTr/a{n}_{channel:04d}.nii.gz", noisy.astype(np.float32))
+        (folder / f"imagesTr/a{n}.nii.gz").unlink()
+    if names:
+        (folder / "dataset.json").write_text(json.dumps({"channel_names": dict(enumerate(names)), "labels": {"a": 1}}))
+    settings, _, text = run(folder)
+    assert "CT and other" in text and settings["in_channels"] == 2
+    intensity = ConfigParser({"it": settings["intensity"]}).get_parsed_content("it")
+    both = np.stack([-1000 + 2000 * np.linspace(0, 1, 1000), np.linspace(5, 8, 1000)]).astype(np.float32)
+    image = torch.from_numpy(both if order[0] == "CT" else both[::-1].copy()).reshape(2, 10, 10, 10)
+    result = intensity({"image": image})
+    assert set(result) == {"image"}
+    ct, pet = result["image"] if order[0] == "CT" else result["image"].flip(0)
+    assert ct.min() == -1 and ct.max() == 1
+    assert abs(float(pet.mean())) < 0.01 and float(pet.std()) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 1), (1, 40, 36)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from scripts.data.checks.finding import Finding, Kind
 from scripts.errors import UserError
 from scripts.images.header import VolumeHeader, corner_distance
@@ -61,7 +63,7 @@ def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
     if turned.shape != image.shape:
         sentence = (
             f"The label {label.path} has {label.size} voxels, but its image {image.path} has {image.size}: resample "
-            "the label to the image, or correct which label belongs to which image."
+            f"the label to the image, or correct which label belongs to which image.{_cut_hint(image, turned)}"
         )
         return [Finding(Kind.SHAPE, sentence, label.path)]
     apart = corner_distance(image, turned)
@@ -72,6 +74,17 @@ def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
         )
         return [Finding(Kind.GRID, sentence, label.path)]
     return []
+
+
+def _cut_hint(image: VolumeHeader, label: VolumeHeader) -> str:
+    """What to do about a label that was cut to its painted part, as 3D Slicer does on request."""
+    inside = all(n <= of_image for n, of_image in zip(label.shape, image.shape, strict=True))
+    if not (inside and np.allclose(image.affine[:3, :3], label.affine[:3, :3], rtol=0.01, atol=1e-3)):
+        return ""
+    return (
+        " It seems to be cut to its painted part: export it again on the grid of the image (in 3D Slicer, with the "
+        "image as reference volume)."
+    )
 
 
 def same_storage_order(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:

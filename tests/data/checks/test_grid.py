@@ -88,3 +88,20 @@ def test_a_label_elsewhere_is_refused_by_the_check_and_by_the_transform(tmp_path
         training_sample(files, (1.5, 1.5, 2.0))
     told = root_user_error(caught.value)
     assert isinstance(told, UserError) and files["label"] in str(told)
+
+
+@pytest.mark.parametrize(("axcodes", "start"), [(None, (3, 4, 2)), ("LPS", (0, 0, 0)), ("PIR", (5, 1, 0))])
+def test_a_label_cut_to_its_painted_part_is_refused_with_the_way_to_export_it(tmp_path, axcodes, start) -> None:
+    """3D Slicer can save a segmentation of less than the image."""
+    matrix = affine((1.5, 1.5, 2.0))
+    label_matrix = matrix.copy()
+    label_matrix[:3, 3] = matrix[:3, :3] @ start + matrix[:3, 3]
+    files = case(tmp_path, (24, 30, 12), matrix, matrix)
+    label = np.ones((6, 7, 4), np.uint8)
+    save(Path(files["label"]), *((label, label_matrix) if axcodes is None else stored_as(label, label_matrix, axcodes)))
+    (finding,) = label_on_image(read_header(files["image"]), read_header(files["label"]))
+    assert finding.kind is Kind.SHAPE and "painted part" in finding.sentence
+    other = affine((3.0, 3.0, 4.0))  # another resolution is no cut
+    save(Path(files["label"]), label, other)
+    (finding,) = label_on_image(read_header(files["image"]), read_header(files["label"]))
+    assert "painted part" not in finding.sentence

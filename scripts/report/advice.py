@@ -25,7 +25,8 @@ def compare_with_training(training: Sequence[str], cases: Sequence[ReportCase]) 
     """What the images of training say about those of the test cases.
 
     Args:
-        training: image files of training, labelled and unlabelled.
+        training: image files of training, labelled and unlabelled; those that are not here are left out, because an
+            evaluation needs the test cases alone.
         cases: test cases.
 
     Returns:
@@ -35,7 +36,10 @@ def compare_with_training(training: Sequence[str], cases: Sequence[ReportCase]) 
     by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
     spacings = []
     for path in training:
-        header = read_header(path).in_ras()
+        try:
+            header = read_header(path).in_ras()
+        except UserError:
+            continue
         by_shape[header.shape].append(path)
         spacings.append(header.spacing)
     seen = []

@@ -42,7 +42,7 @@ def test_an_image_of_training_is_found_under_another_name_and_format(evaluated, 
     copy, other = tmp_path / "renamed.nrrd", tmp_path / "other.nii.gz"
     write_volume(copy, np.asarray(volume.dataobj), volume.affine)
     write_volume(other, np.asarray(volume.dataobj) + 1, volume.affine)
-    training = compare_with_training([str(copy), str(other)], cases)
+    training = compare_with_training([str(tmp_path / "gone.nii.gz"), str(copy), str(other)], cases)
     assert training["seen"] == [("case 2", str(copy))]
     (sentence,) = sentences(folder, cases, None, training)
     assert "case 2" in sentence and str(copy) in sentence

@@ -183,7 +183,7 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
 
     Args:
         keys: of the result, `(1, D, H, W)`, uint8.
-        directory: folder of the files `<case>.npy`; `None`: no case has one.
+        directory: folder of the files `<case>.npz`; `None`: no case has one.
     """
 
     def __init__(self, keys: KeysCollection, directory: str | Path | None) -> None:
@@ -194,5 +194,6 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
         """Read the file."""
         result = dict(data)
         if self.directory is not None and "label" not in data:
-            result[self.keys[0]] = torch.from_numpy(np.load(self.directory / f"{data['case']}.npy"))[None]
+            with np.load(self.directory / f"{data['case']}.npz") as stored:
+                result[self.keys[0]] = torch.from_numpy(stored["labels"])[None]
         return result

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
-from scripts.files import csv_rows, csv_text, write_text
+from scripts.files import atomic_write, csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
 from scripts.training.teacher import Teacher
 
@@ -45,7 +46,8 @@ class SelfTraining:
     Then network and loss get their initial weights back, optimiser and teacher start anew, and the transform
     `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the batches of unlabelled cases.
 
-    A resumed run reads the stored pseudo-labels. With several ranks each segments its share of the cases.
+    A resumed run reads the stored pseudo-labels; if it was killed while they were made, it makes the missing ones.
+    With several ranks each segments its share of the cases.
 
     Network, loss, optimiser and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
     whatever its own start says.
@@ -119,16 +121,23 @@ class SelfTraining:
         self.directory.mkdir(parents=True, exist_ok=True)
         single = self._single_components()
         network = self.teacher.module.eval()
+        teacher = digest_of(network)
         rows: list[tuple[str, float]] = []
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
+            name = self.names[index]
+            path = self.directory / f"{name}.npz"
+            if (stability := stored_stability(path, teacher)) is not None:
+                rows.append((name, stability))
+                continue
             image = self.unlabelled[index]["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
             with torch.no_grad():
                 plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
             labels = (plain + changed).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             keep_largest(labels, single)
-            np.save(self.directory / f"{self.names[index]}.npy", labels)
             stability = agreement(plain.argmax(dim=1)[0], changed.argmax(dim=1)[0], plain.shape[1])
-            rows.append((self.names[index], stability))
+            with atomic_write(path, ".npz") as temporary:
+                np.savez(temporary, labels=labels, stability=stability, teacher=teacher)
+            rows.append((name, stability))
         # With fewer cases than ranks a case is on several of them.
         text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
         broadcast_from_rank0(lambda: write_text(self.directory / TABLE, text))
@@ -159,7 +168,7 @@ class SelfTraining:
         stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
         values = [stability[name] for name in self.names]
         for name in self.names:
-            if not (path := self.directory / f"{name}.npy").exists():
+            if not (path := self.directory / f"{name}.npz").exists():
                 raise UserError(
                     f"The pseudo-label {path} is missing: restore it, or start without --resume; processes on several "
                     "machines need a ckpt_dir that they share."
@@ -172,6 +181,22 @@ class SelfTraining:
             f"Pseudo-labels of {len(kept)} of {len(values)} unlabelled cases are used; their stability "
             f"(Dice, median {np.median(values):.3f}) is in {table}."
         )
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def stored_stability(path: Path, teacher: str) -> float | None:
+    """The stability of a stored pseudo-label; `None` if there is none, or if another teacher made it."""
+    if not path.is_file():
+        return None
+    with np.load(path) as stored:
+        return float(stored["stability"]) if str(stored["teacher"]) == teacher else None
 
 
 def other_contrast(image: torch.Tensor) -> torch.Tensor:

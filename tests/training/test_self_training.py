@@ -69,7 +69,7 @@ class Run:
         self.handler.attach(self.engine)
 
     def stored(self, name):
-        return np.load(self.folder / f"{name}.npy")
+        return np.load(self.folder / f"{name}.npz")["labels"]
 
     def drawn(self):
         return {key[1] for i in range(60) for key in self.loader.batches.batch(i) if key[0] == "unlabelled"}
@@ -198,14 +198,30 @@ def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
         run.handler.resume(run.engine)
 
 
+def test_pseudo_labels_of_the_same_teacher_are_not_made_again(tmp_path):
+    cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(3)]
+    first = Run(tmp_path, [labelled_case((1, 4))], cases)
+    first.handler.restart(first.engine)
+    (tmp_path / "c1.npz").unlink()  # as if the run had been killed
+    marked = np.load(tmp_path / "c0.npz")
+    np.savez(tmp_path / "c0.npz", **{**marked, "labels": np.full(SHAPE, 7, np.uint8)})
+    again = Run(tmp_path, [labelled_case((1, 4))], cases)
+    again.handler.restart(again.engine)
+    assert (again.stored("c0") == 7).all() and (again.stored("c1") == again.stored("c2")).all()
+    other = Run(tmp_path, [labelled_case((1, 4))], cases)
+    other.teacher.module.scale.data += 1.0
+    other.handler.restart(other.engine)
+    assert (other.stored("c0") == other.stored("c2")).all()
+
+
 def test_a_missing_pseudo_label_is_named(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)]
     run = Run(tmp_path, [labelled_case((1, 4))], cases)
     run.handler.restart(run.engine)
-    (tmp_path / "c1.npy").unlink()
+    (tmp_path / "c1.npz").unlink()
     later = Run(tmp_path, [labelled_case((1, 4))], cases)
     later.engine.state.iteration += 1
-    with pytest.raises(UserError, match=r"c1\.npy"):
+    with pytest.raises(UserError, match=r"c1\.npz"):
         later.handler.resume(later.engine)
 
 
@@ -227,7 +243,7 @@ def test_contrast_changes_but_not_the_order_of_the_values():
 
 
 def test_stored_labels_go_to_unlabelled_cases(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones(SHAPE, np.uint8))
+    np.savez(tmp_path / "a.npz", labels=np.ones(SHAPE, np.uint8))
     add = StoredLabelsd("stored", tmp_path)
     assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
     assert "stored" not in add({"case": "a", "image": 0, "label": 1})

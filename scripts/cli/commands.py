@@ -24,6 +24,7 @@ from scripts.cli.runs import (
     remember,
     run_in_monai,
     run_words,
+    shell_line,
     shown_path,
 )
 from scripts.errors import UserError
@@ -174,7 +175,11 @@ def check(words: list[str]) -> int:
 
 def train(words: list[str]) -> int:
     """Train a network."""
-    return _run_on_dataset(train, "train", "training", [], words)
+    code = _run_on_dataset(train, "train", "training", [], words)
+    if code == 0:
+        print(f"Evaluate: {shell_line(['python', '-m', 'scripts', 'evaluate', *words])}")
+        print(f"Curves:   tensorboard --logdir {shell_line([option_value(words, '--output_dir') or 'outputs'])}")
+    return code
 
 
 def evaluate(words: list[str]) -> int:

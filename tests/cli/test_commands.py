@@ -127,6 +127,13 @@ def test_the_method_auto_works_with_a_network_and_another_output_dir(started, tm
     assert started[0][started[0].index("--config_file") + 1] == config(*files)
 
 
+def test_a_training_ends_with_what_to_do_next(started, capsys) -> None:
+    assert main(["train", "hippocampus", "--max_steps", "5", "--output_dir", "my runs"]) == 0
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0].endswith("python -m scripts evaluate hippocampus --max_steps 5 --output_dir 'my runs'")
+    assert last[1].endswith("tensorboard --logdir 'my runs'")
+
+
 def test_the_method_auto_needs_no_other_option(started, tmp_path, monkeypatch) -> None:
     advice(tmp_path / "outputs", "control")
     monkeypatch.setattr(commands, "ROOT", tmp_path)

@@ -161,10 +161,10 @@ def _run_fold(
     """Train one arm of one fold, and evaluate it with each option into `out_<index of the option>`."""
     content = fold_datalist(cases, held_out)
     write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
-    words = [
+    words = [  # "$None" instead of "None", with which the command would start itself again (scripts/cli/words.py)
         *command.words(arm),
         *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(content["training"]))),
-        *("--validation_cases", "0", "--corrected_labels", "None", "--ckpt_dir", str(folder / "models")),
+        *("--validation_cases", "0", "--corrected_labels", "$None", "--ckpt_dir", str(folder / "models")),
         *([] if cache_dir is None else ["--cache_dir", str(Path(cache_dir).absolute())]),
     ]
     missing = [index for index in range(len(options)) if not (folder / f"out_{index}/metrics.csv").is_file()]

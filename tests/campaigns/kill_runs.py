@@ -151,9 +151,9 @@ def newest_checkpoint(folder: Path) -> str:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether the process that was started last has reached its first step."""
-    errors = folder / "stderr.txt"
-    return errors.exists() and "training:" in errors.read_text(encoding="utf-8", errors="replace")
+    """Whether the process that was started last has checked its data, the last thing that it says before it trains."""
+    output = folder / "stdout.txt"
+    return output.exists() and "INFO check: Headers of" in output.read_text(encoding="utf-8", errors="replace")
 
 
 def results_of(folder: Path) -> dict[str, Any]:

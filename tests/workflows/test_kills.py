@@ -46,7 +46,7 @@ def test_a_run_that_is_told_to_stop_saves_and_can_be_resumed(whole, tiny_demo, t
     words = kill_runs.training_command("default", 2, tiny_demo, tmp_path, "--save_interval", "5")
     process = forked_command.start(words, tmp_path)
     deadline = time.monotonic() + 120
-    while not kill_runs.is_training(tmp_path) and time.monotonic() < deadline:
+    while not (tmp_path / "models/model_best.pt").exists() and time.monotonic() < deadline:  # half of the steps
         time.sleep(0.01)
     for _ in range(2):
         os.killpg(process, signal.SIGTERM)

@@ -54,34 +54,25 @@ def open_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     return tqdm(iterable, **options)
 
 
-class CaseProgress:
-    """Show how many cases an evaluator has done. ignite's `ProgressBar` would write a line for each in a log file.
+class EngineProgress:
+    """A bar that moves after each iteration of an engine, and is closed at its end or at an error.
 
-    Args:
-        desc: what is done.
+    Subclasses open `bar` and implement `move`.
     """
 
-    def __init__(self, desc: str) -> None:
-        self.desc = desc
-        self.bar: tqdm | None = None
+    bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Open when `engine` starts, move after each iteration, close at the end or at an error."""
+        """Follow an engine."""
         from ignite.engine import Events  # here, because most users of this module need no engine
 
-        engine.add_event_handler(Events.STARTED, self.open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
         engine.add_event_handler(Events.COMPLETED, self.close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
 
-    def open(self, engine: Engine) -> None:
-        """Begin the line."""
-        self.bar = open_bar(total=engine.state.epoch_length, desc=self.desc, unit="case")
-
     def move(self, engine: Engine) -> None:
-        """Count a case."""
-        if self.bar is not None:
-            self.bar.update()
+        """Show the iteration that was just done."""
+        raise NotImplementedError
 
     def close(self, engine: Engine) -> None:
         """Finish the line."""
@@ -93,3 +84,30 @@ class CaseProgress:
         """Finish the line and let the error go on."""
         self.close(engine)
         raise error
+
+
+class CaseProgress(EngineProgress):
+    """Show how many cases an evaluator has done. ignite's `ProgressBar` would write a line for each in a log file.
+
+    Args:
+        desc: what is done.
+    """
+
+    def __init__(self, desc: str) -> None:
+        self.desc = desc
+
+    def attach(self, engine: Engine) -> None:
+        """Open when `engine` starts, move after each iteration, close at the end or at an error."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, self.open)
+        super().attach(engine)
+
+    def open(self, engine: Engine) -> None:
+        """Begin the line."""
+        self.bar = open_bar(total=engine.state.epoch_length, desc=self.desc, unit="case")
+
+    def move(self, engine: Engine) -> None:
+        """Count a case."""
+        if self.bar is not None:
+            self.bar.update()

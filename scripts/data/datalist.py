@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,18 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
             without label, an image in two roles, or files that do not exist.
     """
     lists, findings = read_cases(dataset)
-    for finding in findings:
-        if finding.is_error:
-            raise UserError(finding.sentence)
+    _raise_first_error(findings)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
         f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
     )
     return lists
+
+
+def _raise_first_error(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.is_error:
+            raise UserError(finding.sentence)
 
 
 def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
@@ -135,9 +140,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
     lists = CaseLists(training, unlabelled, validation, test)
     findings += [finding for finding in two_lists(lists) if finding.role == "test"]
     findings += missing_files(CaseLists(test=test))
-    for finding in findings:
-        if finding.is_error:
-            raise UserError(finding.sentence)
+    _raise_first_error(findings)
     logger.info(f"{len(test)} cases for testing.")
     return test
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from monai.bundle import ConfigParser
 from scripts.errors import UserError
 from scripts.export.settings import ROOT, ExportSettings
 from scripts.files import atomic_write
+from scripts.training.run_record import file_digest
 
 
 def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:
     """
     content = json.loads(settings.meta_file.read_text(encoding="utf-8"))
     measured = content.get("eval_metrics", {})
-    if measured.get("weights_sha256") != hashlib.sha256(settings.ckpt_file.read_bytes()).hexdigest():
+    if measured.get("weights_sha256") != file_digest(settings.ckpt_file):
         content.pop("eval_metrics", None)
     channels, names = settings.value("in_channels"), settings.value("label_names")
     data_format = content["network_data_format"]

@@ -11,12 +11,11 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from scripts.distributed.collectives import num_ranks
 from scripts.errors import first_line, is_out_of_memory
 from scripts.losses.base import LossTerm, WeightedLoss
-from scripts.progress import open_bar
+from scripts.progress import EngineProgress, open_bar
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.seeding import derive_seed, seed_generators
 
@@ -196,7 +195,7 @@ class StopAtStep:
             engine.terminate()
 
 
-class RunProgressBar:
+class RunProgressBar(EngineProgress):
     """Show completed steps, remaining time, and the terms of the loss.
 
     ignite's `ProgressBar` shows one epoch at a time; this one shows the whole run.
@@ -208,16 +207,9 @@ class RunProgressBar:
 
     def __init__(self, loss: WeightedLoss, max_steps: int) -> None:
         self.loss, self.max_steps = loss, max_steps
-        self.bar: tqdm | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Open with the first step, move after each, close at the end or at an error."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.move)
-        engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
 
     def move(self, engine: Engine) -> None:
-        """Show the step that was just done."""
+        """Show the step that was just done; the bar opens with the first one."""
         step = engine.state.iteration
         if self.bar is None:
             self.bar = open_bar(total=self.max_steps, initial=step - 1, unit="step", mininterval=0.5, desc="training")
@@ -227,14 +219,3 @@ class RunProgressBar:
         }
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
         self.bar.update(step - self.bar.n)
-
-    def close(self, engine: Engine) -> None:
-        """Finish the line."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        """Finish the line and let the error go on."""
-        self.close(engine)
-        raise error

@@ -6,11 +6,13 @@ from __future__ import annotations
 import difflib
 import gc
 import json
+import logging
 import os
 import re
 import runpy
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -148,6 +150,10 @@ def run_in_monai(words: Sequence[str]) -> None:
     gc.enable()
 
     from scripts.cli.start import check_command_line
+
+    # MONAI's hints about foreign config files (docs/SECURITY.md repeats them) and about files in several folders.
+    warnings.filterwarnings("ignore", message="parsing config_file")
+    logging.getLogger("monai.bundle.workflows").addFilter(lambda record: "Not all config files" not in record.msg)
 
     program = str(Path(monai.bundle.__file__).with_name("__main__.py"))
     before = sys.argv

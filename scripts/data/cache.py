@@ -59,7 +59,7 @@ class VolumeCache:
         self.free = psutil.virtual_memory().available * (1.0 if cache == "memory" else MEMORY_SHARE)
 
     def takes_memory(self, cases: Sequence[Case]) -> bool:
-        """Choose where the volumes of `cases` are kept, log it, and count the memory as taken.
+        """Choose where the volumes of `cases` are kept, log disk or over 1 GiB, and count the memory as taken.
 
         Every process of a run keeps all of them in its memory; on disk they share them.
 
@@ -74,7 +74,7 @@ class VolumeCache:
             )
         in_memory = self.cache != "disk" and need <= self.free
         self.free -= need if in_memory else 0
-        if cases and is_rank0():
+        if cases and is_rank0() and (need > 2**30 or not in_memory):
             logger.info(f"{volumes} are kept {'in memory' if in_memory else f'in {self.directory}'}.")
         return in_memory
 
@@ -116,7 +116,7 @@ class MemoryCacheDataset(CacheDataset):
 
     def _fill_cache(self, indices: Sequence[int] = ()) -> list:
         # Closed in case of an error too: an open bar would be drawn again below the error's sentence.
-        with open_bar(indices, desc="Loading dataset", disable=not indices) as bar:
+        with open_bar(indices, desc="loading cases", disable=not indices, leave=False) as bar:
             return [self._load_cache_item(index) for index in bar]
 
 

@@ -281,6 +281,18 @@ def test_a_run_of_the_front_door_is_a_run_of_monai(tmp_path, capsys) -> None:
     assert "The text is said" in capsys.readouterr().out
 
 
+def test_a_run_opens_with_its_own_line(tmp_path) -> None:
+    """MONAI's hints about foreign config files and about files in several folders do not come before it."""
+    (tmp_path / "other").mkdir()
+    first, second = tmp_path / "run.yaml", tmp_path / "other/text.yaml"
+    first.write_text("run: [\"$print('The text is', @text)\"]\n")
+    second.write_text("text: said\n")
+    program = f"from scripts.cli.runs import run_in_monai\nrun_in_monai({['run', '--config_file', str([str(first), str(second)])]})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=runs.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("python -m monai.bundle run") and "The text is said" in done.stdout
+    assert "parsing config_file" not in done.stderr and "Not all config files" not in done.stdout + done.stderr
+
+
 def test_an_error_inside_a_run_prints_one_line_and_exits_with_1(tiny_demo, tmp_path, capsys) -> None:
     (tmp_path / "mine.yaml").write_text(f"labelled_cases: $1 / 0\ndataset_dir: {tiny_demo}\n")
     words = ["check", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "out")]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,27 @@ FOLDS = 5
 """Folds of a larger dataset."""
 
 
-def make_folds(cases: list[Case], number: int | None = None, patient_pattern: str | None = None) -> list[list[Case]]:
+def find_patients(cases: CaseLists, pattern: str | None = None) -> dict[str, str]:
+    """The patient of each labelled and unlabelled case, by the case's name.
+
+    Args:
+        cases: of the dataset.
+        pattern: regular expression that finds the patient in a case's name. `None`: patients are guessed, see
+            `guess_patients`, and named in the log.
+
+    Raises:
+        UserError: for an invalid pattern.
+    """
+    training = [*cases.labelled, *cases.unlabelled]
+    found: str | dict[str, str] | None = pattern
+    if found is None:
+        found, sentence = guess_patients([(case["case"], images_of(case)[0]) for case in training])
+        if sentence:
+            logger.warning(sentence)
+    return {case["case"]: patient_of(case["case"], found) for case in training}
+
+
+def make_folds(cases: list[Case], patient: Mapping[str, str], number: int | None = None) -> list[list[Case]]:
     """Divide labelled cases into folds.
 
     Patients are dealt to the folds in turn, in the order of the datalist, so that the folds differ by at most one
@@ -29,29 +50,23 @@ def make_folds(cases: list[Case], number: int | None = None, patient_pattern: st
 
     Args:
         cases: labelled cases.
+        patient: of each case, see `find_patients`; cases of one patient are in the same fold.
         number: of folds; `None`: one per patient for up to 10 patients, otherwise 5.
-        patient_pattern: regular expression that finds the patient in a case's name; cases of one patient are in the
-            same fold. `None`: patients are guessed, see `guess_patients`, and named in the log.
 
     Returns:
         The held-out cases of each fold; each case is in one fold.
 
     Raises:
-        UserError: for fewer than two patients, an invalid pattern, or a number that is not from 2 to that of patients.
+        UserError: for fewer than two patients, or a number that is not from 2 to that of patients.
 
     Example:
         >>> cases = [{"case": name} for name in ("a_1", "b_1", "a_2")]
-        >>> [[case["case"] for case in fold] for fold in make_folds(cases, patient_pattern="^.")]
+        >>> [[case["case"] for case in fold] for fold in make_folds(cases, {"a_1": "a", "b_1": "b", "a_2": "a"})]
         [['a_1', 'a_2'], ['b_1']]
     """
-    found: str | dict[str, str] | None = patient_pattern
-    if found is None:
-        found, sentence = guess_patients([(case["case"], images_of(case)[0]) for case in cases])
-        if sentence:
-            logger.warning(sentence)
     patients: dict[str, list[Case]] = {}
     for case in cases:
-        patients.setdefault(patient_of(case["case"], found), []).append(case)
+        patients.setdefault(patient[case["case"]], []).append(case)
     if len(patients) < 2:
         raise UserError(
             f"Cross-validation needs labelled cases of at least two patients, got {len(cases)} of {len(patients)}: "
@@ -65,21 +80,25 @@ def make_folds(cases: list[Case], number: int | None = None, patient_pattern: st
     return [[case for group in groups[fold::number] for case in group] for fold in range(number)]
 
 
-def fold_datalist(cases: CaseLists, held_out: list[Case]) -> dict[str, Any]:
-    """The datalist of one fold: held-out cases are test cases, the other labelled and all unlabelled ones train.
+def fold_datalist(cases: CaseLists, held_out: list[Case], patient: Mapping[str, str]) -> dict[str, Any]:
+    """The datalist of one fold: held-out cases are test cases; cases of other patients train.
 
     Args:
         cases: of the dataset; its validation and test cases are not used.
-        held_out: some of its labelled cases.
+        held_out: some of its labelled cases, all of a patient or none.
+        patient: of each case, see `find_patients`.
 
     Returns:
         Content of a datalist with absolute paths.
     """
-    names = [images_of(case)[0] for case in held_out]
-    rest = [case for case in cases.labelled if images_of(case)[0] not in names]
+    patients = {patient[case["case"]] for case in held_out}
+    labelled, unlabelled = (
+        [_entry(case) for case in part if patient[case["case"]] not in patients]
+        for part in (cases.labelled, cases.unlabelled)
+    )
     return {
-        "training": [_entry(case) for case in rest],
-        "unlabeled": [_entry(case) for case in cases.unlabelled],
+        "training": labelled,
+        "unlabeled": unlabelled,
         "test": [_entry(case) for case in held_out],
     }
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, re
 from scripts.cli.runs import shell_line
 from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
-from scripts.crossval.folds import fold_datalist, make_folds
+from scripts.crossval.folds import find_patients, fold_datalist, make_folds
 from scripts.data.cases import Case, CaseLists
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
@@ -48,7 +48,7 @@ def cross_validate(
         cases: of the dataset.
         directory: for the folds and the results, `crossval.json` and `crossval.csv`.
         folds: see `make_folds`.
-        patient_pattern: see `make_folds`.
+        patient_pattern: see `find_patients`.
         keep_models: whether the trained models of the folds are kept, as an ensemble; otherwise they are deleted.
         cache_dir: folder of cached volumes, shared by all folds.
         flip_axes: axes along which training mirrors patches; mirrored passes are evaluated if there is one.
@@ -62,7 +62,8 @@ def cross_validate(
     """
     directory, keep_models = Path(directory).absolute(), str(keep_models).lower() == "true"
     command = _Command(sys.argv if argv is None else argv)
-    held_out = make_folds(cases.labelled, folds, patient_pattern)
+    patient = find_patients(cases, patient_pattern)
+    held_out = make_folds(cases.labelled, patient, folds)
     names = [[case["case"] for case in fold] for fold in held_out]
     _check_settings(directory, {**command.settings(), "folds": names, "unlabelled": len(cases.unlabelled)})
     arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
@@ -73,10 +74,11 @@ def cross_validate(
     # By arm, option, class and case.
     dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
     for number, fold in enumerate(held_out, start=1):
+        datalist = fold_datalist(cases, fold, patient)
         for arm in arms:
             folder = directory / f"fold_{number}" / arm
             title = f"Fold {number} of {len(held_out)}, {ARMS[arm]}"
-            _run_fold(folder, arm, fold, cases, command, options, cache_dir, title)
+            _run_fold(folder, arm, datalist, command, options, cache_dir, title)
             found = {option: _dice_of(folder / f"out_{index}", fold) for index, option in enumerate(options)}
             for option, of_classes in found.items():
                 for name, values in of_classes.items():
@@ -151,19 +153,17 @@ def _is_method(file: str) -> bool:
 def _run_fold(
     folder: Path,
     arm: str,
-    held_out: list[Case],
-    cases: CaseLists,
+    datalist: Mapping[str, Any],
     command: _Command,
     options: Sequence[str],
     cache_dir: str | Path | None,
     title: str,
 ) -> None:
     """Train one arm of one fold, and evaluate it with each option into `out_<index of the option>`."""
-    content = fold_datalist(cases, held_out)
-    write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "dataset.json", json.dumps(datalist, indent=1) + "\n")
     words = [  # "$None" instead of "None", with which the command would start itself again (scripts/cli/words.py)
         *command.words(arm),
-        *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(content["training"]))),
+        *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(datalist["training"]))),
         *("--validation_cases", "0", "--corrected_labels", "$None", "--ckpt_dir", str(folder / "models")),
         *([] if cache_dir is None else ["--cache_dir", str(Path(cache_dir).absolute())]),
     ]

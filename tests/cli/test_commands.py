@@ -287,7 +287,8 @@ def test_a_run_opens_with_its_own_line(tmp_path) -> None:
     first, second = tmp_path / "run.yaml", tmp_path / "other/text.yaml"
     first.write_text("run: [\"$print('The text is', @text)\"]\n")
     second.write_text("text: said\n")
-    program = f"from scripts.cli.runs import run_in_monai\nrun_in_monai({['run', '--config_file', str([str(first), str(second)])]})"
+    words = ["run", "--config_file", str([str(first), str(second)])]
+    program = f"from scripts.cli.runs import run_in_monai\nrun_in_monai({words})"
     done = subprocess.run([sys.executable, "-c", program], cwd=runs.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("python -m monai.bundle run") and "The text is said" in done.stdout
     assert "parsing config_file" not in done.stderr and "Not all config files" not in done.stdout + done.stderr

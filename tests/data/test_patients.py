@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.crossval.folds import make_folds
+from scripts.crossval.folds import find_patients, make_folds
+from scripts.data.cases import CaseLists
 from scripts.data.patients import guess_patients
 from scripts.dataset_setup.roles import Request, assign, gather
 from tests.check_folder import CheckFolder
@@ -72,7 +73,7 @@ def test_a_split_keeps_patients_together_by_default(name, tmp_path) -> None:
     every = roles_of(tmp_path, patient_pattern=".*")
     assert len({case.name[:-1] for case in every.test}) == 2, "the two lowest hashes are of two patients"
     labelled = [{"case": case.name, "image": case.images[0]} for case in roles.labelled + roles.test]
-    folds = make_folds(labelled)
+    folds = make_folds(labelled, find_patients(CaseLists(labelled=labelled)))
     assert [len({case["case"][:-1] for case in fold}) for fold in folds] == [1] * 5
 
 

@@ -30,9 +30,12 @@ PACKAGES = ("monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "it
 LOCAL = ("command", "paths")
 """Entries of `run.json` that are not copied into the weights, because they describe this machine."""
 
+STEPS = 20
+"""Steps between two updates of `run.json`."""
+
 
 class RunRecord:
-    """Write `run.json` when a training starts and when it ends, and give its content to the weights files.
+    """Write `run.json` when a training starts, every 20 steps, and when it ends; weights files get its content.
 
     The record says what is needed to repeat the run: the settings with all overrides, the seed, the versions of the
     libraries, digests of the data list and of the cases in each role, the state of the git repository, times, and the
@@ -76,8 +79,9 @@ class RunRecord:
         }
 
     def attach(self, engine: Engine) -> None:
-        """Write when `engine`, the trainer, starts and when it ends. Attach it after `TrainingCheckpoint`."""
+        """Write when `engine`, the trainer, starts, goes on and ends. Attach it after `TrainingCheckpoint`."""
         engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=STEPS), self.progress)
         engine.add_event_handler(Events.COMPLETED, self.end)
 
     def start(self, engine: Engine) -> None:
@@ -103,12 +107,17 @@ class RunRecord:
         self.content["metrics"] |= {name: value, f"best_{name}": best}
         self.content["steps"] = step
 
-    def end(self, engine: SupervisedTrainer) -> None:
-        """Note the time, the number of steps, and the losses of the last one."""
+    def progress(self, engine: SupervisedTrainer) -> None:
+        """Note the number of steps, and the losses of the last one."""
         losses = engine.loss_function.last if isinstance(engine.loss_function, WeightedLoss) else {}
         self.content["metrics"] |= {f"Loss/{name}": rounded(value) for name, value in losses.items()}
-        self.content |= {"ended": now(), "steps": engine.state.iteration}
+        self.content["steps"] = engine.state.iteration
         self._write()
+
+    def end(self, engine: SupervisedTrainer) -> None:
+        """Note the time too."""
+        self.content["ended"] = now()
+        self.progress(engine)
 
     def for_weights(self) -> dict[str, Any]:
         """The record without what describes this machine alone."""

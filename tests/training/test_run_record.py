@@ -16,6 +16,7 @@ from scripts.data.cases import CaseLists
 from scripts.data.preprocessing_record import RUN, record_of
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
+from scripts.training import run_record
 from scripts.training.run_record import data_digests, describe_weights, git_state
 
 
@@ -46,6 +47,16 @@ def test_a_run_is_recorded_beside_its_models_and_in_them(train, tiny_demo, tmp_p
     at_best = trained_record(tmp_path / "models/model_best.pt")
     assert at_best["ended"] is None and at_best["steps"] == best["step"]
     assert at_best["metrics"]["val_mean_dice"] == best["value"]
+
+
+def test_a_program_can_follow_a_run(train, tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(run_record, "STEPS", 2)
+    monkeypatch.setattr(run_record, "write_text", lambda path, text: seen.append(json.loads(text)))
+    train(max_steps=5)
+    assert [run["steps"] for run in seen] == [0, 2, 4, 5]
+    assert [run["ended"] is None for run in seen] == [True, True, True, False]
+    assert seen[1]["metrics"]["Loss/supervised"] > 0
 
 
 def test_a_resumed_run_keeps_its_start_and_adds_a_line(train, make_workflow, tmp_path) -> None:

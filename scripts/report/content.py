@@ -19,7 +19,7 @@ from scripts.report.cases import ReportCase, find_candidates, structures_of
 from scripts.report.measures import StructureMeasures, agreement, measure
 from scripts.report.pictures import CaseVolumes, draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
-from scripts.report.training import course_of, training_facts
+from scripts.report.training import course_of, memory_of, training_facts
 
 PICTURED, WORST = 60, 40
 """Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
@@ -74,6 +74,8 @@ def content_of(
     shown = [_case(case, rank, rank in pictured, budget, measured) for rank, case in enumerate(order)]
     volumes = agreement(measured, structures)
     has_metrics = any(case.rows for case in order)
+    settings = (record.get("run") or {}).get("settings") or {}
+    training = _training_folders(folder, record), settings.get("label_names") or ["background", *structures]
     return {
         "title": record["facts"].get("dataset") or folder.resolve().name,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -93,7 +95,8 @@ def content_of(
         "has_metrics": has_metrics,
         "selection": _selection(len(order), len(pictured)),
         "has_reference": has_metrics,
-        "course": course_of(_training_folders(folder, record), ["background", *structures]),
+        "course": course_of(*training),
+        "memory": memory_of(*training),
         "volumes": volumes,
         "volumes_plot": agreement_plot(volumes, numbers) if volumes else "",
         "candidates": _candidates(folder),

@@ -174,6 +174,41 @@ def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
     return draw((4.4 * columns, 2.5 * rows), plot, (rows, columns))
 
 
+MARKERS = {"labelled voxel": "o", "unlabelled voxel": "+", "prototype": "D"}
+"""Markers of the kinds of embeddings; prototypes are drawn last, over the others."""
+
+
+def embeddings_plot(groups: Mapping[tuple[str, int], np.ndarray], label_names: Sequence[str]) -> str:
+    """Prototypes and voxels in two dimensions, coloured by class.
+
+    Args:
+        groups: points `(N, 2)` by kind (a key of `MARKERS`) and class.
+        label_names: names of the classes, background first.
+    """
+    names = dict(enumerate(label_names))
+
+    def plot(axes: Sequence[Axes]) -> None:
+        (axis,) = axes
+        for kind, marker in MARKERS.items():
+            first = kind == "prototype"
+            for c in sorted(c for found, c in groups if found == kind):
+                x, y = groups[kind, c].T
+                tint = INK if c == 0 else colour(c - 1)
+                axis.scatter(
+                    x, y, s=44 if first else 14, alpha=0.95 if first else 0.4, color=tint, marker=marker,
+                    linewidths=0.9, edgecolors=INK if first else None,
+                )  # fmt: skip
+        for kind, marker in MARKERS.items():
+            axis.scatter([], [], color=INK, marker=marker, label=kind)
+        for c in sorted({c for _, c in groups}):
+            axis.scatter([], [], color=INK if c == 0 else colour(c - 1), marker="s", label=_plain(names.get(c, c)))
+        axis.set_xlabel("first principal component")
+        axis.set_ylabel("second")
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return draw((6.4, 3.4), plot)
+
+
 def _plain(text: Any, longest: int = 28) -> str:
     """Text that matplotlib takes literally: a dollar sign would begin a formula."""
     text = str(text)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.report.plots import curves_plot
+from scripts.report.plots import curves_plot, embeddings_plot
 
 POINTS = 300
 """Largest number of points of a curve: neighbours are averaged, as single steps differ by chance."""
@@ -20,6 +21,7 @@ PANELS = {
     "Loss/": "Loss terms, unweighted",
     "Weight/": "Weights of the loss terms",
     "Rate/": "Learning rate",
+    "Confident/": "Share of confident voxels (95 %)",
     "Memory/": "Prototypes in the memory, per class",
     "Time/": "Seconds per step",
 }
@@ -79,6 +81,31 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     cuts = np.arange(0, len(steps), max(1, size))
     counts = np.diff([*cuts, len(steps)])
     return np.add.reduceat(steps, cuts) / counts, np.add.reduceat(values, cuts) / counts
+
+
+def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
+    """A plot of the prototypes and of voxels of the last training step; empty if no folder has them.
+
+    Embeddings are scaled to length 1, as the contrastive loss compares their directions, and shown by their first two
+    principal components.
+
+    Args:
+        folders: where TensorBoard's files may be; the newest embeddings of the first one that has some are taken.
+        label_names: names of the classes, background first.
+    """
+    found = next(filter(None, (sorted(folder.glob("*/memory/tensors.tsv")) for folder in folders)), [])
+    if not found:
+        return ""
+    points = np.loadtxt(found[-1], delimiter="\t", ndmin=2)
+    with found[-1].with_name("metadata.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    centred = points - points.mean(axis=0)
+    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    groups: dict[tuple[str, int], np.ndarray] = {}
+    for kind, c in dict.fromkeys((row["kind"], int(row["class"])) for row in rows):
+        groups[kind, c] = plane[[(row["kind"], int(row["class"])) == (kind, c) for row in rows]]
+    return embeddings_plot(groups, label_names)
 
 
 def course_of(folders: Sequence[Path], label_names: Sequence[str] = ()) -> str:

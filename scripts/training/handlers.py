@@ -23,6 +23,7 @@ from scripts.losses.schedules import warmed_rate
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
 from scripts.training.interruption import StopOnSignal
+from scripts.training.memory_updater import MemoryBankUpdater
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.optimizers import RateOnCurve
 from scripts.training.run_record import RunRecord
@@ -30,6 +31,7 @@ from scripts.training.step_handlers import (
     BatchAsItem,
     CourseCurves,
     LossStep,
+    MemoryEmbeddings,
     RunProgressBar,
     StepSeeder,
     StopAtStep,
@@ -146,6 +148,7 @@ class TrainingHandlers:
         assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
         scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
+        updaters = [handler for handler in self.method_handlers if isinstance(handler, MemoryBankUpdater)]
         return [
             *(handler for handler in self.method_handlers if handler is not None),
             StreamPosition(loader),
@@ -158,6 +161,7 @@ class TrainingHandlers:
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             *([] if writer is None else [_loss_curves(writer, loss)]),
             *([] if writer is None else [CourseCurves(writer, loss, engine.optimizer, max(1, self.max_steps // 200))]),
+            *([] if writer is None else [MemoryEmbeddings(writer, updater) for updater in updaters]),
             checkpoint,
             *([] if self.run_record is None else [self.run_record]),
             *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),

@@ -125,6 +125,29 @@ class MemoryBankUpdater:
             parts.append((batch.unlabelled_features, *pseudo_labels(batch.target_logits, self.confidence)))
         self.memory.update(self._embeddings_by_class(parts))
 
+    @torch.no_grad()
+    def sample(self, batch: TrainingBatch, per_class: int) -> dict[str, dict[int, torch.Tensor]]:
+        """Projected features of random voxels of a batch, for pictures; the memory is not changed.
+
+        Args:
+            batch: a training step's data and predictions.
+            per_class: maximum number of voxels of a class and kind.
+
+        Returns:
+            `(N, D)` by kind and class: labelled voxels by their label, unlabelled ones by the predicted class.
+        """
+        parts = {"labelled voxel": (self._labelled_pass(batch)[1], batch.labels)}
+        if batch.num_unlabelled > 0:
+            parts["unlabelled voxel"] = (batch.unlabelled_features, batch.target_logits.argmax(dim=1))
+        found: dict[str, dict[int, torch.Tensor]] = {}
+        for kind, (features, classes) in parts.items():
+            on_grid = labels_on_grid(classes, features.shape[2:]).reshape(-1)
+            for c, where in enumerate(group_by_class(on_grid, self.memory.num_classes)):
+                if len(where) > 0:
+                    chosen = voxel_embeddings(features, sample_group(where, per_class))
+                    found.setdefault(kind, {})[c] = self._project(chosen)
+        return found
+
     def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and features of the labelled cases, of the network or of the teacher."""
         if self.features_from == "network":

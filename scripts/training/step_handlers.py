@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
@@ -14,15 +15,22 @@ from torch.optim import Optimizer
 
 from scripts.distributed.collectives import num_ranks
 from scripts.errors import first_line, is_out_of_memory
-from scripts.losses.base import LossTerm, WeightedLoss
+from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
 from scripts.progress import EngineProgress, open_bar
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.seeding import derive_seed, seed_generators
+from scripts.training.memory_updater import MemoryBankUpdater
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("Validation")
+
+CONFIDENT = 0.95
+"""Probability of a class from which on a curve counts a voxel as confident."""
+
+PICTURED_VOXELS = 50
+"""Voxels of each class and kind that are shown beside the prototypes."""
 
 
 def last_step(engine: Engine, max_steps: int) -> int:
@@ -135,7 +143,8 @@ class CourseCurves:
     """Write what a report shows of the course of a run to TensorBoard, besides the losses and validations.
 
     `Weight/<term>`, `Rate/learning_rate`, `Time/step` (seconds, the mean since the last point; validations and the
-    writing of checkpoints are part of it) and `Memory/<class>`, the number of prototypes.
+    writing of checkpoints are part of it), `Memory/<class>`, the number of prototypes, and `Confident/unlabelled`, the
+    share of voxels in unlabelled patches whose most probable class has a probability of at least `CONFIDENT`.
 
     Args:
         writer: TensorBoard's writer.
@@ -169,9 +178,43 @@ class CourseCurves:
             values[f"Weight/{name}"] = term.weight_at(self.loss.step, self.loss.max_steps)
         for memory in self.memories:
             values |= {f"Memory/{c}": count for c, count in memory.summary().items()}
+        batch: TrainingBatch = engine.state.output[0][Keys.PRED]
+        if batch.num_unlabelled > 0:
+            highest = batch.target_logits.softmax(dim=1).amax(dim=1)
+            values["Confident/unlabelled"] = (highest >= CONFIDENT).float().mean().item()
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
         self.last = step, now
+
+
+class MemoryEmbeddings:
+    """Write prototypes and voxels of the last batch for TensorBoard's projector when the run ends.
+
+    TensorBoard reads `<step>/memory/tensors.tsv`, an embedding per line, and `metadata.tsv` beside it, with kind
+    (prototype, labelled or unlabelled voxel) and class. The report shows them in two dimensions.
+
+    Args:
+        writer: TensorBoard's writer.
+        updater: of the memory.
+    """
+
+    def __init__(self, writer: SummaryWriter, updater: MemoryBankUpdater) -> None:
+        self.writer, self.updater = writer, updater
+
+    def attach(self, engine: Engine) -> None:
+        """Write when `engine` ends."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write what there is."""
+        memory = self.updater.memory
+        kinds = {"prototype": {c: memory[c] for c in range(memory.num_classes) if len(memory[c])}}
+        if engine.state.output:  # none if a finished run is resumed
+            kinds |= self.updater.sample(engine.state.output[0][Keys.PRED], PICTURED_VOXELS)
+        rows = [[kind, str(c)] for kind, groups in kinds.items() for c, group in groups.items() for _ in group]
+        if rows:
+            points = torch.cat([group.float().cpu() for groups in kinds.values() for group in groups.values()])
+            self.writer.add_embedding(points, rows, None, engine.state.iteration, "memory", ["kind", "class"])
 
 
 class StopAtStep:

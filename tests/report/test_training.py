@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from scripts.report import training
 from scripts.report.page import write_report
-from scripts.report.training import POINTS, course_of, read_curves, thinned, training_facts
+from scripts.report.training import POINTS, course_of, memory_of, read_curves, thinned, training_facts
 from tests.report.output_folder import write_evaluation
 
 
@@ -46,6 +47,38 @@ def test_the_plot_names_every_curve_and_is_empty_without_files(tmp_path: Path) -
     for text in ("Loss terms", "Prototypes in the memory", "Validation"):
         assert text in plot
     assert course_of([tmp_path]) == ""
+
+
+def test_the_memory_is_drawn_by_class_and_kind(train, tmp_path: Path) -> None:
+    """The files are those of a training, and lie where TensorBoard's projector reads them."""
+    train(max_steps=1)
+    (file,) = tmp_path.rglob("memory/tensors.tsv")
+    rows = file.with_name("metadata.tsv").read_text().splitlines()
+    assert rows[0] == "kind\tclass" and len(rows) == 1 + len(file.read_text().splitlines())
+    assert {row.split("\t")[0] for row in rows[1:]} >= {"labelled voxel"}
+    folder = file.parents[2]
+    assert "memory/tensors.tsv" in (folder / "projector_config.pbtxt").read_text()
+    plot = memory_of([tmp_path / "none", folder], ["background", "liver"])
+    assert "liver" in plot and "prototype" in plot
+    assert memory_of([tmp_path / "none"], ["background"]) == ""
+
+
+def test_the_plane_of_the_memory_is_that_of_the_largest_variance(tmp_path: Path, monkeypatch) -> None:
+    """Four directions in a plane of four dimensions: their distances are kept."""
+    drawn = {}
+    monkeypatch.setattr(training, "embeddings_plot", lambda groups, names: drawn.update(groups))
+    (tmp_path / "00009/memory").mkdir(parents=True)
+    directions = np.array([[0, 3.0, 0, 0], [0, 0, 0, 5.0], [0, -1.0, 0, 0], [0, 0, 0, -2.0]])
+    np.savetxt(tmp_path / "00009/memory/tensors.tsv", directions, delimiter="\t")
+    kinds = ["kind\tclass", *["prototype\t1"] * 2, *["labelled voxel\t2"] * 2]
+    (tmp_path / "00009/memory/metadata.tsv").write_text("\n".join(kinds))
+    memory_of([tmp_path], ["background", "a", "b"])
+    points = np.concatenate([drawn["prototype", 1], drawn["labelled voxel", 2]])
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    side, diagonal = 2**0.5, 2.0
+    assert distances == pytest.approx(np.array([
+        [0, side, diagonal, side], [side, 0, side, diagonal], [diagonal, side, 0, side], [side, diagonal, side, 0],
+    ]))  # fmt: skip
 
 
 def test_the_record_of_a_training_is_told(tmp_path: Path) -> None:

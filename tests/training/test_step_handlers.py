@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.losses.base import LossTerm, WeightedLoss
+from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
 from scripts.losses.schedules import RampUp
 from scripts.prototypes.memory import PrototypeMemory
 from scripts.training.step_handlers import CourseCurves, LossStep, StepSeeder, StopAtStep
@@ -126,7 +126,10 @@ def test_curves_of_weights_rate_time_and_memory_have_a_point_per_interval():
     term.memory = memory
     loss, parameter = WeightedLoss({"late": term, "fixed": One(weight=0.5)}, max_steps=6), nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.25)
-    engine, writer = Engine(lambda engine, batch: None), Recorded()
+    logits = torch.zeros(2, 2, 1, 1, 4)  # a labelled and an unlabelled case
+    logits[1, 1] = torch.tensor([0.0, 2.9, 3.0, 9.0])  # probabilities 0.5, 0.948, 0.953, 1.0
+    batch = TrainingBatch(logits, logits, torch.zeros(1, 1, 1, 4, dtype=torch.int64), logits, forward_pass=None)
+    engine, writer = Engine(lambda engine, _: [{"pred": batch}]), Recorded()
     LossStep(loss).attach(engine)
     CourseCurves(writer, loss, optimizer, interval=2).attach(engine)
     engine.run([0] * 3, max_epochs=2)
@@ -135,6 +138,6 @@ def test_curves_of_weights_rate_time_and_memory_have_a_point_per_interval():
     assert writer.points["Rate/learning_rate"] == [(2, 0.25), (4, 0.25), (6, 0.25)]
     assert [step for step, seconds in writer.points["Time/step"] if seconds > 0] == [2, 4, 6]
     assert writer.points["Memory/2"] == [(2, 0.0), (4, 0.0), (6, 0.0)]
-    assert set(writer.points) == {"Weight/late", "Weight/fixed", "Rate/learning_rate", "Time/step"} | {
-        f"Memory/{c}" for c in range(3)
-    }
+    assert writer.points["Confident/unlabelled"] == [(2, 0.5), (4, 0.5), (6, 0.5)]
+    weights, memories = {"Weight/late", "Weight/fixed"}, {f"Memory/{c}" for c in range(3)}
+    assert set(writer.points) == weights | memories | {"Confident/unlabelled", "Rate/learning_rate", "Time/step"}

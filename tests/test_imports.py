@@ -16,7 +16,18 @@ from tests.volume_files import dicom_slices, write_dicom
 
 ROOT = Path(__file__).resolve().parents[1]
 
-OPTIONAL = {"matplotlib", "pandas", "sklearn", "skimage", "h5py", "mlflow", "onnx", "onnxruntime"}
+OPTIONAL = {
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "skimage",
+    "h5py",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "pydicom",
+    "highdicom",
+}
 """Packages that a training or an inference must not need. MONAI imports matplotlib if there is one."""
 
 HEAVY = ("torch._dynamo", "torch._inductor", "torch.onnx", "itk.")

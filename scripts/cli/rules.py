@@ -158,7 +158,9 @@ RULES: dict[str, Rule] = {
         f"{SWITCH.words}, or a list of names of structures", lambda v: SWITCH.holds(v) or _is_text(v) or _are_texts(v)
     ),
     "layout": Rule("files or nnunet", lambda v: v in ("files", "nnunet")),
-    "output_format": Rule("nifti or input", lambda v: v in ("nifti", "input")),
+    "output_format": Rule(
+        "nifti, input, seg_nrrd or dicom_seg", lambda v: v in ("nifti", "input", "seg_nrrd", "dicom_seg")
+    ),
     "intensity": Rule("a transform: a block with a _target_", lambda v: isinstance(v, dict) and "_target_" in v),
     **dict.fromkeys(("seed", "batch_unlabelled", "validation_cases"), _whole(0)),
     "num_workers": Rule("auto, or a whole number of at least 0", lambda v: v == "auto" or (_is_whole(v) and v >= 0)),

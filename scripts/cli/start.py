@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -82,5 +84,9 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     debug = options.get("debug", "false").lower() != "false"
     sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)
     check_settings(check_overrides(argv))
+    # Where pydicom is installed, MONAI's `LoadImage` warns twice that one of its readers, which is not used here, lacks
+    # a decoder.
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     gc.freeze()  # the half million objects of imported modules stay: Python need not search them for garbage again
     limit_threads()

@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
-from scripts.images.header import NRRD, case_name, ending_of
+from scripts.images.header import SLICER, case_name, ending_of
 
 logger = logging.getLogger("datalist")
 
@@ -52,8 +52,8 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     for file in labels:
         name = case_name(file)
-        if name not in known and ending_of(file) in NRRD:
-            name = name.removesuffix(".seg")  # 3D Slicer saves segmentations as NAME.seg.nrrd
+        if ending_of(file) in SLICER and f"{name}.seg" in known:
+            name += ".seg"  # the image itself is called so
         by_name.setdefault(name, []).append(file)
     others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
     if others:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from scripts.images.header import NNUNET_CHANNEL, case_name
+from scripts.images.header import NNUNET_CHANNEL, SLICER, case_name, ending_of
 
 LABEL_WORDS = (
     "corrected_labels",  # the folder for labels that annotators have corrected, see docs/labelling.md
@@ -64,8 +64,9 @@ _LABEL_FILE, _IMAGE_FILE = _file_pattern(LABEL_WORDS), _file_pattern(IMAGE_WORDS
 
 
 def stem_of(path: str) -> str:
-    """Return the file name without its image ending, in NFC, so that accented letters compare equal."""
-    return unicodedata.normalize("NFC", case_name(path))
+    """Return the file name without its image ending, but with `.seg`, in NFC, for accented letters to compare equal."""
+    mark = ".seg" if ending_of(path) in SLICER else ""  # the ending of a label file says that it is one
+    return unicodedata.normalize("NFC", case_name(path) + mark)
 
 
 def is_label_folder(name: str) -> bool:

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from scripts.files import atomic_write
+from scripts.images.label_names import COLOURS
 
-_HEX = ("#e41a1c", "#377eb8", "#4daf4a", "#ff7f00", "#984ea3", "#ffff33", "#a65628", "#f781bf", "#17becf", "#999999")
-PALETTE = np.array([ImageColor.getrgb(name) for name in _HEX])
-"""Colours of classes 1, 2, ..., repeated if there are more classes than colours."""
+PALETTE = np.array(COLOURS)
 
 SIDE, CAPTION, TITLE, GAP = 240, 20, 32, 6  # pixels: a panel, its caption, the title of all panels, between panels
 

@@ -107,6 +107,7 @@ FILES = (
     "README.md",
     "pyproject.toml",
     "requirements.txt",
+    "requirements-dicom.txt",
     "requirements-export.txt",
     "requirements-tracking.txt",
 )

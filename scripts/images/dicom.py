@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a folder of DICOM slices as one volume, through ITK's GDCM.
+"""Read a folder of DICOM slices as one volume, through ITK's GDCM; multi-frame files through pydicom.
 
 A series becomes a volume only if its slices are parallel, aligned and evenly spaced; any other is refused with an error
 that names the problem. GDCM's own series reader would assemble it with at most a line on stderr.
@@ -14,6 +14,7 @@ import numpy as np
 
 from scripts.errors import UserError
 from scripts.images import itk as itk_format
+from scripts.images.dicom_frames import read_frames
 from scripts.images.dicom_slices import Slice, chosen_series, gdcm, split_series
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
@@ -62,7 +63,7 @@ def ordered_grid(path: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.nd
 def _check_slice(path: str, each: Slice) -> None:
     if each.frames > 1:
         raise UserError(
-            f"{each.path} is a multi-frame (enhanced) DICOM file of {each.frames} frames, which is not supported: "
+            f"{each.path} is a multi-frame DICOM file of {each.frames} frames that does not say where they are: "
             "convert it to NIfTI."
         )
     if each.components > 1:
@@ -174,7 +175,13 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
     shape = (*slices[0].size, len(slices))
 
     def voxels() -> np.ndarray:
-        planes = [itk_format.read_array(each.path, gdcm(), each.dtype)[0, :, :, 0] for each in slices]
+        frames = {path: read_frames(path) for path in {each.path for each in slices if each.frame}}
+        planes = [
+            frames[each.path][each.frame - 1]
+            if each.frame
+            else itk_format.read_array(each.path, gdcm(), each.dtype)[0, :, :, 0]
+            for each in slices
+        ]
         return np.stack(planes, axis=-1)[None]
 
     dtype = np.result_type(*(each.dtype for each in slices))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.errors import UserError
+from scripts.images.dicom_frames import frames_of
 from scripts.images.itk import stored_type
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Slice:
         spacing: distance between rows and between columns, mm; empty if the file does not give it.
         thickness: slice thickness, mm; empty if the file does not give it.
         tilt: gantry tilt, degrees; empty if the file does not give it.
+        frame: number of the frame, from 1, in a multi-frame file; 0 for a file with a single slice.
     """
 
     path: str
@@ -66,11 +68,12 @@ class Slice:
     spacing: tuple[float, ...]
     thickness: tuple[float, ...]
     tilt: tuple[float, ...]
+    frame: int = 0
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return Path(self.path).name
+        """The file's name, and the number of the frame in it."""
+        return Path(self.path).name + (f" (frame {self.frame})" if self.frame else "")
 
 
 def split_series(path: str | Path) -> tuple[str, str | None]:
@@ -176,7 +179,8 @@ def _slices(folder: Path) -> list[Slice]:
     found, skipped = [], []
     for file in sorted(file for file in folder.iterdir() if not file.is_dir()):
         if looks_like_slice(file):
-            found.append(_read(str(file)))
+            each = _read(str(file))
+            found += frames_of(each) if each.frames > 1 else [each]
         else:
             skipped.append(file.name)
     if skipped:

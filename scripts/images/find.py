@@ -25,7 +25,7 @@ ImageFiles = str | Sequence[str]
 """An image: one file or DICOM folder, or a list with one for each channel."""
 
 LIST_ENDINGS = (".txt", ".json")
-DETACHED = (".mhd", ".nhdr")
+DETACHED = (".mhd", ".nhdr", ".seg.nhdr")
 """Endings of headers whose voxels are in another file."""
 
 

@@ -20,7 +20,9 @@ NIFTI = (".nii.gz", ".nii")
 PAIR = (".img", ".hdr")
 """NIfTI or Analyze in two files with the same name; one of them, the .img file, stands for the image."""
 MGH = (".mgz", ".mgh")
-NRRD = (".nrrd", ".nhdr")
+SLICER = (".seg.nrrd", ".seg.nhdr")
+"""3D Slicer saves a segmentation as NAME.seg.nrrd."""
+NRRD = (*SLICER, ".nrrd", ".nhdr")
 METAIMAGE = (".mha", ".mhd")
 ENDINGS = (*NIFTI, *PAIR, *MGH, *NRRD, *METAIMAGE)
 """Endings of image files, in lower case. A DICOM series is a folder and has none."""
@@ -83,7 +85,7 @@ class VolumeHeader:
         dtype: NumPy name of the stored type.
         oriented: whether the file states the directions of its axes; if not, they are assumed to be L, P, S, as in
             DICOM and ITK.
-        segments: names that the file gives to its label values (3D Slicer); empty for other files.
+        segments: names that the file gives to its label values (3D Slicer, TotalSegmentator); empty for other files.
         time_axis: whether the header calls the axis of the channels time (NIfTI).
     """
 

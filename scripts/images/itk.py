@@ -28,6 +28,7 @@ from scripts.images.header import (
     in_lower_case,
     shape_and_channels,
 )
+from scripts.images.label_names import of_nrrd
 
 if TYPE_CHECKING:
     from itk.itkImageIOBasePython import itkImageIOBase
@@ -51,14 +52,7 @@ def is_oriented(path: str) -> bool:
 
 def segments(path: str) -> dict[int, str]:
     """Return the names that 3D Slicer gives to the label values of a NRRD; empty for other files."""
-    fields = _fields(path) if ending_of(path) in NRRD else {}
-    found = {}
-    for key, value in fields.items():  # a key of the user's own is followed by :=
-        match = re.fullmatch(r"(segment\d+)_labelvalue", key)
-        name = fields.get(f"{match[1]}_name", "").lstrip("=").strip() if match else ""
-        if name and re.fullmatch(r"\s*\d+", value.lstrip("=")):
-            found[int(value.lstrip("="))] = name
-    return found
+    return of_nrrd(_fields(path)) if ending_of(path) in NRRD else {}
 
 
 def data_files(path: str) -> list[str]:

@@ -25,6 +25,7 @@ from scripts.images.header import (
     ending_of,
     shape_and_channels,
 )
+from scripts.images.label_names import of_nifti
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 """Factors for the other units of length in a header; nibabel does not convert them."""
@@ -78,7 +79,10 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
         return np.moveaxis(array.reshape(*shape, channels), -1, 0)
 
     dtype = stored.newbyteorder("=").name
-    return VolumeHeader(path, shape, channels, affine, dtype, oriented, time_axis=_has_time_axis(image)), voxels
+    header = VolumeHeader(
+        path, shape, channels, affine, dtype, oriented, of_nifti(image.header), time_axis=_has_time_axis(image)
+    )
+    return header, voxels
 
 
 def _has_time_axis(image: Any) -> bool:

@@ -14,10 +14,11 @@ import numpy as np
 
 from scripts.data.labels import LabelValues, declared_values
 from scripts.files import write_text
-from scripts.images.find import first_file
-from scripts.images.header import case_name
+from scripts.images.dicom_seg import write_dicom_seg
+from scripts.images.find import ImageFiles, first_file
+from scripts.images.header import NIFTI, SLICER
 from scripts.images.monai import label_dtype
-from scripts.images.write import output_ending, write_volume
+from scripts.images.write import DICOM_SEG, output_ending, require_output_format, write_volume
 from scripts.inference.segmenter import Segmentation
 
 logger = logging.getLogger("inference")
@@ -32,12 +33,14 @@ class SegmentationWriter:
         label_names: names of the classes, background first.
         label_values: value of each class in label volumes; `None` for 0, 1, 2, ...; of a class with several values
             the first is written.
-        output_format: `nifti`, or `input` for the format of the image (DICOM becomes NIfTI).
+        output_format: of label volumes: `nifti`; `input` for the format of the image (DICOM becomes NIfTI); `seg_nrrd`
+            for 3D Slicer's segmentations; `dicom_seg` for DICOM series.
         checkpoint: name of the model file, recorded in the JSON file of each label volume.
         postfix: appended to the case name to form the name of the label volume.
 
     Raises:
-        UserError: if `label_values` does not fit `label_names`, or the format is unknown.
+        UserError: if `label_values` does not fit `label_names`, the format is unknown, or the packages that it needs
+            are not installed.
     """
 
     output_dir: str | Path
@@ -50,7 +53,17 @@ class SegmentationWriter:
     def __post_init__(self) -> None:
         self.values = declared_values(len(self.label_names), self.label_values)
         self.warned = False
-        output_ending("", self.output_format)
+        require_output_format(self.output_format)
+        named = zip(self.values, self.label_names, strict=True)
+        self.names = {value: name for index, (value, name) in enumerate(named) if index > 0}
+
+    def check_image(self, image: ImageFiles) -> None:
+        """Check that the label volume of an image can be written in `output_format`.
+
+        Raises:
+            UserError: if not.
+        """
+        output_ending(first_file(image), self.output_format)
 
     def write(self, result: Segmentation, name: str) -> Path:
         """Write the volumes of a result, the label volume last.
@@ -74,14 +87,19 @@ class SegmentationWriter:
                 "check that left and right are correct. Further images of this kind are not mentioned."
             )
         path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
+        other_ending = {SLICER[0]: ".nrrd", DICOM_SEG: NIFTI[0]}.get(ending, ending)
         for kind, volume in (("confidence", result.confidence), ("uncertainty", result.uncertainty)):
             if volume is not None:
-                write_volume(path.with_name(f"{name}_{kind}{ending}"), volume, result.affine, image)
+                write_volume(path.with_name(f"{name}_{kind}{other_ending}"), volume, result.affine, image)
         if result.probabilities is not None:
             path_of_all = path.with_name(f"{name}_probabilities.nii.gz")
             write_volume(path_of_all, result.probabilities, result.affine, image)
-        write_text(sidecar_of(path), json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n")
-        write_volume(path, self._file_values(result.classes), result.affine, image)
+        sidecar = json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n"
+        write_text(path.with_name(f"{name}{self.postfix}.json"), sidecar)
+        if ending == DICOM_SEG:
+            write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint)
+        else:
+            write_volume(path, self._file_values(result.classes), result.affine, image, self.names)
         return path
 
     def _file_values(self, classes: np.ndarray) -> np.ndarray:
@@ -97,9 +115,3 @@ class SegmentationWriter:
             "labels": {str(value): name for value, name in zip(self.values, self.label_names, strict=True)},
             "confidence": round(result.sums.confidence(), 6),
         }
-
-
-def sidecar_of(path: str | Path) -> Path:
-    """The path of the JSON file next to a label volume: `a_seg.json` for `a_seg.nii.gz`."""
-    path = Path(path)
-    return path.with_name(f"{case_name(path)}.json")

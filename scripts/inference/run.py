@@ -50,6 +50,7 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
     rows: list[tuple[object, ...]] = []
 
     def one(image: ImageFiles, name: str) -> None:
+        writer.check_image(image)
         result = segmenter(image)
         written.append(writer.write(result, name))
         rows.extend(volume_rows(name, result, writer))

@@ -54,6 +54,7 @@ def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
         ("label_values", [0, 255]), ("label_values", [[0], [1, 2, 4]]), ("regions", {"whole": ["a", "b"]}),
         ("regions", None), ("save_confidence", False), ("save_uncertainty", "true"), ("mirror_axes", [0, 2]),
         ("largest_component", True), ("largest_component", ["liver", "left lung"]), ("output_format", "input"),
+        ("output_format", "dicom_seg"),
         ("spacing", (0.5, 1, 2.0)), ("flip_axes", []), ("unlabelled_start", 0), ("teacher_decay", 1.0),
         ("spacing", "$[1, 2, 3]"), ("max_steps", "@other"), ("nobody_knows", "abc"),
     ],

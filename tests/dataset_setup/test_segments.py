@@ -15,6 +15,7 @@ from scripts.dataset_setup.check_data import check_dataset
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request
 from scripts.errors import UserError
+from scripts.images.write import write_volume
 from scripts.training.limits import check_headers_before_training
 from tests.scan_folder import MACHINE, SHAPE, refusal, volume
 
@@ -62,6 +63,17 @@ def test_names_that_agree_become_those_of_the_classes(tmp_path) -> None:
     text = summary(tmp_path)
     assert "liver" in text.lower() and "kidney" in text.lower() and "structure" not in text
     assert "  organ" in summary(tmp_path, label_names=("background", "organ", "other"))
+
+
+def test_names_in_the_header_of_nifti_labels_become_those_of_the_classes(tmp_path) -> None:
+    array = np.zeros(SHAPE, np.uint8)
+    array[2:6, 4:12, 4:12], array[7:11, 4:12, 4:12] = 1, 2
+    for number in range(3):
+        volume(tmp_path / f"images/p{number}.nii.gz", seed=number)
+        label = tmp_path / f"labels/p{number}.nii.gz"
+        write_volume(label, array, np.diag([1.5, 1.5, 2.0, 1.0]), names={1: "liver", 2: "kidney_left"})
+    text = summary(tmp_path)
+    assert "liver" in text and "kidney" in text and "structure" not in text
 
 
 @pytest.mark.parametrize(

@@ -204,13 +204,6 @@ def test_slices_of_different_orientation_are_refused(tmp_path, slices):
     assert "orientation" in message and "6.dcm" in message
 
 
-def test_a_multi_frame_file_is_refused(tmp_path):
-    scan = dicom_slices(volume(SHAPE), affine())[:1]
-    scan[0].pixels, scan[0].tags = volume(SHAPE), {"0008|0016": "1.2.840.10008.5.1.4.1.1.4.1"}
-    message = refusal(write_dicom(tmp_path / "scan", scan))
-    assert "multi-frame" in message and "1.dcm" in message
-
-
 def test_a_slice_without_a_position_is_refused(tmp_path, slices):
     """Secondary captures have no position, and GDCM then puts all of them at 0."""
     folder = write_dicom(tmp_path / "scan", slices)

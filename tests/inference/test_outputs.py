@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import nibabel
 import numpy as np
@@ -14,11 +15,12 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.errors import UserError
 from scripts.images.monai import VolumeReader
+from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
 from scripts.inference.confidence import ClassSums
 from scripts.inference.outputs import SegmentationWriter
 from scripts.inference.segmenter import Segmentation, Segmenter
-from tests.volume_files import oblique
+from tests.volume_files import dicom_slices, oblique, stored_as, write_dicom
 
 NAMES = ["background", "liver", "spleen"]
 
@@ -62,6 +64,42 @@ def test_the_format_can_be_that_of_the_image(result, tmp_path) -> None:
     assert SegmentationWriter(tmp_path, NAMES, output_format="input").write(result, "a").name == "a_seg.nrrd"
     result.image = ["scans/t1.mha", "scans/t2.nii"]
     assert SegmentationWriter(tmp_path, NAMES, output_format="input").write(result, "a").name == "a_seg.mha"
+
+
+def test_a_label_volume_says_what_its_values_are_called(result, tmp_path) -> None:
+    path = SegmentationWriter(tmp_path, NAMES, [0, 10, 300]).write(result, "a")
+    assert read_header(path).segments == {10: "liver", 300: "spleen"}
+
+
+def test_3d_slicer_gets_a_segmentation(result, tmp_path) -> None:
+    result.confidence = np.full((4, 3, 2), 0.5, np.float32)
+    path = SegmentationWriter(tmp_path, NAMES, output_format="seg_nrrd").write(result, "a")
+    assert {file.name for file in tmp_path.iterdir()} == {"a_seg.seg.nrrd", "a_seg.json", "a_confidence.nrrd"}
+    header, voxels = read_volume(path)
+    assert header.segments == {1: "liver", 2: "spleen"}
+    np.testing.assert_array_equal(voxels[0], result.classes)
+    np.testing.assert_allclose(header.affine, oblique(), atol=1e-5)
+
+
+def test_dicom_seg_is_for_dicom_series(result, tmp_path) -> None:
+    pytest.importorskip("highdicom", reason="requirements-dicom.txt is not installed")
+    slices = dicom_slices(*stored_as(np.zeros((4, 3, 2), np.int16), oblique(), "LPS"))
+    folder = write_dicom(tmp_path / "scan", slices)
+    writer = SegmentationWriter(tmp_path / "out", NAMES, output_format="dicom_seg", checkpoint="model.pt")
+    with pytest.raises(UserError, match=r"scans/a\.nrrd"):
+        writer.check_image(result.image)
+    result.image, result.uncertainty = str(folder), np.zeros((4, 3, 2), np.float32)
+    writer.check_image(result.image)
+    assert writer.write(result, "a").stat().st_size > 0
+    assert {file.name for file in writer.output_dir.iterdir()} == {
+        "a_seg.dcm", "a_seg.json", "a_uncertainty.nii.gz",
+    }  # fmt: skip
+
+
+def test_dicom_seg_without_its_packages_names_the_file_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(UserError, match=r"requirements-dicom\.txt"):
+        SegmentationWriter(tmp_path, NAMES, output_format="dicom_seg")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from scripts.errors import root_user_error
+from scripts.images.read import read_volume
 from scripts.networks.residual_unet import ResidualUNet
-from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, volume, write_dicom
+from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, stored_as, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (12, 14, 10)
@@ -202,6 +203,23 @@ def test_the_output_can_have_the_format_of_the_input(infer, tmp_path) -> None:
         np.testing.assert_allclose(
             itk.array_from_matrix(image.GetDirection()), itk.array_from_matrix(reference.GetDirection()), atol=1e-4
         )
+
+
+def test_segmentations_for_3d_slicer_have_the_voxels_of_nifti(infer, scan) -> None:
+    segmentation = read_volume(infer(scan, "slicer", output_format="seg_nrrd") / "scan_seg.seg.nrrd")[1][0]
+    assert np.array_equal(segmentation, read(infer(scan) / "scan_seg.nii.gz"))
+
+
+def test_dicom_seg_is_written_of_a_series_and_refused_for_another_image(infer, tmp_path) -> None:
+    highdicom = pytest.importorskip("highdicom", reason="requirements-dicom.txt is not installed")
+    save(tmp_path / "scans/b.nrrd", volume(SHAPE), affine())
+    write_dicom(tmp_path / "scans/a", dicom_slices(*stored_as(volume(SHAPE), oblique((2.0, 3.0, 4.5)), "LPS")))
+    assert "b" in mistake(lambda: infer(tmp_path / "scans", output_format="dicom_seg"))
+    assert [row["case"] for row in rows(tmp_path / "out/failed.csv")] == ["b"]
+    found = highdicom.seg.segread(tmp_path / "out/a_seg.dcm").get_volume(combine_segments=True).array
+    expected = read(infer(tmp_path / "scans/a", "nifti") / "a_seg.nii.gz")
+    numbers, counts = np.unique(expected[expected > 0], return_counts=True)
+    assert [(found == number).sum() for number in numbers] == counts.tolist() and counts.sum() == (found > 0).sum()
 
 
 def test_the_largest_part_of_a_structure_can_be_kept(infer, scan) -> None:

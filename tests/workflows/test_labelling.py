@@ -15,6 +15,7 @@ import pytest
 from scripts.data.cases import CaseLists
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
+from scripts.images.read import read_header
 from scripts.labelling.nnunet import write_nnunet_dataset
 from tests.volume_files import save, stored_as
 
@@ -65,6 +66,19 @@ def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, 
     assert [case["case"] for case in cases.labelled] == ["demo_training_000", "demo_training_001", moved]
     assert moved not in [case["case"] for case in cases.unlabelled]
     again.run()
+
+
+def test_a_pseudo_label_for_3d_slicer_comes_back_as_a_label(dataset, label, make_workflow, tmp_path) -> None:
+    data = {"dataset_dir": str(dataset)}
+    make_workflow("train.yaml", max_steps=2, **data).run()
+    label("pseudo_label", max_steps=2, output_format="seg_nrrd")
+    written = sorted((tmp_path / "out/pseudo_labels").glob("*.seg.nrrd"))
+    assert read_header(written[0]).segments == {1: "large organ", 2: "small organ", 3: "vessel"}
+    name = written[0].name.removesuffix(".seg.nrrd")
+    (dataset / "corrected_labels").mkdir()
+    shutil.move(written[0], dataset / "corrected_labels")
+    cases = make_workflow("train.yaml", **data).parser.get_parsed_content("cases")
+    assert cases.labelled[-1]["case"] == name and len(written) == len(cases.unlabelled) + 1
 
 
 def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label, make_workflow, tmp_path) -> None:

@@ -38,13 +38,9 @@ Without --dataset the model is models/model.pt, which comes with the bundle."""
     parser.add_argument("--ckpt_file", metavar="FILE", type=Path, help="the weights")
     parser.add_argument("--meta_file", metavar="FILE", help="metadata instead of configs/metadata.json")
     parser.add_argument("--filepath", metavar="FILE", help="what to write, or for parity what to compare")
-    places = parser.add_argument_group("zip --for").add_argument
+    places = parser.add_argument_group("zip").add_argument
     places("--for", dest="place", choices=("zoo", "hub"), help="where the zip file goes")
-    places(
-        "--license",
-        metavar="NAME",
-        help="licence of the weights, such as CC-BY-4.0; known for the included model",
-    )
+    places("--license", metavar="NAME", help="licence of the weights, such as CC-BY-4.0; known for the included model")
     places("--weights_url", metavar="URL", help="zoo: address of weights of more than 25 MB, which are not packed")
     names = [name for action in parser._actions for name in action.option_strings]
     own, passed = split_words(words, names)
@@ -97,7 +93,8 @@ def _parity(options: argparse.Namespace, files: list[str], overrides: dict[str, 
 
 
 def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
-    from scripts.export.package import json_configs, zip_bundle
+    from scripts.export.cards import licence_text, texts_for
+    from scripts.export.package import bundle_metadata, json_configs, zip_bundle
 
     if not options.filepath:
         raise UserError("Give the name of the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
@@ -109,10 +106,9 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     settings = _settings(options, files, overrides)
     settings.network()  # refuses weights that do not fit the configuration
     copies = {f"configs/{name}": text for name, text in json_configs(settings).items()}
+    copies |= licence_text(bundle_metadata(settings), options.license)
     without: list[str] = []
     if options.place:
-        from scripts.export.cards import texts_for
-
         texts, without = texts_for(options.place, settings, options.license, options.weights_url)
         copies |= texts
     names = zip_bundle(ROOT, path, models, copies, without)

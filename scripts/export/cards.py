@@ -33,6 +33,25 @@ $ python -m monai.bundle run evaluating --dataset_dir FOLDER \\
 """
 
 
+def licence_text(metadata: Mapping[str, Any], weights_license: str | None) -> dict[str, str]:
+    """`docs/data_license.txt` for other weights than those of the bundle, which has one for its own.
+
+    Args:
+        metadata: of the zip, `bundle_metadata`.
+        weights_license: SPDX identifier of the weights' licence; `None`: not stated.
+    """
+    if "eval_metrics" in metadata:  # kept for the weights that it names by their digest
+        return {}
+    licence = weights_license or "not stated; it follows from that of the data"
+    text = f"""\
+models/model.pt was trained on: {metadata["data_source"]}.
+
+Licence of the weights: {licence}.
+The data is not part of this bundle.
+"""
+    return {"docs/data_license.txt": text}
+
+
 def texts_for(
     place: str, settings: ExportSettings, weights_license: str | None, weights_url: str | None
 ) -> tuple[dict[str, str], list[str]]:
@@ -56,15 +75,14 @@ def texts_for(
         UserError: if the licence or the address is needed and missing.
     """
     metadata = bundle_metadata(settings)
-    ours = "eval_metrics" in metadata  # kept for the weights that it names by their digest
-    licence = weights_license or (SHIPPED_LICENCE if ours else None)
+    texts = licence_text(metadata, weights_license)
+    licence = weights_license or (None if texts else SHIPPED_LICENCE)
     if licence is None:
         raise UserError(
             f"{settings.ckpt_file} is not the model that comes with the bundle: give the licence of its weights, which "
             "follows from that of the data, by --license (such as CC-BY-4.0)."
         )
     card = model_card(metadata, licence, run_of(settings.ckpt_file))
-    texts = {} if ours else {"docs/data_license.txt": _data_license(metadata, licence)}
     if place == "hub":
         return texts | {"README.md": front_matter(metadata, licence) + card + "\n" + read_text(ROOT / "README.md")}, []
     pages = re.sub(r"^# .*$", "## Pages", read_text(ROOT / "docs/README.md"), count=1, flags=re.MULTILINE)
@@ -151,12 +169,3 @@ def _system(run: Mapping[str, Any] | None) -> str:
     device = f"{run['device']['type']} ({run['device']['name']}), {run['device']['processes']} process(es)"
     times = f"from {run['started']} to {run['ended']}"
     return f"{needs} These weights were trained for {run['steps']} steps on {device}, {times}."
-
-
-def _data_license(metadata: Mapping[str, Any], licence: str) -> str:
-    return f"""\
-models/model.pt was trained on: {metadata["data_source"]}.
-
-Licence of the weights: {licence}.
-The data is not part of this bundle.
-"""

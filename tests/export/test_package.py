@@ -144,6 +144,8 @@ def test_the_zip_of_another_dataset_describes_that_dataset_in_every_json(tmp_pat
     assert "eval_metrics" not in metadata, "they were measured with other weights"
     told = " ".join(metadata[key] for key in ("description", "data_source", "image_classes", "label_classes"))
     assert "demo" in told and "vessel" in told and "hippocampus" not in told.lower()
+    licence = (configs.parent / "docs/data_license.txt").read_text()
+    assert "demo" in licence and "not stated" in licence and "hippocampus" not in licence.lower()
 
 
 def test_weights_of_another_dataset_are_not_zipped(tmp_path, capsys) -> None:

@@ -92,7 +92,7 @@ def cosine_rate(step: int, max_steps: int, warmup: int = 0, lowest: float = 0.01
     """Factor on the learning rate: linear warm-up, then half a cosine to `lowest`, once or twice.
 
     `max(lowest, (1 + cos(pi s / L)) / 2)` with s steps of L done (Loshchilov & Hutter, ICLR 2017). With self-training,
-    which starts anew during a run, the curve starts anew with it.
+    the curve starts anew when unlabelled cases take part.
 
     Args:
         step: number of steps done.

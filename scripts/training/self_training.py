@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-training: train on labels, store pseudo-labels of whole volumes, and train again on both."""
+"""Self-training: train on labels, store pseudo-labels of whole volumes, and train on with both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ TABLE = "stability.csv"
 
 
 class SelfTraining:
-    """Restart training with pseudo-labels of the unlabelled cases (Lee, ICML-W 2013; ST++, Yang et al., CVPR 2022).
+    """Train on with pseudo-labels of the unlabelled cases (Lee, ICML-W 2013; ST++, Yang et al., CVPR 2022).
 
     Before the first step after `start` completed steps, the teacher segments every unlabelled case as a whole volume,
     on the training grid. It does so twice, on the image and on the image with another contrast. The mean of both is
@@ -43,13 +42,15 @@ class SelfTraining:
     quartile by more than 1.5 times the interquartile range, Tukey's fence) are left out of training. A class which is
     one connected component in every labelled case keeps its largest component only.
 
-    Then network and loss get their initial weights back, optimiser and teacher start anew, and the transform
-    `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the batches of unlabelled cases.
+    Training then continues, and the transform `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the
+    batches of unlabelled cases. The curve of the learning rate starts again at the same step (`restart`), which takes
+    the network away from the weights that made the pseudo-labels. Starting from the initial weights again lost whole
+    classes in short runs (docs/results/accuracy.md).
 
     A resumed run reads the stored pseudo-labels; if it was killed while they were made, it makes the missing ones.
     With several ranks each segments its share of the cases.
 
-    Network, loss, optimiser and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
+    Network and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
     whatever its own start says.
 
     Args:
@@ -57,7 +58,7 @@ class SelfTraining:
         inferer: of whole volumes, such as MONAI's `SlidingWindowInferer`.
         transforms: the deterministic transforms of a case, which put image and label on the training grid.
         directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
-        start: number of completed steps after which training starts anew.
+        start: number of completed steps after which unlabelled cases take part.
         labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
         dataset: the dataset block, whose preprocessing is recorded with these weights.
 
@@ -82,37 +83,30 @@ class SelfTraining:
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
-        loader, loss = engine.data_loader, engine.loss_function
-        assert isinstance(loader, TwoStreamLoader) and isinstance(loss, nn.Module)
+        loader = engine.data_loader
+        assert isinstance(loader, TwoStreamLoader)
         labelled, unlabelled = (loader.dataset.datasets[stream].data for stream in (LABELLED, UNLABELLED))
         self.names = [case["case"] for case in unlabelled]
         self.labelled, self.unlabelled = Dataset(labelled, self.transforms), Dataset(unlabelled, self.transforms)
-        self.loader, self.modules = loader, (engine.network, loss)
-        self.initial = [deepcopy(module.state_dict()) for module in self.modules]
+        self.loader = loader
         # The batch of the step before which the cases are labelled has been drawn by then.
         loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.start + 1)
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
-        engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.restart)
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.label)
 
     def resume(self, engine: SupervisedTrainer) -> None:
-        """Select the stable cases if training has already started anew."""
+        """Select the stable cases if they have been labelled already."""
         if self.names and not self.selected and engine.state.iteration > self.start:
             self._select()
 
-    def restart(self, engine: SupervisedTrainer) -> None:
-        """Make the pseudo-labels and start anew."""
+    def label(self, engine: SupervisedTrainer) -> None:
+        """Make the pseudo-labels, and draw unlabelled cases from now on."""
         if not self.names:
             return
         if is_rank0():
             save_weights(self.teacher.module, self.labels_only, self.dataset)
         self._store_pseudo_labels(engine)
         self._select()
-        for module, state in zip(self.modules, self.initial, strict=True):
-            module.load_state_dict(state)
-        engine.optimizer.state.clear()
-        self.teacher.load_state_dict(
-            {**self.teacher.state_dict(), "n_averaged": torch.zeros_like(self.teacher.n_averaged)}
-        )
         # Loader workers are ahead of the training step: a new iterator draws from the selected cases.
         self.loader.batches.start = engine.state.iteration
         engine.set_data(self.loader)

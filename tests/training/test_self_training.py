@@ -86,18 +86,18 @@ def unlabelled_case(name, *boxes):
 def test_pseudo_labels_are_the_teachers_classes_and_single_structures_keep_their_largest_component(tmp_path):
     cases = [unlabelled_case("a", (2, 6)), unlabelled_case("b", (0, 2), (4, 9))]
     one = Run(tmp_path / "one", [labelled_case((1, 4))], cases)
-    one.handler.restart(one.engine)
+    one.handler.label(one.engine)
     assert np.array_equal(one.stored("a"), (volume((2, 6)) > 0)[0].numpy())
     assert np.array_equal(one.stored("b"), (volume((4, 9)) > 0)[0].numpy())
     several = Run(tmp_path / "several", [labelled_case((1, 4)), labelled_case((0, 2), (5, 9))], cases)
-    several.handler.restart(several.engine)
+    several.handler.label(several.engine)
     assert np.array_equal(several.stored("b"), (volume((0, 2), (4, 9)) > 0)[0].numpy())
 
 
 def stored_by_ranks(folder):
     cases = [unlabelled_case(f"c{i}", (2, 3 + i)) for i in range(3)]
     run = Run(folder, [labelled_case((1, 4))], cases)
-    run.handler.restart(run.engine)
+    run.handler.label(run.engine)
     return (folder / "stability.csv").read_text(), [int(run.stored(f"c{i}").sum()) for i in range(3)]
 
 
@@ -111,25 +111,21 @@ def test_the_teacher_labels_not_the_student(tmp_path):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
     with torch.no_grad():
         run.network.scale.fill_(-1.0)
-    run.handler.restart(run.engine)
+    run.handler.label(run.engine)
     assert np.array_equal(run.stored("a"), (volume((2, 6)) > 0)[0].numpy())
 
 
-def test_training_starts_anew(tmp_path):
+def test_training_goes_on_from_where_it_is_and_the_teachers_weights_are_kept(tmp_path):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
     for _ in range(3):
         run.network.scale.square().backward()
         run.optimizer.step()
         run.teacher.update_parameters(run.network)
-    trained = float(run.teacher.module.scale)
-    assert trained != 1.0
-    run.handler.restart(run.engine)
-    assert float(run.network.scale.detach()) == 1.0 and not run.optimizer.state
-    assert float(torch.load(tmp_path / "labels_only.pt")["scale"]) == trained
-    with torch.no_grad():
-        run.network.scale.fill_(7.0)
-    run.teacher.update_parameters(run.network)
-    assert float(run.teacher.module.scale) == 7.0  # the first update copies
+    trained, averaged = float(run.network.scale), float(run.teacher.module.scale)
+    assert len({1.0, trained, averaged}) == 3
+    run.handler.label(run.engine)
+    assert float(run.network.scale) == trained and run.optimizer.state
+    assert float(torch.load(tmp_path / "labels_only.pt")["scale"]) == averaged
 
 
 def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(tmp_path):
@@ -137,20 +133,20 @@ def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(t
     cases[3]["image"][:] = -0.001  # another brightness turns it into class 1
     run = Run(tmp_path, [labelled_case((1, 4))], cases)
     assert run.drawn() == set(range(8))
-    run.handler.restart(run.engine)
+    run.handler.label(run.engine)
     with (tmp_path / "stability.csv").open(newline="") as file:
         stability = {row["case"]: float(row["stability"]) for row in csv.DictReader(file)}
     assert stability == {f"c{i}": 0.0 if i == 3 else 1.0 for i in range(8)}
     assert run.drawn() == set(range(8)) - {3}
     later = Run(tmp_path, [labelled_case((1, 4))], cases)
     later.handler.resume(later.engine)
-    assert later.drawn() == set(range(8))  # at the step of the restart itself nothing is selected yet
+    assert later.drawn() == set(range(8))  # at the step of labelling itself nothing is selected yet
     later.engine.state.iteration += 1
     later.handler.resume(later.engine)
     assert later.drawn() == set(range(8)) - {3}
 
 
-def test_the_restart_comes_once_after_the_given_number_of_steps_and_unlabelled_cases_after_it(tmp_path):
+def test_cases_are_labelled_once_after_the_given_number_of_steps_and_unlabelled_cases_after_it(tmp_path):
     seen = []
 
     def step(engine, batch):
@@ -187,7 +183,7 @@ def test_batches_that_workers_have_drawn_ahead_are_drawn_again_from_the_selected
 
 def test_a_run_without_unlabelled_cases_goes_on(tmp_path):
     run = Run(tmp_path / "none", [labelled_case((1, 4))], [])
-    run.handler.restart(run.engine)
+    run.handler.label(run.engine)
     assert not (tmp_path / "none").exists()
 
 
@@ -201,23 +197,23 @@ def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
 def test_pseudo_labels_of_the_same_teacher_are_not_made_again(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(3)]
     first = Run(tmp_path, [labelled_case((1, 4))], cases)
-    first.handler.restart(first.engine)
+    first.handler.label(first.engine)
     (tmp_path / "c1.npz").unlink()  # as if the run had been killed
     marked = np.load(tmp_path / "c0.npz")
     np.savez(tmp_path / "c0.npz", **{**marked, "labels": np.full(SHAPE, 7, np.uint8)})
     again = Run(tmp_path, [labelled_case((1, 4))], cases)
-    again.handler.restart(again.engine)
+    again.handler.label(again.engine)
     assert (again.stored("c0") == 7).all() and (again.stored("c1") == again.stored("c2")).all()
     other = Run(tmp_path, [labelled_case((1, 4))], cases)
     other.teacher.module.scale.data += 1.0
-    other.handler.restart(other.engine)
+    other.handler.label(other.engine)
     assert (other.stored("c0") == other.stored("c2")).all()
 
 
 def test_a_missing_pseudo_label_is_named(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)]
     run = Run(tmp_path, [labelled_case((1, 4))], cases)
-    run.handler.restart(run.engine)
+    run.handler.label(run.engine)
     (tmp_path / "c1.npz").unlink()
     later = Run(tmp_path, [labelled_case((1, 4))], cases)
     later.engine.state.iteration += 1

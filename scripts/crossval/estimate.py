@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,6 +53,7 @@ def evaluate_folds(
     method: Mapping[str, Dice] | None,
     unlabelled: int,
     folds: Sequence[Sequence[str]],
+    confidence: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Compare the method with its control on the held-out cases, and choose one of them.
 
@@ -65,11 +66,13 @@ def evaluate_folds(
         method: the same of the method; `None` if there is no other method than the control.
         unlabelled: number of unlabelled cases.
         folds: names of the held-out cases of each fold.
+        confidence: mean confidence of each case, by `control` and `method`; `None` if it was not measured.
 
     Returns:
         `use` (`method` or `control`), `control` and `method` (mean Dice by case; `method` may be `None`), `expected`
         (`mean`, `low`, `high`, `probability`, see `prediction_interval`; of the chosen one), `comparison` (of
-        `compare_dice`, or `None`), `options` (those that help) and `sentences`, the last one about the method.
+        `compare_dice`, or `None`), `options` (those that help), `calibration` (of `calibrate`, or `None`) and
+        `sentences`, the last one about the method.
 
     Raises:
         UserError: if no held-out case has a structure, so that nothing can be measured.
@@ -86,14 +89,19 @@ def evaluate_folds(
     changes = {option: compare_dice(chosen[PLAIN], chosen[option]) for option in chosen if option != PLAIN}
     sentences = [_expectation(expected, len(values), folds)]
     sentences += [_option(option, change) for option, change in changes.items()]
+    use = "method" if helps else "control"
+    of_use = (confidence or {}).get(use, {})
+    calibration = calibrate({case: (of_use[case], dice) for case, dice in values.items() if case in of_use})
+    sentences += _calibrated(calibration)
     sentences.append(ALONE if comparison is None else _gain(comparison, unlabelled))
     return {
-        "use": "method" if helps else "control",
+        "use": use,
         "control": of_control,
         "method": None if method is None else mean_per_case(method[PLAIN]),
         "expected": expected,
         "comparison": comparison,
         "options": [option for option, change in changes.items() if _helps(change)],
+        "calibration": calibration,
         "sentences": sentences,
     }
 
@@ -122,6 +130,15 @@ def _option(option: str, change: Mapping[str, Any]) -> str:
     )
 
 
+def _calibrated(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None or calibration["error"] is None:
+        return []
+    return [
+        f"The Dice predicted from the confidence of a held-out case was off by {calibration['error']:.2f} on average. "
+        "The next training records this calibration in its weights."
+    ]
+
+
 def _gain(comparison: Mapping[str, Any], unlabelled: int) -> str:
     points, better = 100 * comparison["mean_difference"], comparison["better"]
     changed = f"added {points:.1f} points of Dice" if points >= 0 else f"cost {-points:.1f} points of Dice"
@@ -130,6 +147,46 @@ def _gain(comparison: Mapping[str, Any], unlabelled: int) -> str:
         f"The {unlabelled} unlabelled scans {changed} on average; {better} of {comparison['num_cases']} held-out cases "
         f"were better with them. `train --method auto` {choice}. {comparison['conclusion']}"
     )
+
+
+def calibrate(of_cases: Mapping[str, tuple[float, float]]) -> dict[str, Any] | None:
+    """How the confidence of a prediction relates to its Dice on held-out cases.
+
+    A single factor is fitted, because the few held-out cases of one source differ too little in confidence for a curve.
+
+    Args:
+        of_cases: confidence and Dice by case, both in [0, 1].
+
+    Returns:
+        `factor` (mean Dice divided by mean confidence), `cases` (how many), `error` (mean absolute error of the Dice
+        predicted for a case by the factor of the others; `None` for a single case) and `predicted` (lowest and highest
+        predicted Dice). `None` if no case has a confidence above 0.
+
+    Example:
+        >>> calibrate({"a": (0.8, 0.6), "b": (0.8, 0.8)})
+        {'factor': 0.875, 'cases': 2, 'error': 0.2, 'predicted': [0.7, 0.7]}
+    """
+    known = {case: pair for case, pair in of_cases.items() if pair[0] > 0}
+    if not known:
+        return None
+
+    def factor_of(cases: Iterable[str]) -> float:
+        confidence, dice = zip(*(known[case] for case in cases), strict=True)
+        return fmean(dice) / fmean(confidence)
+
+    errors = [
+        abs(min(1.0, confidence * factor_of(other for other in known if other != case)) - dice)
+        for case, (confidence, dice) in known.items()
+        if len(known) > 1
+    ]
+    factor = factor_of(known)
+    predicted = [min(1.0, factor * confidence) for confidence, _ in known.values()]
+    return {
+        "factor": round(factor, 4),
+        "cases": len(known),
+        "error": round(fmean(errors), 4) if errors else None,
+        "predicted": [round(min(predicted), 4), round(max(predicted), 4)],
+    }
 
 
 def format_result(result: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, read_mapping, top_key
@@ -73,6 +74,7 @@ def cross_validate(
     options = [option for option in options if option.split(" ")[0].removeprefix("--") not in command.options]
     # By arm, option, class and case.
     dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
+    confidence: dict[str, dict[str, float]] = {arm: {} for arm in arms}
     for number, fold in enumerate(held_out, start=1):
         datalist = fold_datalist(cases, fold, patient)
         for arm in arms:
@@ -80,6 +82,7 @@ def cross_validate(
             title = f"Fold {number} of {len(held_out)}, {ARMS[arm]}"
             _run_fold(folder, arm, datalist, command, options, cache_dir, title)
             found = {option: _dice_of(folder / f"out_{index}", fold) for index, option in enumerate(options)}
+            confidence[arm] |= _confidence_of(folder / f"out_{options.index(PLAIN)}", fold)
             for option, of_classes in found.items():
                 for name, values in of_classes.items():
                     dice[arm][option].setdefault(name, {}).update(values)
@@ -87,7 +90,7 @@ def cross_validate(
             print(f"{title}: Dice {shown}", flush=True)
             if not keep_models:
                 shutil.rmtree(folder / "models", ignore_errors=True)
-    result = evaluate_folds(dice["control"], dice.get("method"), len(cases.unlabelled), names)
+    result = evaluate_folds(dice["control"], dice.get("method"), len(cases.unlabelled), names, confidence)
     result = {**result, "folds": names, "files": {"control": [str(CONTROL)], "method": command.method_files}}
     fold_of = {name: number for number, fold in enumerate(names, start=1) for name in fold}
     rows = [
@@ -185,6 +188,16 @@ def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
     return {
         of_class: {name[case]: value for case, value in values.items()} for of_class, values in read_dice(out).items()
     }
+
+
+def _confidence_of(out: Path, held_out: list[Case]) -> dict[str, float]:
+    """Mean confidence by case over the structures that have a Dice, of a finished evaluation."""
+    of_case: dict[str, list[float]] = {}
+    for row in csv_rows(out / "metrics.csv"):
+        values = of_case.setdefault(row["case"], [])
+        values += [float(row["confidence"])] if row.get("confidence") and row["dice"] else []
+    names = [case["case"] for case in held_out]
+    return {name: fmean(values) for name, values in zip(names, of_case.values(), strict=True) if values}
 
 
 def _run(run_id: str, words: Sequence[str], log: Path) -> None:

@@ -3,7 +3,8 @@
 
 A network whose images are prepared in another way than those it was trained on gives wrong labels without an error.
 So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees, the
-arguments of the network, which can then be built without the config files of the training, and how it was trained.
+arguments of the network, which can then be built without the config files of the training, how it was trained, and what
+the training cases look like.
 They lie in the state dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with
 the tensors, also with `weights_only`, add no key to the state dict, and cannot be lost as a second file could.
 """
@@ -29,6 +30,7 @@ from scripts.networks.record import network_record
 ENTRY = "preprocessing"
 NETWORK = "network"
 RUN = "run"
+CASES = "training_cases"
 TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
 """Values in which the windows and normalisations of CT and MR differ."""
 
@@ -93,6 +95,7 @@ def save_weights(
     path: str | Path,
     dataset: DatasetSpec | None = None,
     run: Mapping[str, Any] | None = None,
+    cases: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network's state dict with the records of its preprocessing, of itself and of its training, atomically.
 
@@ -101,6 +104,7 @@ def save_weights(
         path: the file.
         dataset: the dataset block; `None`: no record of the preprocessing.
         run: the record of the training (`scripts/training/run_record.py`), JSON types; `None`: none.
+        cases: what the training cases look like (`scripts/data/training_cases.py`), JSON types; `None`: no record.
 
     Raises:
         UserError: if the file cannot be written.
@@ -108,7 +112,8 @@ def save_weights(
     state = network.state_dict()
     marked = OrderedDict(state)
     modules = OrderedDict(getattr(state, "_metadata", {}))
-    records = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network), RUN: run}
+    records: dict[str, Any] = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network)}
+    records |= {RUN: run, CASES: cases}
     modules[""] = {**modules.get("", {}), **{key: value for key, value in records.items() if value is not None}}
     setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
     save_atomically(marked, path)
@@ -134,7 +139,7 @@ def read_weights(path: str | Path, hint: str) -> Any:
 
 
 def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:
-    """A record in a loaded state dict, `ENTRY`, `NETWORK` or `RUN`; `None` if it has none, as files of other origin."""
+    """A record in a loaded state dict: `ENTRY`, `NETWORK`, `RUN` or `CASES`; `None` if it has none."""
     modules = getattr(state, "_metadata", {})
     record = modules.get("", {}).get(entry) if isinstance(modules, Mapping) else None
     return record if isinstance(record, dict) else None

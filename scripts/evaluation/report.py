@@ -23,6 +23,9 @@ from scripts.evaluation.metrics import METRICS, TOLERANCE_MM
 from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, region_labels, summarise
 from scripts.files import csv_text, write_text
 
+CONFIDENCE = "confidence"
+"""Optional key of an output and last column of `metrics.csv`: confidence of each class, of an evaluated network."""
+
 ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".tif")
 
 
@@ -34,7 +37,7 @@ class SegmentationReport:
     and taken the argmax). The spacing is that of the label's MetaTensor. The case is named after the file of the image
     or, if that is unknown, of the label. At the end of a run the handler writes the report, logs the table and sets
     `engine.state.summary`. In distributed evaluation rank 0 writes the cases of all ranks, and a case that several
-    ranks evaluated counts once.
+    ranks evaluated counts once. If an output has a `confidence` of each class, `metrics.csv` has it too.
 
     Args:
         label_names: name of each label value; 0 is background and gets no row.
@@ -87,6 +90,8 @@ class SegmentationReport:
             path = case_file(batch, label, len(self._cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
             rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm, self.members)
+            if CONFIDENCE in output and self.members is None:
+                rows = [{**row, CONFIDENCE: float(output[CONFIDENCE][row["label"]])} for row in rows]
             self._cases.append((path, rows))
 
     def _finish(self, engine: Engine) -> None:
@@ -226,9 +231,10 @@ def interval_text(interval: Sequence[float] | None) -> str:
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The columns `COLUMNS` of rows as CSV; NaN is an empty cell."""
-    cells = [[row[column] for column in COLUMNS] for row in rows]
-    return csv_text(COLUMNS, [["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in cells])
+    """The columns `COLUMNS` of rows as CSV, and their confidence if they have one; NaN is an empty cell."""
+    columns = (*COLUMNS, CONFIDENCE) if any(CONFIDENCE in row for row in rows) else COLUMNS
+    cells = [[row[column] for column in columns] for row in rows]
+    return csv_text(columns, [["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in cells])
 
 
 def _name(path: str, depth: int) -> str:

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from monai.transforms import MapTransform
+
+from scripts.evaluation.report import CONFIDENCE
 
 
 def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -69,3 +74,17 @@ class ClassSums:
             if voxels > 0
         ]
         return sum(found) / len(found) if found else 0.0
+
+
+class AddConfidenced(MapTransform):
+    """Add the confidence of each class to an item, from probabilities `(K, D, H, W)`; see `ClassSums`."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return `data` with `confidence`, K numbers in [0, 1]."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            probabilities = torch.as_tensor(result[key]).as_subclass(torch.Tensor)
+            sums = ClassSums(len(probabilities))
+            sums.add(probabilities, probabilities.argmax(dim=0))
+            result[CONFIDENCE] = sums.confidences()
+        return result

@@ -114,4 +114,6 @@ class SegmentationWriter:
             "checkpoint": self.checkpoint,
             "labels": {str(value): name for value, name in zip(self.values, self.label_names, strict=True)},
             "confidence": round(result.sums.confidence(), 6),
+            "predicted_dice": round(result.predicted_dice(), 4),
+            "alarms": result.alarms,
         }

@@ -19,7 +19,7 @@ from scripts.progress import open_bar
 
 logger = logging.getLogger("inference")
 
-VOLUME_COLUMNS = ("case", "structure", "value", "voxels", "volume_ml")
+VOLUME_COLUMNS = ("case", "structure", "value", "voxels", "volume_ml", "predicted_dice", "alarms")
 FAILURE_COLUMNS = ("case", "image", "what")
 
 
@@ -48,15 +48,22 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
     """
     written: list[Path] = []
     rows: list[tuple[object, ...]] = []
+    alarmed: list[str] = []
 
     def one(image: ImageFiles, name: str) -> None:
         writer.check_image(image)
         result = segmenter(image)
         written.append(writer.write(result, name))
         rows.extend(volume_rows(name, result, writer))
+        alarmed.extend([name] if result.alarms else [])
         write_text(Path(writer.output_dir) / "volumes.csv", csv_text(VOLUME_COLUMNS, rows))
 
     failures = each_case(list(zip(images, output_names([first_file(i) for i in images]), strict=True)), one)
+    if alarmed:
+        shown = ", ".join(alarmed[:10]) + (", ..." if len(alarmed) > 10 else "")
+        logger.warning(
+            f"{len(alarmed)} of {len(images)} cases are unlike those of training ({shown}): see volumes.csv."
+        )
     report_failures(failures, len(images), writer.output_dir)
     logger.info(f"{len(written)} label volumes written to {writer.output_dir}.")
     return written
@@ -108,9 +115,10 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
 
 
 def volume_rows(name: str, result: Segmentation, writer: SegmentationWriter) -> Iterator[tuple[object, ...]]:
-    """Yield a row of `VOLUME_COLUMNS` for each structure, with its volume in millilitres to three decimals."""
+    """Yield a row of `VOLUME_COLUMNS` for each structure; the alarms are those of the case, separated by spaces."""
     millilitres = abs(np.linalg.det(result.affine[:3, :3])) / 1000
     voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(writer.label_names))
-    named = zip(writer.label_names, writer.values, voxels.tolist(), strict=True)
-    for structure, value, count in list(named)[1:]:
-        yield name, structure, value, count, f"{count * millilitres:.3f}"
+    alarms = " ".join(result.alarms or ())
+    named = zip(writer.label_names, writer.values, voxels.tolist(), result.predicted_dices(), strict=True)
+    for structure, value, count, dice in list(named)[1:]:
+        yield name, structure, value, count, f"{count * millilitres:.3f}", f"{dice:.4f}" if count else "", alarms

@@ -19,11 +19,13 @@ from monai.transforms import Compose
 from monai.utils import MetaKeys
 from torch import nn
 
+from scripts.data.training_cases import CaseMeasures
 from scripts.errors import UserError, root_user_error
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import ImageFiles, first_file
 from scripts.images.memory import loaded_volume
 from scripts.images.monai import ORIENTED
+from scripts.inference.alarms import Alarms
 from scripts.inference.confidence import ClassSums, normalised_entropy
 from scripts.inference.models import check_model, log_probabilities
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
@@ -118,6 +120,8 @@ class Segmentation:
         probabilities: `(X, Y, Z, K)`, float32, or `None` if not requested; kept in a temporary file while this object
             exists.
         oriented: whether the first file states the directions of its axes.
+        dice_factor: Dice to expect, divided by the confidence; 1 without a cross-validation (docs/alarms.md).
+        alarms: reasons not to trust the result, each a sentence; `None` if the model records no training cases.
     """
 
     image: ImageFiles
@@ -129,6 +133,16 @@ class Segmentation:
     uncertainty: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     oriented: bool = True
+    dice_factor: float = 1.0
+    alarms: list[str] | None = None
+
+    def predicted_dice(self) -> float:
+        """The Dice to expect, in [0, 1], as a mean over the structures that were found; 0 if none was."""
+        return min(1.0, self.dice_factor * self.sums.confidence())
+
+    def predicted_dices(self) -> list[float]:
+        """The Dice to expect of each class, in [0, 1]; 0 for a class without voxels."""
+        return [min(1.0, self.dice_factor * value) for value in self.sums.confidences()]
 
 
 class Segmenter:
@@ -154,6 +168,7 @@ class Segmenter:
         probabilities: whether results include the volumes `probabilities`.
         scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's.
         skip_empty: whether windows in which every channel has a single value get class 0 without the network.
+        alarms: compares the image and its segmentation with the training cases; `None` if they are not known.
 
     Raises:
         UserError: if `largest_component` has a name that is not a structure of `label_names`.
@@ -189,6 +204,7 @@ class Segmenter:
         probabilities: bool | str = False,
         scratch_dir: str | Path | None = None,
         skip_empty: bool | str = False,
+        alarms: Alarms | None = None,
     ) -> None:
         self.preprocessing = with_block_spacing(preprocessing)
         self.in_channels, self.num_classes, self.inferer = in_channels, len(label_names), inferer
@@ -196,7 +212,7 @@ class Segmenter:
         self.predictor = EmptyWindowsSkipped(predictor, self.num_classes) if _switch(skip_empty) else predictor
         self.reduced = classes_to_reduce(largest_component, label_names)
         self.with_confidence, self.with_uncertainty = _switch(confidence), _switch(uncertainty)
-        self.with_probabilities, self.scratch_dir = _switch(probabilities), scratch_dir
+        self.with_probabilities, self.scratch_dir, self.alarms = _switch(probabilities), scratch_dir, alarms
 
     @classmethod
     def from_bundle(
@@ -282,7 +298,8 @@ class Segmenter:
     def _segmented(self, preprocessing: Callable, image: Any, name: ImageFiles) -> Segmentation:
         prepared = self._prepared(preprocessing, image, first_file(name))
         result = self._empty(name, prepared.meta)
-        for place, probabilities in self._probabilities(prepared, result):
+        measures = None if self.alarms is None else self.alarms.measures(prepared)
+        for place, probabilities in self._probabilities(prepared, result, measures):
             highest, classes = probabilities.max(dim=0)
             result.sums.add(probabilities, classes)
             result.classes[place] = classes.numpy()
@@ -293,6 +310,9 @@ class Segmenter:
             if result.probabilities is not None:
                 result.probabilities[place] = probabilities.movedim(0, -1).numpy()
         keep_largest(result.classes, self.reduced)
+        if self.alarms is not None and measures is not None:
+            result.dice_factor = self.alarms.dice_factor
+            result.alarms = self.alarms.sentences(measures, result.predicted_dice())
         return result
 
     def _prepared(self, preprocessing: Callable, image: Any, path: str) -> MetaTensor:
@@ -313,14 +333,19 @@ class Segmenter:
         return prepared
 
     def _probabilities(
-        self, prepared: MetaTensor, result: Segmentation
+        self, prepared: MetaTensor, result: Segmentation, measures: CaseMeasures | None = None
     ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Yield parts of the file's grid, each as three slices and the probabilities `(K, ...)` there."""
+        """Yield parts of the file's grid, each as three slices and the probabilities `(K, ...)` there.
+
+        The structures on the network's grid are added to `measures`.
+        """
         shape = prepared.shape[1:]
         axis = longest_axis(shape, self.inferer.roi_size)
         to_file = BlockResampler(prepared.affine.numpy(), shape, axis, result.affine, result.classes.shape)
         voxels = prepared.as_subclass(torch.Tensor)
         for start, logits in stitched_rows(voxels, self.inferer, self.predictor, axis):
+            if measures is not None:
+                measures.add(logits.argmax(dim=0), axis, start)
             yield from to_file.take(start, logits.softmax(dim=0))
 
     def _empty(self, image: ImageFiles, meta: Mapping[str, Any]) -> Segmentation:

@@ -94,6 +94,9 @@ def advice(
                 "others, and from cases where it was invented."
             )
     yield from _about_cases(
+        [case.name for case in cases if case.alarms], "Unlike the cases of training, see their alarms"
+    )
+    yield from _about_cases(
         [f"{c} ({s})" for c, each in measured.items() for s, m in each.items() if m.at_border],
         "The prediction reaches the border of the volume, where it may be cut off, and the reference does not",
     )

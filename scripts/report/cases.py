@@ -37,6 +37,8 @@ class ReportCase:
         values: label value of each structure in both label volumes, background not included.
         rows: rows of `metrics.csv`.
         problem: why there are no pictures; empty if there are.
+        predicted_dice: of an inference.
+        alarms: of an inference, reasons not to trust it.
     """
 
     name: str
@@ -47,6 +49,8 @@ class ReportCase:
     values: Mapping[str, int] = field(default_factory=dict)
     rows: list[dict[str, str]] = field(default_factory=list)
     problem: str = ""
+    predicted_dice: float | None = None
+    alarms: Sequence[str] = ()
 
     def load(self, with_image: bool = True) -> CaseVolumes:
         """Read the volumes and turn them to RAS; the structures become classes 1, 2, ... in the order of `values`.
@@ -164,7 +168,17 @@ def _of_inference(folder: Path) -> Iterable[ReportCase]:
         values = _values(content)
         image = content["image"][0] if isinstance(content["image"], list) else content["image"]
         prediction, uncertainty = _volume(folder, f"{name}_seg"), _volume(folder, f"{name}_uncertainty")
-        yield ReportCase(name, image, prediction, None, uncertainty, values, problem="" if prediction else "No volume.")
+        yield ReportCase(
+            name,
+            image,
+            prediction,
+            None,
+            uncertainty,
+            values,
+            problem="" if prediction else "No volume.",
+            predicted_dice=content.get("predicted_dice"),  # not in files of earlier versions
+            alarms=content.get("alarms") or (),
+        )
     if (folder / "failed.csv").is_file():
         for row in csv_rows(folder / "failed.csv"):
             yield ReportCase(row["case"], row["image"], problem=row["what"])

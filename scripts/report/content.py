@@ -149,6 +149,8 @@ def _case(
         "planes": [],
         "problem": case.problem,
         "pictured": pictured,
+        "predicted_dice": case.predicted_dice,
+        "alarms": case.alarms,
     }
     if case.problem:
         return content

@@ -50,7 +50,7 @@ class FinalModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Save if the run is complete."""
         if engine.state.iteration >= last_step(engine, self.max_steps) and is_rank0():
-            save_weights(self.network, self.path, self.dataset, _for_weights(self.record))
+            save_weights(self.network, self.path, self.dataset, **_for_weights(self.record))
             logger.info(f"Averaged weights of step {engine.state.iteration} written to {self.path}.")
 
 
@@ -88,7 +88,7 @@ class BestModelSaver:
         if not math.isnan(value) and (self.best_metric is None or value > self.best_metric):
             self.best_metric = value
             if is_rank0():
-                save_weights(self.network, self.path, self.dataset, _for_weights(self.record))
+                save_weights(self.network, self.path, self.dataset, **_for_weights(self.record))
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:
@@ -100,5 +100,7 @@ class BestModelSaver:
         self.best_metric = state["best_metric"]
 
 
-def _for_weights(record: RunRecord | None) -> dict[str, Any] | None:
-    return None if record is None else record.for_weights()
+def _for_weights(record: RunRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return {"run": record.for_weights(), "cases": record.training_cases and record.training_cases.content}

@@ -18,8 +18,9 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
 from scripts.data.cases import ROLES, CaseLists
-from scripts.data.preprocessing_record import ENTRY, NETWORK, RUN, read_weights, record_of
+from scripts.data.preprocessing_record import CASES, ENTRY, NETWORK, RUN, read_weights, record_of
 from scripts.data.spec import DatasetSpec
+from scripts.data.training_cases import TrainingCases
 from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.errors import UserError
 from scripts.files import read_text, write_text
@@ -50,6 +51,7 @@ class RunRecord:
         seed: of everything random.
         settings: what `scripts.cli.settings.run_settings` found on the command line; `None` if there is none.
         initial_weights: file whose weights the network started from, or `None`.
+        training_cases: measures the cases, for the weights alone; `None`: they are not measured.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class RunRecord:
         seed: int,
         settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
         initial_weights: str | Path | None = None,
+        training_cases: TrainingCases | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path, self.training_cases = Path(path), training_cases
         given = initial_weights and {"file": Path(initial_weights).name, "sha256": file_digest(initial_weights)}
         self.content: dict[str, Any] = {
             "started": None,
@@ -205,8 +208,11 @@ def describe_weights(path: str | Path) -> dict[str, Any]:
     if not tensors:
         raise UserError(f"{path} holds no weights of a network: give a model.pt or model_best.pt.")
     records = {
-        name: record_of(state, entry) for name, entry in (("network", NETWORK), ("preprocessing", ENTRY), ("run", RUN))
+        name: record_of(state, entry)
+        for name, entry in (("network", NETWORK), ("preprocessing", ENTRY), ("run", RUN), ("training_cases", CASES))
     }
+    if records["training_cases"] is not None:  # without the picture of 512 numbers
+        records["training_cases"] = {k: v for k, v in records["training_cases"].items() if k != "small"}
     return {
         "file": str(path),
         "sha256": file_digest(path),

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from scripts.crossval.estimate import advised_method, evaluate_folds, format_result, prediction_interval
+from scripts.crossval.estimate import advised_method, calibrate, evaluate_folds, format_result, prediction_interval
 from scripts.errors import UserError
 
 CONTROL = {"": {"organ": {"a": 0.80, "b": 0.70, "c": 0.60}}}
@@ -52,6 +52,30 @@ def test_labels_alone_are_chosen_unless_the_mean_and_most_cases_are_better(metho
     result = evaluate_folds(CONTROL, method, 80, FOLDS)
     assert result["use"] == "control"
     assert result["expected"]["mean"] == pytest.approx(0.7)
+
+
+def test_the_predicted_dice_is_calibrated_on_the_held_out_cases_of_the_chosen_arm() -> None:
+    confidence = {"control": {"a": 0.9, "b": 0.9, "c": 0.9}, "method": {"a": 0.1, "b": 0.1, "c": 0.1}}
+    result = evaluate_folds(CONTROL, dice(a=0.5, b=0.5, c=0.5), 80, FOLDS, confidence)
+    calibration = result["calibration"]
+    assert calibration["factor"] == pytest.approx(0.7 / 0.9, abs=1e-4)
+    assert calibration["predicted"] == pytest.approx([0.7, 0.7], abs=1e-4)
+    # The mean Dice of the two other cases predicts that of each.
+    assert calibration["error"] == pytest.approx((0.15 + 0 + 0.15) / 3, abs=1e-4)
+    assert "0.10" in result["sentences"][-2] and "labels alone" in result["sentences"][-1]
+
+
+@pytest.mark.parametrize(
+    ("of_cases", "factor", "error"), [({"a": (0.8, 0.4)}, 0.5, None), ({"a": (0.5, 0.9), "b": (0.0, 0.0)}, 1.8, None)]
+)
+def test_a_case_without_a_found_structure_does_not_calibrate(of_cases, factor, error) -> None:
+    calibration = calibrate(of_cases)
+    assert calibration is not None and (calibration["factor"], calibration["error"]) == (factor, error)
+
+
+def test_nothing_found_calibrates_nothing() -> None:
+    assert calibrate({"a": (0.0, 0.0)}) is None
+    assert evaluate_folds(CONTROL, None, 0, FOLDS)["calibration"] is None
 
 
 def test_without_a_method_there_is_only_an_expectation() -> None:

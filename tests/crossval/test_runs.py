@@ -86,6 +86,23 @@ def test_each_fold_trains_and_evaluates_the_control_and_the_method(bundle, tmp_p
     assert "Fold 3 of 3" in capsys.readouterr().out
 
 
+def test_the_confidence_of_held_out_cases_calibrates_the_predicted_dice(tmp_path, monkeypatch) -> None:
+    class WithConfidence(Bundle):
+        def __call__(self, command: list[str], stdout, **options) -> subprocess.CompletedProcess:
+            done = super().__call__(command, stdout, **options)
+            table = Path(self.commands[-1]["--output_dir"]) / "metrics.csv"
+            if table.is_file():
+                lines = table.read_text().splitlines()
+                rows = [lines[0] + ",confidence", lines[1] + ",0.8", "imaging,absent,2,,absent,0.0"]
+                table.write_text("\n".join(rows) + "\n")
+            return done
+
+    monkeypatch.setattr(runs.subprocess, "run", WithConfidence())
+    result = runs.cross_validate(LISTS, tmp_path, argv=argv())
+    assert result["use"] == "method"
+    assert result["calibration"] == {"factor": 0.75, "cases": 3, "error": 0.0, "predicted": [0.6, 0.6]}
+
+
 def test_a_finished_fold_is_not_run_again(bundle, tmp_path) -> None:
     bundle.fail_at = 9  # the last evaluation of the second fold's control
     with pytest.raises(UserError, match=r"The disk of scans is gone.*log\.txt"):

@@ -14,13 +14,14 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.transforms import AsDiscreted
+from monai.transforms import AsDiscreted, Compose
 
 from scripts.errors import UserError
 from scripts.evaluation import report as metric_report
 from scripts.evaluation.metrics import METRICS
 from scripts.evaluation.report import SegmentationReport, case_names, format_summary, write_report
 from scripts.evaluation.statistics import COLUMNS, summarise
+from scripts.inference.confidence import AddConfidenced
 
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 SPACING = (0.5, 1.0, 3.0)
@@ -46,12 +47,12 @@ def item(path, predicted, true, **others):
     return {"image": volume(predicted, path, **others), "label": volume(true, None, **others)}
 
 
-def evaluate(items, handler, batch_size=1, **options):
+def evaluate(items, handler, batch_size=1, before=(), **options):
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(items, batch_size=batch_size, num_workers=0),
         network=Onehot(),
-        postprocessing=AsDiscreted(keys="pred", argmax=True),
+        postprocessing=Compose([*before, AsDiscreted(keys="pred", argmax=True)]),
         val_handlers=[handler],
         **options,
     )
@@ -90,6 +91,13 @@ def test_two_cases_give_four_rows_and_a_summary(tmp_path, batch_size):
     assert summary["mean_dice"] == pytest.approx((0 + 1) / 2)
     assert summary["mean_hd95_mm"] == pytest.approx(((1 + 6) / 2 + 0) / 2)
     assert summary["num_cases"] == 2
+
+
+def test_confidence_is_a_last_column_where_the_output_has_it(tmp_path):
+    evaluate(TWO_CASES, SegmentationReport(NAMES, tmp_path), before=[AddConfidenced("pred")])
+    rows = read_csv(tmp_path)
+    assert list(rows[0]) == [*COLUMNS, "confidence"]
+    assert [float(row["confidence"]) for row in rows] == [1.0, 1.0, 1.0, 0.0]  # the stub is certain; no spleen in two
 
 
 def test_spacing_is_the_length_of_the_affine_columns_of_each_case(tmp_path):

@@ -57,6 +57,19 @@ def test_an_inference_shows_predictions_uncertainty_volumes_and_failures(predict
     assert not page.all("section", id="result") and not page.all("section", id="volumes")
 
 
+def test_alarms_and_predicted_dice_of_an_inference_are_on_the_page(predicted: Path) -> None:
+    sidecar = next(predicted.glob("*_seg.json"))
+    content = json.loads(sidecar.read_text(encoding="utf-8"))
+    content |= {"predicted_dice": 0.625, "alarms": ["Voxel size along S 5 mm, trained on <1> mm."]}
+    sidecar.write_text(json.dumps(content), encoding="utf-8")
+    page = Page(write_report(predicted))
+    assert "predicted Dice 0.625" in page.words and "Voxel size along S 5 mm, trained on <1> mm." in page.words
+    assert any(sidecar.stem.removesuffix("_seg") in word and "alarms" in word for word in page.words)
+    del content["predicted_dice"], content["alarms"]  # of an earlier version
+    sidecar.write_text(json.dumps(content), encoding="utf-8")
+    assert not any("predicted Dice" in word for word in Page(write_report(predicted)).words)
+
+
 def test_what_to_label_next_is_in_the_order_of_its_table(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path, ["a"], ["liver"])
     image = str(folder / "images/0.nii.gz")

@@ -16,6 +16,7 @@ from nibabel.orientations import aff2axcodes
 
 from scripts.errors import UserError, root_user_error
 from scripts.networks.vnet import VNet
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -174,6 +175,33 @@ def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflo
     assert summary["mean_dice"] == pytest.approx(np.mean(list(by_class.values())))
     assert summary["per_class"]["vessel"]["mean_dice"] == pytest.approx(by_class["vessel"])
     assert summary["num_cases"] == 2
+    assert all(0 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_a_scan_unlike_those_of_training_raises_alarms(make_workflow, tmp_path, tiny_demo) -> None:
+    crossval = tmp_path / "out/crossval/demo/crossval.json"
+    crossval.parent.mkdir(parents=True)
+    crossval.write_text('{"calibration": {"factor": 0.5, "cases": 2, "error": 0.1, "predicted": [0.0, 0.9]}}')
+    make_workflow("train.yaml", max_steps=2).run()
+    scan = nib.load(sorted((tiny_demo / "images").glob("demo_training*"))[0])
+    for name, factor in (("same", 1.0), ("coarse", 3.0)):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        affine = scan.affine @ np.diag([factor, factor, factor, 1.0])
+        nib.save(nib.Nifti1Image(scan.get_fdata(), affine), tmp_path / f"scans/{name}.nii.gz")
+    make_workflow(
+        *("inference.yaml", "datasets/demo.yaml"),
+        workflow_type="infer",
+        dataset_dir=str(tmp_path / "scans"),
+        output_dir=str(tmp_path / "predicted"),
+        **{key: TINY[key] for key in ("roi_size", "widths", "norm", "spacing", "precision")},
+    ).run()
+    same, coarse = (json.loads((tmp_path / f"predicted/{name}_seg.json").read_text()) for name in ("same", "coarse"))
+    assert not any("Voxel size" in alarm or "Size of" in alarm or "Intensity" in alarm for alarm in same["alarms"])
+    assert any(alarm.startswith("Voxel size") for alarm in coarse["alarms"])
+    assert coarse["predicted_dice"] == pytest.approx(0.5 * coarse["confidence"], abs=1e-4)
+    with (tmp_path / "predicted/volumes.csv").open() as file:
+        of_coarse = [row["alarms"] for row in csv.DictReader(file) if row["case"] == "coarse"]
+    assert of_coarse == [" ".join(coarse["alarms"])] * 3
 
 
 def test_evaluating_keeps_what_it_compared_and_shows_it(make_workflow, tmp_path, tiny_demo) -> None:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reasons not to trust a segmentation: what of an image lies outside the range of the training cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import MetaKeys
+
+from scripts.data.preprocessing_record import CASES, read_weights, record_of
+from scripts.data.training_cases import PERCENTILES, CaseMeasures, flip_gains
+
+SPACING_FACTOR = 1.25
+SIZE_FACTOR = 1.25
+VOLUME_FACTOR = 1.5
+"""A value is unusual if it exceeds the range of training by more than this factor."""
+
+INTENSITY_MARGIN = 0.5
+LEAST_MARGIN = 0.1
+"""Intensities are unusual if they exceed the range of training by more than this fraction of the range, and by more
+than this fraction of the difference of the 95th and the 5th percentile of a training image."""
+
+DICE_MARGIN = 0.02
+"""A predicted Dice is unusual if it is lower by more than this than that of every held-out case."""
+
+
+class Alarms:
+    """Compare images and their segmentations with the cases of a training.
+
+    Args:
+        training: content of `scripts.data.training_cases.TrainingCases`.
+        label_names: names of the classes of the network, background first.
+    """
+
+    def __init__(self, training: Mapping[str, Any], label_names: Sequence[str]) -> None:
+        self.training, self.label_names = training, list(label_names)
+
+    def measures(self, image: MetaTensor) -> CaseMeasures:
+        """Measurements of a preprocessed image `(C, D, H, W)` with axes to R, A, S; its structures are to be added."""
+        spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+        affine = np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE], float)
+        in_file = np.linalg.norm(affine[:3, :3], axis=0)
+        order = nibabel.io_orientation(affine)[:, 0].astype(int)
+        return CaseMeasures(image, in_file[np.argsort(order)].tolist(), spacing.tolist(), len(self.label_names))
+
+    @property
+    def dice_factor(self) -> float:
+        """Dice divided by confidence on the held-out cases of the cross-validation; 1 without one."""
+        return 1.0 if self.training["calibration"] is None else self.training["calibration"]["factor"]
+
+    def sentences(self, case: CaseMeasures, predicted_dice: float) -> list[str]:
+        """The alarms of a case, each a sentence; none if nothing is unusual.
+
+        Args:
+            case: with the predicted structures added.
+            predicted_dice: of the case.
+        """
+        return [
+            *self._of_axes("Voxel size", case.spacing_mm, self.training["spacing_mm"], SPACING_FACTOR),
+            *self._of_axes("Size of the image", case.size_mm, self.training["size_mm"], SIZE_FACTOR),
+            *self._of_intensity(case.intensity),
+            *self._of_orientation(case.small),
+            *self._of_structures(case.structures(self.label_names)),
+            *self._of_dice(predicted_dice),
+        ]
+
+    def _of_axes(
+        self, what: str, values: Sequence[float], ranges: Sequence[Sequence[float]], factor: float
+    ) -> Iterator[str]:
+        # One sentence for the axis that is farthest outside.
+        excess = [max(low / value, value / high) for value, (low, high) in zip(values, ranges, strict=True)]
+        axis = int(np.argmax(excess))
+        if excess[axis] > factor:
+            yield f"{what} along {'RAS'[axis]} {values[axis]:.3g} mm, trained on {_span(ranges[axis])} mm."
+
+    def _of_intensity(self, percentiles: Sequence[Sequence[float]]) -> Iterator[str]:
+        for channel, (values, ranges) in enumerate(zip(percentiles, self.training["intensity"], strict=True)):
+            spread = self._spread(channel)
+            excess = [_excess(value, each, spread) for value, each in zip(values, ranges, strict=True)]
+            worst = int(np.argmax(excess))
+            if excess[worst] > 0:
+                of = "" if len(percentiles) == 1 else f" of channel {channel + 1}"
+                yield (
+                    f"Intensity{of} at percentile {PERCENTILES[worst]} {values[worst]:.2f} after normalisation, "
+                    f"trained on {_span(ranges[worst])}."
+                )
+
+    def _spread(self, channel: int) -> float:
+        """Difference of the 95th and the 5th percentile in training, from the middles of their ranges."""
+        ranges = self.training["intensity"][channel]
+        return float(np.mean(ranges[PERCENTILES.index(95)]) - np.mean(ranges[PERCENTILES.index(5)]))
+
+    def _of_orientation(self, small: torch.Tensor) -> Iterator[str]:
+        if self.training["small"] is None:
+            return
+        gains = flip_gains(small, torch.tensor(self.training["small"], dtype=small.dtype).reshape(small.shape))
+        reliable = {tuple(axes): gains[tuple(axes)] for axes in self.training["flips"]}
+        axes = max(reliable, key=lambda axes: reliable[axes], default=())
+        if axes and reliable[axes] > 0:
+            along = " and ".join(f"{'RAS'[axis]}-{'LPI'[axis]}" for axis in axes)
+            yield f"The image is more like those of training if it is mirrored along {along}: check its orientation."
+
+    def _of_structures(self, structures: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        for name, found in structures.items():
+            trained = self.training["structures"].get(name)
+            if trained is None or trained["volume_ml"] is None:
+                continue
+            if found["intensity"] is None:
+                if trained["always"]:
+                    yield f"No {name} was found, which every training label has."
+                continue
+            volume, (low, high) = found["volume_ml"], trained["volume_ml"]
+            if not low / VOLUME_FACTOR <= volume <= high * VOLUME_FACTOR:
+                yield f"Volume of {name} {volume:.3g} ml, trained on {_span((low, high))} ml."
+            for channel, (value, each) in enumerate(zip(found["intensity"], trained["intensity"], strict=True)):
+                if _excess(value, each, self._spread(channel)) > 0:
+                    yield f"Mean intensity of {name} {value:.2f} after normalisation, trained on {_span(each)}."
+            if found["at_border"] and not trained["at_border"]:
+                yield f"The {name} reaches the border of the image, as in no training label."
+
+    def _of_dice(self, dice: float) -> Iterator[str]:
+        calibration = self.training["calibration"]
+        if calibration is not None and dice < calibration["predicted"][0] - DICE_MARGIN:
+            yield f"Predicted Dice {dice:.2f}, {_span(calibration['predicted'])} on held-out training cases."
+
+
+def load_alarms(checkpoint: str | Path | Sequence[str | Path], label_names: Sequence[str]) -> Alarms | None:
+    """The alarms of a weights file that records its training cases; of an ensemble, those of its first file.
+
+    Args:
+        checkpoint: file of the model, or files of an ensemble.
+        label_names: names of the classes, background first.
+
+    Returns:
+        `None` for a file without the record, as older weights and other formats than `.pt` are.
+
+    Raises:
+        UserError: if a `.pt` file is missing or damaged.
+    """
+    path = Path(checkpoint if isinstance(checkpoint, str | Path) else next(iter(checkpoint)))
+    if path.suffix != ".pt":
+        return None
+    training = record_of(read_weights(path, "train first, or give its folder with --ckpt_dir"), CASES)
+    return None if training is None else Alarms(training, label_names)
+
+
+def _excess(value: float, span: Sequence[float], spread: float) -> float:
+    """How far a value is outside a range and its margin, in units of `spread`; 0 or less inside."""
+    low, high = span
+    margin = max(INTENSITY_MARGIN * (high - low), LEAST_MARGIN * spread)
+    return (max(low - value, value - high) - margin) / max(spread, 1e-6)
+
+
+def _span(span: Sequence[float]) -> str:
+    low, high = (f"{value:.3g}" for value in span)
+    return low if low == high else f"{low} to {high}"

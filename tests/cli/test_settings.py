@@ -27,7 +27,7 @@ def test_references_and_expressions_are_resolved_without_building_anything() -> 
     record = settings("--max_steps", "50", "--restart=0.6", "--batch_labelled", "3")
     values = record["settings"]
     assert (values["max_steps"], values["restart"], values["batch_labelled"]) == (50, 0.6, 3)
-    assert values["unlabelled_start"] == 0.6 + 0.25 * (1 - 0.6)
+    assert values["unlabelled_start"] == 0.6 and values["ramp_end"] == 0.6 + 0.1 * (1 - 0.6)
     assert values["num_classes"] == 4
     assert values["terms"]["pseudo_labels"]["weight"]["start"] == values["unlabelled_start"]
     assert values["network_def"]["out_channels"] == 4

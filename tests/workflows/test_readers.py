@@ -132,5 +132,6 @@ def test_cases_that_a_reader_brings_are_alone_in_the_run(make_workflow, tiny_dem
     brought = [{"image": str(i), "label": str(i).replace("/images/", "/labels/")} for i in images]
     workflow = make_workflow("train.yaml", labelled_cases=2, **{"train#dataset#data": brought})
     assert len(workflow.parser.get_parsed_content("train::unlabelled_dataset")) == 0
+    assert workflow.parser.get_parsed_content("restart") == 1, "the learning rate does not start again either"
     workflow = make_workflow("train.yaml", labelled_cases=2)
     assert len(workflow.parser.get_parsed_content("train::unlabelled_dataset")) == 4

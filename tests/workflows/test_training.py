@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -205,3 +206,9 @@ def test_demo_volumes_are_made_where_they_are_missing(make_workflow, tmp_path, m
     assert made == [str(tmp_path / "fresh")]
     make_workflow("train.yaml", dataset_dir=str(tmp_path / "mine"), dataset_name="mine")
     assert len(made) == 1
+
+
+def test_the_chart_of_a_step_in_the_docs_is_that_of_the_trainer(make_workflow) -> None:
+    chart = run_path(str(ROOT / "docs/examples/training_step.py"))["chart"]
+    trainer = make_workflow("train.yaml", batch_labelled=2, batch_unlabelled=1).trainer
+    assert f"```mermaid\n{chart(trainer)}\n```" in (ROOT / "docs/method.md").read_text()

@@ -177,6 +177,7 @@ RULES: dict[str, Rule] = {
     "restart": Rule("a number above 0 and at most 1", lambda v: _is_number(v) and 0 < v <= 1),
     "labelled_cases": _or_null(_whole(1)),
     "ignore_value": _or_null(Rule("a whole number", _is_whole)),
+    "slices": _or_null(_whole(1)),
     **dict.fromkeys(("unlabelled_start", "teacher_decay", "flip_prob"), FRACTION),
     "runs": _or_null(Rule("a list of two paths, such as ['outputs/a','outputs/b']", _are_two_texts)),
     "comparison_dir": _or_null(FOLDER),

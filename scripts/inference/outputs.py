@@ -23,6 +23,9 @@ from scripts.inference.segmenter import Segmentation
 
 logger = logging.getLogger("inference")
 
+IGNORED = "ignored"
+"""Name of the value that says nothing, in labels of which a part is to be corrected."""
+
 
 @dataclass
 class SegmentationWriter:
@@ -65,7 +68,9 @@ class SegmentationWriter:
         """
         output_ending(first_file(image), self.output_format)
 
-    def write(self, result: Segmentation, name: str) -> Path:
+    def write(
+        self, result: Segmentation, name: str, kept: np.ndarray | None = None, ignore_value: int | None = None
+    ) -> Path:
         """Write the volumes of a result, the label volume last.
 
         The files are `NAME_confidence`, `NAME_uncertainty`, `NAME_probabilities.nii.gz` (one volume per class), and
@@ -74,6 +79,9 @@ class SegmentationWriter:
         Args:
             result: result of a segmenter.
             name: name of the case.
+            kept: bool, broadcast to the volume: where the label volume has the segmentation; elsewhere it has
+                `ignore_value`. `None`: everywhere.
+            ignore_value: see `kept`.
 
         Returns:
             The path of the label volume.
@@ -96,10 +104,15 @@ class SegmentationWriter:
             write_volume(path_of_all, result.probabilities, result.affine, image)
         sidecar = json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n"
         write_text(path.with_name(f"{name}{self.postfix}.json"), sidecar)
+        values, names = self._file_values(result.classes), self.names
+        if kept is not None and ignore_value is not None:
+            wide = label_dtype([*self.values, ignore_value])
+            values = np.where(kept, values, np.asarray(ignore_value, wide)).astype(wide, copy=False)
+            names = {**names, ignore_value: IGNORED}  # 3D Slicer loses voxels that no segment has
         if ending == DICOM_SEG:
             write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint)
         else:
-            write_volume(path, self._file_values(result.classes), result.affine, image, self.names)
+            write_volume(path, values, result.affine, image, names)
         return path
 
     def _file_values(self, classes: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import atomic_write, csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
+from scripts.prototypes.voxels import NO_CLASS
 from scripts.training.teacher import Teacher
 
 logger = logging.getLogger("SelfTraining")
@@ -142,11 +143,13 @@ class SelfTraining:
         return logits.float().softmax(dim=1)
 
     def _single_components(self) -> list[int]:
-        """Classes that are one component, 26-connected, in every labelled case that holds them."""
+        """Classes that are one component, 26-connected, in every labelled case that holds them and ignores no voxel."""
         seen: set[int] = set()
         several: set[int] = set()
         for item in self.labelled:
             labels = item["label"].as_tensor()[0].cpu().numpy()
+            if labels.min() == NO_CLASS:  # parts of a structure may be missing, such as slices in between
+                continue
             for label in map(int, np.unique(labels[labels > 0])):
                 seen.add(label)
                 mask = labels == label

@@ -83,6 +83,15 @@ def unlabelled_case(name, *boxes):
     return {"case": name, "image": volume(*boxes)}
 
 
+def test_labels_with_ignored_voxels_do_not_say_that_a_structure_is_in_several_parts(tmp_path):
+    sparse = labelled_case((2, 8))
+    sparse["label"] = sparse["label"].to(torch.int8)
+    sparse["label"][..., 4:6] = -1  # the part in between
+    run = Run(tmp_path, [labelled_case((2, 8)), sparse], [unlabelled_case("u", (1, 2), (5, 9))])
+    run.handler.label(run.engine)
+    assert sorted(set(np.nonzero(run.stored("u"))[2])) == [5, 6, 7, 8]
+
+
 def test_pseudo_labels_are_the_teachers_classes_and_single_structures_keep_their_largest_component(tmp_path):
     cases = [unlabelled_case("a", (2, 6)), unlabelled_case("b", (0, 2), (4, 9))]
     one = Run(tmp_path / "one", [labelled_case((1, 4))], cases)

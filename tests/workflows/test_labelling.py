@@ -11,11 +11,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from scripts.data.cases import CaseLists
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
-from scripts.images.read import read_header
+from scripts.images.read import read_header, read_volume
 from scripts.labelling.nnunet import write_nnunet_dataset
 from tests.volume_files import save, stored_as
 
@@ -79,6 +80,56 @@ def test_a_pseudo_label_for_3d_slicer_comes_back_as_a_label(dataset, label, make
     shutil.move(written[0], dataset / "corrected_labels")
     cases = make_workflow("train.yaml", **data).parser.get_parsed_content("cases")
     assert cases.labelled[-1]["case"] == name and len(written) == len(cases.unlabelled) + 1
+
+
+@pytest.mark.parametrize(("output_format", "ending"), [("nifti", ".nii.gz"), ("seg_nrrd", ".seg.nrrd")])
+def test_a_case_with_some_labelled_slices_comes_back_and_the_others_are_ignored(
+    output_format, ending, dataset, label, make_workflow, tmp_path
+) -> None:
+    data = {"dataset_dir": str(dataset), "ignore_value": 255}
+    make_workflow("train.yaml", max_steps=2, **data).run()
+    label("pseudo_label", max_steps=2, slices=3, ignore_value=255, output_format=output_format)
+    out = tmp_path / "out/pseudo_labels"
+    assert not list(out.glob("*uncertainty*"))
+    table = rows(out / "slices.csv")
+    moved = table[0]["case"]
+    of_case = [row for row in table if row["case"] == moved]
+    assert [float(row["expected_error"]) for row in of_case] == sorted(
+        (float(row["expected_error"]) for row in of_case), reverse=True
+    )
+    slices = sorted(int(row["slice"]) for row in of_case)
+    header, (voxels,) = read_volume(out / f"{moved}{ending}")
+    assert header.segments[255] == "ignored"
+    assert len(slices) == 3 and {row["axis"] for row in of_case} == {"2"}  # the demo's voxels are longest along it
+    assert (np.delete(voxels, slices, axis=2) == 255).all() and (voxels[..., slices] < 4).all()
+    for row in of_case:
+        middle = [(side - 1) / 2 for side in voxels.shape[:2]] + [int(row["slice"]), 1]
+        assert float(row["position_mm"]) == pytest.approx(
+            (header.affine @ middle)["RAS".index(row["direction"])], abs=0.01
+        )
+    (dataset / "corrected_labels").mkdir()
+    shutil.move(out / f"{moved}{ending}", dataset / "corrected_labels")
+    again = make_workflow("train.yaml", max_steps=2, ckpt_dir=str(tmp_path / "again"), **data)
+    cases = again.parser.get_parsed_content("cases")
+    assert [case["case"] for case in cases.labelled][2:] == [moved]
+    item = again.parser.get_parsed_content("train::dataset")._cache[2]
+    classes = item["label"].as_tensor()[0]
+    drawn = (classes != -1).any(dim=(0, 1))
+    assert 1 <= int(drawn.sum()) <= 3
+    # Patches are centred on voxels of these slices alone.
+    centres = torch.cat([torch.as_tensor(voxels) for voxels in item["label_cls_indices"]])
+    assert len(centres) == int((classes != -1).sum()) and (classes.flatten()[centres.long()] != -1).all()
+    again.run()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({}, "ignore_value"), ({"ignore_value": 255, "layout": "nnunet"}, "layout")]
+)
+def test_slices_need_a_value_to_ignore_and_no_other_layout(options, named, label, train, tmp_path) -> None:
+    train(max_steps=1)
+    with pytest.raises(Exception) as caught:
+        label("pseudo_label", max_steps=1, slices=3, pseudo_label_dir=str(tmp_path / "Dataset001_a"), **options)
+    assert named in str(root_user_error(caught.value))
 
 
 def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label, make_workflow, tmp_path) -> None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reduced labels keep their slices and say nothing about the rest."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts.data.datalist import load_cases
+from scripts.data.spec import DatasetSpec
+from scripts.errors import UserError
+from scripts.experiments.sparse_labels import main, write_sparse_dataset
+from scripts.images.read import read_volume
+
+
+def test_labels_of_the_first_cases_are_reduced_and_the_other_cases_are_unlabelled(tiny_demo, tmp_path, capsys) -> None:
+    main([str(tiny_demo), "--output", str(tmp_path), "--cases", "2", "--slices", "3"])
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    original = json.loads((tiny_demo / "dataset.json").read_text())
+    assert len(content["training"]) == 2
+    assert len(content["unlabeled"]) == len(original["training"]) - 2 + len(original.get("unlabeled", []))
+    assert not any("label" in entry for entry in content["unlabeled"])
+    for entry, before in zip(content["training"], original["training"], strict=False):
+        header, (sparse,) = read_volume(entry["label"])
+        whole_header, (whole,) = read_volume(tiny_demo / before["label"])
+        np.testing.assert_allclose(header.affine, whole_header.affine, atol=1e-5)
+        kept = (sparse != 255).any(axis=(0, 1))
+        assert kept.sum() == 3 and (sparse[..., ~kept] == 255).all()
+        np.testing.assert_array_equal(sparse[..., kept], whole[..., kept])
+    assert capsys.readouterr().out.count("slices") == 2
+    names = ["background", "large organ", "small organ", "vessel"]
+    cases = load_cases(DatasetSpec(tmp_path, label_names=names, ignore_value=255, labelled_cases=2))
+    assert len(cases.labelled) == 2 and len(cases.test) == len(original["test"])
+
+
+def test_a_value_that_a_label_has_cannot_mean_ignored(tiny_demo, tmp_path) -> None:
+    with pytest.raises(UserError, match="ignore_value"):
+        write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 1, 3, ignore_value=2)
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 99, 3, ignore_value=255)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -13,7 +12,6 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import MetaKeys
 
-from scripts.data.preprocessing_record import CASES, read_weights, record_of
 from scripts.data.training_cases import PERCENTILES, CaseMeasures, flip_gains
 
 SPACING_FACTOR = 1.25
@@ -130,23 +128,17 @@ class Alarms:
             yield f"Predicted Dice {dice:.2f}, {_span(calibration['predicted'])} on held-out training cases."
 
 
-def load_alarms(checkpoint: str | Path | Sequence[str | Path], label_names: Sequence[str]) -> Alarms | None:
-    """The alarms of a weights file that records its training cases; of an ensemble, those of its first file.
+def alarms_of(network: Any, label_names: Sequence[str]) -> Alarms | None:
+    """The alarms of a loaded model whose file records its training cases; of an ensemble, those of its first file.
 
     Args:
-        checkpoint: file of the model, or files of an ensemble.
+        network: of `scripts.inference.models.load_model`, or a `MirroredNetwork` of it.
         label_names: names of the classes, background first.
 
     Returns:
-        `None` for a file without the record, as older weights and other formats than `.pt` are.
-
-    Raises:
-        UserError: if a `.pt` file is missing or damaged.
+        `None` for a model without the record, as older weights and other formats than `.pt` are.
     """
-    path = Path(checkpoint if isinstance(checkpoint, str | Path) else next(iter(checkpoint)))
-    if path.suffix != ".pt":
-        return None
-    training = record_of(read_weights(path, "train first, or give its folder with --ckpt_dir"), CASES)
+    training = getattr(network, "training_cases", None)
     return None if training is None else Alarms(training, label_names)
 
 

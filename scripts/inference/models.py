@@ -9,11 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import NETWORK, preprocessing_record, read_weights, record_differences, record_of
+from scripts.data.preprocessing_record import (
+    CASES,
+    NETWORK,
+    preprocessing_record,
+    read_weights,
+    record_differences,
+    record_of,
+)
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
@@ -51,6 +59,13 @@ def load_weights(
         UserError: if the file is missing or damaged, or does not fit the network; names the file and the first weight
             that is missing, unexpected, of another shape or not finite.
     """
+    return _weights_and_cases(path, network, dataset, hint)[0]
+
+
+def _weights_and_cases(
+    path: str | Path, network: nn.Module, dataset: DatasetSpec | None, hint: str
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The network of `load_weights`, and the file's record of its training cases, or `None`."""
     state = read_weights(path, hint)
     record = record_of(state, NETWORK)
     if record is not None:
@@ -73,7 +88,7 @@ def load_weights(
             "labels will be wrong: put the config file of the dataset it was trained on last in --config_file."
         )
     network.load_state_dict(state)
-    return network.eval()
+    return network.eval(), record_of(state, CASES)
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
@@ -98,11 +113,14 @@ class InferenceNetwork(nn.Module):
     Args:
         network: maps windows `(B, C, D, H, W)` to logits.
         dtype: type for autocast, or `None` for fp32.
+        training_cases: the record of the training cases in its file (`scripts/data/training_cases.py`), or `None`.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype | None = None, training_cases: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.dtype = network, dtype
+        self.network, self.dtype, self.training_cases = network, dtype, training_cases
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits `(B, K, D, H, W)`, float32."""
@@ -173,6 +191,7 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> None:
         super().__init__()
         self.networks = list(networks)
+        self.training_cases = getattr(self.networks[0], "training_cases", None)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logarithms of the mean probabilities, float32."""
@@ -225,7 +244,7 @@ def load_model(
     # `place` makes weights channels-last, where torch's fp32 norms round more coarsely. Probabilities then differ by
     # less than 1e-4, and labels only where two classes are equally probable (tests/inference/test_models.py).
     loaders = {
-        ".pt": lambda: InferenceNetwork(place(load_weights(path, network_def, dataset), device), dtype).eval(),
+        ".pt": lambda: _inference_network(path, network_def, device, dataset, dtype),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
         ".pt2": lambda: torch.export.load(path).module().to(device),
         ".onnx": lambda: OnnxNetwork(path, device),
@@ -241,6 +260,17 @@ def load_model(
         raise
     except Exception as error:  # a damaged file can fail in any way
         raise UserError(f"{path} cannot be read as a model ({first_line(error)}): replace it.") from error
+
+
+def _inference_network(
+    path: Path,
+    network_def: nn.Module,
+    device: torch.device | str,
+    dataset: DatasetSpec | None,
+    dtype: torch.dtype | None,
+) -> InferenceNetwork:
+    network, cases = _weights_and_cases(path, network_def, dataset, TRAIN_FIRST)
+    return InferenceNetwork(place(network, device), dtype, cases).eval()
 
 
 def check_model(

@@ -11,8 +11,10 @@ from torch import nn
 
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.training_cases import FLIPS, CaseMeasures, small_image
-from scripts.inference.alarms import Alarms, load_alarms
+from scripts.inference.alarms import Alarms, alarms_of
 from scripts.inference.confidence import AddConfidenced
+from scripts.inference.models import load_model
+from scripts.inference.segmenter import MirroredNetwork
 
 NAMES = ["background", "liver"]
 SIDE = 16
@@ -103,11 +105,14 @@ def test_alarms_come_with_the_weights(tmp_path) -> None:
     network = nn.Conv3d(1, 2, 1)
     save_weights(network, tmp_path / "new.pt", cases=TRAINING)
     save_weights(network, tmp_path / "old.pt")
+    torch.jit.trace(network, torch.zeros(1, 1, 4, 4, 4)).save(tmp_path / "model.ts")
     for checkpoint in (tmp_path / "new.pt", [tmp_path / "new.pt", tmp_path / "old.pt"]):
-        alarms = load_alarms(checkpoint, NAMES)
-        assert alarms is not None and alarms.training == TRAINING and alarms.dice_factor == 0.9
-    assert load_alarms(tmp_path / "old.pt", NAMES) is None
-    assert load_alarms(tmp_path / "model.onnx", NAMES) is None
+        model = load_model(checkpoint, nn.Conv3d(1, 2, 1), "cpu")
+        for predictor in (model, MirroredNetwork(model, [0])):
+            alarms = alarms_of(predictor, NAMES)
+            assert alarms is not None and alarms.training == TRAINING and alarms.dice_factor == 0.9
+    for name in ("old.pt", "model.ts"):
+        assert alarms_of(MirroredNetwork(load_model(tmp_path / name, nn.Conv3d(1, 2, 1), "cpu")), NAMES) is None
 
 
 def test_flips_are_all_combinations_of_axes() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn unlabelled cases into labelled ones when an annotator has saved a label file for them."""
+"""Label files that are not in the datalist: those that annotators corrected, and those of other programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
+from scripts.errors import UserError
 from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
 from scripts.images.header import SLICER, case_name, ending_of
 
@@ -46,6 +47,63 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
         The cases; and findings about files that belong to no training case, and about cases with two files. A file for
         a case that has a label in the datalist is ignored: the datalist's label is used.
     """
+    by_name = _files_by_name(lists, folder)
+    if not by_name:
+        return lists, []
+    findings = []
+    labelled: list[Case] = []
+    unlabelled: list[Case] = []
+    for case in lists.unlabelled:
+        found = by_name.pop(case["case"], [])
+        (labelled if found else unlabelled).append({**case, "label": str(found[0])} if found else case)
+        findings += _only_one(found, case["case"], "labelled")
+    superfluous = {case["case"] for case in lists.labelled + lists.validation} & set(by_name)
+    for name in sorted(set(by_name) - superfluous):
+        sentence = (
+            f"{by_name[name][0]} does not have the name of a training case: keep the file name that "
+            "`python -m scripts pseudo-label` gave it."
+        )
+        findings.append(Finding(Kind.BAD_ENTRY, sentence, str(by_name[name][0])))
+    logger.info(f"{len(labelled)} unlabelled cases have a corrected label in {folder} and are used as labelled cases.")
+    return replace(lists, labelled=lists.labelled + labelled, unlabelled=unlabelled), findings
+
+
+def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseLists, list[Finding]]:
+    """Give unlabelled cases the label file of another program as `label`, for checks and for self-training.
+
+    The cases stay unlabelled: no other part of a run receives these lists.
+
+    Args:
+        lists: the cases of a datalist.
+        folder: folder of label files named like the cases; `None`: nothing changes.
+
+    Returns:
+        The cases; and findings about cases with two files, and about files that belong to no unlabelled case (a
+        warning, because a fold of `crossval` leaves out cases). A file for a labelled case is ignored.
+
+    Raises:
+        UserError: if the folder does not exist.
+    """
+    if folder is None:
+        return lists, []
+    if not folder.is_dir():
+        raise UserError(f"foreign_labels names {folder}, which is no folder: correct the path, or leave it out.")
+    by_name = _files_by_name(lists, folder)
+    findings: list[Finding] = []
+    unlabelled: list[Case] = []
+    for case in lists.unlabelled:
+        found = by_name.pop(case["case"], [])
+        unlabelled.append({**case, "label": str(found[0])} if found else case)
+        findings += _only_one(found, case["case"], "unlabelled")
+    known = {case["case"] for case in lists.labelled + lists.validation}
+    for name in sorted(set(by_name) - known):
+        sentence = f"{by_name[name][0]} does not have the name of an unlabelled case, so it is not used: rename it."
+        findings.append(Finding(Kind.LABEL_ALONE, sentence, str(by_name[name][0])))
+    return replace(lists, unlabelled=unlabelled), findings
+
+
+def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
+    """The label files in a folder, which need not exist, by the names of their cases."""
     files = sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
     by_name: dict[str, list[Path]] = {}
     labels, others = image_files([file for file in files if file.is_file()])
@@ -58,23 +116,11 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
     if others:
         logger.warning(passed_over(others, folder))
-    if not by_name:
-        return lists, []
-    findings = []
-    labelled: list[Case] = []
-    unlabelled: list[Case] = []
-    for case in lists.unlabelled:
-        found = by_name.pop(case["case"], [])
-        (labelled if found else unlabelled).append({**case, "label": str(found[0])} if found else case)
-        if len(found) > 1:
-            sentence = f"{found[0]} and {found[1].name} are labels of the same case: keep one of them in {folder}."
-            findings.append(Finding(Kind.BAD_ENTRY, sentence, str(found[1]), case["case"], "labelled"))
-    superfluous = {case["case"] for case in lists.labelled + lists.validation} & set(by_name)
-    for name in sorted(set(by_name) - superfluous):
-        sentence = (
-            f"{by_name[name][0]} does not have the name of a training case: keep the file name that "
-            "`python -m scripts pseudo-label` gave it."
-        )
-        findings.append(Finding(Kind.BAD_ENTRY, sentence, str(by_name[name][0])))
-    logger.info(f"{len(labelled)} unlabelled cases have a corrected label in {folder} and are used as labelled cases.")
-    return replace(lists, labelled=lists.labelled + labelled, unlabelled=unlabelled), findings
+    return by_name
+
+
+def _only_one(files: Sequence[Path], case: str, role: str) -> list[Finding]:
+    if len(files) < 2:
+        return []
+    sentence = f"{files[0]} and {files[1].name} are labels of the same case: keep one of them in {files[0].parent}."
+    return [Finding(Kind.BAD_ENTRY, sentence, str(files[1]), case, role)]

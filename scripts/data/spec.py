@@ -26,6 +26,8 @@ class DatasetSpec:
         validation_cases: number of labelled cases, the last ones, held out for validation.
         corrected_labels: folder, relative to `directory` or absolute, of label files that make unlabelled cases
             labelled ones (docs/labelling.md). It need not exist; `None`: there is none.
+        foreign_labels: folder, relative to `directory` or absolute, of label files of unlabelled cases that another
+            program made; self-training leaves out the voxels where they contradict its pseudo-labels. `None`: none.
         in_channels: channels of an image.
         label_names: name of each class, background first.
         label_values: value of each class in label files, or a list of values that are one class; `None`: 0, 1, 2, ...
@@ -46,6 +48,7 @@ class DatasetSpec:
     labelled_cases: int | None = None
     validation_cases: int = 0
     corrected_labels: str | Path | None = None
+    foreign_labels: str | Path | None = None
     in_channels: int = 1
     label_names: Sequence[str] = ("background", "foreground")
     label_values: LabelValues | None = None
@@ -84,8 +87,13 @@ class DatasetSpec:
         """Folder of corrected labels as a path; `None` if there is none."""
         return None if self.corrected_labels is None else Path(self.directory) / self.corrected_labels
 
+    @property
+    def foreign_labels_dir(self) -> Path | None:
+        """Folder of other programs' labels as a path; `None` if there is none."""
+        return None if self.foreign_labels is None else Path(self.directory) / self.foreign_labels
+
     def fixed_settings(self) -> dict[str, Any]:
         """What a resumed run must share with the run it continues; folders and files may move."""
         left_out = {"directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels", "intensity"}
-        left_out |= {"regions"}
+        left_out |= {"regions", "foreign_labels"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}

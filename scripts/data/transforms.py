@@ -182,7 +182,7 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
     `RandomizableTrait`; the files do not exist yet when the cache is filled.
 
     Args:
-        keys: of the result, `(1, D, H, W)`, uint8.
+        keys: of the result, `(1, D, H, W)`, class indices or `NO_CLASS`.
         directory: folder of the files `<case>.npz`; `None`: no case has one.
     """
 

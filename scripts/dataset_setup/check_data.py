@@ -15,6 +15,7 @@ from scripts.data.checks.cohort import Member, duplicates, patients_on_both_side
 from scripts.data.checks.finding import Finding, Severity, in_order
 from scripts.data.checks.labels import absent_classes, never_together
 from scripts.data.checks.lists import labels_alone
+from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.sizes import Progress, progress_bar
 from scripts.data.spec import DatasetSpec
@@ -65,7 +66,7 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     """Check every file that a run would read, report all problems, and write `output_dir/check_data.csv`.
 
     The images of all cases are opened, and the labels of labelled, validation and test cases. Label files of unlabelled
-    cases are not opened. Only one file's voxels are in memory at a time.
+    cases are not opened, except those in `foreign_labels`. Only one file's voxels are in memory at a time.
 
     Args:
         dataset: the dataset to check.
@@ -80,6 +81,8 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     """
     _ = dataset.values  # raises on contradictory settings before any file is read
     lists, findings = read_cases(dataset)
+    lists, more = with_foreign_labels(lists, dataset.foreign_labels_dir)
+    findings += more
     findings += labels_alone(*named_files(dataset.directory, dataset.datalist))
     show(_what_is_read(lists))
     findings += check_dataset(lists, dataset, progress_bar)
@@ -96,10 +99,10 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
 
 
 def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) -> list[Finding]:
-    """Check the files of a datalist; label files of unlabelled cases are not opened.
+    """Check the files of a datalist.
 
     Args:
-        lists: cases from `read_cases`; their files may be missing.
+        lists: cases from `read_cases`; their files may be missing. Unlabelled ones may have a label of another program.
         dataset: the properties that the files should have.
         progress: see `Progress`.
     """
@@ -115,7 +118,8 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
         findings += voxels.findings
         contents += voxels.contents
         tallies += [voxels.values] if case.role == "labelled" and voxels.values is not None else []
-        held += [] if voxels.values is None else [{first.get(value, value) for value in voxels.values.whole} - unheld]
+        if voxels.values is not None and case.role != "unlabelled":
+            held.append({first.get(value, value) for value in voxels.values.whole} - unheld)
     findings += never_together(held, dict(zip(dataset.values, dataset.label_names, strict=True)))
     findings += duplicates(contents)
     findings += absent_classes(tallies, dataset) if tallies else []

@@ -219,6 +219,10 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
     ]
 
 
+FOREIGN = "foreign_labels"
+"""Folder of other programs' labels (docs/labelling.md), which hold neither images nor labels to train on."""
+
+
 def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> list[str]:
     """Relative paths of the images that no pattern matches, neither as a path nor by the name of a file or folder.
 
@@ -228,10 +232,11 @@ def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> lis
     paths = sorted(image.relative_to(folder).as_posix() for image in walk_images(folder, passed))
     if passed:
         notes.append(passed_over(passed, folder))
+    patterns = [pattern.rstrip("/") for pattern in (*exclude, FOREIGN)]
     return [
         path
         for path in paths
-        if not any(fnmatch(name, pattern.rstrip("/")) for pattern in exclude for name in (path, *path.split("/")))
+        if not any(fnmatch(name, pattern) for pattern in patterns for name in (path, *path.split("/")))
     ]
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool3d, cross_entropy, one_hot, pad
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.dice import masked_dice_loss
 from scripts.losses.schedules import Schedule
-from scripts.prototypes.voxels import NO_CLASS, stride_of
+from scripts.prototypes.voxels import NO_CLASS, pseudo_labels, stride_of
 
 
 def class_fractions(labels: torch.Tensor, num_classes: int, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +79,7 @@ class DeepSupervisionTerm(LossTerm):
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
         labels = batch.labels
         if self.pseudo_labels and batch.num_unlabelled > 0:
-            labels = torch.cat([labels, batch.target_logits.argmax(dim=1)])
+            labels = torch.cat([labels, pseudo_labels(batch.target_logits, 0.0)[0]])
         total = batch.logits[:0].sum()
         for (name, weight), head in zip(self.layers.items(), self.heads, strict=True):
             features = batch.deep_features[name][: len(labels)]

@@ -97,7 +97,8 @@ class CopyPasteTerm(LossTerm):
 
     def _pseudo_labels(self, batch: TrainingBatch) -> torch.Tensor:
         labels = batch.target_logits.max(dim=1).indices  # on CPUs faster than `argmax`
-        return largest_components(labels) if self.largest_component else labels
+        labels = largest_components(labels) if self.largest_component else labels
+        return labels.masked_fill(batch.target_logits[:, 0].isnan(), NO_CLASS)
 
 
 def part_losses(logits: torch.Tensor, targets: torch.Tensor, box: torch.Tensor) -> torch.Tensor:

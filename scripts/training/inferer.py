@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,6 +18,7 @@ from scripts.distributed.collectives import all_gather_batch, fork_rng_per_rank,
 from scripts.errors import UserError
 from scripts.losses.base import TrainingBatch
 from scripts.networks.norms import running_statistics_kept
+from scripts.prototypes.voxels import NO_CLASS
 from scripts.training.precision import mixed_precision
 
 
@@ -194,12 +196,15 @@ CERTAIN = 20.0
 
 
 def certain_logits(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Logits whose softmax is the one-hot form of `labels` `(B, D, H, W)`; all 0 (undecided) where they are `NO_CLASS`.
+    """Logits whose softmax is the one-hot form of `labels` `(B, D, H, W)`.
+
+    Where a label is `NO_CLASS` they are NaN, to which `pseudo_labels` gives no class.
 
     Returns:
         `(B, K, D, H, W)`, float32.
     """
-    return CERTAIN * torch.stack([labels == index for index in range(num_classes)], dim=1).float()
+    logits = CERTAIN * torch.stack([labels == index for index in range(num_classes)], dim=1).float()
+    return logits.masked_fill((labels == NO_CLASS)[:, None], math.nan)
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,9 @@ from scripts.data.cases import Case, CaseLists, cases_with_roles, images_of
 from scripts.data.checks.case import check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
+from scripts.data.checks.labels import values_of_label
+from scripts.data.corrected_labels import with_foreign_labels
+from scripts.data.labels import tally
 from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
@@ -99,6 +102,7 @@ def check_before_training(
     divisor: int,
     accumulation_steps: int = 1,
     activation_checkpointing: bool = False,
+    self_training: bool = True,
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
@@ -113,11 +117,17 @@ def check_before_training(
         divisor: sides of patches are padded to multiples of it.
         accumulation_steps: parts of a step; the passes of one part need memory at a time.
         activation_checkpointing: of `FeatureInferer`.
+        self_training: whether the run is one of self-training, which alone uses `foreign_labels`.
 
     Raises:
-        UserError: if a step does not fit the device's memory, or for the first header that would harm training, with
-            the number of others.
+        UserError: if a step does not fit the device's memory, for the first header, or value of another program's
+            label, that would harm training, with the number of others; and for `foreign_labels` without self-training.
     """
+    if dataset.foreign_labels is not None and not self_training:
+        raise UserError(
+            "foreign_labels are for self-training on unlabelled cases, which this run does without (restart is 1): "
+            "give unlabelled cases and choose the default method or self_training, or leave foreign_labels out."
+        )
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
     part = math.ceil(batch / accumulation_steps)
     check_memory(network, dataset.in_channels, dataset.roi_size, part, divisor, activation_checkpointing)
@@ -131,9 +141,13 @@ def check_headers_before_training(dataset: DatasetSpec, cases: CaseLists, with_u
         UserError: see `check_before_training`.
     """
     roles = ("labelled", "unlabelled", "validation") if with_unlabelled else ("labelled", "validation")
+    cases, findings = with_foreign_labels(cases, dataset.foreign_labels_dir)
     read = cases_with_roles(cases, *roles)
     checked = check_all_headers(read, dataset, progress_bar)
-    findings = [finding for each in checked for finding in each.findings]
+    findings += [finding for each in checked for finding in each.findings]
+    for each in checked:
+        if each.role == "unlabelled" and each.label is not None:  # transforms would meet its values in mid-training
+            findings += values_of_label(each.label.header.path, tally(each.label.voxels()), dataset)
     errors = [finding for finding in findings if finding.is_error]
     if errors:
         others = f" ({len(errors) - 1} more: `run check_data` lists them all)" if errors[1:] else ""

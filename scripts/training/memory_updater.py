@@ -138,7 +138,7 @@ class MemoryBankUpdater:
         """
         parts = {"labelled voxel": (self._labelled_pass(batch)[1], batch.labels)}
         if batch.num_unlabelled > 0:
-            parts["unlabelled voxel"] = (batch.unlabelled_features, batch.target_logits.argmax(dim=1))
+            parts["unlabelled voxel"] = (batch.unlabelled_features, pseudo_labels(batch.target_logits, 0.0)[0])
         found: dict[str, dict[int, torch.Tensor]] = {}
         for kind, (features, classes) in parts.items():
             on_grid = labels_on_grid(classes, features.shape[2:]).reshape(-1)

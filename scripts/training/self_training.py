@@ -17,6 +17,9 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import Inferer
 from torch import nn
 
+from scripts.data.cases import CaseLists
+from scripts.data.corrected_labels import with_foreign_labels
+from scripts.data.labels import class_type
 from scripts.data.preprocessing_record import save_weights
 from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
@@ -27,6 +30,7 @@ from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import atomic_write, csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
 from scripts.prototypes.voxels import NO_CLASS
+from scripts.training.run_record import file_digest
 from scripts.training.teacher import Teacher
 
 logger = logging.getLogger("SelfTraining")
@@ -48,6 +52,9 @@ class SelfTraining:
     the network away from the weights that made the pseudo-labels. Starting from the initial weights again lost whole
     classes in short runs (docs/results/accuracy.md).
 
+    Where another program's label of a case (`foreign_labels`) contradicts its pseudo-label, the voxel gets `NO_CLASS`
+    and is left out of training. Where it has the `ignore_value`, the pseudo-label stands.
+
     A resumed run reads the stored pseudo-labels; if it was killed while they were made, it makes the missing ones.
     With several ranks each segments its share of the cases.
 
@@ -61,7 +68,8 @@ class SelfTraining:
         directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
         start: number of completed steps after which unlabelled cases take part.
         labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
-        dataset: the dataset block, whose preprocessing is recorded with these weights.
+        dataset: the dataset block, whose preprocessing is recorded with these weights; it names the folder of other
+            programs' labels.
 
     Raises:
         UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder.
@@ -88,7 +96,9 @@ class SelfTraining:
         assert isinstance(loader, TwoStreamLoader)
         labelled, unlabelled = (loader.dataset.datasets[stream].data for stream in (LABELLED, UNLABELLED))
         self.names = [case["case"] for case in unlabelled]
-        self.labelled, self.unlabelled = Dataset(labelled, self.transforms), Dataset(unlabelled, self.transforms)
+        foreign, _ = with_foreign_labels(CaseLists(unlabelled=unlabelled), self.dataset.foreign_labels_dir)
+        self.labelled = Dataset(labelled, self.transforms)
+        self.unlabelled = Dataset(foreign.unlabelled, self.transforms)
         self.loader = loader
         # The batch of the step before which the cases are labelled has been drawn by then.
         loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.start + 1)
@@ -118,21 +128,32 @@ class SelfTraining:
         network = self.teacher.module.eval()
         teacher = digest_of(network)
         rows: list[tuple[str, float]] = []
+        agreements: list[tuple[str, float]] = []
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
             name = self.names[index]
             path = self.directory / f"{name}.npz"
-            if (stability := stored_stability(path, teacher)) is not None:
+            foreign_file = self.unlabelled.data[index].get("label")
+            made_from = teacher if foreign_file is None else f"{teacher} {file_digest(foreign_file)}"
+            if (stability := stored_stability(path, made_from)) is not None:
                 rows.append((name, stability))
                 continue
-            image = self.unlabelled[index]["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
+            item = self.unlabelled[index]
+            image = item["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
             with torch.no_grad():
                 plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
-            labels = (plain + changed).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            labels = (plain + changed).argmax(dim=1)[0].to(class_type(plain.shape[1])).cpu().numpy()
             keep_largest(labels, single)
             stability = agreement(plain.argmax(dim=1)[0], changed.argmax(dim=1)[0], plain.shape[1])
+            if foreign_file is not None:
+                foreign = item["label"].as_tensor()[0].cpu().numpy()
+                foreign = np.where(foreign == NO_CLASS, labels, foreign)
+                both = torch.from_numpy(labels), torch.from_numpy(foreign)
+                agreements.append((name, agreement(*both, plain.shape[1])))
+                labels = np.where(foreign == labels, labels, NO_CLASS).astype(labels.dtype)
             with atomic_write(path, ".npz") as temporary:
-                np.savez(temporary, labels=labels, stability=stability, teacher=teacher)
+                np.savez(temporary, labels=labels, stability=stability, teacher=made_from)
             rows.append((name, stability))
+        _log_agreements(dict(all_gather_items(agreements)))
         # With fewer cases than ranks a case is on several of them.
         text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
         broadcast_from_rank0(lambda: write_text(self.directory / TABLE, text))
@@ -177,6 +198,15 @@ class SelfTraining:
         logger.info(
             f"Pseudo-labels of {len(kept)} of {len(values)} unlabelled cases are used; their stability "
             f"(Dice, median {np.median(values):.3f}) is in {table}."
+        )
+
+
+def _log_agreements(agreements: dict[str, float]) -> None:
+    if agreements and is_rank0():
+        worst = min(agreements, key=lambda name: agreements[name])
+        logger.info(
+            f"Foreign labels of {len(agreements)} cases: their Dice with the pseudo-labels has the median "
+            f"{np.median(list(agreements.values())):.3f}; the lowest is {agreements[worst]:.3f}, of {worst}."
         )
 
 

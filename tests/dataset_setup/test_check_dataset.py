@@ -73,3 +73,18 @@ def test_three_times_the_cases_take_no_more_memory(tmp_path: Path, dtype) -> Non
     traced_peak(cases[:1])  # what is imported on first use is not counted
     few, many = (min(traced_peak(cases[:number]) for _ in range(2)) for number in (4, 12))
     assert many - few < 0.3 * np.prod(shape), "of eight cases more, not a third of one label is kept"
+
+
+def test_labels_of_other_programs_are_findings_of_unlabelled_cases(tmp_path) -> None:
+    folder = CheckFolder(tmp_path / "data")
+    foreign = folder.root / "foreign_labels"
+    for name in ("u0", "l0", "t0"):
+        save(foreign / f"{name}.nii.gz", folder.classes() * (1 + (name == "u0")), affine())
+    save(foreign / "u1.nii.gz", folder.classes()[2:], affine())
+    assert folder.check() == set()  # they are not read
+    found = folder.check(foreign_labels="foreign_labels")
+    assert found == {("undeclared label value", "u0"), ("shapes differ", "u1"), ("label without image", "")}
+    (alone,) = [row for row in folder.rows() if row["finding"] == "label without image"]
+    assert alone["file"].endswith("t0.nii.gz") and alone["severity"] == "warning"
+    save(foreign / "u1.nrrd", folder.classes(), affine())
+    assert ("bad entry in datalist", "u1") in folder.check(foreign_labels="foreign_labels")

@@ -33,6 +33,13 @@ def test_a_second_folder_of_labels_is_refused_or_left_out(name, tmp_path) -> Non
     assert numbers(tmp_path, labels=tmp_path / "labels") == (5, 3, 0)
 
 
+def test_labels_of_other_programs_are_neither_images_nor_labels(tmp_path) -> None:
+    make_folder(tmp_path)
+    volume(tmp_path / "foreign_labels/c6.nii.gz", classes=(1,))
+    volume(tmp_path / "foreign_labels/c1.nii.gz", classes=(1,))
+    assert numbers(tmp_path) == (5, 3, 0)
+
+
 @pytest.mark.parametrize("place", ["predictions/c6.nii.gz", "labels/../out/run 1/c6.nii.gz"])
 def test_a_prediction_with_the_name_of_a_case_is_refused_or_left_out(place, tmp_path) -> None:
     make_folder(tmp_path)

@@ -104,3 +104,11 @@ def test_a_batch_that_is_ignored_as_a_whole_gives_no_loss():
 def test_layers_and_channels_must_match(layers, channels):
     with pytest.raises(ValueError, match=r"channels"):
         DeepSupervisionTerm(layers, channels, K)
+
+
+def test_unlabelled_voxels_without_a_pseudo_label_do_not_count():
+    batch = batch_of()
+    batch.teacher_logits.fill_(math.nan)
+    term = DeepSupervisionTerm({"fine": 1.0}, [5], K, pseudo_labels=True)
+    term(batch).backward()
+    assert batch.deep_features["fine"].grad[0].abs().sum() > 0 and batch.deep_features["fine"].grad[1].eq(0).all()

@@ -91,6 +91,16 @@ def ones(cases, value=1, shape=(3, 6, 9)):
     return torch.full((cases, *shape), value)
 
 
+def test_voxels_without_a_pseudo_label_are_left_out():
+    labels, pseudo = ones(1), ones(1)
+    images = torch.cat([labels, 1 - pseudo])[:, None].float()  # the network is wrong about the unlabelled case
+    step = step_of(labels, pseudo, Network(sure), images)
+    assert CopyPasteTerm()(step).item() > 1
+    with torch.no_grad():
+        step.teacher_logits.fill_(float("nan"))
+    assert CopyPasteTerm()(step).item() == pytest.approx(0.0, abs=1e-4)
+
+
 def test_each_case_is_pasted_into_the_other_and_labels_go_with_the_images():
     """A network that is right about both parts has no loss, for any position of the box."""
     torch.manual_seed(0)

@@ -47,6 +47,16 @@ def test_voxels_below_the_confidence_take_no_part_in_either_half():
     assert step.logits.grad[1, :, 0, 0].abs().sum(0).gt(0).tolist() == [True, True, False, False]
 
 
+def test_voxels_without_a_pseudo_label_take_no_part_in_either_half():
+    nothing = [math.nan, math.nan]
+    step = step_of(teacher=[*TEACHER[:2], nothing, nothing])
+    value = PseudoLabelTerm(power=2.0)(step)
+    cross_entropy = -(0.9**2 * math.log(0.6) + 0.9**2 * math.log(0.8)) / 2
+    assert value.item() == pytest.approx(cross_entropy + 1 - 2 * 0.6 / ((0.6 + 0.2) + 1), abs=1e-4)
+    value.backward()
+    assert step.logits.grad[1, :, 0, 0].abs().sum(0).gt(0).tolist() == [True, True, False, False]
+
+
 def test_dice_is_the_mean_over_foreground_classes_that_the_target_holds():
     student = [[0.2, 0.5, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7], [0.7, 0.1, 0.1, 0.1], [0.4, 0.2, 0.3, 0.1]]
     teacher = [[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7]]

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from scripts.errors import UserError
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
+from scripts.prototypes.voxels import pseudo_labels
 from scripts.training.inferer import FeatureInferer
 
 
@@ -350,3 +351,11 @@ def test_checkpointing_refuses_batch_norm():
     call = inferer("decoder.stage1", activation_checkpointing=True)
     with pytest.raises(UserError, match=r"activation_checkpointing.*network_def::norm"):
         call(image(16, 16, 16), VNet(base_filters=2, norm="batch"))
+
+
+def test_stored_labels_become_certain_logits_and_nothing_where_there_is_no_class():
+    stored = torch.tensor([0, 1, -1, 1]).reshape(1, 1, 1, 1, 4).expand(1, 1, 2, 4, 4).to(torch.int8)
+    batch = FeatureInferer("fine")(image(2, 4, 4), Pyramid(), torch.ones(1, 1, 2, 4, 4), stored=stored)
+    labels, probability = pseudo_labels(batch.target_logits, 0.0)
+    assert labels[0, 0, 0].tolist() == [0, 1, -1, 1]
+    assert probability[0, 0, 0, :2].tolist() == pytest.approx([1.0, 1.0])

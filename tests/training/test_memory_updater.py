@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,16 @@ def test_confident_unlabelled_voxels_rank_behind_labelled_ones():
     assert stored(batch, source="both") == {1: [0, 1, 3], 2: [4]}
     assert stored(batch, source="both", confidence=0.98) == {1: [0, 1], 2: [4]}
     assert stored(batch, source="both", confidence=0.0) == {1: [0, 1, 3, 5], 2: [4]}
+
+
+def test_unlabelled_voxels_without_a_pseudo_label_never_enter():
+    batch = batch_of([0, 1], [0, 1], unlabelled=[1, 2])
+    nothing = torch.tensor([1.0, math.nan])  # the second voxel has none
+    batch = replace(batch, teacher_logits=batch.unlabelled_logits * nothing)
+    updater = MemoryBankUpdater(PrototypeMemory(CLASSES, 2, 8), source="both", confidence=0.0)
+    assert stored(batch, source="both", confidence=0.0) == {1: [1, 2]}
+    sampled = updater.sample(batch, 4)["unlabelled voxel"]
+    assert {c: len(rows) for c, rows in sampled.items()} == {1: 1}
 
 
 def test_unlabelled_voxels_take_only_the_room_that_labelled_ones_leave():

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import csv
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor
 from monai.inferers import SimpleInferer
-from monai.transforms import Compose
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from torch import nn
 
 from scripts.data.spec import DatasetSpec
 from scripts.data.streams import TwoStreamLoader
-from scripts.data.transforms import StoredLabelsd
+from scripts.data.transforms import LabelOnImaged, LabelsToClassesd, StoredLabelsd
 from scripts.errors import UserError
+from scripts.images.monai import VolumeReader
 from scripts.training.self_training import SelfTraining, agreement, lower_fence, other_contrast
 from scripts.training.teacher import Teacher
 from tests.rank_processes import run_ranks
@@ -245,6 +247,87 @@ def test_contrast_changes_but_not_the_order_of_the_values():
     image = torch.linspace(-3, 3, 50)
     changed = other_contrast(image)
     assert (changed.diff() > 0).all() and not torch.allclose(changed, image, atol=0.05)
+
+
+class Bands(nn.Module):
+    """Class 0, 1 or 2, whichever number the intensity is nearest to."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.cat([-((x - c) ** 2) for c in range(3)], dim=1) * self.scale
+
+
+TEACHER = [0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0]
+FAULTS = {  # what another program says, and what remains
+    "right": (TEACHER, TEACHER),
+    "shifted organ": ([0, 0, 0, 1, 1, 1, 0, 2, 2, 2, 0, 0], [0, 0, -1, 1, 1, -1, 0, 2, 2, 2, 0, 0]),
+    "swapped class": ([0, 0, 2, 2, 2, 0, 0, 1, 1, 1, 0, 0], [0, 0, -1, -1, -1, 0, 0, -1, -1, -1, 0, 0]),
+    "missing organ": ([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0, -1, -1, -1, 0, 0]),
+    "no opinion": ([9, 9, 1, 1, 9, 9, 9, 9, 9, 2, 2, 0], [0, 0, 1, 1, 1, 0, 0, 2, 2, 2, -1, 0]),
+}
+
+
+def file_of(path, slices):
+    """A NIfTI file whose slices along the last axis have these values."""
+    array = np.broadcast_to(np.array(slices, np.float32), SHAPE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array.copy(), np.diag([1.0, 2.0, 3.0, 1.0])), path)
+    return str(path)
+
+
+def self_training_with(folder, faults, foreign_labels="foreign_labels"):
+    """A run whose unlabelled cases are the same image, each with another program's label."""
+    spec = DatasetSpec(folder, foreign_labels=foreign_labels, label_names=["background", "one", "two"], ignore_value=9)
+    (folder / "foreign_labels").mkdir(parents=True, exist_ok=True)
+    cases = []
+    for name, (foreign, _) in faults.items():
+        cases.append({"case": name, "image": file_of(folder / f"images/{name}.nii.gz", TEACHER)})
+        if foreign is not None:
+            file_of(folder / f"foreign_labels/{name}.nii.gz", foreign)
+    image, label = (file_of(folder / f"{kind}/l.nii.gz", TEACHER) for kind in ("images", "labels"))
+    run = Run(folder / "stored", [{"case": "l", "image": image, "label": label}], cases)
+    run.network = Bands()
+    run.handler = SelfTraining(
+        Teacher(run.network),
+        SimpleInferer(),
+        Compose(
+            [
+                LoadImaged(["image", "label"], reader=VolumeReader, allow_missing_keys=True),
+                EnsureChannelFirstd(["image", "label"], allow_missing_keys=True),
+                LabelsToClassesd("label", spec, allow_missing_keys=True),
+                LabelOnImaged("label", allow_missing_keys=True),
+            ]
+        ),
+        run.folder,
+        5,
+        run.folder / "labels_only.pt",
+        spec,
+    )
+    run.engine.network = run.network
+    run.handler.attach(run.engine)
+    run.handler.label(run.engine)
+    return run
+
+
+def test_voxels_that_another_program_contradicts_are_left_out(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="SelfTraining"):
+        run = self_training_with(tmp_path, {**FAULTS, "none": (None, TEACHER)})
+    for name, (_, remaining) in {**FAULTS, "none": (None, TEACHER)}.items():
+        np.testing.assert_array_equal(run.stored(name), np.broadcast_to(remaining, SHAPE), err_msg=name)
+    assert "swapped class" in caplog.text  # has the lowest agreement, 0
+
+
+def test_another_programs_label_is_not_taken_for_made_already(tmp_path):
+    """A second run in the same folder has the same teacher, but other labels of other programs."""
+    plain = self_training_with(tmp_path, {"shifted organ": FAULTS["shifted organ"]}, foreign_labels=None)
+    assert (plain.stored("shifted organ") >= 0).all()
+    assert (self_training_with(tmp_path, {"shifted organ": FAULTS["shifted organ"]}).stored("shifted organ") < 0).any()
+    file_of(tmp_path / "foreign_labels/shifted organ.nii.gz", TEACHER)
+    again = self_training_with(tmp_path, {"shifted organ": (TEACHER, TEACHER)})
+    assert (again.stored("shifted organ") >= 0).all()
 
 
 def test_stored_labels_go_to_unlabelled_cases(tmp_path):

@@ -6,15 +6,16 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from scripts.data.cases import CaseLists
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
-from scripts.training.limits import check_before_evaluation, check_headers_before_training
-from tests.check_folder import CheckFolder
-from tests.volume_files import affine
+from scripts.training.limits import check_before_evaluation, check_before_training, check_headers_before_training
+from tests.check_folder import NAMES, CheckFolder
+from tests.volume_files import affine, save
 
 
 def check(cases, with_unlabelled=True, **dataset):
@@ -88,3 +89,33 @@ def test_training_stops_on_a_shifted_label_before_a_volume_is_read(folder, make_
     with pytest.raises(Exception) as caught:
         workflow.run()
     assert "l2.nii.gz" in str(root_user_error(caught.value))
+
+
+def test_labels_of_other_programs_are_checked_for_grid_and_values(folder, cases) -> None:
+    given = {
+        "directory": folder.root,
+        "foreign_labels": "foreign_labels",
+        "label_names": NAMES,
+        "roi_size": [16, 16, 16],
+    }
+
+    def check_foreign() -> None:
+        check_headers_before_training(DatasetSpec(**given, spacing=[1.5, 2.0, 2.5]), cases)
+
+    with pytest.raises(UserError, match="foreign_labels"):
+        check_foreign()
+    file = folder.root / "foreign_labels/u1.nii.gz"
+    save(file, folder.classes(), affine())
+    check_foreign()
+    save(file, folder.classes()[1:], affine())
+    with pytest.raises(UserError, match=r"foreign_labels/u1\.nii\.gz .*17 x 17 x 16"):
+        check_foreign()
+    save(file, folder.classes() * 50, affine())
+    with pytest.raises(UserError, match=r"foreign_labels/u1\.nii\.gz has the value 50, 100"):
+        check_foreign()
+
+
+def test_labels_of_other_programs_without_self_training_are_refused(folder, cases) -> None:
+    network, dataset = torch.nn.Conv3d(1, 3, 1), DatasetSpec(folder.root, foreign_labels="foreign_labels")
+    with pytest.raises(UserError, match="foreign_labels"):
+        check_before_training(network, dataset, cases, 1, 1, 1, self_training=False)

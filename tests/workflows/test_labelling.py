@@ -132,6 +132,47 @@ def test_slices_need_a_value_to_ignore_and_no_other_layout(options, named, label
     assert named in str(root_user_error(caught.value))
 
 
+@pytest.mark.parametrize("method", [[], ["methods/self_training.yaml"]])
+def test_self_training_leaves_out_what_another_program_contradicts(method, dataset, make_workflow, tmp_path) -> None:
+    names = ["demo_training_002", "demo_training_003"]
+    (dataset / "foreign_labels").mkdir()
+    for name in names:
+        file = nibabel.load(dataset / f"labels/{name}.nii.gz")
+        classes = 3 - np.asarray(file.dataobj)  # background and vessel are exchanged
+        save(dataset / f"foreign_labels/{name}.nii.gz", *stored_as(classes, file.affine, "PIR"))
+    workflow = make_workflow(
+        *("train.yaml", *method),
+        dataset_dir=str(dataset),
+        foreign_labels="foreign_labels",
+        **{"max_steps": 8, "restart": 0.25, "unlabelled_start": 0.3, "ramp_end": 0.4, "learning_rate_curve::warmup": 1},
+    )
+    workflow.run()
+    assert all(np.isfinite(value) for value in workflow.parser.get_parsed_content("loss").last.values())
+    transforms = workflow.parser.get_parsed_content("validate::preprocessing")
+    for name in names:
+        case = {
+            "image": str(dataset / f"images/{name}.nii.gz"),
+            "label": str(dataset / f"foreign_labels/{name}.nii.gz"),
+        }
+        foreign = np.asarray(transforms(case)["label"])[0]
+        with np.load(tmp_path / f"models/pseudo_labels/{name}.npz") as stored:
+            labels = stored["labels"]
+        assert np.array_equal(labels[labels >= 0], foreign[labels >= 0]) and 0 < (labels < 0).mean() < 1
+    with np.load(tmp_path / "models/pseudo_labels/demo_training_004.npz") as stored:
+        assert (stored["labels"] >= 0).all()
+
+
+def test_labels_of_other_programs_are_for_self_training_only(dataset, make_workflow) -> None:
+    (dataset / "foreign_labels").mkdir()
+    given = {"dataset_dir": str(dataset), "foreign_labels": "foreign_labels", "max_steps": 2}
+    with pytest.raises(Exception) as caught:
+        make_workflow("train.yaml", "methods/mean_teacher.yaml", **given).run()
+    assert "foreign_labels" in str(root_user_error(caught.value))
+    # the control of a cross-validation, whose dataset's file may name them
+    control = make_workflow("train.yaml", "methods/supervised.yaml", dataset_dir=str(dataset), max_steps=2)
+    assert control.parser.get_parsed_content("dataset_spec").foreign_labels is None
+
+
 def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label, make_workflow, tmp_path) -> None:
     data, values = {"dataset_dir": str(dataset)}, [0, 5, 7, 3]
     for file in (dataset / "labels").iterdir():

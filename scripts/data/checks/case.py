@@ -105,10 +105,13 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
 
 
 def check_all_headers(cases: Iterable[tuple[Case, str]], dataset: DatasetSpec, progress: Progress) -> list[OpenCase]:
-    """Run `check_headers` for each case, and compare the names of segments; takes milliseconds per file."""
+    """Run `check_headers` for each case, and compare the names of segments; takes milliseconds per file.
+
+    Labels that another program made of unlabelled cases may have other names.
+    """
     checked = [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
-    labels = {each.label.header.path: each for each in checked if each.label is not None}
-    for finding in names_agree([each.label.header for each in checked if each.label is not None]):
+    labels = {each.label.header.path: each for each in checked if each.label and each.role != "unlabelled"}
+    for finding in names_agree([each.label.header for each in labels.values() if each.label is not None]):
         opened = labels[finding.file]
         opened.findings.extend(_of_case([finding], opened.case, opened.role))
     return checked
@@ -118,7 +121,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
     """Read the voxels of a case's files, one file in memory at a time.
 
     Args:
-        opened: result of `check_headers`; it does not include the label file of an unlabelled case.
+        opened: result of `check_headers`; the label file of an unlabelled case is one of another program.
         dataset: declares the label values.
     """
     checked = CheckedVoxels()

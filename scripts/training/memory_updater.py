@@ -136,7 +136,8 @@ class MemoryBankUpdater:
         Returns:
             `(N, D)` by kind and class: labelled voxels by their label, unlabelled ones by the predicted class.
         """
-        parts = {"labelled voxel": (self._labelled_pass(batch)[1], batch.labels)}
+        # The network's features also where the memory has the teacher's: one process alone cannot run the teacher.
+        parts = {"labelled voxel": (batch.labelled_features, batch.labels)}
         if batch.num_unlabelled > 0:
             parts["unlabelled voxel"] = (batch.unlabelled_features, pseudo_labels(batch.target_logits, 0.0)[0])
         found: dict[str, dict[int, torch.Tensor]] = {}

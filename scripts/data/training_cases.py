@@ -74,7 +74,8 @@ class CaseMeasures:
             start: index along `axis` where the part begins.
         """
         part = self.image.narrow(axis + 1, start, classes.shape[axis])
-        flat, number = classes.reshape(-1).long().cpu().numpy(), len(self.voxels)
+        classes = classes.long()
+        flat, number = classes.reshape(-1).cpu().numpy(), len(self.voxels)
         self.voxels += np.bincount(flat, minlength=number)
         for sums, channel in zip(self.intensity_sums, part, strict=True):
             sums += np.bincount(flat, weights=channel.reshape(-1).numpy(), minlength=number)

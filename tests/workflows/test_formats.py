@@ -110,9 +110,11 @@ def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_a
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **data).run()
     with (tmp_path / "out/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
+    confidence = [float(row.pop("confidence")) for row in rows]  # a mean in the order in which voxels are stored
     by_case = {name: [list(row.values())[1:] for row in rows if row["case"] == name] for name in "abc"}
     assert len(by_case["a"]) == 3
     assert by_case["a"] == by_case["b"] == by_case["c"]
+    assert confidence == pytest.approx(confidence[:3] * 3)
 
 
 def test_cases_that_are_all_called_imaging_have_outputs_of_their_own(mixed, trained, make_workflow, tmp_path):

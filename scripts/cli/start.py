@@ -87,6 +87,7 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     # Where pydicom is installed, MONAI's `LoadImage` warns twice that one of its readers, which is not used here, lacks
     # a decoder.
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    # A filter, because MONAI's reading of `logging.conf` resets the levels of its loggers.
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").addFilter(lambda record: record.levelno >= logging.ERROR)
     gc.freeze()  # the half million objects of imported modules stay: Python need not search them for garbage again
     limit_threads()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ def highdicom() -> Any:
         import highdicom
     except ImportError as error:
         raise UserError(f"output_format dicom_seg needs pydicom and highdicom: run `{DICOM_REQUIREMENTS}`.") from error
+    # For each case it would tell whose attributes it copies, by identifiers of the patient's study.
+    logging.getLogger("highdicom").setLevel(logging.WARNING)
     return highdicom
 
 

@@ -7,6 +7,7 @@ import csv
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,11 @@ def _duration(run: Mapping[str, Any]) -> str:
 
 
 def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of each scalar in TensorBoard's files of a folder; empty without such files."""
+    """Steps and values of each scalar in TensorBoard's files of a folder; empty without such files.
+
+    Of a run that was resumed, or started again in the same folder, the later values count: points beyond the step at
+    which it went on are left out.
+    """
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
     # Here, because importing it takes a second.
@@ -66,12 +71,16 @@ def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it says where it looked for a further file
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     events.Reload()
+    tags = events.Tags()["scalars"]
+    # The lowest step that is written at each time or later, from the last time to the first.
+    times = sorted(((each.wall_time, each.step) for tag in tags for each in events.Scalars(tag)), reverse=True)
+    lowest = dict(zip((time for time, _ in times), accumulate((step for _, step in times), min), strict=True))
     curves = {}
-    for tag in events.Tags()["scalars"]:
-        # A resumed run repeats steps since its last checkpoint: the later values count.
-        by_step = {each.step: each.value for each in events.Scalars(tag)}
-        steps = sorted(by_step)
-        curves[tag] = np.array(steps), np.array([by_step[step] for step in steps])
+    for tag in tags:
+        by_step = {each.step: each.value for each in events.Scalars(tag) if each.step <= lowest[each.wall_time]}
+        if by_step:
+            steps = sorted(by_step)
+            curves[tag] = np.array(steps), np.array([by_step[step] for step in steps])
     return curves
 
 
@@ -93,11 +102,13 @@ def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
         folders: where TensorBoard's files may be; the newest embeddings of the first one that has some are taken.
         label_names: names of the classes, background first.
     """
-    found = next(filter(None, (sorted(folder.glob("*/memory/tensors.tsv")) for folder in folders)), [])
+    found = next(filter(None, (list(folder.glob("*/memory/tensors.tsv")) for folder in folders)), [])
     if not found:
         return ""
-    points = np.loadtxt(found[-1], delimiter="\t", ndmin=2)
-    with found[-1].with_name("metadata.tsv").open(encoding="utf-8", newline="") as file:
+    # By time, not by step: an earlier run in the same folder may have been longer.
+    newest = max(found, key=lambda file: file.stat().st_mtime_ns)
+    points = np.loadtxt(newest, delimiter="\t", ndmin=2)
+    with newest.with_name("metadata.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     centred = points - points.mean(axis=0)

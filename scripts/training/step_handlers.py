@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -213,6 +215,8 @@ class MemoryEmbeddings:
             kinds |= self.updater.sample(engine.state.output[0][Keys.PRED], PICTURED_VOXELS)
         rows = [[kind, str(c)] for kind, groups in kinds.items() for c, group in groups.items() for _ in group]
         if rows:
+            # Files of an earlier run at the same step, about which `add_embedding` would print a warning.
+            shutil.rmtree(Path(self.writer.log_dir) / f"{engine.state.iteration:05}/memory", ignore_errors=True)
             points = torch.cat([group.float().cpu() for groups in kinds.values() for group in groups.values()])
             self.writer.add_embedding(points, rows, None, engine.state.iteration, "memory", ["kind", "class"])
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_debug_shows_the_traceback_before_the_sentence(config, words, traceback,
     text = reported(capsys)
     assert ("Traceback" in text) is traceback
     assert text.rstrip().endswith("Error: The folder x does not exist.")
+
+
+def test_the_missing_decoder_is_not_mentioned_although_logging_conf_resets_levels(config, caplog):
+    begin(argv=command(config))
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    logger.setLevel(logging.NOTSET)  # as `fileConfig` does with loggers below those that it configures
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning("It is not available.")
+        logger.error("It is broken.")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.levelname for record in caplog.records if record.name == logger.name} == {"ERROR"}
 
 
 def test_another_program_keeps_its_options_and_its_hook():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -199,3 +200,10 @@ def test_a_case_without_a_structure_and_a_name_that_is_too_long_are_written(seri
     seg = hd.seg.segread(tmp_path / "a.dcm")
     assert seg.NumberOfFrames == SHAPE[2] and not seg.pixel_array.any()
     assert seg.get_segment_description(1).segment_label == "x" * 64
+
+
+def test_the_log_holds_no_identifiers_of_the_study(series, classes, tmp_path, caplog) -> None:
+    logging.getLogger("highdicom").setLevel(logging.NOTSET)
+    with caplog.at_level(logging.INFO):
+        write_dicom_seg(tmp_path / "a.dcm", classes, str(series), NAMES, "model.pt")
+    assert [record for record in caplog.records if record.name.startswith("highdicom")] == []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,24 @@ def test_a_resumed_run_counts_its_later_values(tmp_path: Path) -> None:
     assert steps.tolist() == list(range(1, 9))
     assert values.tolist() == [1, 2, 3, 4, 105, 106, 107, 108]
     assert read_curves(tmp_path / "nothing") == {}
+
+
+def test_a_run_that_starts_again_in_the_same_folder_hides_the_longer_one_before(tmp_path: Path, monkeypatch) -> None:
+    write_events(tmp_path, 1, 6)
+    write_events(tmp_path, 1, 3, offset=100)
+    curves = read_curves(tmp_path)
+    assert curves["Loss/total"][0].tolist() == [1, 2, 3] and curves["Loss/total"][1].tolist() == [101, 102, 103]
+    assert curves["val_mean_dice"][0].tolist() == [3]
+    drawn = {}
+    monkeypatch.setattr(training, "embeddings_plot", lambda groups, names: drawn.update(groups))
+    for seconds, step, kind in ((1, "00006", "prototype"), (2, "00003", "labelled voxel")):
+        (tmp_path / step / "memory").mkdir(parents=True)
+        tensors = tmp_path / step / "memory/tensors.tsv"
+        tensors.write_text("1.0\t0.0\n0.0\t1.0\n")
+        tensors.with_name("metadata.tsv").write_text(f"kind\tclass\n{kind}\t1\n{kind}\t1\n")
+        os.utime(tensors, (seconds, seconds))
+    memory_of([tmp_path], ["background", "a"])
+    assert list(drawn) == [("labelled voxel", 1)]
 
 
 def test_neighbouring_points_are_averaged() -> None:

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
 from scripts.losses.schedules import RampUp
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.training.step_handlers import CourseCurves, LossStep, StepSeeder, StopAtStep
+from scripts.training.step_handlers import CourseCurves, LossStep, MemoryEmbeddings, StepSeeder, StopAtStep
 
 
 def resumed_at(engine, step, epoch_length):
@@ -141,3 +143,15 @@ def test_curves_of_weights_rate_time_and_memory_have_a_point_per_interval():
     assert writer.points["Confident/unlabelled"] == [(2, 0.5), (4, 0.5), (6, 0.5)]
     weights, memories = {"Weight/late", "Weight/fixed"}, {f"Memory/{c}" for c in range(3)}
     assert set(writer.points) == weights | memories | {"Confident/unlabelled", "Rate/learning_rate", "Time/step"}
+
+
+def test_a_second_run_replaces_the_memory_of_the_first_without_a_word(tmp_path, capsys):
+    memory = PrototypeMemory(num_classes=2, feature_dim=2, elements_per_class=4)
+    updater = SimpleNamespace(memory=memory, sample=lambda *_: {"labelled voxel": {1: torch.ones(2, 2)}})
+    for _ in range(2):
+        engine = Engine(lambda *_: [{"pred": None}])
+        with SummaryWriter(str(tmp_path)) as writer:
+            MemoryEmbeddings(writer, updater).attach(engine)
+            engine.run([0])
+    assert len((tmp_path / "00001/memory/tensors.tsv").read_text().splitlines()) == 2
+    assert capsys.readouterr().out == ""

@@ -5,8 +5,7 @@
     python -m scripts predict IMAGE --dataset demo --checkpoint model_labels_only.pt --output_dir alone
     python docs/examples/before_and_after.py IMAGE REFERENCE alone/NAME_seg.nii.gz with/NAME_seg.nii.gz picture.png
 
-The slice is the axial one with the most classes, and among these with the most foreground. Needs matplotlib
-(requirements-dev.txt).
+The slice is the axial one in which the two predictions differ most. Needs matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -37,9 +36,8 @@ def draw(image: str, labels: list[str], picture: str) -> None:
     """Write the picture."""
     grey, aspect = axial(image)
     volumes = [axial(path)[0].astype(int) for path in labels]
-    reference = volumes[0]
-    richness = [(len(np.unique(part)), int((part > 0).sum())) for part in np.moveaxis(reference, 2, 0)]
-    z = max(range(len(richness)), key=richness.__getitem__)
+    _, alone, both = volumes
+    z = int((alone != both).sum(axis=(0, 1)).argmax())
     figure, panels = pyplot.subplots(1, 4, figsize=(10, 10 / 4 * aspect * grey.shape[1] / grey.shape[0] + 0.3))
     for panel, title, volume in zip(panels, TITLES, [None, *volumes], strict=True):
         panel.imshow(grey[:, :, z].T, cmap="gray", origin="lower", aspect=aspect)

@@ -4,7 +4,7 @@ r"""How often does inference raise an alarm on images that are wrong in a known 
     python -m scripts.experiments.alarms --dataset hippocampus --dataset_dir FOLDER --results alarms.csv
 
 Test cases are segmented as they are, and the first of them with each of `CHANGES`. Weights that record their training
-cases are used as they are; for others, such as `models/model.pt`, the training cases of the datalist are measured. The
+cases are used as they are; for others the training cases of the datalist are measured. The
 predicted Dice is calibrated on training cases whose labels the model was not given, in the place of the held-out cases
 of a cross-validation. The table shows the number of cases with an alarm, the mean predicted Dice and the true one.
 """

@@ -113,6 +113,7 @@ def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     centred = points - points.mean(axis=0)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))  # a single point, or embeddings of one dimension
     groups: dict[tuple[str, int], np.ndarray] = {}
     for kind, c in dict.fromkeys((row["kind"], int(row["class"])) for row in rows):
         groups[kind, c] = plane[[(row["kind"], int(row["class"])) == (kind, c) for row in rows]]

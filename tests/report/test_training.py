@@ -100,6 +100,14 @@ def test_the_plane_of_the_memory_is_that_of_the_largest_variance(tmp_path: Path,
     ]))  # fmt: skip
 
 
+@pytest.mark.parametrize("embeddings", ["1.0", "1.0\t2.0\t3.0"])
+def test_a_single_embedding_is_drawn_too(embeddings, tmp_path: Path) -> None:
+    (tmp_path / "00001/memory").mkdir(parents=True)
+    (tmp_path / "00001/memory/tensors.tsv").write_text(embeddings + "\n")
+    (tmp_path / "00001/memory/metadata.tsv").write_text("kind\tclass\nprototype\t1\n")
+    assert "liver" in memory_of([tmp_path], ["background", "liver"])
+
+
 def test_the_record_of_a_training_is_told(tmp_path: Path) -> None:
     run = {
         "started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:30:20+00:00", "steps": 900, "seed": 7,

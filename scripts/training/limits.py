@@ -126,8 +126,8 @@ def check_before_training(
     if dataset.foreign_labels is not None and not self_training:
         raise UserError(
             "foreign_labels are for self-training on unlabelled cases, which this run does not have (no unlabelled "
-            "case, batch_unlabelled 0, or a method with restart 1): give unlabelled cases and choose the default method or "
-            "self_training, or leave foreign_labels out."
+            "case, batch_unlabelled 0, or a method with restart 1): give unlabelled cases and choose the default "
+            "method or self_training, or leave foreign_labels out."
         )
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
     part = math.ceil(batch / accumulation_steps)

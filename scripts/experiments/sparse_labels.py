@@ -5,8 +5,8 @@ r"""Write a dataset whose labels are reduced to a few slices per case, as if the
     python -m scripts.experiments.accuracy run --dataset left_atrium --dataset_dir SPARSE --labelled 8 --seeds 0 \
         --results sparse.csv -- --ignore_value 255
 
-The slices are evenly spaced from just below to just above the structures, as somebody would choose who sees the image
-but has no model yet. Images, unlabelled and test cases are those of the dataset.
+The slices are evenly spaced from just below to just above the structures, as an annotator without a model would choose
+them. Images, unlabelled and test cases are those of the dataset.
 """
 
 from __future__ import annotations

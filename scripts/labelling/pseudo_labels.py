@@ -118,8 +118,8 @@ def slice_rows(name: str, chosen: ChosenSlices, result: Segmentation, label: str
 def _check_slices(layout: str, output_format: str, dataset: DatasetSpec | None) -> None:
     if dataset is None or dataset.ignore_value is None:
         raise UserError(
-            "--slices needs a value for the voxels that nobody labels: write `ignore_value: 255` into the dataset's "
-            "YAML, or another number that no label has."
+            "--slices needs an ignore_value for the voxels that stay unlabelled: add `ignore_value: 255`, or another "
+            "number that no label has, to the dataset's YAML."
         )
     if layout == "nnunet" or output_format == "dicom_seg":
         raise UserError(

@@ -250,7 +250,7 @@ def test_contrast_changes_but_not_the_order_of_the_values():
 
 
 class Bands(nn.Module):
-    """Class 0, 1 or 2, whichever number the intensity is nearest to."""
+    """Predicts the class, 0 to 2, whose number is nearest to the intensity."""
 
     def __init__(self):
         super().__init__()

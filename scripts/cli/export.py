@@ -106,11 +106,11 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     settings = _settings(options, files, overrides)
     settings.network()  # refuses weights that do not fit the configuration
     copies = {f"configs/{name}": text for name, text in json_configs(settings).items()}
-    copies |= licence_text(bundle_metadata(settings), options.license)
-    without: list[str] = []
     if options.place:
         texts, without = texts_for(options.place, settings, options.license, options.weights_url)
-        copies |= texts
+    else:
+        texts, without = licence_text(bundle_metadata(settings), options.license), []
+    copies |= texts
     names = zip_bundle(ROOT, path, models, copies, without)
     print(f"Wrote {path}, {len(names)} files, {path.stat().st_size / 2**20:.1f} MiB")
     return 0

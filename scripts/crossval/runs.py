@@ -182,9 +182,7 @@ def _run_fold(
 
 def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
     """Dice by class and case of a finished evaluation."""
-    # One held-out case may have the same file name as that of another fold: the fold's list has its name.
-    evaluated = list(dict.fromkeys(row["case"] for row in csv_rows(out / "metrics.csv")))
-    name = dict(zip(evaluated, [case["case"] for case in held_out], strict=True))
+    name = _listed_names(out, held_out)
     return {
         of_class: {name[case]: value for case, value in values.items()} for of_class, values in read_dice(out).items()
     }
@@ -196,8 +194,17 @@ def _confidence_of(out: Path, held_out: list[Case]) -> dict[str, float]:
     for row in csv_rows(out / "metrics.csv"):
         values = of_case.setdefault(row["case"], [])
         values += [float(row["confidence"])] if row.get("confidence") and row["dice"] else []
-    names = [case["case"] for case in held_out]
-    return {name: fmean(values) for name, values in zip(names, of_case.values(), strict=True) if values}
+    name = _listed_names(out, held_out)
+    return {name[case]: fmean(values) for case, values in of_case.items() if values}
+
+
+def _listed_names(out: Path, held_out: list[Case]) -> dict[str, str]:
+    """The name in the fold's list of each case that an evaluation names after its file.
+
+    One held-out case may have the same file name as that of another fold.
+    """
+    evaluated = list(dict.fromkeys(row["case"] for row in csv_rows(out / "metrics.csv")))
+    return dict(zip(evaluated, [case["case"] for case in held_out], strict=True))
 
 
 def _run(run_id: str, words: Sequence[str], log: Path) -> None:

@@ -97,10 +97,18 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
     return DiskCacheDataset(data, transform, cache.directory)
 
 
+def prepared_item(dataset: CacheDataset | PersistentDataset, index: int) -> Mapping[str, Any]:
+    """A case after its deterministic transforms, from the cache."""
+    if isinstance(dataset, CacheDataset):
+        return dataset._cache[index]
+    return dataset._cachecheck(dataset.data[index])
+
+
 def _name_absent_classes(cached: CacheDataset, dataset: DatasetSpec) -> None:
     """Warn about classes that no labelled case holds, where the cached items list the voxels of each class."""
     key = "label_cls_indices"  # of MONAI's `ClassesToIndicesd`
-    items = [item[key] for item in cached._cache or () if isinstance(item, Mapping) and key in item]
+    prepared = [prepared_item(cached, index) for index in range(len(cached))]
+    items = [item[key] for item in prepared if isinstance(item, Mapping) and key in item]
     counts = Counter({value: sum(len(item[c]) for item in items) for c, value in enumerate(dataset.values)})
     if items and is_rank0():
         for finding in absent_classes([Tally(whole=+counts)], dataset):

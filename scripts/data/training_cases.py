@@ -19,6 +19,7 @@ import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset
 from torch.nn.functional import adaptive_avg_pool3d, normalize
 
+from scripts.data.cache import prepared_item
 from scripts.data.cases import images_of
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
@@ -164,7 +165,7 @@ class TrainingCases:
     def _measured(self) -> Iterator[tuple[CaseMeasures, bool]]:
         for dataset in (self.labelled, self.unlabelled):
             for index in range(0, len(dataset), max(1, -(-len(dataset) // MOST_CASES))):
-                item = _prepared_item(dataset, index)
+                item = prepared_item(dataset, index)
                 file = images_of(dataset.data[index])[0]
                 image = torch.as_tensor(item["image"]).cpu()
                 measures = CaseMeasures(
@@ -175,14 +176,6 @@ class TrainingCases:
                 if classes is not None and whole:
                     measures.add(classes.as_subclass(torch.Tensor))
                 yield measures, whole
-
-
-def _prepared_item(dataset: Dataset, index: int) -> Mapping[str, Any]:
-    """A case after its deterministic transforms, from the cache of the training."""
-    if isinstance(dataset, CacheDataset):
-        return dataset._cache[index]
-    assert isinstance(dataset, PersistentDataset)
-    return dataset._cachecheck(dataset.data[index])
 
 
 def _ranges(values: Sequence[Any]) -> Any:

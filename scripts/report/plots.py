@@ -190,13 +190,13 @@ def embeddings_plot(groups: Mapping[tuple[str, int], np.ndarray], label_names: S
     def plot(axes: Sequence[Axes]) -> None:
         (axis,) = axes
         for kind, marker in MARKERS.items():
-            first = kind == "prototype"
+            is_prototype = kind == "prototype"
             for c in sorted(c for found, c in groups if found == kind):
                 x, y = groups[kind, c].T
                 tint = INK if c == 0 else colour(c - 1)
                 axis.scatter(
-                    x, y, s=44 if first else 14, alpha=0.95 if first else 0.4, color=tint, marker=marker,
-                    linewidths=0.9, edgecolors=INK if first else None,
+                    x, y, s=44 if is_prototype else 14, alpha=0.95 if is_prototype else 0.4, color=tint, marker=marker,
+                    linewidths=0.9, edgecolors=INK if is_prototype else None,
                 )  # fmt: skip
         for kind, marker in MARKERS.items():
             axis.scatter([], [], color=INK, marker=marker, label=kind)

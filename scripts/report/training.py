@@ -109,15 +109,12 @@ def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
     newest = max(found, key=lambda file: file.stat().st_mtime_ns)
     points = np.loadtxt(newest, delimiter="\t", ndmin=2)
     with newest.with_name("metadata.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+        keys = [(row["kind"], int(row["class"])) for row in csv.DictReader(file, delimiter="\t")]
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     centred = points - points.mean(axis=0)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))  # a single point, or embeddings of one dimension
-    groups: dict[tuple[str, int], np.ndarray] = {}
-    for kind, c in dict.fromkeys((row["kind"], int(row["class"])) for row in rows):
-        groups[kind, c] = plane[[(row["kind"], int(row["class"])) == (kind, c) for row in rows]]
-    return embeddings_plot(groups, label_names)
+    return embeddings_plot({key: plane[[each == key for each in keys]] for key in dict.fromkeys(keys)}, label_names)
 
 
 def course_of(folders: Sequence[Path], label_names: Sequence[str] = ()) -> str:

@@ -148,7 +148,6 @@ class TrainingHandlers:
         assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
         scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
-        updaters = [handler for handler in self.method_handlers if isinstance(handler, MemoryBankUpdater)]
         return [
             *(handler for handler in self.method_handlers if handler is not None),
             StreamPosition(loader),
@@ -159,9 +158,7 @@ class TrainingHandlers:
             TeacherUpdater(self.teacher, network, self.guard),
             BatchAsItem(),
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
-            *([] if writer is None else [_loss_curves(writer, loss)]),
-            *([] if writer is None else [CourseCurves(writer, loss, engine.optimizer, max(1, self.max_steps // 200))]),
-            *([] if writer is None else [MemoryEmbeddings(writer, updater) for updater in updaters]),
+            *([] if writer is None else self._curves(engine, loss, writer)),
             checkpoint,
             *([] if self.run_record is None else [self.run_record]),
             *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),
@@ -171,6 +168,14 @@ class TrainingHandlers:
                 self.teacher.module, self.ckpt_dir / "model.pt", self.max_steps, self.dataset, self.run_record
             ),
             StopAtStep(self.max_steps),
+        ]
+
+    def _curves(self, engine: SupervisedTrainer, loss: WeightedLoss, writer: SummaryWriter) -> list[Any]:
+        updaters = [handler for handler in self.method_handlers if isinstance(handler, MemoryBankUpdater)]
+        return [
+            _loss_curves(writer, loss),
+            CourseCurves(writer, loss, engine.optimizer, max(1, self.max_steps // 200)),
+            *(MemoryEmbeddings(writer, updater) for updater in updaters),
         ]
 
     def _checkpoint(

@@ -12,7 +12,6 @@ from scripts.data.checks.finding import Kind
 from scripts.data.datalist import load_cases, load_test_cases, named_files, read_cases, with_references
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
-from scripts.images.header import case_name
 
 
 def pairs(*names):
@@ -249,23 +248,6 @@ def test_a_missing_channel_is_named(write):
     entry = {"image": ["a0.nii.gz", "a1.nii.gz"], "label": "a.nii.gz"}
     root = write({"training": [entry]}, missing=["a1.nii.gz"])
     assert str(root / "a1.nii.gz") in refusal(root)
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("a.b/la_000.nii.gz", "la_000"),
-        ("x.NII", "x"),
-        ("x.Nii.GZ", "x"),
-        ("v1.2.nrrd", "v1.2"),
-        ("Fall 7 ü.MHA", "Fall 7 ü"),
-        ("folder/dicom", "dicom"),
-        ("folder/1.2.840/", "1.2.840"),
-        ("folder/dicom#1.2.840", "dicom#1.2.840"),
-    ],
-)
-def test_a_case_is_named_after_its_file_without_image_endings(path, name):
-    assert case_name(path) == name
 
 
 def test_folders_of_slices_and_their_series_are_images(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from scripts.errors import UserError
 from scripts.images.find import find_images, output_names, walk_images
+from scripts.images.header import case_name
 from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
 
@@ -172,3 +173,20 @@ def test_nnunets_channels_of_a_case_are_one_image(tmp_path):
 def test_files_in_another_notation_are_images_of_their_own(tmp_path, other):
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", other)
     assert len(find_images(tmp_path, in_channels=2)) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a.b/la_000.nii.gz", "la_000"),
+        ("x.NII", "x"),
+        ("x.Nii.GZ", "x"),
+        ("v1.2.nrrd", "v1.2"),
+        ("Fall 7 ü.MHA", "Fall 7 ü"),
+        ("folder/dicom", "dicom"),
+        ("folder/1.2.840/", "1.2.840"),
+        ("folder/dicom#1.2.840", "dicom#1.2.840"),
+    ],
+)
+def test_a_case_is_named_after_its_file_without_image_endings(path, name):
+    assert case_name(path) == name

@@ -152,7 +152,7 @@ def run_once(
     spent, start = folder / "seconds.txt", time.monotonic()
     earlier = float(spent.read_text()) if spent.is_file() else 0.0
     try:
-        resumed = ["--resume", "true"] if spent.is_file() else []
+        resumed = ["--resume", "true"] if any((folder / "models").glob("checkpoint_*.pt")) else []
         bundle("training", files, *(watched if best_on_test else []), *resumed, seconds=minutes and 60 * minutes)
     finally:
         seconds = earlier + time.monotonic() - start

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from scripts.data.cases import CaseLists
 from scripts.data.spec import DatasetSpec
-from scripts.data.streams import StreamPosition, TwoStreamLoader
+from scripts.data.streams import LABELLED, UNLABELLED, StreamPosition, TwoStreamLoader
+from scripts.data.training_cases import TrainingCases
 from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.distributed.group import RankSynchroniser
 from scripts.evaluation.overlay import OverlayPictures
@@ -68,14 +70,17 @@ class TrainingHandlers:
         validator: evaluator of the validation cases; it may have none, and then does not run.
         val_interval: steps between validations.
         output_dir: folder of TensorBoard's files; the pictures of validation cases are in its folder `overlays`.
-        ckpt_dir: folder of `model.pt`, `model_best.pt` and checkpoints.
+        ckpt_dir: folder of `model.pt`, `model_best.pt`, checkpoints, and the run's record, `run.json`.
         save_interval: steps between checkpoints.
         keep_checkpoints: number of checkpoints that are kept.
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
-        run_record: writes `run.json`, and is part of the models; `None`: no record.
-        warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve.
+        cases: the cases of its datalist.
+        initial_weights: file whose weights the network started from, or `None`.
+        settings: what `scripts.cli.settings.run_settings` found on the command line, for the record.
+        warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve; `None`:
+            a tenth of the run with `initial_weights`, which are not to be lost at once, else none.
         pictures: number of validation cases that are drawn.
 
     Attributes:
@@ -100,30 +105,33 @@ class TrainingHandlers:
         resume: bool | str,
         max_steps: int,
         dataset: DatasetSpec,
-        run_record: RunRecord | None = None,
-        warmup: int = 0,
+        cases: CaseLists,
+        initial_weights: str | Path | None = None,
+        settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
+        warmup: int | None = None,
         pictures: int = 4,
     ) -> None:
         self.teacher, self.extra_optimizer = teacher, extra_optimizer
+        if warmup is None:
+            warmup = 0 if initial_weights is None else max_steps // 10
         self.learning_rate_curve = warmed_rate(learning_rate_curve, warmup)
         self.guard, self.method_handlers = guard, method_handlers
         self.validator, self.val_interval = validator, val_interval
         self.output_dir, self.ckpt_dir = Path(output_dir), Path(ckpt_dir)
         self.save_interval, self.keep_checkpoints, self.resume = save_interval, keep_checkpoints, resume
         self.max_steps, self.dataset, self.pictures = max_steps, dataset, pictures
-        self.run_record = run_record
-        self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset, run_record)
+        self.run_record = RunRecord(self.ckpt_dir / "run.json", dataset, cases, settings, initial_weights)
+        self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset, self.run_record)
         self.handlers: list[Any] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Attach all of them to the trainer and to its validator, in their order."""
         loss = engine.loss_function
         assert isinstance(loss, WeightedLoss)
-        writer, record = summary_writer(self.output_dir), self.run_record
-        if record is not None:  # before the saver of the best model, which writes the record into it
-            self.validator.add_event_handler(
-                Events.COMPLETED, lambda validator: record.note_validation(validator, engine.state.iteration)
-            )
+        writer = summary_writer(self.output_dir)
+        self.validator.add_event_handler(  # before the saver of the best model, which writes the record into it
+            Events.COMPLETED, lambda validator: self.run_record.note_validation(validator, engine.state.iteration)
+        )
         for handler in self._of_validation(engine, writer):
             handler.attach(self.validator)
         self.handlers = self._of_training(engine, loss, writer)
@@ -148,6 +156,9 @@ class TrainingHandlers:
         assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
         scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
+        crossval = self.output_dir / "crossval" / self.dataset.name / "crossval.json"
+        datasets = loader.dataset.datasets
+        self.run_record.training_cases = TrainingCases(datasets[LABELLED], datasets[UNLABELLED], self.dataset, crossval)
         return [
             *(handler for handler in self.method_handlers if handler is not None),
             StreamPosition(loader),
@@ -160,7 +171,7 @@ class TrainingHandlers:
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             *([] if writer is None else self._curves(engine, loss, writer)),
             checkpoint,
-            *([] if self.run_record is None else [self.run_record]),
+            self.run_record,
             *([Validation(self.validator, self.val_interval)] if len(cases) > 0 else []),
             StopOnSignal(checkpoint),
             *([RunProgressBar(loss, self.max_steps)] if is_rank0() else []),

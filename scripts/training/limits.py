@@ -23,7 +23,7 @@ from scripts.data.sizes import progress_bar
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.read import read_header
-from scripts.training.inferer import stages
+from scripts.training.inferer import FeatureInferer, stages
 
 logger = logging.getLogger("check")
 
@@ -99,9 +99,8 @@ def check_before_training(
     cases: CaseLists,
     batch_labelled: int,
     batch_unlabelled: int,
-    divisor: int,
+    inferer: FeatureInferer,
     accumulation_steps: int = 1,
-    activation_checkpointing: bool = False,
     self_training: bool = True,
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
@@ -114,9 +113,8 @@ def check_before_training(
         cases: of its datalist.
         batch_labelled: labelled patches per step.
         batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
-        divisor: sides of patches are padded to multiples of it.
+        inferer: what runs the network on a batch.
         accumulation_steps: parts of a step; the passes of one part need memory at a time.
-        activation_checkpointing: of `FeatureInferer`.
         self_training: whether the run is one of self-training, which alone uses `foreign_labels`.
 
     Raises:
@@ -131,7 +129,9 @@ def check_before_training(
         )
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
     part = math.ceil(batch / accumulation_steps)
-    check_memory(network, dataset.in_channels, dataset.roi_size, part, divisor, activation_checkpointing)
+    check_memory(
+        network, dataset.in_channels, dataset.roi_size, part, inferer.divisor, inferer.activation_checkpointing
+    )
     check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 
 

@@ -48,23 +48,24 @@ class RunRecord:
         path: the file, such as `outputs/models/run.json`.
         dataset: the dataset block.
         cases: the cases of its datalist.
-        seed: of everything random.
         settings: what `scripts.cli.settings.run_settings` found on the command line; `None` if there is none.
         initial_weights: file whose weights the network started from, or `None`.
+
+    Attributes:
         training_cases: measures the cases, for the weights alone; `None`: they are not measured.
     """
+
+    training_cases: TrainingCases | None = None
 
     def __init__(
         self,
         path: str | Path,
         dataset: DatasetSpec,
         cases: CaseLists,
-        seed: int,
-        settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
+        settings: Mapping[str, Any] | None = None,
         initial_weights: str | Path | None = None,
-        training_cases: TrainingCases | None = None,
     ) -> None:
-        self.path, self.training_cases = Path(path), training_cases
+        self.path = Path(path)
         given = initial_weights and {"file": Path(initial_weights).name, "sha256": file_digest(initial_weights)}
         self.content: dict[str, Any] = {
             "started": None,
@@ -72,7 +73,7 @@ class RunRecord:
             "resumed": [],
             "steps": 0,
             "metrics": {},
-            "seed": seed,
+            "seed": None,
             "device": None,
             "initial_weights": given,
             "data": data_digests(dataset, cases),
@@ -87,8 +88,8 @@ class RunRecord:
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=STEPS), self.progress)
         engine.add_event_handler(Events.COMPLETED, self.end)
 
-    def start(self, engine: Engine) -> None:
-        """Note the time, the device, and whether an earlier run continues."""
+    def start(self, engine: SupervisedTrainer) -> None:
+        """Note the time, the seed, the device, and whether an earlier run continues."""
         step, device = engine.state.iteration, engine.state.device
         earlier = self._earlier() if step > 0 else {}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -97,6 +98,7 @@ class RunRecord:
             "resumed": [*earlier.get("resumed", []), *([{"step": step, "time": now()}] if step > 0 else [])],
             "steps": step,
             "metrics": earlier.get("metrics", {}),
+            "seed": engine.data_loader.batches.seed,
             "device": {"type": device.type, "name": name or platform.machine(), "processes": num_ranks()},
         }
         self._write()

@@ -119,18 +119,23 @@ def test_a_training_that_takes_longer_than_its_minutes_is_resumed_by_the_same_co
 
     def too_long(command: list[str], timeout: float | None = None, **options: object) -> None:
         recorded(command, **options)
-        if timeout is not None and len(commands) < 3:
+        if timeout is not None and len(commands) < 4:
+            if len(commands) > 1:  # the first one ends before its first checkpoint
+                models = Path(commands[-1]["--ckpt_dir"])
+                models.mkdir(exist_ok=True)
+                (models / "checkpoint_00000004.pt").touch()
             raise ended(command, timeout)
 
     monkeypatch.setattr(accuracy.subprocess, "run", too_long)
     words = ["--methods", "default", "--seeds", "0", "1", "--minutes", "9", "--keep", str(tmp_path / "runs")]
-    for _ in range(2):
+    for _ in range(3):
         accuracy.main(["run", *words, "--results", str(tmp_path / "a.csv")])
         assert not (tmp_path / "a.csv").exists()
     assert "default_0_" in capsys.readouterr().out
     rows = run(*words)
     assert [(c["run_id"], c["--seed"], c.get("--resume")) for c in commands] == [
-        ("training", "0", None), ("training", "0", "true"), ("training", "0", "true"), ("evaluating", "0", None),
+        ("training", "0", None), ("training", "0", None), ("training", "0", "true"), ("training", "0", "true"),
+        ("evaluating", "0", None),
         ("training", "1", None), ("evaluating", "1", None),
     ]  # fmt: skip
     assert len({c["--ckpt_dir"] for c in commands}) == 2 and [row["seed"] for row in rows] == ["0", "1"]

@@ -13,6 +13,7 @@ from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
+from scripts.training.inferer import FeatureInferer
 from scripts.training.limits import check_before_evaluation, check_before_training, check_headers_before_training
 from tests.check_folder import NAMES, CheckFolder
 from tests.volume_files import affine, save
@@ -118,4 +119,4 @@ def test_labels_of_other_programs_are_checked_for_grid_and_values(folder, cases)
 def test_labels_of_other_programs_without_self_training_are_refused(folder, cases) -> None:
     network, dataset = torch.nn.Conv3d(1, 3, 1), DatasetSpec(folder.root, foreign_labels="foreign_labels")
     with pytest.raises(UserError, match="foreign_labels"):
-        check_before_training(network, dataset, cases, 1, 1, 1, self_training=False)
+        check_before_training(network, dataset, cases, 1, 1, FeatureInferer("encoder"), self_training=False)

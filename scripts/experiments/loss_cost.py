@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -279,8 +280,8 @@ def _clocks(workflow: ConfigWorkflow, seconds: dict[str, list[float]]) -> Iterat
 
 def in_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
     """Call a function in a process of its own, so that its peak of memory is its own."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_single_threaded, (function, *args))
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_single_threaded, function, *args).result()
 
 
 def _single_threaded(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:

@@ -3,13 +3,15 @@ r"""Measure time and peak memory of a training step with different settings.
 
     python -m scripts.experiments.step_cost settings --base norm=instance \
         accumulation_steps=2 train::inferer::activation_checkpointing=true
+    python -m scripts.experiments.step_cost authors --reference SSNET
     python -m scripts.experiments.step_cost compile
 
 `settings` trains for a few steps with `configs/train.yaml` as it is and with each given override (several are joined by
 a comma outside of brackets), in turn, each time in a process of its own. All voxels and cases take part from the first
-step. `compile` compares a forward and backward pass of `VNet` with and without torch.compile, and counts the calls of a
-forward hook. Processor time is measured, which other work on the machine affects less than wall time. All compute on
-the CPU in one thread.
+step. `authors` runs `train_ss_3d.py` of a checkout of https://github.com/ycwu1997/SS-Net, unchanged, on noise, and
+`configs/methods/ssnet.yaml` with the same network, patch and batch, in turn. `compile` compares a forward and backward
+pass of `VNet` with and without torch.compile, and counts the calls of a forward hook. Processor time is measured, which
+other work on the machine affects less than wall time. All compute on the CPU in one thread.
 """
 
 from __future__ import annotations
@@ -17,18 +19,26 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+import runpy
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import chdir
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock, patch
 
+import numpy as np
 import torch
 import yaml
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
+from monai.transforms import Compose
 from torch import nn
+from torch.utils.data import DataLoader
 
 from scripts.data.demo import ensure_demo_dataset
 from scripts.experiments.load import CONFIGS
@@ -101,6 +111,97 @@ def _measured_run(options: argparse.Namespace, overrides: dict[str, Any], folder
     return {"seconds": statistics.median(seconds[1:]), "mebibytes": peak_mib() - before}
 
 
+SSNET = {
+    "dataset_name": "phantoms",  # not the demo, whose classes they have
+    "label_names": ["background", "organ"],
+    "label_values": [0, [1, 2, 3]],
+    "roi_size": [112, 112, 80],
+    "batch_labelled": 2,
+    "batch_unlabelled": 2,
+    "base_filters": 16,
+    "norm": "batch",
+    "network_def::dropout_prob": 0.5,
+    "precision": "fp32",
+}
+"""Network, patch, batch and number of classes of the authors' script."""
+
+EXACT = {"prototype_loss::samples_per_class": None, "prototype_loss::embeddings_through_heads": "all"}
+"""All voxels take part in the contrast and pass through the heads, as in the authors' code."""
+
+
+def measure_authors(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time and peak memory of a step of SS-Net: the authors' code, and ours with the same work and as configured."""
+    options.config = ["networks/vnet.yaml", "methods/ssnet.yaml"]
+    with tempfile.TemporaryDirectory() as folder:
+        ensure_demo_dataset(Path(folder, "demo"))
+        runs: dict[str, Callable[[], dict[str, float]]] = {
+            "authors": lambda: in_process(_authors_run, options.reference.absolute(), options.steps),
+            "ours, all voxels": lambda: in_process(_measured_run, options, {**SSNET, **EXACT}, folder),
+            "ours": lambda: in_process(_measured_run, options, SSNET, folder),
+        }
+        measured = [{name: run() for name, run in runs.items()} for _ in range(options.repeats)]
+    table = []
+    for name in runs:
+        values = {key: statistics.median(each[name][key] for each in measured) for key in ("seconds", "mebibytes")}
+        first = {key: statistics.median(each["authors"][key] for each in measured) for key in values}
+        table.append({
+            "code": name,
+            "step s": round(values["seconds"], 1),
+            "times as fast": round(first["seconds"] / values["seconds"], 2),
+            "memory MiB": round(values["mebibytes"]),
+            "memory, relative": round(values["mebibytes"] / first["mebibytes"], 2),
+        })  # fmt: skip
+    return table
+
+
+def _authors_run(reference: Path, steps: int) -> dict[str, float]:
+    """What `_measured_run` returns, of the authors' script on generated volumes.
+
+    It reads HDF5 files, writes curves, and asks for a GPU and for loader processes: stand-ins give it noise, ignore the
+    curves, leave tensors on the CPU, and load in the main process, because loaders may need more shared memory than
+    a container has.
+    """
+    volume = np.random.default_rng(0).normal(size=(140, 140, 96)).astype(np.float32)
+    content = {"image": volume, "label": (np.indices(volume.shape).std(axis=0) < 20).astype(np.uint8)}
+    stand_ins = {name: ModuleType(name) for name in ("h5py", "medpy", "skimage", "skimage.measure", "torchvision")}
+    for name, value in (
+        ("h5py.File", lambda *_: content),
+        ("medpy.metric", MagicMock()),
+        ("skimage.transform", None),
+        ("skimage.measure.label", None),
+        ("torchvision.transforms", SimpleNamespace(Compose=Compose)),
+    ):
+        module, attribute = name.rsplit(".", 1)
+        setattr(stand_ins[module], attribute, value)
+    stand_ins["tensorboardX"] = MagicMock()
+    marks: list[float] = []
+    update, start = torch.optim.SGD.step, peak_mib(reset=True)
+
+    def step(optimizer: torch.optim.SGD) -> None:
+        update(optimizer)
+        marks.append(time.process_time())
+
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        Path("code").symlink_to(reference / "code")
+        Path("train.list").write_text("case\n" * 80, encoding="ascii")
+        words = ["train_ss_3d.py", "--root_path", ".", "--max_iteration", str(steps + 1)]
+        sys.modules.update(stand_ins)  # not patch.dict, which would also forget what torch imports meanwhile
+        try:
+            with (
+                patch.object(sys, "path", [str(reference / "code"), *sys.path]),
+                patch.object(sys, "argv", words),
+                patch.object(torch.Tensor, "cuda", lambda tensor: tensor),
+                patch.object(nn.Module, "cuda", lambda module: module),
+                patch.object(torch.optim.SGD, "step", step),
+                patch("torch.utils.data.DataLoader", lambda *args, **kw: DataLoader(*args, **kw | {"num_workers": 0})),
+            ):
+                runpy.run_path(str(reference / "code/train_ss_3d.py"), run_name="__main__")
+        finally:
+            for name in stand_ins:
+                del sys.modules[name]
+    return {"seconds": statistics.median(np.diff(marks)), "mebibytes": peak_mib() - start}
+
+
 def measure_compile(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Forward and backward pass of `VNet` plain and compiled in place, with the calls of a hook on `decoder.stage1`."""
     return [in_process(_compared, options)]
@@ -146,6 +247,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
     command.add_argument("--steps", type=int, default=4, help="steps of a run, after one that is not counted")
     command.add_argument("--repeats", type=int, default=3, help="runs of each")
+    command = commands.add_parser("authors", help=str(measure_authors.__doc__).splitlines()[0])
+    command.set_defaults(measure=measure_authors)
+    command.add_argument("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
+    command.add_argument("--steps", type=int, default=2, help="steps of a run, after one that is not counted")
+    command.add_argument("--repeats", type=int, default=2, help="runs of each")
     command = commands.add_parser("compile", help=str(measure_compile.__doc__).splitlines()[0])
     command.set_defaults(measure=measure_compile)
     command.add_argument("--patch", type=int, nargs=3, default=(48, 48, 32), help="voxels along each axis")

@@ -52,6 +52,48 @@ def test_a_step_of_the_real_configuration_is_measured(tiny_demo, monkeypatch, ca
     assert float(cells[2]) > 0 and float(cells[4]) >= 0
 
 
+AUTHORS = """
+import argparse, os
+import h5py, torch
+from medpy import metric
+from skimage.measure import label
+from tensorboardX import SummaryWriter
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--root_path")
+parser.add_argument("--max_iteration", type=int)
+args = parser.parse_args()
+assert os.path.isfile("code/train_ss_3d.py") and len(open(args.root_path + "/train.list").readlines()) == 80
+if __name__ == "__main__":
+    layer = torch.nn.Conv3d(1, 2, 1).cuda()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    file = h5py.File("volume.h5", "r")
+    crop = transforms.Compose([lambda volume: torch.as_tensor(volume[:32, :32, :32])])
+    volumes = [(crop(file["image"][:])[None], crop(file["label"][:]).long())] * args.max_iteration
+    for image, label in DataLoader(volumes, batch_size=1, num_workers=4):
+        loss = torch.nn.functional.cross_entropy(layer(image.cuda()), label.cuda())
+        metric.binary.dc(1, 1), SummaryWriter("log").add_scalar("loss", loss, 1)
+        torch.ones(64, 2**20)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_step_is_compared_with_that_of_the_authors_script(tiny_demo, monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/train_ss_3d.py").write_text(AUTHORS)
+    monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder.symlink_to(tiny_demo))
+    small = {"roi_size": [16, 16, 16], "base_filters": 2, "spacing": [3.0, 3.0, 4.0]}
+    monkeypatch.setattr(step_cost, "SSNET", step_cost.SSNET | small)
+    step_cost.main(["authors", "--reference", str(tmp_path), "--steps", "1", "--repeats", "1"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [row[1].strip() for row in rows] == ["authors", "ours, all voxels", "ours"]
+    assert float(rows[0][3]) == 1 and all(float(row[3]) >= 0 for row in rows)
+
+
 def test_the_compiled_network_is_compared_with_the_plain_one(monkeypatch, capsys) -> None:
     monkeypatch.setattr("torch.nn.Module.compile", lambda network: None)  # compilation would take minutes
     step_cost.main(["compile", "--patch", "32", "16", "16", "--repeats", "1"])

@@ -247,26 +247,30 @@ def share_of_gap(method: float, control: float, everything: float) -> float:
 def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """A Markdown table, one row for each group of runs.
 
-    The gap is that of the control with the same network, dataset and datalist: the mean Dice of `supervised` with the
-    same number of labels and with all labels.
+    The gap lies between two means of the same dataset, datalist and network: the control with the same number of
+    labels, and any method with all labels, where no case is unlabelled. The control is `supervised`, or if it was not
+    run, what the method's own labels gave (`METHOD, labels only`).
     """
     grouped = groups(rows)
     means = {key: fmean(float(row["mean_dice"]) for row in group) for key, group in grouped.items()}
-    # By dataset, datalist, network and number of labels; overrides differ between methods.
-    controls: dict[tuple[str, ...], list[float]] = {}
+    # By dataset, datalist, network, number of labels, and method or `ALL`; overrides differ between methods.
+    values: dict[tuple[str, ...], list[float]] = {}
     for (dataset, datalist, method, labelled, _), group in grouped.items():
         network, name = _parts(method)
-        if name == CONTROL:
-            values = [float(row["mean_dice"]) for row in group]
-            controls.setdefault((dataset, datalist, network, labelled), []).extend(values)
+        kind = ALL if labelled == ALL else name
+        values.setdefault((dataset, datalist, network, labelled, kind), []).extend(
+            float(row["mean_dice"]) for row in group
+        )
     yield f"| {' | '.join(HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
     for key, group in grouped.items():
         dataset, datalist, method, labelled, overrides = key
         network, name = _parts(method)
-        control, everything = (controls.get((dataset, datalist, network, n)) for n in (labelled, ALL))
+        same = (dataset, datalist, network)
+        everything = values.get((*same, ALL, ALL))
+        control = values.get((*same, labelled, CONTROL)) or values.get((*same, labelled, name + LABELS_ONLY))
         gap = ""
-        if name != CONTROL and control and everything:
+        if name != CONTROL and not name.endswith(LABELS_ONLY) and labelled != ALL and control and everything:
             gap = f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}"
         best = [float(row["best_on_test_dice"]) for row in group if row["best_on_test_dice"]]
         minutes = [float(row["train_s"]) / 60 for row in group if row["train_s"]]

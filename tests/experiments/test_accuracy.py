@@ -198,6 +198,17 @@ def test_the_report_closes_the_gap_of_the_same_network() -> None:
     assert cells["default", "2"][-2:] == ["2", "2 min"]
 
 
+def test_without_supervised_runs_the_gap_is_that_of_a_runs_own_labels() -> None:
+    rows = rows_of(
+        ("default", "2", "0", 0.7),
+        ("default, labels only", "2", "0", 0.5),
+        ("default", "all", "0", 0.9),
+        ("mean_teacher", "2", "0", 0.8),
+    )
+    gaps = [line.strip("| ").split(" | ")[5] for line in list(accuracy.report_lines(rows))[2:]]
+    assert gaps == ["50%", "", "", ""]
+
+
 def test_figures_are_drawn(tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
     for row in ROWS:

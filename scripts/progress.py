@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
@@ -52,6 +52,15 @@ def open_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
         # With a delay, tqdm shows nothing before the first step.
         options |= {"file": PlainLines(sys.stderr), "mininterval": LINE_SECONDS, "delay": 1e-9, "bar_format": PLAIN}
     return tqdm(iterable, **options)
+
+
+Progress = Callable[[Iterable, str], Iterable]
+"""Wraps an iterable in a progress bar with a title."""
+
+
+def progress_bar(items: Iterable, title: str) -> Iterable:
+    """Show a progress bar on stderr."""
+    return open_bar(items, desc=title, unit="case", leave=False)
 
 
 class EngineProgress:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import Case, CaseLists, images_of
-from scripts.data.patients import guess_patients
+from scripts.data.naming import guess_patients
+from scripts.data.spec import Case, CaseLists, images_of
 from scripts.dataset_setup.roles import patient_of
 from scripts.errors import UserError
 

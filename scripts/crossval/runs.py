@@ -17,7 +17,7 @@ from scripts.cli.runs import shell_line
 from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.crossval.folds import find_patients, fold_datalist, make_folds
-from scripts.data.cases import Case, CaseLists
+from scripts.data.spec import Case, CaseLists
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
 from scripts.files import csv_rows, csv_text, write_text

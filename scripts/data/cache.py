@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,14 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
 
-from scripts.data.cases import Case, images_of, with_name
 from scripts.data.checks.labels import absent_classes
 from scripts.data.labels import Tally
-from scripts.data.sizes import resampled_bytes, resampled_shape
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, DatasetSpec, images_of, with_name
 from scripts.distributed.collectives import is_rank0, num_local_ranks
 from scripts.distributed.threads import one_thread
 from scripts.errors import UserError
 from scripts.files import save_atomically
+from scripts.images.header import resampled_shape
 from scripts.images.read import read_header
 from scripts.progress import open_bar
 
@@ -37,6 +37,8 @@ logger = logging.getLogger("cache")
 
 MEMORY_SHARE = 0.75
 """Fraction of the free memory that volumes may take with `auto`; a step needs the rest."""
+
+FLOAT32, INT8 = 4, 1  # bytes
 
 SOURCES = ("data", "images")
 """Folders of `scripts` whose code decides what a cached volume holds."""
@@ -206,6 +208,17 @@ def _case_bytes(case: Case, dataset: DatasetSpec) -> int:
     header = read_header(images_of(case)[0]).in_ras()
     shape = resampled_shape(header.shape, header.spacing, dataset.spacing)
     return resampled_bytes(shape, dataset.in_channels, "label" in case)
+
+
+def resampled_bytes(shape: Sequence[int], channels: int, with_label: bool) -> int:
+    """Return the bytes of a cached training case: a float32 image and an 8-bit label.
+
+    Args:
+        shape: shape of the resampled image, from `resampled_shape`.
+        channels: number of image channels.
+        with_label: whether the label is cached too.
+    """
+    return math.prod(shape) * (FLOAT32 * channels + (INT8 if with_label else 0))
 
 
 def _gib(size: float) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
+from scripts.data.spec import Case, CaseLists, images_of
 from scripts.errors import UserError
 from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
 from scripts.images.header import SLICER, case_name, ending_of

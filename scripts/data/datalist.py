@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.files import read_text
 from scripts.images.header import case_name

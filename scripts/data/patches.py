@@ -27,8 +27,8 @@ from monai.transforms.utils import (
 from monai.utils import ensure_tuple_rep
 from torch.nn import functional
 
-from scripts.data.cases import with_name
 from scripts.data.intensities import along_axes
+from scripts.data.spec import with_name
 
 NODES = 4
 """Intervals of the elastic deformation's control grid along the longest side of a patch."""

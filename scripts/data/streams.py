@@ -23,7 +23,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from scripts.data.cases import with_name
+from scripts.data.spec import with_name
 from scripts.distributed.collectives import num_local_ranks, num_ranks, rank
 from scripts.distributed.threads import available_cores, one_thread
 from scripts.errors import UserError

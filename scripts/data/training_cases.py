@@ -20,8 +20,7 @@ from monai.data import CacheDataset, Dataset, PersistentDataset
 from torch.nn.functional import adaptive_avg_pool3d, normalize
 
 from scripts.data.cache import prepared_item
-from scripts.data.cases import images_of
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import DatasetSpec, images_of
 from scripts.errors import UserError, first_line
 from scripts.images.read import read_header
 from scripts.prototypes.voxels import NO_CLASS

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from scripts.data.cases import CaseLists, cases_with_roles, images_of
 from scripts.data.checks.case import check_all_headers, check_voxels
 from scripts.data.checks.cohort import Member, duplicates, patients_on_both_sides, unlike_the_rest
 from scripts.data.checks.finding import Finding, Severity, in_order
@@ -17,10 +16,10 @@ from scripts.data.checks.labels import absent_classes, never_together
 from scripts.data.checks.lists import labels_alone
 from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.datalist import named_files, read_cases
-from scripts.data.sizes import Progress, progress_bar
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec, cases_with_roles, images_of
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
+from scripts.progress import Progress, progress_bar
 
 SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # most lines printed per kind of finding
 NARROWEST = 40  # minimum width of the last column, in characters

@@ -11,15 +11,14 @@ import nibabel
 import numpy as np
 
 from scripts.data.checks.grid import channels_on_one_grid, label_on_image
-from scripts.data.checks.labels import whole_numbers
-from scripts.data.checks.segments import names_agree, names_of_segments
+from scripts.data.checks.labels import names_agree, names_of_segments, whole_numbers
 from scripts.data.labels import Tally, looks_like_label, tally
-from scripts.data.sizes import Progress
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
 from scripts.images.header import VolumeHeader, axes_onto
 from scripts.images.read import Volume, open_volume
+from scripts.progress import Progress
 
 INTENSITY_CASES = 40  # at most this many labelled training cases are sampled for intensities
 VOXELS_PER_CASE = 10_000  # approximate number of foreground voxels sampled per case, evenly spaced

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import from_matvec
 
-from scripts.data.sizes import progress_bar
 from scripts.dataset_setup.roles import choose_tests, number_of_tests
 from scripts.errors import UserError
 from scripts.files import write_text
 from scripts.images.read import read_volume
 from scripts.images.write import write_volume
+from scripts.progress import progress_bar
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 UA_MT = "mri_norm2.h5"

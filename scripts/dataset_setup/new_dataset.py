@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.checks.labels import never_together
-from scripts.data.sizes import Progress, progress_bar
 from scripts.dataset_setup.fingerprint import measure
 from scripts.dataset_setup.layouts import FoundCase, read_generated
 from scripts.dataset_setup.lookalikes import refuse_label_like
@@ -24,6 +23,7 @@ from scripts.errors import UserError
 from scripts.files import write_text
 from scripts.images.find import DETACHED
 from scripts.images.header import PAIR, ending_of
+from scripts.progress import Progress, progress_bar
 
 NAME = re.compile(r"[\w.\-]+")
 

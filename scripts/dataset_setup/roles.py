@@ -14,8 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
-from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
-from scripts.data.patients import guess_patients
+from scripts.data.naming import TEST, TRAINING, VALIDATION, guess_patients, split_roles
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
 from scripts.dataset_setup.lookalikes import refuse_shared_names

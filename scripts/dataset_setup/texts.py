@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.cases import images_of
 from scripts.data.datalist import load_cases
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import DatasetSpec, images_of
 from scripts.dataset_setup.fingerprint import Fingerprint, LabelValues
 from scripts.dataset_setup.layouts import COMMAND, FoundCase
 from scripts.dataset_setup.plan import SMALL_VOLUME, Plan

@@ -22,9 +22,9 @@ from monai.bundle import ConfigParser
 from scipy import ndimage
 
 from scripts.crossval.estimate import calibrate
-from scripts.data.cases import images_of
 from scripts.data.datalist import load_test_cases, read_datalist
 from scripts.data.preprocessing_record import CASES, read_weights, record_of
+from scripts.data.spec import images_of
 from scripts.data.training_cases import TrainingCases
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import csv_text, write_text

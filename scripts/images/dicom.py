@@ -14,8 +14,7 @@ import numpy as np
 
 from scripts.errors import UserError
 from scripts.images import itk as itk_format
-from scripts.images.dicom_frames import read_frames
-from scripts.images.dicom_slices import Slice, chosen_series, gdcm, split_series
+from scripts.images.dicom_slices import Slice, chosen_series, gdcm, read_frames, split_series
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
 TOLERANCE_MM = 0.02  # largest distance of a slice from its place on the grid; positions are often rounded to 0.01 mm

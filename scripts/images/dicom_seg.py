@@ -14,8 +14,7 @@ import numpy as np
 from scripts.errors import UserError
 from scripts.files import atomic_write
 from scripts.images.dicom import ordered_grid
-from scripts.images.dicom_frames import DICOM_REQUIREMENTS
-from scripts.images.dicom_slices import Slice, chosen_series
+from scripts.images.dicom_slices import DICOM_REQUIREMENTS, Slice, chosen_series
 from scripts.images.label_names import colour_of
 
 if TYPE_CHECKING:

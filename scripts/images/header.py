@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of volumes, and the endings of image files."""
+"""Headers of volumes, the sizes that follow from them, and the endings of image files."""
 
 from __future__ import annotations
 
@@ -176,3 +176,14 @@ def shape_and_channels(path: str, axes: Sequence[int], components: int = 1) -> t
         )
     x, y, z = (*axes, 1)[:3]
     return (int(x), int(y), int(z)), int(channels[0]) if channels else 1
+
+
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
+    """Return the shape of a volume after resampling by MONAI's `Spacingd`, which keeps the outermost voxel centres.
+
+    Args:
+        shape: number of voxels along the axes R, A, S.
+        spacing: present spacing, mm.
+        target: new spacing, mm.
+    """
+    return tuple(round((n - 1) * s / t + 1) for n, s, t in zip(shape, spacing, target, strict=True))

@@ -13,12 +13,10 @@ import nibabel
 import numpy as np
 import torch
 
-from scripts.data.cases import Case, images_of
 from scripts.data.checks.grid import label_on_image
 from scripts.data.datalist import with_references
 from scripts.data.labels import LabelValues, merged_values, to_classes, value_text
-from scripts.data.sizes import progress_bar
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.evaluation.report import case_names, format_summary, reported, write_report
 from scripts.evaluation.statistics import case_rows
@@ -26,6 +24,7 @@ from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import image_files, output_names
 from scripts.images.header import VolumeHeader, axes_onto, case_name
 from scripts.images.read import read_volume
+from scripts.progress import progress_bar
 from scripts.prototypes.voxels import NO_CLASS
 
 logger = logging.getLogger("predictions")

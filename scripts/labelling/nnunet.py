@@ -12,17 +12,16 @@ import nibabel
 import numpy as np
 import torch
 
-from scripts.data.cases import Case, CaseLists, images_of
 from scripts.data.checks.grid import label_on_image
 from scripts.data.labels import to_classes, value_text
-from scripts.data.sizes import progress_bar
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.files import write_text
 from scripts.images.find import output_names
 from scripts.images.header import VolumeHeader, axes_onto
 from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
+from scripts.progress import progress_bar
 from scripts.prototypes.voxels import NO_CLASS
 
 logger = logging.getLogger("pseudo_label")

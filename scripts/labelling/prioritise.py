@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from scripts.data.cases import CaseLists
+from scripts.data.spec import CaseLists
 from scripts.errors import UserError, first_line
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file

@@ -10,8 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from scripts.data.cases import CaseLists
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file

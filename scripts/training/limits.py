@@ -12,17 +12,16 @@ import psutil
 import torch
 from torch import nn
 
-from scripts.data.cases import Case, CaseLists, cases_with_roles, images_of
 from scripts.data.checks.case import check_all_headers
 from scripts.data.checks.finding import Severity
 from scripts.data.checks.grid import number_of_channels
 from scripts.data.checks.labels import values_of_label
 from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.labels import tally
-from scripts.data.sizes import progress_bar
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, CaseLists, DatasetSpec, cases_with_roles, images_of
 from scripts.errors import UserError
 from scripts.images.read import read_header
+from scripts.progress import progress_bar
 from scripts.training.inferer import FeatureInferer, stages
 
 logger = logging.getLogger("check")

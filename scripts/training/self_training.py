@@ -17,18 +17,17 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import Inferer
 from torch import nn
 
-from scripts.data.cases import CaseLists
 from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.labels import class_type
 from scripts.data.preprocessing_record import save_weights
-from scripts.data.sizes import progress_bar
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import atomic_write, csv_rows, csv_text, write_text
 from scripts.images.components import keep_largest, largest_component
+from scripts.progress import progress_bar
 from scripts.prototypes.voxels import NO_CLASS
 from scripts.training.run_record import file_digest
 from scripts.training.teacher import Teacher

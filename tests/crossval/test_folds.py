@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from scripts.crossval.folds import find_patients, fold_datalist, make_folds
-from scripts.data.cases import CaseLists
 from scripts.data.datalist import load_cases
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.crossval import runs
-from scripts.data.cases import CaseLists
+from scripts.data.spec import CaseLists
 from scripts.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

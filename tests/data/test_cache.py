@@ -15,7 +15,14 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import ClassesToIndicesd, Compose, Lambdad, LoadImaged, ShiftIntensityd
 
-from scripts.data.cache import MEMORY_SHARE, DiskCacheDataset, VolumeCache, _fingerprint, cached_dataset
+from scripts.data.cache import (
+    MEMORY_SHARE,
+    DiskCacheDataset,
+    VolumeCache,
+    _fingerprint,
+    cached_dataset,
+    resampled_bytes,
+)
 from scripts.data.patches import RandPatchd
 from scripts.data.spec import DatasetSpec
 from scripts.data.transforms import LabelsToClassesd
@@ -207,3 +214,8 @@ def test_a_class_that_no_labelled_case_holds_is_named_when_volumes_are_loaded(vo
         cached_dataset([{"label": label}, {"label": torch.zeros_like(label)}], steps, cache)
     named = [re.search(r"the value (\d+) of the class", record.getMessage())[1] for record in caplog.records]
     assert named == absent
+
+
+def test_bytes_of_a_case_by_hand() -> None:
+    assert resampled_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
+    assert resampled_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.data.cases import CaseLists
 from scripts.data.checks.finding import Kind
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
+from scripts.data.spec import CaseLists
 
 
 def cases(*names: str, label: bool = False) -> list[dict]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from scripts.crossval.folds import find_patients, make_folds
-from scripts.data.cases import CaseLists
-from scripts.data.patients import guess_patients
+from scripts.data.naming import guess_patients
+from scripts.data.spec import CaseLists
 from scripts.dataset_setup.roles import Request, assign, gather
 from tests.check_folder import CheckFolder
 from tests.scan_folder import make_folder, volume

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.cases import Case, CaseLists
 from scripts.data.checks import case as case_module
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, CaseLists, DatasetSpec
 from scripts.dataset_setup.check_data import check_dataset
 from tests.check_folder import NAMES, CheckFolder
 from tests.volume_files import affine, save

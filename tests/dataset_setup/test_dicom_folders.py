@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.cases import images_of
 from scripts.data.checks.finding import Finding
 from scripts.data.datalist import load_cases
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import DatasetSpec, images_of
 from scripts.dataset_setup.check_data import check_data
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.plan import Machine

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.cases import CaseLists
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.dataset_setup.check_data import check_dataset
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from scripts.data.checks.segments import names_declared
+from scripts.data.checks.labels import names_declared
 from scripts.images.header import case_name
 from scripts.images.label_names import colour_of
 from scripts.images.read import read_header, read_volume

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.data.cases import CaseLists
 from scripts.data.datalist import load_cases
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.training import limits as memory_check
 from scripts.training.inferer import FeatureInferer

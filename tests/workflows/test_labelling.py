@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.data.cases import CaseLists
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError, root_user_error
 from scripts.images.read import read_header, read_volume
 from scripts.labelling.nnunet import write_nnunet_dataset

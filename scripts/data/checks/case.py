@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import nibabel
 import numpy as np
+import torch
+from monai.transforms import Transform
 
-from scripts.data.cases import Case, images_of
 from scripts.data.checks.cohort import Content
-from scripts.data.checks.extremes import extreme_voxels
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.grid import (
     channels_on_one_grid,
@@ -21,14 +22,14 @@ from scripts.data.checks.grid import (
     orientation_given,
     same_storage_order,
 )
-from scripts.data.checks.labels import values_of_label
-from scripts.data.checks.segments import names_agree, names_declared
+from scripts.data.checks.labels import names_agree, names_declared, values_of_label
 from scripts.data.labels import Tally, looks_like_label, tally
-from scripts.data.sizes import Progress, resampled_shape
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import Case, DatasetSpec, images_of
 from scripts.errors import UserError
+from scripts.images.header import VolumeHeader, resampled_shape
 from scripts.images.monai import LARGEST
-from scripts.images.read import Volume, VolumeHeader, exists, open_volume
+from scripts.images.read import Volume, exists, open_volume
+from scripts.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -220,3 +221,59 @@ def _voxels(volume: Volume, findings: list[Finding]) -> np.ndarray | None:
     except UserError as error:
         findings.append(Finding(Kind.UNREADABLE, str(error), volume.header.path))
         return None
+
+
+EXTREME = 0.001  # fraction of voxels at either end
+SHARE = 0.75  # of the variance
+SLAB_VOXELS = 2**20
+
+
+def extreme_voxels(header: VolumeHeader, voxels: np.ndarray, intensity: Transform | None) -> list[Finding]:
+    """Report channels in which extreme voxels, such as metal, carry most of the variance, also after normalisation.
+
+    A z-score then leaves nothing of the rest.
+
+    Args:
+        header: header of the file.
+        voxels: `(channels, X, Y, Z)`, finite.
+        intensity: the dataset's normalisation of the key `image`; one that clips such voxels prevents the finding.
+            `None`: unknown.
+    """
+    shares = [variance_of_extremes(channel) for channel in voxels]
+    if max(shares) > SHARE and intensity is not None:
+        try:
+            normalised = intensity({"image": torch.from_numpy(voxels.astype(np.float32))})["image"]
+            shares = [variance_of_extremes(channel) for channel in np.asarray(normalised)]
+        except Exception:  # a transform of the user's own may need other keys; the file alone is judged
+            pass
+    if max(shares) <= SHARE:
+        return []
+    sentence = (
+        f"{header.path} has values from {voxels.min():g} to {voxels.max():g}, of which the {100 * EXTREME:g} % of "
+        f"voxels at either end carry {100 * max(shares):.0f} % of the variance, so that normalisation leaves little "
+        "contrast elsewhere: correct these voxels, or clip them in the dataset's intensity (ClipIntensityPercentilesd)."
+    )
+    return [Finding(Kind.EXTREMES, sentence, header.path)]
+
+
+def variance_of_extremes(channel: np.ndarray) -> float:
+    """The fraction of a channel's variance that vanishes if the `EXTREME` voxels at either end are clipped.
+
+    With the variance V of a volume, the fraction p = 2 `EXTREME` of its voxels can carry `SHARE` of it only if one of
+    them is at least sqrt(`SHARE` V / p) away from the mean. So most volumes need no percentile.
+
+    Args:
+        channel: `(X, Y, Z)`.
+
+    Returns:
+        In [0, 1]; 0 if it must be below `SHARE`.
+    """
+    rows = channel.reshape(-1) if channel.flags.c_contiguous else channel.reshape(-1, order="F")
+    slabs = [rows[start : start + SLAB_VOXELS] for start in range(0, len(rows), SLAB_VOXELS)]
+    mean = sum(float(slab.sum(dtype=np.float64)) for slab in slabs) / len(rows)
+    variance = sum(float(np.square(slab - mean, dtype=np.float64).sum()) for slab in slabs) / len(rows)
+    farthest = max(float(rows.max()) - mean, mean - float(rows.min()))
+    if farthest < math.sqrt(SHARE * variance / (2 * EXTREME)) or variance == 0:
+        return 0.0
+    clipped = np.clip(rows.astype(np.float64), *np.percentile(rows, (100 * EXTREME, 100 * (1 - EXTREME))))
+    return 1 - float(clipped.var()) / variance

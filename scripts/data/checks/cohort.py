@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.patients import guess_patients
+from scripts.data.naming import guess_patients
 from scripts.images.header import VolumeHeader
 
 SPLIT = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}

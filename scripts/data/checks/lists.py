@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from scripts.data.cases import ROLES, CaseLists, images_of
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.naming import split_roles
+from scripts.data.spec import ROLES, CaseLists, images_of
 from scripts.images.find import image_files
 from scripts.images.header import PAIR
 from scripts.images.read import ENDINGS, exists

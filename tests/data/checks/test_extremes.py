@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import NormalizeIntensityd
 
-from scripts.data.checks.extremes import extreme_voxels, variance_of_extremes
+from scripts.data.checks.case import extreme_voxels, variance_of_extremes
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request
 from scripts.images.header import VolumeHeader
@@ -47,7 +47,7 @@ def test_a_few_voxels_with_all_the_variance_are_found(kind, dtype) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_share_equals_that_of_whole_arrays(order, monkeypatch) -> None:
-    monkeypatch.setattr("scripts.data.checks.extremes.SLAB_VOXELS", 1000)
+    monkeypatch.setattr("scripts.data.checks.case.SLAB_VOXELS", 1000)
     array = image("both ends")
     clipped = np.clip(array.astype(float), *np.percentile(array, (0.1, 99.9)))
     assert variance_of_extremes(np.asarray(array, order=order)) == pytest.approx(1 - clipped.var() / array.var(), 1e-4)

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from scripts.data.sizes import resampled_bytes, resampled_shape
+from scripts.images.header import resampled_shape
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,3 @@ from scripts.data.sizes import resampled_bytes, resampled_shape
 def test_the_shape_is_that_of_monais_resampling(shape, spacing, target) -> None:
     volume = MetaTensor(torch.zeros(1, *shape), affine=torch.tensor(np.diag([*spacing, 1.0])))
     assert resampled_shape(shape, spacing, target) == tuple(Spacing(pixdim=target)(volume).shape[1:])
-
-
-def test_bytes_of_a_case_by_hand() -> None:
-    assert resampled_bytes((10, 20, 30), 2, True) == 10 * 20 * 30 * (2 * 4 + 1)
-    assert resampled_bytes((10, 20, 30), 1, False) == 10 * 20 * 30 * 4

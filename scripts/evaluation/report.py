@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A handler for MONAI's evaluator that writes the report of an evaluation: `metrics.csv` and `summary.json`."""
+"""Handlers of MONAI's evaluator that write what an evaluation found: `metrics.csv`, `summary.json`, label volumes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,11 +18,13 @@ from monai.data import MetaTensor
 from monai.utils.enums import CommonKeys
 from torch import distributed
 
-from scripts.distributed.collectives import all_gather_items, num_ranks
+from scripts.distributed.collectives import all_gather_items, is_rank0, num_ranks, rank
 from scripts.errors import UserError
 from scripts.evaluation.metrics import METRICS, TOLERANCE_MM
 from scripts.evaluation.statistics import COLUMNS, case_rows, foreground, region_labels, summarise
 from scripts.files import csv_text, write_text
+from scripts.images.monai import label_dtype
+from scripts.images.write import write_volume
 
 CONFIDENCE = "confidence"
 """Optional key of an output and last column of `metrics.csv`: confidence of each class, of an evaluated network."""
@@ -29,7 +32,34 @@ CONFIDENCE = "confidence"
 ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".tif")
 
 
-class SegmentationReport:
+class CaseHandler:
+    """Collects something of every case of an evaluation, and writes it at the end.
+
+    Subclasses implement `collect`, which receives the batch and the output of an iteration and appends to `cases`, and
+    `finish`.
+    """
+
+    cases: list[Any]
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler with an evaluator that decollates its batches."""
+        engine.add_event_handler(Events.STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def _reset(self, engine: Engine) -> None:
+        self.cases = []
+
+    def collect(self, engine: Engine) -> None:
+        """Append the cases of an iteration to `cases`."""
+        raise NotImplementedError
+
+    def finish(self, engine: Engine) -> None:
+        """Write what was collected."""
+        raise NotImplementedError
+
+
+class SegmentationReport(CaseHandler):
     """Handler that reports the metrics of all cases of a `SupervisedEvaluator`.
 
     After each iteration it reads `engine.state.output`, a decollated list of dicts in which `pred` and `label` are
@@ -66,18 +96,9 @@ class SegmentationReport:
         self.tolerance_mm = surface_tolerance_mm
         self.extra = {"surface_tolerance_mm": surface_tolerance_mm, **(extra or {})}
         self.logger = logging.getLogger("SegmentationReport")
-        self._cases: list[tuple[str, list[dict[str, Any]]]] = []
+        self.cases: list[tuple[str, list[dict[str, Any]]]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Register the handler with an evaluator."""
-        engine.add_event_handler(Events.STARTED, self._reset)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _reset(self, engine: Engine) -> None:
-        self._cases = []
-
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> None:
         if not isinstance(engine.state.output, list):
             raise ValueError(
                 "engine.state.output must be a decollated list of dicts (an evaluator with decollate=True), "
@@ -87,15 +108,15 @@ class SegmentationReport:
             label = output[CommonKeys.LABEL]
             if not isinstance(label, MetaTensor):
                 raise ValueError(f"label must be a MetaTensor with a spacing, got {type(label).__name__}.")
-            path = case_file(batch, label, len(self._cases) + 1)
+            path = case_file(batch, label, len(self.cases) + 1)
             volumes = _volume("pred", output[CommonKeys.PRED]), _volume("label", label)
             rows = case_rows(path, *volumes, label.pixdim.tolist(), self.label_names, self.tolerance_mm, self.members)
             if CONFIDENCE in output and self.members is None:
                 rows = [{**row, CONFIDENCE: float(output[CONFIDENCE][row["label"]])} for row in rows]
-            self._cases.append((path, rows))
+            self.cases.append((path, rows))
 
-    def _finish(self, engine: Engine) -> None:
-        cases = _of_all_processes(self._cases)
+    def finish(self, engine: Engine) -> None:
+        cases = _of_all_processes(self.cases, key=lambda case: case[0])
         names = case_names([path for path, _ in cases])
         rows = [{**row, "case": name} for name, (_, own) in zip(names, cases, strict=True) for row in own]
         if distributed.is_initialized() and distributed.get_rank() > 0:
@@ -253,11 +274,11 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return numbered
 
 
-def _of_all_processes(cases: list[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _of_all_processes(cases: list[Any], key: Callable[[Any], str]) -> list[Any]:
     if num_ranks() == 1:
         return cases
     # A distributed sampler repeats cases so that all processes have the same number; each must count once.
-    return list({path: (path, rows) for path, rows in all_gather_items(cases)}.values())
+    return list({key(case): case for case in all_gather_items(cases)}.values())
 
 
 def _file_of(item: Any) -> str | None:
@@ -273,3 +294,62 @@ def _volume(name: str, tensor: Any) -> Any:
     if tensor.ndim != 4 or tensor.shape[0] != 1:
         raise ValueError(f"{name} must be a label volume of shape (1, D, H, W), got shape {tuple(tensor.shape)}.")
     return tensor[0]
+
+
+MANIFEST = "cases.json"
+KINDS = {"prediction": "", "reference": "_reference"}
+"""Volumes that are kept of each case, and what follows its name in their files' names."""
+
+
+class KeptVolumes(CaseHandler):
+    """Handler that writes prediction and reference of each case as class indices, on the grid of the label file.
+
+    After each iteration it reads `engine.state.batch` and `engine.state.output` as `SegmentationReport` does, and names
+    the cases alike. The files are `NAME.nii.gz` (prediction) and `NAME_reference.nii.gz`; `cases.json` lists them with
+    the file of the image. In distributed evaluation each process writes its own cases, and the first one the list.
+
+    Args:
+        output_dir: folder for the files, created if needed; `None`: nothing is kept.
+        label_names: name of each class, background first.
+    """
+
+    def __init__(self, output_dir: str | Path | None, label_names: Sequence[str]) -> None:
+        self.output_dir, self.label_names = None if output_dir is None else Path(output_dir), list(label_names)
+        self.cases: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler, unless nothing is kept."""
+        if self.output_dir is not None:
+            super().attach(engine)
+
+    def collect(self, engine: Engine) -> None:
+        assert self.output_dir is not None
+        dtype = label_dtype(range(len(self.label_names)))
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            label, number = output[CommonKeys.LABEL], len(self.cases) + 1
+            case: dict[str, Any] = {"path": case_file(batch, label, number)}
+            case["image"] = getattr(batch.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj")
+            for kind in KINDS:
+                # Short names are known only when all cases are, because files in two folders may have the same one.
+                case[kind] = f"case_{number}_of_process_{rank()}_{kind}.nii.gz"
+                volume = output[CommonKeys.PRED] if kind == "prediction" else label
+                classes = volume[0].cpu().numpy().astype(dtype)
+                write_volume(self.output_dir / case[kind], classes, label.affine.cpu().numpy())
+            self.cases.append(case)
+
+    def finish(self, engine: Engine) -> None:
+        assert self.output_dir is not None
+        cases = _of_all_processes(self.cases, key=lambda case: case["path"])
+        if not is_rank0():
+            return
+        listed = []
+        for name, case in zip(case_names([case["path"] for case in cases]), cases, strict=True):
+            # Names come from the datalist: a slash in one must not lead out of the folder.
+            files = {kind: re.sub(r"[/\\]", "_", name) + f"{ending}.nii.gz" for kind, ending in KINDS.items()}
+            for kind, file in files.items():
+                (self.output_dir / case[kind]).replace(self.output_dir / file)
+            listed.append({"case": name, "image": case["image"], **files})
+        for left in self.output_dir.glob("case_*_of_process_*.nii.gz"):
+            left.unlink()
+        content = {"label_names": self.label_names, "cases": listed}
+        write_text(self.output_dir / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

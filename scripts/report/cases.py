@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from scripts.errors import UserError, first_line
-from scripts.evaluation.kept_volumes import MANIFEST
+from scripts.evaluation.report import MANIFEST
 from scripts.evaluation.statistics import COLUMNS
 from scripts.files import csv_rows
 from scripts.images.header import ENDINGS, VolumeHeader, corner_distance

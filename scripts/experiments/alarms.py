@@ -23,9 +23,9 @@ from scipy import ndimage
 
 from scripts.crossval.estimate import calibrate
 from scripts.data.datalist import load_test_cases, read_datalist
-from scripts.data.preprocessing_record import CASES, read_weights, record_of
 from scripts.data.spec import images_of
 from scripts.data.training_cases import TrainingCases
+from scripts.data.weights import CASES, read_weights, record_of
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.files import csv_text, write_text
 from scripts.images.read import read_volume

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from scripts.data.preprocessing_record import RUN, read_weights, record_of
+from scripts.data.weights import RUN, read_weights, record_of
 from scripts.errors import UserError
 from scripts.export.package import bundle_metadata
 from scripts.export.settings import ROOT, ExportSettings

@@ -11,9 +11,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 from torch import nn
 
+from scripts.data.weights import network_config, network_record
 from scripts.errors import UserError
 from scripts.inference.models import load_weights
-from scripts.networks.record import network_config, network_record
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import (
+from scripts.data.spec import DatasetSpec
+from scripts.data.weights import (
     CASES,
     NETWORK,
+    build_network,
     preprocessing_record,
     read_weights,
     record_differences,
     record_of,
 )
-from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file
-from scripts.networks.record import build_network
 from scripts.training.precision import place
 
 logger = logging.getLogger("inference")
@@ -41,7 +41,7 @@ def load_weights(
 ) -> nn.Module:
     """Load a network from a weights file, after checking that it fits; the file is read once, with `weights_only`.
 
-    A file that records its network (`scripts/networks/record.py`) needs no config file for it.
+    A file that records its network (`scripts/data/weights.py`) needs no config file for it.
 
     A warning is logged if the file was trained with another preprocessing than that of `dataset`.
 

@@ -75,7 +75,7 @@ class ResidualUNet(nn.Module):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.arguments = arguments  # recorded in weights files (scripts/networks/record.py)
+        self.arguments = arguments  # recorded in weights files (scripts/data/weights.py)
         if len(widths) < 2 or len(blocks) != len(widths):
             raise ValueError(
                 f"ResidualUNet: blocks must have as many entries as widths, at least 2: {blocks}, {widths}."

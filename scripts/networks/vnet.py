@@ -163,7 +163,7 @@ class VNet(nn.Module):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.arguments = arguments  # recorded in weights files (scripts/networks/record.py)
+        self.arguments = arguments  # recorded in weights files (scripts/data/weights.py)
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),

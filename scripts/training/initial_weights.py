@@ -15,11 +15,17 @@ import torch
 from monai.networks.utils import copy_model_state
 from torch import nn
 
-from scripts.data.preprocessing_record import NETWORK, preprocessing_record, read_weights, record_differences, record_of
 from scripts.data.spec import DatasetSpec
+from scripts.data.weights import (
+    NETWORK,
+    network_record,
+    preprocessing_record,
+    read_weights,
+    record_differences,
+    record_of,
+)
 from scripts.distributed.collectives import is_rank0
 from scripts.errors import UserError
-from scripts.networks.record import network_record
 
 logger = logging.getLogger("InitialWeights")
 
@@ -73,7 +79,7 @@ def with_initial_weights(network: nn.Module, weights: str | Path | None, dataset
             of the network's weights.
 
     Example:
-        >>> from scripts.data.preprocessing_record import save_weights
+        >>> from scripts.data.weights import save_weights
         >>> from scripts.networks.vnet import VNet
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()

@@ -11,8 +11,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import DatasetSpec
+from scripts.data.weights import save_weights
 from scripts.distributed.collectives import is_rank0
 from scripts.training.run_record import RunRecord
 from scripts.training.step_handlers import last_step

@@ -17,9 +17,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
-from scripts.data.preprocessing_record import CASES, ENTRY, NETWORK, RUN, read_weights, record_of
 from scripts.data.spec import ROLES, CaseLists, DatasetSpec
 from scripts.data.training_cases import TrainingCases
+from scripts.data.weights import CASES, ENTRY, NETWORK, RUN, read_weights, record_of
 from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.errors import UserError
 from scripts.files import read_text, write_text

@@ -19,9 +19,9 @@ from torch import nn
 
 from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.labels import class_type
-from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
+from scripts.data.weights import save_weights
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics

@@ -16,7 +16,7 @@ import yaml
 from scripts.cli import commands, runs
 from scripts.cli.commands import COMMANDS, main
 from scripts.cli.runs import find_dataset, find_part, remember, run_words, shell_line
-from scripts.data.preprocessing_record import save_weights
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.networks.vnet import VNet
 

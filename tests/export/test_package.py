@@ -18,7 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from scripts.cli.commands import main
-from scripts.data.preprocessing_record import save_weights
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.export.package import zip_bundle
 from scripts.networks.residual_unet import ResidualUNet

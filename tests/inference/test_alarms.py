@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from scripts.data.preprocessing_record import save_weights
 from scripts.data.training_cases import FLIPS, CaseMeasures, small_image
+from scripts.data.weights import save_weights
 from scripts.inference.alarms import Alarms, alarms_of
 from scripts.inference.confidence import AddConfidenced
 from scripts.inference.models import load_model

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import DatasetSpec
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.inference.models import Ensemble, OnnxNetwork, check_model, load_model, load_weights, model_files
 from scripts.networks.residual_unet import ResidualUNet

@@ -15,7 +15,7 @@ import torch
 import yaml
 from monai.data import MetaTensor
 
-from scripts.data.preprocessing_record import save_weights
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.inference import Segmenter
 from scripts.networks.vnet import VNet

@@ -13,8 +13,8 @@ import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
-from scripts.data.preprocessing_record import save_weights
 from scripts.data.spec import DatasetSpec
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet

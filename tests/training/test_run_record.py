@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.data.preprocessing_record import RUN, record_of
 from scripts.data.spec import CaseLists, DatasetSpec
+from scripts.data.weights import RUN, record_of
 from scripts.errors import UserError
 from scripts.training import run_record
 from scripts.training.run_record import data_digests, describe_weights, git_state

@@ -10,7 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from scripts.data.preprocessing_record import preprocessing_record, record_of
+from scripts.data.weights import preprocessing_record, record_of
 from scripts.files import csv_rows
 from scripts.inference.models import load_weights
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from scripts.data.preprocessing_record import preprocessing_record, record_of
+from scripts.data.weights import preprocessing_record, record_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

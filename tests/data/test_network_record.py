@@ -9,10 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.data.preprocessing_record import NETWORK, record_of, save_weights
+from scripts.data.weights import (
+    NETWORK,
+    build_network,
+    network_config,
+    network_record,
+    record_of,
+    save_weights,
+)
 from scripts.errors import UserError
 from scripts.inference.models import load_model, load_weights
-from scripts.networks.record import build_network, network_config, network_record
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 

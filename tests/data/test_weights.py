@@ -10,8 +10,8 @@ import torch
 from monai.transforms import Compose, Lambdad, NormalizeIntensityd, ScaleIntensityRanged
 from torch import nn
 
-from scripts.data.preprocessing_record import preprocessing_record, record_differences, record_of, save_weights
 from scripts.data.spec import DatasetSpec
+from scripts.data.weights import preprocessing_record, record_differences, record_of, save_weights
 
 NAMES = ["background", "liver"]
 

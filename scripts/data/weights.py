@@ -25,7 +25,8 @@ from torch import nn
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError, first_line
 from scripts.files import require_file, save_atomically
-from scripts.networks.record import network_record
+from scripts.networks.residual_unet import ResidualUNet
+from scripts.networks.vnet import VNet
 
 ENTRY = "preprocessing"
 NETWORK = "network"
@@ -33,6 +34,9 @@ RUN = "run"
 CASES = "training_cases"
 TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
 """Values in which the windows and normalisations of CT and MR differ."""
+
+NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in (VNet, ResidualUNet)}
+"""A file may build these networks only, so that opening it cannot run other code."""
 
 
 def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
@@ -164,3 +168,42 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, float | int) and isinstance(second, float | int):
         return math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-6)
     return first == second
+
+
+def network_record(network: nn.Module) -> dict[str, Any] | None:
+    """Class and arguments of a network, as JSON; `None` for a network that is not of this bundle.
+
+    Example:
+        >>> network_record(VNet(in_channels=2, out_channels=3, base_filters=4))["class"]
+        'VNet'
+    """
+    if not isinstance(network, VNet | ResidualUNet) or type(network) not in NETWORKS.values():
+        return None
+    return {"class": type(network).__name__, "arguments": dict(network.arguments)}
+
+
+def network_config(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The config block (`_target_` and arguments) of a recorded network.
+
+    Raises:
+        ValueError: if this version of the bundle has no such network.
+    """
+    network = _class_of(record)
+    return {"_target_": f"{network.__module__}.{network.__name__}", **record["arguments"]}
+
+
+def build_network(record: Mapping[str, Any]) -> nn.Module:
+    """The recorded network, with new weights.
+
+    Raises:
+        ValueError: if this version of the bundle has no such network.
+        TypeError: if it has other arguments.
+    """
+    return _class_of(record)(**record["arguments"])
+
+
+def _class_of(record: Mapping[str, Any]) -> type[nn.Module]:
+    network = NETWORKS.get(record["class"])
+    if network is None:
+        raise ValueError(f"there is no network {record['class']}")
+    return network

@@ -78,7 +78,7 @@ def _export(options: argparse.Namespace, files: list[str], overrides: dict[str, 
 
 
 def _parity(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
-    from scripts.export.parity import compare, table
+    from scripts.export.formats import compare, table
 
     settings = _settings(options, files, overrides)
     if options.filepath:

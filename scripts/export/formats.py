@@ -1,25 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export a network, with one function per format: TorchScript, ONNX and `torch.export`."""
+"""Export a network as TorchScript, ONNX and `torch.export`, and compare the files with it, each in its own runtime."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from monai.bundle import ckpt_export
+from monai.bundle import ConfigParser, ckpt_export
+from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from torch.export import Dim, ExportedProgram
 
 from scripts.errors import UserError
 from scripts.export.package import bundle_metadata
-from scripts.export.self_contained import self_contained
-from scripts.export.settings import ExportSettings
+from scripts.export.settings import ROOT, ExportSettings
 from scripts.files import atomic_write
+from scripts.images.monai import label_dtype
+from scripts.inference.models import load_model
+
+# ------------------------------------------------------------------ the `inference.json` inside model.ts and model.pt2
+
+TEMPLATE = ROOT / "configs/self_contained.yaml"
+SHARED = ("preprocessing", "dataset", "dataloader", "inferer", "postprocessing")
+ALLOWED = ("monai.", "torch.")
+
+
+def self_contained(settings: ExportSettings) -> dict[str, Any]:
+    """`configs/self_contained.yaml`, completed by the blocks `SHARED` of an inference configuration.
+
+    It has classes of monai and torch only, so that it runs without `scripts/`.
+
+    Raises:
+        UserError: if these blocks use a class that is not part of monai or torch.
+    """
+    template = ConfigParser.load_config_file(str(TEMPLATE))
+    config = template | {key: settings.parser[key] for key in SHARED}
+    config = {key: _without_our_reader(_filled(node, key, set(config), settings)) for key, node in config.items()}
+    foreign = sorted(set(foreign_names(config)))
+    if foreign:
+        raise UserError(
+            f"model.ts can only carry classes of monai and torch, but the configuration uses {', '.join(foreign)}: "
+            "replace them, or deploy the bundle's folder instead of model.ts."
+        )
+    return config
+
+
+def _filled(node: Any, place: str, keys: Set[str], settings: ExportSettings) -> Any:
+    """The node at `place` of a configuration, with references to keys outside `keys` replaced by their values."""
+    if isinstance(node, Mapping):
+        return {name: _filled(value, f"{place}::{name}", keys, settings) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_filled(value, f"{place}::{index}", keys, settings) for index, value in enumerate(node)]
+    if not isinstance(node, str) or set(re.findall(r"@(\w+)", node)) <= keys:
+        return node
+    if node == "@written_dtype":
+        return label_dtype(settings.plain("written_values")).name
+    return settings.plain(node[1:] if node.startswith("@") else place)
+
+
+def _without_our_reader(node: Any) -> Any:
+    """Remove this bundle's image reader, so that MONAI chooses one by the ending of the file."""
+    if isinstance(node, Mapping):
+        ours = str(node.get("reader", "")).startswith("scripts.")
+        return {key: _without_our_reader(value) for key, value in node.items() if not (ours and key == "reader")}
+    return [_without_our_reader(value) for value in node] if isinstance(node, list) else node
+
+
+def foreign_names(node: Any) -> Iterator[str]:
+    """Yield the classes and modules in a configuration that are not part of monai or torch."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str):
+            located = ConfigComponent(node, "", ComponentLocator()).resolve_module_name()
+            if not located.startswith(ALLOWED):
+                yield target
+        for value in node.values():
+            yield from foreign_names(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from foreign_names(value)
+    elif isinstance(node, str) and node.startswith("$"):
+        yield from re.findall(r"\b(?:scripts|ignite)\b[\w.]*", node)
+
+
+# ------------------------------------------------------------------ a function for each format
 
 EXAMPLE_SIDES = (2, 3, 4)
 """Sides of the example in units of the divisor: all different, and none 1, which torch.export treats as constant."""
@@ -135,3 +207,75 @@ EXPORTERS: dict[str, Callable[[ExportSettings, Path], None]] = {
     "onnx": export_onnx,
     "pt2": export_program,
 }
+
+
+# ------------------------------------------------------------------ comparison
+
+MAX_LOGIT_DIFFERENCE = 1e-3
+MIN_AGREEMENT = 0.9999
+SIDES = ((2, 2, 2), (4, 3, 2), (2, 3, 5))
+"""Sides in units of the divisor. None equals the example that the export traces."""
+
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of one file on one input of shape `(B, C, D, H, W)`.
+
+    `logit_difference` is the largest absolute difference of logits, `agreement` the fraction of equal labels.
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    logit_difference: float
+    agreement: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether both values are within their limits; a difference of NaN does not pass."""
+        return self.logit_difference < MAX_LOGIT_DIFFERENCE and self.agreement > MIN_AGREEMENT
+
+
+def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> list[Comparison]:
+    """Compare every file with the network in PyTorch, fp32 on the CPU, on standard normal images of several sizes.
+
+    Args:
+        settings: configuration and weights that the files were exported from.
+        files: `.ts`, `.pt2` or `.onnx`.
+        seed: seed of the random images.
+
+    Raises:
+        UserError: if a file is missing, has another ending, or needs a runtime that is not installed.
+    """
+    network = settings.network()
+    divisor, channels = settings.value("size_divisor"), settings.value("in_channels")
+    generator = torch.Generator().manual_seed(seed)
+    runs = {str(file): load_model(file, network, "cpu") for file in files}
+    rows = []
+    with torch.no_grad():
+        for sides in SIDES:
+            for batch in BATCHES:
+                image = torch.randn(batch, channels, *(side * divisor for side in sides), generator=generator)
+                expected = network(image)
+                for name, run in runs.items():
+                    found = run(image)
+                    same = (found.argmax(1) == expected.argmax(1)).double().mean().item()
+                    rows.append(Comparison(name, tuple(image.shape), (found - expected).abs().max().item(), same))
+    return rows
+
+
+def table(rows: Sequence[Comparison]) -> str:
+    """The comparisons as a text table, one per line; the last line says how many do not pass."""
+    width = max(len(row.file) for row in rows)
+    lines = [f"{'file':{width}}  {'batch and sides':>15}  logit difference  equal labels"]
+    for row in rows:
+        shape = "x".join(str(side) for side in (row.shape[0], *row.shape[2:]))
+        mark = "" if row.passes else "  TOO FAR"
+        lines.append(f"{row.file:{width}}  {shape:>15}  {row.logit_difference:16.1e}  {row.agreement:12.4%}{mark}")
+    failed = sum(not row.passes for row in rows)
+    lines.append(
+        f"{len(rows)} comparisons, {failed} with a logit difference of {MAX_LOGIT_DIFFERENCE:g} or more, or "
+        f"{MIN_AGREEMENT:.2%} or fewer equal labels."
+    )
+    return "\n".join(lines)

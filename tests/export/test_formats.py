@@ -15,8 +15,7 @@ from monai.networks.nets import UNet
 
 from scripts.cli.commands import main
 from scripts.errors import UserError
-from scripts.export.formats import EXPORTERS
-from scripts.export.parity import BATCHES, SIDES, Comparison, compare
+from scripts.export.formats import BATCHES, EXPORTERS, SIDES, Comparison, compare
 from scripts.export.settings import ExportSettings
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet

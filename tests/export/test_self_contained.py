@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from scripts.errors import UserError
-from scripts.export.formats import export_torchscript
-from scripts.export.self_contained import foreign_names, self_contained
+from scripts.export.formats import export_torchscript, foreign_names, self_contained
 from scripts.export.settings import ExportSettings
 from scripts.networks.residual_unet import ResidualUNet
 from tests import forked_command

@@ -25,7 +25,7 @@ from scripts.files import write_text
 from scripts.images.monai import label_dtype
 from scripts.images.read import read_volume
 from scripts.images.write import write_volume
-from scripts.labelling.slices import slice_axis
+from scripts.labelling.pseudo_labels import slice_axis
 
 
 def spread_slices(label: np.ndarray, axis: int, number: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Spacing
 
-from scripts.labelling.slices import choose_slices, usable_slices
+from scripts.labelling.pseudo_labels import choose_slices, usable_slices
 
 
 def volume(profile: list[float], axis: int = 2) -> np.ndarray:

@@ -24,8 +24,7 @@ from scripts.errors import UserError, root_user_error
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import ImageFiles, first_file
 from scripts.images.monai import ORIENTED, loaded_volume
-from scripts.inference.alarms import Alarms
-from scripts.inference.confidence import ClassSums, normalised_entropy
+from scripts.inference.alarms import Alarms, ClassSums, normalised_entropy
 from scripts.inference.models import check_model, log_probabilities
 from scripts.inference.streaming import BlockResampler, longest_axis, stitched_rows, with_block_spacing
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict label volumes for unlabelled cases, and propose the slices to correct: those with the largest expected error."""
+"""Predict label volumes for unlabelled cases, and propose the slices whose correction teaches most."""
 
 from __future__ import annotations
 

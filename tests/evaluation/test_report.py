@@ -21,7 +21,7 @@ from scripts.evaluation import report as metric_report
 from scripts.evaluation.metrics import METRICS
 from scripts.evaluation.report import SegmentationReport, case_names, format_summary, write_report
 from scripts.evaluation.statistics import COLUMNS, summarise
-from scripts.inference.confidence import AddConfidenced
+from scripts.inference.alarms import AddConfidenced
 
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 SPACING = (0.5, 1.0, 3.0)

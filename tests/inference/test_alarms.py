@@ -11,8 +11,7 @@ from torch import nn
 
 from scripts.data.training_cases import FLIPS, CaseMeasures, small_image
 from scripts.data.weights import save_weights
-from scripts.inference.alarms import Alarms, alarms_of
-from scripts.inference.confidence import AddConfidenced
+from scripts.inference.alarms import AddConfidenced, Alarms, alarms_of
 from scripts.inference.models import load_model
 from scripts.inference.segmenter import MirroredNetwork
 

@@ -10,7 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from scripts.errors import UserError
-from scripts.inference.confidence import ClassSums, normalised_entropy
+from scripts.inference.alarms import ClassSums, normalised_entropy
 from scripts.inference.segmenter import EmptyWindowsSkipped, MirroredNetwork, Segmenter
 from tests.volume_files import oblique, save
 

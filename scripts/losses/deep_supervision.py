@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool3d, cross_entropy, one_hot, pad
 
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.dice import masked_dice_loss
 from scripts.losses.schedules import Schedule
+from scripts.losses.supervised import masked_dice_loss
 from scripts.prototypes.voxels import NO_CLASS, pseudo_labels, stride_of
 
 

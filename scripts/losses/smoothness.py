@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.dice import linear_dice_loss
 from scripts.losses.schedules import Schedule
+from scripts.losses.supervised import linear_dice_loss
 
 
 class AdversarialDirection(NamedTuple):

@@ -10,8 +10,8 @@ from monai.networks import one_hot
 from torch.nn.functional import cross_entropy
 
 from scripts.losses.base import LossTerm, TrainingBatch
-from scripts.losses.dice import masked_dice_loss, squared_dice_loss
 from scripts.losses.schedules import Schedule
+from scripts.losses.supervised import masked_dice_loss, squared_dice_loss
 from scripts.prototypes.voxels import NO_CLASS, pseudo_labels
 
 
@@ -68,7 +68,7 @@ class SoftPseudoLabelTerm(LossTerm):
     contributes half as much, whereas hard labels would make it background.
 
     Cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus squared Dice
-    (`scripts.losses.dice.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
+    (`scripts.losses.supervised.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
 
     Args:
         weight: number or schedule.

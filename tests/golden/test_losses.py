@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import one_hot
 
 from scripts.losses.base import LossTerm, WeightedLoss
-from scripts.losses.dice import linear_dice_loss, squared_dice_loss
 from scripts.losses.schedules import RampUp, sigmoid_rampup, step_rate
+from scripts.losses.supervised import linear_dice_loss, squared_dice_loss
 from tests.golden.golden_files import Golden, found
 from tests.losses.batches import make_batch
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.losses.dice import linear_dice_loss
 from scripts.losses.smoothness import SmoothnessTerm, adversarial_direction, unit_directions
+from scripts.losses.supervised import linear_dice_loss
 from scripts.training.inferer import FeatureInferer
 from tests.golden.golden_files import Golden, compare, found
 from tests.golden.golden_network import network_for, our_names

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.losses.dice import linear_dice_loss, squared_dice_loss
+from scripts.losses.supervised import linear_dice_loss, squared_dice_loss
 
 
 def test_linear_dice_divides_twice_the_overlap_by_the_sum_of_both():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far to trust a segmentation: its confidence, and what of the image lies outside the range of the training cases."""
+"""How far to trust a segmentation: its confidence, and what of the image lies outside the training cases' range."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from scripts.losses.base import LossTerm, TrainingBatch
 from scripts.losses.schedules import Schedule
-from scripts.prototypes.clusters import check_margin, compactness, separation
-from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.loss import ContrastivePrototypeLoss, check_margin, compactness, separation
 from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, sample_per_class, voxel_embeddings
 
 logger = logging.getLogger("ContrastTerm")
@@ -109,7 +108,7 @@ class _ClusterTerm(LossTerm):
 
 
 class CompactnessTerm(_ClusterTerm):
-    """Distance of features to the mean direction of their class: `scripts.prototypes.clusters.compactness`.
+    """Distance of features to the mean direction of their class: `scripts.prototypes.loss.compactness`.
 
     The intra-class loss of the method document. Gradients flow through features and means.
 
@@ -126,7 +125,7 @@ class CompactnessTerm(_ClusterTerm):
 
 
 class SeparationTerm(_ClusterTerm):
-    """Shortfall of the distance between class means below a margin: `scripts.prototypes.clusters.separation`.
+    """Shortfall of the distance between class means below a margin: `scripts.prototypes.loss.separation`.
 
     The inter-class loss of the method document. Gradients reach the features of both classes.
 

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from scripts.prototypes.clusters import check_margin, compactness, separation
-from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.loss import ContrastivePrototypeLoss, check_margin, compactness, separation
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import check_selection, choose_embeddings
-from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.selectors import ClassSelectors, check_selection, choose_embeddings
 from scripts.prototypes.voxels import (
     check_embeddings,
     check_labels,
@@ -41,7 +39,7 @@ class ContrastivePrototypeManager(nn.Module):
         predictions: what `update_and_compute_loss` receives, `logits` or `probabilities`.
         confidence: minimum probability in [0, 1] for a pseudo-label to be used.
         selection: which features of a class enter the memory if there are more than fit, see
-            `scripts.prototypes.selection.select_indices`; `None` for `lowest` with selectors, which is the document's
+            `scripts.prototypes.selectors.select_indices`; `None` for `lowest` with selectors, which is the document's
             sort (ascending, the first kept), and `random` without.
         margin: cosine distance in (0, 2] that class means should keep from each other.
         divisor: see `ContrastivePrototypeLoss`.
@@ -157,7 +155,7 @@ class ContrastivePrototypeManager(nn.Module):
         """Write this step's features to the memory, then return the weighted sum of three losses.
 
         The losses are the contrast with the memory and, among the features themselves, compactness within classes and
-        separation of classes (`scripts.prototypes.clusters`). A loss whose weight is 0 is not computed.
+        separation of classes (`scripts.prototypes.loss`). A loss whose weight is 0 is not computed.
 
         Args:
             features: projected, `(N, D)` or maps `(B, D, ...)`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned selectors: one per class for features, one per class for prototypes."""
+"""Learned selectors, one per class for features and one for prototypes, and the choice of what enters the memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from scripts.networks.heads import Selector
+from scripts.prototypes.voxels import draw_indices
 
 MEMORY_WEIGHTINGS = ("reference", "normalised", "none")
 
@@ -61,3 +62,105 @@ class ClassSelectors(nn.Module):
             return prototypes.new_ones(len(prototypes))
         scores = self.memory[class_id](normalize(prototypes.detach(), dim=1))
         return scores / (scores if self.memory_weighting == "reference" else scores.mean())
+
+
+BY_SELECTOR = ("highest", "lowest")
+SELECTIONS = ("random", "confidence", *BY_SELECTOR)
+SAMPLINGS = ("image", "class")
+
+
+def check_selection(selection: str, has_selectors: bool = True) -> None:
+    """Raise `ValueError` for an unknown `selection`, or one that needs selectors if there are none."""
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}.")
+    if selection in BY_SELECTOR and not has_selectors:
+        raise ValueError(f"selection={selection!r} ranks features by learned selectors, but there are none.")
+
+
+def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor | None = None) -> torch.Tensor:
+    """Indices of the embeddings to keep, at most `limit` of `count`.
+
+    Args:
+        count: number of embeddings offered.
+        limit: number of embeddings wanted; if `count` is not larger, all are kept in their order.
+        selection: `random` draws from torch's generator; `confidence` takes the highest of the network's probabilities;
+            `highest` and `lowest` rank the scores of a learned selector. The published codes of SS-Net and
+            SemiSeg-Contrastive sort selector scores in ascending order and keep the first (`lowest`); their papers say
+            `highest`.
+        scores: `(count,)`, needed for all selections except `random`.
+
+    Returns:
+        int64 indices, best first if they are ranked.
+
+    Raises:
+        ValueError: for an unknown `selection`, or one that needs scores when there are none.
+    """
+    check_selection(selection)
+    if count <= limit:
+        return torch.arange(count)
+    if selection == "random":
+        return draw_indices(count, limit)
+    if scores is None:
+        raise ValueError(f"selection={selection!r} ranks embeddings by scores, but there are none.")
+    return scores.argsort(descending=selection != "lowest", stable=True)[:limit]
+
+
+def embeddings_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image") -> int:
+    """Number of embeddings of a class that one image offers to a `fifo` memory, so that all images fill it once.
+
+    `image`: n = `round(capacity / images)`. `class`: `int(num_classes / 3 * n)`. The result is at least 1. Both rules
+    are from SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even.
+
+    Args:
+        capacity: number of prototypes that the memory holds per class, at least 1.
+        images: number of labelled images, at least 1.
+        num_classes: K, used by `class`.
+        sampling: `image` or `class`.
+
+    Raises:
+        ValueError: for an unknown `sampling`.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}.")
+    embeddings = round(capacity / images)
+    if sampling == "class":
+        embeddings = int(num_classes / 3 * embeddings)
+    return max(1, embeddings)
+
+
+def choose_embeddings(
+    class_id: int,
+    features: torch.Tensor,
+    limit: int,
+    selection: str,
+    probabilities: torch.Tensor | None = None,
+    selectors: ClassSelectors | None = None,
+) -> torch.Tensor:
+    """Select at most `limit` features of a class, best first if they are ranked.
+
+    As in the published codes, selectors are evaluated only if there are more features than fit, and in their current
+    mode: a selector in training mode then updates its running statistics.
+
+    Args:
+        class_id: the features' class.
+        features: `(N, D)`, projected if selectors rank them. Those with a NaN or an infinity are left out first.
+        limit: maximum number of features.
+        selection: see `select_indices`.
+        probabilities: `(N,)`, the network's probabilities of this class; needed for `confidence`.
+        selectors: needed for `highest` and `lowest`.
+
+    Returns:
+        `(min(N, limit), D)` for N finite embeddings.
+
+    Raises:
+        ValueError: for an unknown `selection`, or one whose probabilities or selectors are missing.
+    """
+    check_selection(selection, has_selectors=selectors is not None)
+    finite = features.isfinite().all(dim=1)
+    features = features[finite]
+    scores = None if probabilities is None else probabilities[finite]
+    if selection in BY_SELECTOR and selectors is not None and len(features) > limit:
+        with torch.no_grad():
+            scores = selectors.feature_scores(class_id, features)
+    kept = select_indices(len(features), limit, selection, scores)
+    return features[kept.to(features.device)]

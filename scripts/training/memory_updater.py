@@ -12,8 +12,7 @@ from torch import nn
 from scripts.errors import UserError
 from scripts.losses.base import TrainingBatch
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import BY_SELECTOR, check_selection, choose_embeddings
-from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.selectors import BY_SELECTOR, ClassSelectors, check_selection, choose_embeddings
 from scripts.prototypes.voxels import (
     NO_CLASS,
     check_labels,

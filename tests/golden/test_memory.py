@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import choose_embeddings, embeddings_per_image, select_indices
-from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.selectors import ClassSelectors, choose_embeddings, embeddings_per_image, select_indices
 from tests.golden.golden_files import Golden, found, load_selector
 
 FILES = found("memory_*.npz")

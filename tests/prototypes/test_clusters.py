@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from scripts.prototypes.clusters import compactness, separation
+from scripts.prototypes.loss import compactness, separation
 from scripts.prototypes.voxels import NO_CLASS
 
 EAST, NORTH, WEST = [2.0, 0.0], [0.0, 0.5], [-3.0, 0.0]

@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 
-from scripts.prototypes.clusters import compactness, separation
-from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.loss import ContrastivePrototypeLoss, compactness, separation
 from scripts.prototypes.manager import ContrastivePrototypeManager
 
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]

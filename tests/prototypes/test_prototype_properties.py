@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.prototypes.clusters import compactness, separation
-from scripts.prototypes.loss import ContrastivePrototypeLoss
+from scripts.prototypes.loss import ContrastivePrototypeLoss, compactness, separation
 from scripts.prototypes.memory import STRATEGIES, PrototypeMemory
 from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import NO_CLASS

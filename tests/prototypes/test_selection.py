@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.prototypes.selection import embeddings_per_image, select_indices
+from scripts.prototypes.selectors import embeddings_per_image, select_indices
 
 SCORES = torch.tensor([0.3, 0.9, 0.1, 0.5])
 

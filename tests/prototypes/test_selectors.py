@@ -10,8 +10,7 @@ import torch
 
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.prototypes.selection import choose_embeddings
-from scripts.prototypes.selectors import ClassSelectors
+from scripts.prototypes.selectors import ClassSelectors, choose_embeddings
 
 
 def first_number(selector):

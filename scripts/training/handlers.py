@@ -22,9 +22,8 @@ from scripts.distributed.group import RankSynchroniser
 from scripts.evaluation.overlay import OverlayPictures
 from scripts.losses.base import WeightedLoss
 from scripts.losses.schedules import warmed_rate
-from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.checkpoint import StopOnSignal, TrainingCheckpoint
 from scripts.training.guard import GradientGuard
-from scripts.training.interruption import StopOnSignal
 from scripts.training.memory_updater import MemoryBankUpdater
 from scripts.training.model_saver import BestModelSaver, FinalModelSaver
 from scripts.training.optimizers import RateOnCurve

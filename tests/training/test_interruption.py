@@ -12,7 +12,7 @@ import pytest
 from ignite.engine import Events
 from torch.utils.data import DataLoader, Dataset
 
-from scripts.training.interruption import StopOnSignal
+from scripts.training.checkpoint import StopOnSignal
 from tests.training.toy_run import Run, assert_same, file_names
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]

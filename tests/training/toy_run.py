@@ -15,10 +15,9 @@ from torch import nn
 
 from scripts.data.streams import StreamPosition, TwoStreamLoader
 from scripts.prototypes.memory import PrototypeMemory
-from scripts.training.checkpoint import TrainingCheckpoint
+from scripts.training.checkpoint import StopOnSignal, TrainingCheckpoint
 from scripts.training.guard import GradientGuard
 from scripts.training.inferer import FeatureInferer
-from scripts.training.interruption import StopOnSignal
 from scripts.training.memory_updater import MemoryBankUpdater
 from scripts.training.step_handlers import StepSeeder, StopAtStep
 from scripts.training.teacher import Teacher, TeacherUpdater

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-validate a training configuration: train and evaluate each fold in processes of its own."""
+"""Cross-validate a configuration: divide the labelled cases into folds, train and evaluate each in its processes."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,105 @@ from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, re
 from scripts.cli.runs import shell_line
 from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
-from scripts.crossval.folds import find_patients, fold_datalist, make_folds
-from scripts.data.spec import Case, CaseLists
+from scripts.data.naming import patients_of
+from scripts.data.spec import Case, CaseLists, images_of
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
 from scripts.files import csv_rows, csv_text, write_text
+
+logger = logging.getLogger("crossval")
+
+LEAVE_ONE_OUT = 10
+"""Up to this many patients each is a fold of its own."""
+
+FOLDS = 5
+"""Folds of a larger dataset."""
+
+
+def find_patients(cases: CaseLists, pattern: str | None = None) -> dict[str, str]:
+    """The patient of each labelled and unlabelled case, by the case's name.
+
+    Args:
+        cases: of the dataset.
+        pattern: regular expression that finds the patient in a case's name. `None`: patients are guessed, see
+            `guess_patients`, and named in the log.
+
+    Raises:
+        UserError: for an invalid pattern.
+    """
+    training = [*cases.labelled, *cases.unlabelled]
+    patients, sentence = patients_of([(case["case"], images_of(case)[0]) for case in training], pattern)
+    if sentence:
+        logger.warning(sentence)
+    return patients
+
+
+def make_folds(cases: list[Case], patient: Mapping[str, str], number: int | None = None) -> list[list[Case]]:
+    """Divide labelled cases into folds.
+
+    Patients are dealt to the folds in turn, in the order of the datalist, so that the folds differ by at most one
+    patient and the division does not depend on a seed.
+
+    Args:
+        cases: labelled cases.
+        patient: of each case, see `find_patients`; cases of one patient are in the same fold.
+        number: of folds; `None`: one per patient for up to 10 patients, otherwise 5.
+
+    Returns:
+        The held-out cases of each fold; each case is in one fold.
+
+    Raises:
+        UserError: for fewer than two patients, or a number that is not from 2 to that of patients.
+
+    Example:
+        >>> cases = [{"case": name} for name in ("a_1", "b_1", "a_2")]
+        >>> [[case["case"] for case in fold] for fold in make_folds(cases, {"a_1": "a", "b_1": "b", "a_2": "a"})]
+        [['a_1', 'a_2'], ['b_1']]
+    """
+    patients: dict[str, list[Case]] = {}
+    for case in cases:
+        patients.setdefault(patient[case["case"]], []).append(case)
+    if len(patients) < 2:
+        raise UserError(
+            f"Cross-validation needs labelled cases of at least two patients, got {len(cases)} of {len(patients)}: "
+            "raise labelled_cases, or label a second case."
+        )
+    if number is None:
+        number = len(patients) if len(patients) <= LEAVE_ONE_OUT else FOLDS
+    if not 2 <= number <= len(patients):
+        raise UserError(f"folds must be from 2 to {len(patients)}, the number of patients, got {number}.")
+    groups = list(patients.values())
+    return [[case for group in groups[fold::number] for case in group] for fold in range(number)]
+
+
+def fold_datalist(cases: CaseLists, held_out: list[Case], patient: Mapping[str, str]) -> dict[str, Any]:
+    """The datalist of one fold: held-out cases are test cases; cases of other patients train.
+
+    Args:
+        cases: of the dataset; its validation and test cases are not used.
+        held_out: some of its labelled cases, all of a patient or none.
+        patient: of each case, see `find_patients`.
+
+    Returns:
+        Content of a datalist with absolute paths.
+    """
+    patients = {patient[case["case"]] for case in held_out}
+    labelled, unlabelled = (
+        [_entry(case) for case in part if patient[case["case"]] not in patients]
+        for part in (cases.labelled, cases.unlabelled)
+    )
+    return {
+        "training": labelled,
+        "unlabeled": unlabelled,
+        "test": [_entry(case) for case in held_out],
+    }
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    images = [str(Path(image).absolute()) for image in images_of(case)]
+    entry = {"case": case["case"], "image": images if isinstance(case["image"], list) else images[0]}
+    return entry | ({"label": str(Path(case["label"]).absolute())} if "label" in case else {})
+
 
 ARMS = {"control": "labels only", "method": "method"}
 CONTROL = CONFIGS / "methods/supervised.yaml"

@@ -7,9 +7,10 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from scripts.errors import UserError
 from scripts.images.header import NNUNET_CHANNEL, SLICER, case_name, ending_of
 
 LABEL_WORDS = (
@@ -288,3 +289,37 @@ def _count_visits(names: Sequence[str], digits: int) -> bool:
         sorted(found) in (list(range(len(found))), list(range(1, len(found) + 1))) and len(found) < 10**digits
         for found in visits.values()
     )
+
+
+def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
+    """The patient of a case.
+
+    Args:
+        name: name of the case.
+        pattern: regular expression that finds the patient in the name, or the patients by name (`guess_patients`). The
+            whole name is the patient if there is no pattern or no match.
+
+    Raises:
+        UserError: for an invalid regular expression.
+    """
+    if not isinstance(pattern, str):
+        return name if pattern is None else pattern.get(name, name)
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from error
+    return found[0] if found else name
+
+
+def patients_of(cases: Sequence[tuple[str, str]], pattern: str | None) -> tuple[dict[str, str], str]:
+    """The patient of each case by name, from a pattern or guessed; and a sentence about the guess, empty without one.
+
+    Args:
+        cases: name and image file of each case; names are unique.
+        pattern: see `patient_of`; `None`: patients are guessed.
+
+    Raises:
+        UserError: for an invalid regular expression.
+    """
+    found, sentence = guess_patients(cases) if pattern is None else (pattern, "")
+    return {name: patient_of(name, found) for name, _ in cases}, sentence

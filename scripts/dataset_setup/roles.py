@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -14,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.datalist import load_cases
-from scripts.data.naming import TEST, TRAINING, VALIDATION, guess_patients, split_roles
+from scripts.data.naming import TEST, TRAINING, VALIDATION, patient_of, patients_of, split_roles
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
 from scripts.dataset_setup.lookalikes import refuse_shared_names
@@ -65,26 +64,6 @@ def choose_tests(names: Sequence[str], number: int, patient: str | Mapping[str, 
             "--test_cases or --test_fraction."
         )
     return tests
-
-
-def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
-    """The patient of a case.
-
-    Args:
-        name: name of the case.
-        pattern: regular expression that finds the patient in the name, or the patients by name (`guess_patients`). The
-            whole name is the patient if there is no pattern or no match.
-
-    Raises:
-        UserError: for an invalid regular expression.
-    """
-    if not isinstance(pattern, str):
-        return name if pattern is None else pattern.get(name, name)
-    try:
-        found = re.search(pattern, name)
-    except re.error as error:
-        raise UserError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from error
-    return found[0] if found else name
 
 
 DEFAULT_TEST_FRACTION = 0.2
@@ -271,10 +250,8 @@ def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
             "validation folders."
         )
     _place_bare_tests([case for case in cases if case.part != TRAINING and not case.label], roles, request)
-    patients: str | Mapping[str, str] | None = request.patient_pattern
-    if patients is None:
-        patients, sentence = guess_patients([(case.name, case.images[0]) for case in roles.all])
-        roles.notes += [sentence] if sentence else []
+    patients, sentence = patients_of([(case.name, case.images[0]) for case in roles.all], request.patient_pattern)
+    roles.notes += [sentence] if sentence else []
     given = bool(roles.test)
     if not given or request.test_cases is not None or request.test_fraction is not None:
         _choose_tests(roles, request, patients)
@@ -296,7 +273,7 @@ def _place_bare_tests(bare: list[FoundCase], roles: Roles, request: Request) -> 
         )
 
 
-def _choose_tests(roles: Roles, request: Request, patients: str | Mapping[str, str] | None) -> None:
+def _choose_tests(roles: Roles, request: Request, patients: Mapping[str, str]) -> None:
     fraction = DEFAULT_TEST_FRACTION if request.test_fraction is None else request.test_fraction
     count = request.test_cases
     count = number_of_tests(len(roles.labelled), fraction) if count is None else count
@@ -310,10 +287,10 @@ def _choose_tests(roles: Roles, request: Request, patients: str | Mapping[str, s
         )
 
 
-def _name_patients_on_both_sides(roles: Roles, patients: str | Mapping[str, str] | None) -> None:
+def _name_patients_on_both_sides(roles: Roles, patients: Mapping[str, str]) -> None:
     """Add a note about cases of test patients that train; a split that came with the data is not changed by a guess."""
-    tested = {patient_of(case.name, patients) for case in roles.test}
-    both = [case.name for case in roles.labelled + roles.unlabelled if patient_of(case.name, patients) in tested]
+    tested = {patients[case.name] for case in roles.test}
+    both = [case.name for case in roles.labelled + roles.unlabelled if patients[case.name] in tested]
     if both:
         roles.notes.append(
             f"{len(both)} training cases seem to be of patients with test cases ({', '.join(both[:5])}"
@@ -321,14 +298,12 @@ def _name_patients_on_both_sides(roles: Roles, patients: str | Mapping[str, str]
         )
 
 
-def _keep_patients_apart(roles: Roles, pattern: str | Mapping[str, str] | None) -> None:
+def _keep_patients_apart(roles: Roles, patients: Mapping[str, str]) -> None:
     """Remove all cases of test patients, labelled or not, from the other roles."""
-    if pattern is None:
-        return
-    tested = {patient_of(case.name, pattern) for case in roles.test}
+    tested = {patients[case.name] for case in roles.test}
     for role in ("labelled", "unlabelled", "validation"):
         cases = getattr(roles, role)
-        kept = [case for case in cases if patient_of(case.name, pattern) not in tested]
+        kept = [case for case in cases if patients[case.name] not in tested]
         if len(kept) < len(cases):
             roles.notes.append(f"{len(cases) - len(kept)} {role} cases of test patients are left out.")
         setattr(roles, role, kept)

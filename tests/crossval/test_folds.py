@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.crossval.folds import find_patients, fold_datalist, make_folds
+from scripts.crossval.runs import find_patients, fold_datalist, make_folds
 from scripts.data.datalist import load_cases
 from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.crossval.folds import find_patients, make_folds
+from scripts.crossval.runs import find_patients, make_folds
 from scripts.data.naming import guess_patients
 from scripts.data.spec import CaseLists
 from scripts.dataset_setup.roles import Request, assign, gather

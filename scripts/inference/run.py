@@ -1,23 +1,138 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment a list of images one after the other, and list the cases that failed."""
+"""Segment a list of images one after the other, write the files of each case, and list the cases that failed."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scripts.data.labels import LabelValues, declared_values
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
+from scripts.images.dicom_seg import write_dicom_seg
 from scripts.images.find import ImageFiles, first_file, output_names
-from scripts.inference.outputs import SegmentationWriter
+from scripts.images.header import NIFTI, SLICER
+from scripts.images.monai import label_dtype
+from scripts.images.write import DICOM_SEG, output_ending, require_output_format, write_volume
 from scripts.inference.segmenter import Segmentation, Segmenter
 from scripts.progress import open_bar
 
 logger = logging.getLogger("inference")
+
+IGNORED = "ignored"
+"""Name of the value that says nothing, in labels of which a part is to be corrected."""
+
+
+@dataclass
+class SegmentationWriter:
+    """Write segmentations as files.
+
+    Args:
+        output_dir: folder for the files, created if needed.
+        label_names: names of the classes, background first.
+        label_values: value of each class in label volumes; `None` for 0, 1, 2, ...; of a class with several values
+            the first is written.
+        output_format: of label volumes: `nifti`; `input` for the format of the image (DICOM becomes NIfTI); `seg_nrrd`
+            for 3D Slicer's segmentations; `dicom_seg` for DICOM series.
+        checkpoint: name of the model file, recorded in the JSON file of each label volume.
+        postfix: appended to the case name to form the name of the label volume.
+
+    Raises:
+        UserError: if `label_values` does not fit `label_names`, the format is unknown, or the packages that it needs
+            are not installed.
+    """
+
+    output_dir: str | Path
+    label_names: Sequence[str]
+    label_values: LabelValues | None = None
+    output_format: str = "nifti"
+    checkpoint: str = ""
+    postfix: str = "_seg"
+
+    def __post_init__(self) -> None:
+        self.values = declared_values(len(self.label_names), self.label_values)
+        self.warned = False
+        require_output_format(self.output_format)
+        named = zip(self.values, self.label_names, strict=True)
+        self.names = {value: name for index, (value, name) in enumerate(named) if index > 0}
+
+    def check_image(self, image: ImageFiles) -> None:
+        """Check that the label volume of an image can be written in `output_format`.
+
+        Raises:
+            UserError: if not.
+        """
+        output_ending(first_file(image), self.output_format)
+
+    def write(
+        self, result: Segmentation, name: str, kept: np.ndarray | None = None, ignore_value: int | None = None
+    ) -> Path:
+        """Write the volumes of a result, the label volume last.
+
+        The files are `NAME_confidence`, `NAME_uncertainty`, `NAME_probabilities.nii.gz` (one volume per class), and
+        the label volume `NAME_seg` with its `NAME_seg.json`.
+
+        Args:
+            result: result of a segmenter.
+            name: name of the case.
+            kept: bool, broadcast to the volume: where the label volume has the segmentation; elsewhere it has
+                `ignore_value`. `None`: everywhere.
+            ignore_value: see `kept`.
+
+        Returns:
+            The path of the label volume.
+        """
+        image = first_file(result.image)
+        ending = output_ending(image, self.output_format)
+        if not (result.oriented or self.warned):
+            self.warned = True
+            logger.warning(
+                f"{image} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is assumed, so "
+                "check that left and right are correct. Further images of this kind are not mentioned."
+            )
+        path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
+        other_ending = {SLICER[0]: ".nrrd", DICOM_SEG: NIFTI[0]}.get(ending, ending)
+        for kind, volume in (("confidence", result.confidence), ("uncertainty", result.uncertainty)):
+            if volume is not None:
+                write_volume(path.with_name(f"{name}_{kind}{other_ending}"), volume, result.affine, image)
+        if result.probabilities is not None:
+            path_of_all = path.with_name(f"{name}_probabilities.nii.gz")
+            write_volume(path_of_all, result.probabilities, result.affine, image)
+        sidecar = json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n"
+        write_text(path.with_name(f"{name}{self.postfix}.json"), sidecar)
+        values, names = self._file_values(result.classes), self.names
+        if kept is not None and ignore_value is not None:
+            wide = label_dtype([*self.values, ignore_value])
+            values = np.where(kept, values, np.asarray(ignore_value, wide)).astype(wide, copy=False)
+            names = {**names, ignore_value: IGNORED}  # 3D Slicer loses voxels that no segment has
+        if ending == DICOM_SEG:
+            write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint)
+        else:
+            write_volume(path, values, result.affine, image, names)
+        return path
+
+    def _file_values(self, classes: np.ndarray) -> np.ndarray:
+        values = np.asarray(self.values, label_dtype(self.values))
+        if self.values == list(range(len(self.values))) and classes.dtype == values.dtype:
+            return classes
+        return values[classes]
+
+    def _sidecar(self, result: Segmentation) -> dict[str, Any]:
+        return {
+            "image": result.image,
+            "checkpoint": self.checkpoint,
+            "labels": {str(value): name for value, name in zip(self.values, self.label_names, strict=True)},
+            "confidence": round(result.sums.confidence(), 6),
+            "predicted_dice": round(result.predicted_dice(), 4),
+            "alarms": result.alarms,
+        }
+
 
 VOLUME_COLUMNS = ("case", "structure", "value", "voxels", "volume_ml", "predicted_dice", "alarms")
 FAILURE_COLUMNS = ("case", "image", "what")

@@ -15,8 +15,7 @@ from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 from scripts.images.find import ImageFiles, first_file
-from scripts.inference.outputs import SegmentationWriter
-from scripts.inference.run import each_case, report_failures
+from scripts.inference.run import SegmentationWriter, each_case, report_failures
 from scripts.inference.segmenter import Segmentation, Segmenter
 from scripts.labelling.nnunet import check_nnunet_folder, write_nnunet_dataset
 

@@ -13,8 +13,7 @@ import pytest
 from scripts.errors import UserError
 from scripts.files import csv_rows, csv_text
 from scripts.images.write import write_volume
-from scripts.inference.outputs import SegmentationWriter
-from scripts.inference.run import infer
+from scripts.inference.run import SegmentationWriter, infer
 from scripts.inference.segmenter import ClassSums, Segmentation
 from scripts.labelling.prioritise import COLUMNS
 from scripts.report.page import write_report

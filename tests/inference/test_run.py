@@ -18,7 +18,7 @@ from scripts.images.monai import VolumeReader
 from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
 from scripts.inference.alarms import ClassSums
-from scripts.inference.outputs import SegmentationWriter
+from scripts.inference.run import SegmentationWriter
 from scripts.inference.segmenter import Segmentation, Segmenter
 from tests.volume_files import dicom_slices, oblique, stored_as, write_dicom
 

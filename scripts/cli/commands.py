@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scripts.cli.errors import print_error
 from scripts.cli.export import export
 from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, option_value, split_words
 from scripts.cli.runs import (
@@ -27,7 +26,7 @@ from scripts.cli.runs import (
     shell_line,
     shown_path,
 )
-from scripts.errors import UserError
+from scripts.errors import UserError, print_error
 
 DATASET_HELP = "dataset: name given to new-dataset, name of a file in configs/datasets, or path (default: the demo)"
 METHOD_HELP = "name of a file in configs/methods, or a path; auto: what `crossval` has chosen"

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from monai.utils import set_determinism
 
-from scripts.cli.errors import print_error
 from scripts.cli.overrides import check_overrides, is_command_line
 from scripts.cli.rules import check_settings
 from scripts.cli.runs import shell_line
 from scripts.cli.words import parse_words, words_that_monai_keeps
 from scripts.distributed.threads import limit_threads
-from scripts.errors import UserError
+from scripts.errors import UserError, print_error
 from scripts.files import require_folders
 
 

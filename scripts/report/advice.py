@@ -11,8 +11,7 @@ from scripts.data.checks.case import content_digest
 from scripts.errors import UserError
 from scripts.evaluation.statistics import MIN_CASES
 from scripts.images.read import open_volume, read_header
-from scripts.report.cases import ReportCase
-from scripts.report.measures import StructureMeasures
+from scripts.report.cases import ReportCase, StructureMeasures
 
 SPACING_TOLERANCE = 0.02
 """A spacing is outside the range of training if it exceeds it by more than this fraction."""

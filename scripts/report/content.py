@@ -15,8 +15,7 @@ from scripts.errors import UserError, first_line
 from scripts.evaluation.comparison import compare_dice, mean_per_case, read_dice
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.report.advice import advice
-from scripts.report.cases import ReportCase, find_candidates, structures_of
-from scripts.report.measures import StructureMeasures, agreement, measure
+from scripts.report.cases import ReportCase, StructureMeasures, agreement, find_candidates, measure, structures_of
 from scripts.report.pictures import CaseVolumes, draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
 from scripts.report.training import course_of, memory_of, training_facts

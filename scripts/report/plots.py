@@ -90,7 +90,7 @@ def agreement_plot(structures: Sequence[Mapping[str, Any]], numbers: Mapping[str
     """Difference of predicted and reference volume against their mean, a panel per structure.
 
     Args:
-        structures: entries of `scripts.report.measures.agreement`.
+        structures: entries of `scripts.report.cases.agreement`.
         numbers: number of each structure, from 1, for its colour.
     """
     columns = min(3, len(structures))

@@ -11,8 +11,7 @@ import pytest
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, ScaleIntensityRange
 
-from scripts.cli.errors import chain_of, describe, print_error
-from scripts.errors import UserError
+from scripts.errors import UserError, chain_of, describe, print_error
 
 
 def raised_by(config: dict[str, Any], entry: str) -> str:

@@ -12,9 +12,8 @@ import pytest
 
 from scripts.images.write import write_volume
 from scripts.report.advice import advice, compare_with_training
-from scripts.report.cases import ReportCase, find_cases
+from scripts.report.cases import ReportCase, StructureMeasures, find_cases
 from scripts.report.content import read_json
-from scripts.report.measures import StructureMeasures
 from tests.report.output_folder import write_evaluation
 
 FINE = StructureMeasures(1.0, 1.0, False, 1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts.report.measures import StructureMeasures, agreement, measure
+from scripts.report.cases import StructureMeasures, agreement, measure
 from scripts.report.pictures import CaseVolumes
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scripts.cli.export import export
-from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, option_value, split_words
 from scripts.cli.runs import (
     CONFIGS,
     ROOT,
@@ -26,6 +25,7 @@ from scripts.cli.runs import (
     shell_line,
     shown_path,
 )
+from scripts.cli.words import MODEL_HELP, PROGRAM, Parser, option_value, split_words
 from scripts.errors import UserError, print_error
 
 DATASET_HELP = "dataset: name given to new-dataset, name of a file in configs/datasets, or path (default: the demo)"

@@ -8,8 +8,8 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.cli.parser import MODEL_HELP, PROGRAM, Parser, split_words
 from scripts.cli.runs import CONFIGS, ROOT, TRAINED, find_dataset
+from scripts.cli.words import MODEL_HELP, PROGRAM, Parser, split_words
 from scripts.errors import UserError
 
 if TYPE_CHECKING:

@@ -52,11 +52,9 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: names the option or key and the most similar known one.
     """
-    options, alone = parse_words(argv[2:])
-    arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
-    files = config_files_of(options.get("config_file", arguments.get("config_file")))
+    options, alone, files = parts_of(argv)
     contents = {file: read_mapping(file) for file in files}
-    tree, referred = _joined(contents)
+    tree, referred = joined(contents)
     # A key that a file refers to as @name but no file defines must be given on the command line.
     known = RUN_ARGUMENTS | set(tree) | referred
     if "tracking" in options:
@@ -81,6 +79,13 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     return tree | given
 
 
+def parts_of(argv: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """The options, the words that belong to no option, and the config files of `python -m monai.bundle run`."""
+    options, alone = parse_words(argv[2:])
+    arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
+    return options, alone, config_files_of(options.get("config_file", arguments.get("config_file")))
+
+
 def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
     """Those of some options that would have an effect on config files.
 
@@ -88,7 +93,7 @@ def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[s
         files: config files; later ones replace keys of earlier ones.
         options: values by name.
     """
-    tree, referred = _joined({file: read_mapping(file) for file in files})
+    tree, referred = joined({file: read_mapping(file) for file in files})
     accepted = {}
     for option, value in options.items():
         with suppress(UserError):
@@ -97,7 +102,7 @@ def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[s
     return accepted
 
 
-def _joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], set[str]]:
+def joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], set[str]]:
     """The content of config files as MONAI joins it, and the names that they refer to."""
     parser = ConfigParser({})
     for content in contents.values():

@@ -12,11 +12,10 @@ from typing import Any
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
-from monai.bundle.utils import merge_kv
 
-from scripts.cli.overrides import CONFIGS, config_files_of, is_command_line, read_mapping
+from scripts.cli.overrides import CONFIGS, is_command_line, joined, parts_of, read_mapping
 from scripts.cli.runs import shell_line
-from scripts.cli.words import RUN_ARGUMENTS, parse_words
+from scripts.cli.words import RUN_ARGUMENTS
 from scripts.distributed.collectives import num_ranks
 
 ENGINE = {"train", "validate", "initialize", "finalize", "training", "check_data", "run", "imports", "device"}
@@ -43,14 +42,9 @@ def run_settings(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     argv = list(sys.argv if argv is None else argv)
     if not is_command_line(argv):
         return None
-    options, _ = parse_words(argv[2:])
-    arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
-    files = config_files_of(options.get("config_file", arguments.get("config_file")))
+    options, _, files = parts_of(argv)
     overrides = {k: DefaultParseValue(v) if v else True for k, v in options.items() if k not in RUN_ARGUMENTS}
-    parser = ConfigParser({})
-    for file in files:
-        for key, value in read_mapping(file).items():
-            merge_kv(parser, key, value)
+    parser = ConfigParser(joined({file: read_mapping(file) for file in files})[0])
     for key, value in overrides.items():
         parser[key] = value
     content = {**parser.get(), "num_ranks": num_ranks()}

@@ -7,7 +7,7 @@ It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 fi
 `ResidualUNet` as it is by default. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose
 V-Net and `test_single_case` are run unchanged. All networks have the same random weights.
 
-Methods run in turn; the table shows medians. `--json` writes the same numbers with machine, versions and all repeats.
+Methods run in turn; the table shows medians.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +30,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts.experiments.starting import machine_and_versions
+from scripts.experiments.measure import median_seconds, print_table, size_text
 from scripts.inference.models import InferenceNetwork
 from scripts.inference.segmenter import MirroredNetwork
 from scripts.inference.streaming import longest_axis, stitched_rows
@@ -123,20 +120,6 @@ def _streamed(inferer: SlidingWindowInferer, network: Callable[[torch.Tensor], t
     return method
 
 
-def in_turn(
-    calls: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float]
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each call in each repeat, A B A B, and the last results."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    results = {}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = clock()
-            results[name] = call()
-            seconds[name].append(clock() - start)
-    return seconds, results
-
-
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Median seconds of every method on one volume, with ratio and agreement to the first.
 
@@ -144,35 +127,25 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     volume = torch.randn(1, *options.shape, generator=torch.Generator().manual_seed(0))
     count = len(dense_patch_slices(options.shape, options.window, STRIDES))
-    print(f"{_size(options.shape)} voxels, {count} windows of {_size(options.window)} with their strides")
+    print(f"{size_text(options.shape)} voxels, {count} windows of {size_text(options.window)} with their strides")
     wanted = {name: method for name, method in methods(options).items() if not options.only or name in options.only}
-    calls: dict[str, Callable[[], np.ndarray]] = {name: partial(method, volume) for name, method in wanted.items()}
-    seconds, results = in_turn(calls, options.repeats, time.process_time if options.threads == 1 else time.perf_counter)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    results: dict[str, np.ndarray] = {}
+    calls = {name: partial(_keep, results, name, method, volume) for name, method in wanted.items()}
+    seconds = median_seconds(calls, options.repeats, processor=options.threads == 1, warm_up=0)
     first = next(iter(calls))
     return [
         {
             "method": name,
-            "seconds": medians[name],
-            "times as fast": medians[first] / medians[name],
+            "seconds": seconds[name],
+            "times as fast": seconds[first] / seconds[name],
             "equal voxels": float((results[name] == results[first]).mean()),
-            "repeats": seconds[name],
         }
         for name in calls
     ]
 
 
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    lines = ["| method | seconds | times as fast | equal voxels |", "|---|---|---|---|"]
-    for row in rows:
-        numbers = f"{row['seconds']:.1f} | {row['times as fast']:.2f} | {row['equal voxels']:.4f}"
-        lines.append(f"| {row['method']} | {numbers} |")
-    return "\n".join(lines)
+def _keep(results: dict[str, np.ndarray], name: str, method: Method, volume: torch.Tensor) -> None:
+    results[name] = method(volume)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -188,7 +161,6 @@ def make_parser() -> argparse.ArgumentParser:
     option("--only", nargs="*", default=[], metavar="METHOD", help="methods of the table to run, in its words")
     option("--repeats", type=int, default=3)
     option("--threads", type=int, default=1)
-    option("--json", type=Path, help="file for the numbers")
     return parser
 
 
@@ -196,12 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
     options = make_parser().parse_args(argv)
     torch.set_num_threads(options.threads)
-    rows = compare(options)
-    print(table(rows))
-    if options.json:
-        settings = {key: str(value) for key, value in vars(options).items()}
-        content = {**machine_and_versions(), "options": settings, "rows": rows}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    digits = {"seconds": 1, "times as fast": 2, "equal voxels": 4}
+    print_table([
+        {**row, **{name: f"{row[name]:.{digits[name]}f}" for name in digits}} for row in compare(options)
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,16 +33,15 @@ import numpy as np
 import psutil
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser
 from nibabel.openers import Opener
 from torch import nn
 
 from scripts.data.demo import ensure_demo_dataset
+from scripts.experiments.measure import CONFIGS, ROOT, command_line, median_seconds, peak_mib, size_text, training_run
 from scripts.networks.vnet import VNet
 from scripts.training.precision import place
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 STRUCTURES = ("first", "second", "third")
 SPACING = (0.8, 0.8, 2.5)
 WINDOW = 50
@@ -59,23 +58,14 @@ def measure_command(words: Sequence[str]) -> tuple[float, float]:
         subprocess.CalledProcessError: if the command fails.
     """
     command = [sys.executable, "-m", *words]
-    start, peak = time.perf_counter(), 0
+    start, peak = time.perf_counter(), 0.0
     process = subprocess.Popen(command, cwd=ROOT)
     while process.poll() is None:
-        peak = max(peak, peak_kib(process.pid))
+        peak = max(peak, peak_mib(process.pid))
         time.sleep(0.1)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, peak / 2**10
-
-
-def peak_kib(process: int) -> int:
-    """Peak memory of a running process in KiB; 0 if it has ended.
-
-    `resource.getrusage` cannot be used: a child starts at the peak of its parent, and all children count together.
-    """
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return time.perf_counter() - start, peak
 
 
 # ------------------------------------------------------------------ generated data
@@ -155,7 +145,7 @@ def large_volume(options: argparse.Namespace, folder: Path) -> None:
             *widths,
         ]
     )
-    print(f"{_size(options.shape)} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
+    print(f"{size_text(options.shape)} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
 
 
 def many_volumes(options: argparse.Namespace, folder: Path) -> None:
@@ -164,7 +154,7 @@ def many_volumes(options: argparse.Namespace, folder: Path) -> None:
     words = ["scripts", "new-dataset", str(folder / "data"), "--name", "many", "--dry_run"]  # else the name is kept
     seconds, mebibytes = measure_command(words)
     print(
-        f"{options.volumes} volumes of {_size(options.shape)} voxels, {options.labelled} labelled: "
+        f"{options.volumes} volumes of {size_text(options.shape)} voxels, {options.labelled} labelled: "
         f"{seconds:.1f} s, peak memory {mebibytes:.0f} MiB"
     )
 
@@ -181,7 +171,7 @@ def many_checks(options: argparse.Namespace, folder: Path) -> None:
                 *("--roi_size", str(options.shape)),
             ]
         )
-        print(f"{cases} cases of {_size(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+        print(f"{cases} cases of {size_text(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
 
 
 def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
@@ -201,7 +191,7 @@ def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
         rows = len((folder / "out/metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
         if rows != cases * len(STRUCTURES):
             raise RuntimeError(f"{cases} cases gave {rows} rows instead of {cases * len(STRUCTURES)}.")
-        print(f"{cases} cases of {_size(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+        print(f"{cases} cases of {size_text(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
 
 
 def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> list[str]:
@@ -210,10 +200,6 @@ def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> l
         *("monai.bundle", "run", run_id, "--config_file", str(files), "--bundle_root", str(ROOT)),
         *("--dataset_dir", str(data), "--output_dir", str(output)),
     ]
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 # ------------------------------------------------------------------ measurements within a process
@@ -245,16 +231,13 @@ def long_training(options: argparse.Namespace, folder: Path) -> None:
 def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list[dict[str, float]]:
     """Train up to the last of `steps`, and return memory in MiB and the counts of `handles` at each of them."""
     torch.set_num_threads(1)
-    overrides = {
-        "bundle_root": str(ROOT), "dataset_dir": str(demo),
-        "output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), "num_workers": workers,
-        "roi_size": [32, 32, 16], "spacing": [3.0, 3.0, 4.0], "widths": [4, 8, 16, 32],
-        "precision": "fp32", "device": "cpu",
-        "batch_labelled": 1, "batch_unlabelled": 1, "restart": 1, "unlabelled_start": 0.0,
-        "max_steps": max(steps), "val_interval": 100, "save_interval": 100,
-    }  # fmt: skip
-    workflow = ConfigWorkflow(config_file=str(CONFIGS / "train.yaml"), workflow_type="train", **overrides)
-    workflow.initialize()
+    workflow = training_run(
+        folder, dataset_dir=demo, num_workers=workers,
+        roi_size=[32, 32, 16], spacing=[3.0, 3.0, 4.0], widths=[4, 8, 16, 32],
+        precision="fp32", device="cpu",
+        batch_labelled=1, batch_unlabelled=1, restart=1, unlabelled_start=0.0,
+        max_steps=max(steps), val_interval=100, save_interval=100,
+    )  # fmt: skip
     samples: list[tuple[float, float]] = []
     rows = []
 
@@ -314,10 +297,13 @@ def patch_cost(options: argparse.Namespace, folder: Path) -> None:
     print("batch  layout         training s  s/patch  inference s  s/patch")
     for size in options.batches:
         batch = torch.randn(size, 1, *options.roi_size)
-        training = median_seconds([partial(_train_once, each, batch) for each in networks.values()], options.repeats)
+        calls = {layout: partial(_train_once, each, batch) for layout, each in networks.items()}
+        training = median_seconds(calls, options.repeats)
         with torch.no_grad():
-            inference = median_seconds([partial(each, batch) for each in networks.values()], options.repeats)
-        for layout, first, second in zip(networks, training, inference, strict=True):
+            calls = {layout: partial(each, batch) for layout, each in networks.items()}
+            inference = median_seconds(calls, options.repeats)
+        for layout in networks:
+            first, second = training[layout], inference[layout]
             print(
                 f"{size:5d}  {layout:13s}  {first:10.3f}  {first / size:7.3f}  {second:11.3f}  {second / size:7.3f}",
                 flush=True,
@@ -328,64 +314,41 @@ def _train_once(network: nn.Module, batch: torch.Tensor) -> None:
     network(batch).mean().backward()
 
 
-def median_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median wall time of each call in seconds. They take turns, and a first turn is not counted."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats + 1):
-        for call, measured in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            call()
-            measured.append(time.perf_counter() - start)
-    return [statistics.median(measured[1:]) for measured in times]
-
-
 # ------------------------------------------------------------------ command line
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser, with a sub-command for each measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(function: Callable[[argparse.Namespace, Path], None]) -> Callable[..., argparse.Action]:
-        words = (function.__doc__ or "").splitlines()
-        command = commands.add_parser(function.__name__.replace("_", "-"), help=words[0], description="\n".join(words))
-        command.set_defaults(function=function)
-        return command.add_argument
-
-    option = add(large_volume)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line described at the top of this module."""
+    commands = (large_volume, many_volumes, many_checks, many_evaluations, long_training, patch_cost)
+    parser, options = command_line(__doc__, commands)
+    option = options["large-volume"]
     option("--shape", nargs=3, type=int, default=[512, 512, 800], help="voxels")
     option("--voxel", nargs=3, type=float, default=[0.8, 0.8, 0.8], help="size of a voxel in mm")
     option("--width", type=int, default=16, help="channels of the first stage; each next one doubles them")
     option("--device", default="cpu")
-    option = add(many_volumes)
+    option = options["many-volumes"]
     option("--volumes", type=int, default=500)
     option("--labelled", type=int, default=250)
     option("--shape", nargs=3, type=int, default=[192, 160, 96], help="voxels of each volume")
-    option = add(many_checks)
+    option = options["many-checks"]
     option("--cases", nargs="+", type=int, default=[100, 1000])
     option("--shape", nargs=3, type=int, default=[64, 64, 48], help="voxels of each case")
-    option = add(many_evaluations)
+    option = options["many-evaluations"]
     option("--cases", nargs="+", type=int, default=[250, 1000])
     option("--shape", nargs=3, type=int, default=[48, 48, 24], help="voxels of each case")
     option("--width", type=int, default=4)
-    option = add(long_training)
+    option = options["long-training"]
     option("--steps", nargs="+", type=int, default=[300, 3000], help="steps to measure at, ascending")
     option("--workers", nargs="+", type=int, default=[0, 2], help="numbers of loader processes, one run for each")
-    option = add(patch_cost)
+    option = options["patch-cost"]
     option("--roi_size", nargs=3, type=int, default=[48, 48, 32])
     option("--base_filters", type=int, default=8)
     option("--norm", default="instance")
     option("--batches", nargs="+", type=int, default=[1, 2, 4])
     option("--repeats", type=int, default=7)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line described at the top of this module."""
-    options = make_parser().parse_args(argv)
+    given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        options.function(options, Path(folder))
+        given.function(given, Path(folder))
 
 
 if __name__ == "__main__":

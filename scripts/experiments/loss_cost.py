@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the time and memory of the contrast, the memory update and other loss terms.
 
-    python -m scripts.experiments.loss_cost reference --reference FOLDER --patch 112 112 80 --output FILE.json
-    python -m scripts.experiments.loss_cost growth --classes 2 4 8 16 --stored 32 256 --output FILE.json
+    python -m scripts.experiments.loss_cost reference --reference FOLDER --patch 112 112 80
+    python -m scripts.experiments.loss_cost growth --classes 2 4 8 16 --stored 32 256
     python -m scripts.experiments.loss_cost step --config datasets/left_atrium.yaml --dataset_dir FOLDER
 
 `reference` compares the exact contrast with that of SS-Net's code, of which FOLDER holds a checkout
@@ -15,17 +15,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -36,7 +31,15 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from torch import nn
 
-from scripts.experiments.load import CONFIGS, median_seconds, peak_kib
+from scripts.experiments.measure import (
+    EVERYTHING,
+    command_line,
+    in_process,
+    median_seconds,
+    peak_mib,
+    print_table,
+    training_run,
+)
 from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
 from scripts.losses.contrast import ContrastTerm, LabelledContrastTerm, UnlabelledContrastTerm
 from scripts.losses.supervised import SupervisedTerm
@@ -49,11 +52,6 @@ from scripts.training.memory_updater import MemoryBankUpdater
 
 WIDTH = 32
 """Width of the prototypes."""
-
-
-def measure_in_turn(actions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each action, see `median_seconds`."""
-    return dict(zip(actions, median_seconds(list(actions.values()), repeats), strict=True))
 
 
 # ------------------------------------------------------------------ against SS-Net's code
@@ -83,14 +81,14 @@ class ReferenceModel(nn.Module):
             self.add_module(f"contrastive_class_selector_memory{c}", nn.Sequential(*memory.children()))
 
 
-def compare_with_reference(options: argparse.Namespace) -> list[dict[str, Any]]:
+def reference(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time forward and backward pass of both exact contrasts, with and without the heads; compare their values."""
-    reference = load_reference(options.reference)
+    contrast = load_reference(options.reference)
     rows = []
     for stored in ("all classes", "foreground"):
         for heads in (False, True):
             torch.manual_seed(0)
-            rows.append(_compare_one(reference, options, stored, heads))
+            rows.append(_compare_one(contrast, options, stored, heads))
     return rows
 
 
@@ -135,7 +133,7 @@ def _compare_one(
 
     with patch.object(torch.Tensor, "cuda", lambda tensor: tensor):  # the reference asks for no device
         difference = abs(float(theirs().detach()) - float(ours().detach()))
-        seconds = measure_in_turn({"reference": theirs, "ours": ours}, options.repeats)
+        seconds = median_seconds({"reference": theirs, "ours": ours}, options.repeats)
     return {
         "prototypes of": stored,
         "heads": heads,
@@ -148,7 +146,7 @@ def _compare_one(
 # ------------------------------------------------------------------ growth with classes and prototypes
 
 
-def measure_growth(options: argparse.Namespace) -> list[dict[str, Any]]:
+def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and memory of the memory update and the terms for each number of classes and of prototypes per class."""
     return [in_process(_grown, options, classes, stored) for classes in options.classes for stored in options.stored]
 
@@ -177,7 +175,7 @@ def _grown(options: argparse.Namespace, classes: int, stored: int) -> dict[str, 
     for name, term in terms.items():
         actions[name] = partial(_forward_and_backward, term, batch)
     before = peak_mib(reset=True)
-    seconds = measure_in_turn(actions, options.repeats)
+    seconds = median_seconds(actions, options.repeats)
     return {
         "classes": classes,
         "prototypes": stored,
@@ -194,17 +192,7 @@ def _forward_and_backward(term: LossTerm, batch: TrainingBatch) -> None:
 # ------------------------------------------------------------------ share of a training step
 
 
-EVERYTHING = {
-    "restart": 1,  # without pseudo-labels of whole volumes, whose making is no part of a step
-    "unlabelled_start": 0.0,
-    "terms::contrast_unlabelled::confidence": 0.0,
-    "memory_updater::confidence": 0.0,
-    "memory_updater::only_correct": False,
-}
-"""Overrides with which all voxels take part from the first step, as after training; an untrained network has few."""
-
-
-def measure_step(options: argparse.Namespace) -> list[dict[str, Any]]:
+def step(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Share of the memory update and of the contrasts, with their backward passes, in the steps of a training run."""
     return [in_process(_measured_step, options)]
 
@@ -213,23 +201,17 @@ def _measured_step(options: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"step": [], "memory update": [], "contrast": []}
     overrides: dict[str, Any] = {"max_steps": options.repeats + 2, "num_workers": 0, **EVERYTHING}
     if options.dataset_dir is not None:
-        overrides["dataset_dir"] = str(options.dataset_dir)
+        overrides["dataset_dir"] = options.dataset_dir
     with tempfile.TemporaryDirectory() as folder:
-        workflow = ConfigWorkflow(
-            config_file=[str(CONFIGS / name) for name in ("train.yaml", *options.config)],
-            workflow_type="train",
-            bundle_root=str(CONFIGS.parent),
-            output_dir=folder,
-            ckpt_dir=folder,
-            **overrides,
-        )
-        workflow.initialize()
+        workflow = training_run(Path(folder), options.config, **overrides)
         with _clocks(workflow, seconds):
             workflow.run()
         workflow.finalize()
-    step, *parts = (statistics.median(values[2:]) for values in seconds.values())
-    shares = {f"{name} %": round(100 * part / step, 1) for name, part in zip(list(seconds)[1:], parts, strict=True)}
-    return {"configuration": " ".join(options.config) or "demo", "step s": round(step, 3), **shares}
+    step_seconds, *parts = (statistics.median(values[2:]) for values in seconds.values())
+    shares = {
+        f"{name} %": round(100 * part / step_seconds, 1) for name, part in zip(list(seconds)[1:], parts, strict=True)
+    }
+    return {"configuration": " ".join(options.config) or "demo", "step s": round(step_seconds, 3), **shares}
 
 
 @contextmanager
@@ -278,70 +260,27 @@ def _clocks(workflow: ConfigWorkflow, seconds: dict[str, list[float]]) -> Iterat
         yield
 
 
-def in_process(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """Call a function in a process of its own, so that its peak of memory is its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_single_threaded, function, *args).result()
-
-
-def _single_threaded(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return function(*args)
-
-
-def peak_mib(reset: bool = False) -> float:
-    """Peak memory of this process in MiB, on request since now."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_kib(os.getpid()) / 2**10
-
-
-# ------------------------------------------------------------------ command line
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows with equal keys as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for name, action in (
-        ("reference", compare_with_reference),
-        ("growth", measure_growth),
-        ("step", measure_step),
-    ):
-        command = commands.add_parser(name, help=str(action.__doc__).splitlines()[0])
-        command.set_defaults(measure=action)
-        command.add_argument("--repeats", type=int, default=5)
-        command.add_argument("--output", type=Path, help="JSON file for the table and what it was measured with")
+    parser, options = command_line(__doc__, (reference, growth, step))
+    for name, option in options.items():
+        option("--repeats", type=int, default=5)
         if name != "step":
-            command.add_argument("--patch", type=int, nargs=3, default=(96, 80, 48), help="voxels along each axis")
-            command.add_argument("--batch", type=int, default=1, help="number of cases of each kind")
-        if name == "reference":
-            command.add_argument("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
-            command.add_argument("--classes", type=int, default=2)
-            command.add_argument("--features", type=int, default=16, help="channels of the feature maps")
-        if name == "growth":
-            command.add_argument("--classes", type=int, nargs="+", default=(2, 4, 8, 16))
-            command.add_argument("--stored", type=int, nargs="+", default=(32, 256), help="prototypes per class")
-        if name == "step":
-            command.add_argument("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
-            command.add_argument("--dataset_dir", type=Path, help="folder of the images; not needed for the demo")
-    options = parser.parse_args(argv)
+            option("--patch", type=int, nargs=3, default=(96, 80, 48), help="voxels along each axis")
+            option("--batch", type=int, default=1, help="number of cases of each kind")
+    option = options["reference"]
+    option("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
+    option("--classes", type=int, default=2)
+    option("--features", type=int, default=16, help="channels of the feature maps")
+    option = options["growth"]
+    option("--classes", type=int, nargs="+", default=(2, 4, 8, 16))
+    option("--stored", type=int, nargs="+", default=(32, 256), help="prototypes per class")
+    option = options["step"]
+    option("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
+    option("--dataset_dir", type=Path, help="folder of the images; not needed for the demo")
+    given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = options.measure(options)
-    print_table(rows)
-    if options.output is not None:
-        settings = {k: str(v) for k, v in vars(options).items() if k not in ("measure", "output", "reference")}
-        made_with = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        content = {"made with": made_with, "settings": settings, "rows": rows}
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print_table(given.function(given))
 
 
 if __name__ == "__main__":

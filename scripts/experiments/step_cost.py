@@ -35,14 +35,12 @@ import numpy as np
 import torch
 import yaml
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
 from monai.transforms import Compose
 from torch import nn
 from torch.utils.data import DataLoader
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.load import CONFIGS
-from scripts.experiments.loss_cost import EVERYTHING, in_process, peak_mib, print_table
+from scripts.experiments.measure import EVERYTHING, command_line, in_process, peak_mib, print_table, training_run
 from scripts.networks.vnet import VNet
 from scripts.training.precision import place
 
@@ -57,7 +55,7 @@ def parse_settings(text: str) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in pairs}
 
 
-def measure_settings(options: argparse.Namespace) -> list[dict[str, Any]]:
+def settings(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and peak memory of a step of the default method, relative to the settings without an override."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ("", *options.settings)}
     with tempfile.TemporaryDirectory() as folder:
@@ -82,16 +80,8 @@ def measure_settings(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _measured_run(options: argparse.Namespace, overrides: dict[str, Any], folder: str) -> dict[str, float]:
     """Median processor seconds of a step after the first, and peak memory above that before the first."""
-    workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / name) for name in ("train.yaml", *options.config)],
-        workflow_type="train",
-        bundle_root=str(CONFIGS.parent),
-        dataset_dir=str(Path(folder, "demo")),
-        output_dir=str(Path(folder, "out")),
-        ckpt_dir=str(Path(folder, "models")),
-        **{"max_steps": options.steps + 1, "val_interval": 10**6, "num_workers": 0, **EVERYTHING, **overrides},
-    )
-    workflow.initialize()
+    given = {"max_steps": options.steps + 1, "val_interval": 10**6, "num_workers": 0, **EVERYTHING, **overrides}
+    workflow = training_run(Path(folder), options.config, dataset_dir=Path(folder, "demo"), **given)
     starts: list[float] = []
     seconds: list[float] = []
     before = 0.0
@@ -129,7 +119,7 @@ EXACT = {"prototype_loss::samples_per_class": None, "prototype_loss::embeddings_
 """All voxels take part in the contrast and pass through the heads, as in the authors' code."""
 
 
-def measure_authors(options: argparse.Namespace) -> list[dict[str, Any]]:
+def authors(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and peak memory of a step of SS-Net: the authors' code, and ours with the same work and as configured."""
     options.config = ["networks/vnet.yaml", "methods/ssnet.yaml"]
     with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +192,7 @@ def _authors_run(reference: Path, steps: int) -> dict[str, float]:
     return {"seconds": statistics.median(np.diff(marks)), "mebibytes": peak_mib() - start}
 
 
-def measure_compile(options: argparse.Namespace) -> list[dict[str, Any]]:
+def compile(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Forward and backward pass of `VNet` plain and compiled in place, with the calls of a hook on `decoder.stage1`."""
     return [in_process(_compared, options)]
 
@@ -238,26 +228,19 @@ def _compared(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("settings", help=str(measure_settings.__doc__).splitlines()[0])
-    command.set_defaults(measure=measure_settings)
-    command.add_argument("settings", nargs="*", help="overrides to measure, each beside the settings without it")
-    command.add_argument("--base", default="", help="overrides of all, such as roi_size=[48,48,48],batch_labelled=2")
-    command.add_argument("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
-    command.add_argument("--steps", type=int, default=4, help="steps of a run, after one that is not counted")
-    command.add_argument("--repeats", type=int, default=3, help="runs of each")
-    command = commands.add_parser("authors", help=str(measure_authors.__doc__).splitlines()[0])
-    command.set_defaults(measure=measure_authors)
-    command.add_argument("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
-    command.add_argument("--steps", type=int, default=2, help="steps of a run, after one that is not counted")
-    command.add_argument("--repeats", type=int, default=2, help="runs of each")
-    command = commands.add_parser("compile", help=str(measure_compile.__doc__).splitlines()[0])
-    command.set_defaults(measure=measure_compile)
-    command.add_argument("--patch", type=int, nargs=3, default=(48, 48, 32), help="voxels along each axis")
-    command.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args(argv)
-    print_table(options.measure(options))
+    parser, options = command_line(__doc__, (settings, authors, compile))
+    option = options["settings"]
+    option("settings", nargs="*", help="overrides to measure, each beside the settings without it")
+    option("--base", default="", help="overrides of all, such as roi_size=[48,48,48],batch_labelled=2")
+    option("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
+    options["authors"]("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
+    for name, steps, repeats in (("settings", 4, 3), ("authors", 2, 2)):
+        options[name]("--steps", type=int, default=steps, help="steps of a run, after one that is not counted")
+        options[name]("--repeats", type=int, default=repeats, help="runs of each")
+    options["compile"]("--patch", type=int, nargs=3, default=(48, 48, 32), help="voxels along each axis")
+    options["compile"]("--repeats", type=int, default=7)
+    given = parser.parse_args(argv)
+    print_table(given.function(given))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how long training waits for data, and what augmentation costs beside MONAI's.
+"""Measure how long training waits for data, and what augmentation and threads cost.
 
     python -m scripts.experiments.waiting share --dataset left_atrium --dataset_dir FOLDER
     python -m scripts.experiments.waiting disk
     python -m scripts.experiments.waiting augmentation
+    python -m scripts.experiments.waiting threads
 
 `share` trains the default method on the demo or another dataset. `disk` trains it on generated CT volumes that are kept
 on disk, or read and resampled at each visit; their files leave the page cache after each step, as those of a cohort
-larger than the memory would. Variants are measured in turn, and tables show medians; `--json FILE` writes the rest.
+larger than the memory would. `augmentation` measures the random transforms beside those of MONAI. `threads` compares
+numbers of threads for a training step, alone and beside other work. Variants take turns, and tables show medians.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
 from monai.transforms import (
     ClassesToIndicesd,
     Compose,
@@ -41,8 +45,8 @@ from monai.transforms import (
 from scripts.data.demo import ensure_demo_dataset
 from scripts.data.intensities import RandBlurd, RandContrastd, RandNoised, RandSmoothFieldd
 from scripts.data.patches import RandPatchd
-from scripts.experiments.load import CONFIGS, ROOT, median_seconds, write_volumes
-from scripts.experiments.starting import machine_and_versions
+from scripts.experiments.load import write_volumes
+from scripts.experiments.measure import ROOT, command_line, median_seconds, print_table, training_run
 
 FIRST = 4
 """Steps that are not counted: files are computed at the first visits, and the network's first steps are slower."""
@@ -83,21 +87,26 @@ def disk(options: argparse.Namespace) -> None:
 
 def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folder: Path) -> None:
     """Train with the overrides of each run and each number of loader processes, and print a table."""
-    measured: dict[str, list[tuple[float, float]]] = {}
+    measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number in range(options.repeats):
         for name, overrides in runs.items():
             for workers in options.workers:
                 output = folder / f"{name}, {workers}, {number}"
                 pair = _train(output, options.steps, **{**overrides, "num_workers": workers})
-                measured.setdefault(f"{name} | {workers}", []).append(pair)
+                measured.setdefault((name, workers), []).append(pair)
     medians = {
         name: [statistics.median(values) for values in zip(*pairs, strict=True)] for name, pairs in measured.items()
     }
-    first = next(iter(medians.values()))[1]
-    print("| dataset | num_workers | waiting for data, % of the time | time per step, relative |\n|---|---|---|---|")
-    for name, (waiting, step) in medians.items():
-        print(f"| {name} | {100 * waiting:.1f} | {step / first:.2f} |")
-    _write(options.json, {"share and seconds per step": measured})
+    _, first = next(iter(medians.values()))
+    print_table([
+        {
+            "dataset": name,
+            "num_workers": workers,
+            "waiting for data, % of the time": f"{100 * waiting:.1f}",
+            "time per step, relative": f"{step / first:.2f}",
+        }
+        for (name, workers), (waiting, step) in medians.items()
+    ])  # fmt: skip
 
 
 def _train(
@@ -113,13 +122,10 @@ def _train(
         overrides: of the configuration.
     """
     settings = {
-        "bundle_root": str(ROOT), "output_dir": str(output), "ckpt_dir": str(output / "models"),
         "max_steps": FIRST + steps, "val_interval": FIRST + steps + 1, "restart": 1, "unlabelled_start": 0.0,
-        **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
+        **overrides,
     }  # fmt: skip
-    files = [str(CONFIGS / name) for name in ("train.yaml", *files)]
-    workflow = ConfigWorkflow(config_file=files, workflow_type="train", **settings)
-    workflow.initialize()
+    workflow = training_run(output, files, **settings)
     times: list[tuple[float, ...]] = []
     marks: list[float] = []
 
@@ -181,43 +187,107 @@ def augmentation(options: argparse.Namespace) -> None:
             small,
         ),
     }  # fmt: skip
-    print("| | ours, ms per patch | MONAI, ms per patch | times as fast |\n|---|---|---|---|")
-    seconds = {}
+    rows = []
     for name, (first, second, item) in pairs.items():
-        seconds[name] = median_seconds([partial(first, item), partial(second, item)], options.repeats)
-        our, their = seconds[name]
-        print(f"| {name} | {1000 * our:.1f} | {1000 * their:.1f} | {their / our:.1f} |", flush=True)
-    _write(options.json, {"patch": patch, "seconds of ours and of MONAI's": seconds})
+        calls = {"ours": partial(first, item), "MONAI": partial(second, item)}
+        seconds = median_seconds(calls, options.repeats)
+        row = {f"{whose}, ms per patch": f"{1000 * value:.1f}" for whose, value in seconds.items()}
+        rows.append({"": name, **row, "times as fast": f"{seconds['MONAI'] / seconds['ours']:.1f}"})
+    print_table(rows)
 
 
-def _write(file: Path | None, results: dict[str, Any]) -> None:
-    if file is not None:
-        file.write_text(json.dumps({**machine_and_versions(), **results}, indent=1) + "\n", encoding="utf-8")
+# ------------------------------------------------------------------ threads
+
+THREADS: dict[str, dict[str, str]] = {
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "{n} threads": {"OMP_NUM_THREADS": "{n}"},
+    "{n} threads, PASSIVE": {"OMP_NUM_THREADS": "{n}", "OMP_WAIT_POLICY": "PASSIVE"},
+    "{n} threads, spin 10000": {"OMP_NUM_THREADS": "{n}", "GOMP_SPINCOUNT": "10000"},
+}
+"""Environments that `threads` compares; `{n}` is the number of cores."""
+
+BUSY = "beside a busy process"
+
+STEP = """
+import statistics, sys, time, torch
+from scripts.networks.vnet import VNet
+steps, side = int(sys.argv[1]), int(sys.argv[2])
+torch.manual_seed(0)
+network = VNet(base_filters=8, norm="instance")
+optimizer, batch, times = torch.optim.AdamW(network.parameters()), torch.randn(4, 1, side, side, side), []
+for _ in range(steps + 2):
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    network(batch).mean().backward()
+    optimizer.step()
+    times.append(time.perf_counter() - start)
+print(statistics.median(times[2:]))
+"""
+"""A V-Net with the demo's filters: prints the median seconds of a training step."""
+
+
+def threads(options: argparse.Namespace) -> None:
+    """Time of a training step alone and beside another process that keeps one core busy, and its ratio to the first."""
+    cores = len(os.sched_getaffinity(0))
+    measures = {
+        name.format(n=cores): _step_seconds({key: value.format(n=cores) for key, value in variables.items()}, options)
+        for name, variables in THREADS.items()
+    }
+    seconds: dict[str, dict[str, list[float]]] = {name: {"alone": [], BUSY: []} for name in measures}
+    for _ in range(options.repeats):
+        for where, processes in (("alone", 0), (BUSY, 1)):
+            with busy_processes(processes):
+                for name, measure in measures.items():
+                    seconds[name][where].append(measure())
+    medians = {name: {key: statistics.median(values) for key, values in row.items()} for name, row in seconds.items()}
+    first = next(iter(medians.values()))
+    print_table([
+        {"": name} | {where: f"{median:.3g} s ({median / first[where]:.2f})" for where, median in row.items()}
+        for name, row in medians.items()
+    ])  # fmt: skip
+
+
+def _step_seconds(environment: Mapping[str, str], options: argparse.Namespace) -> Callable[[], float]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+
+    def measure() -> float:
+        command = [sys.executable, "-c", STEP, str(options.steps), str(options.side)]
+        done = subprocess.run(command, cwd=ROOT, env={**inherited, **environment}, check=True, capture_output=True)
+        return float(done.stdout)
+
+    return measure
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Processes that each keep one core busy."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for function, repeats in ((share, 3), (disk, 1), (augmentation, 15)):
-        command = commands.add_parser(function.__name__, help=function.__doc__)
-        command.set_defaults(function=function)
-        option = command.add_argument
-        option("--repeats", type=int, default=repeats)
-        option("--json", type=Path, metavar="FILE", help="write all numbers, machine and versions there")
-        if function is not augmentation:
-            option("--workers", nargs="+", default=["auto", "0"], help="values of num_workers")
-            option("--steps", type=int, default=10, help="steps that are counted")
-        if function is share:
-            option("--dataset", default="demo", help="name of a file in configs/datasets")
-            option("--dataset_dir", type=Path, metavar="FOLDER", help="its folder; not needed for the demo")
-        else:
-            option("--shape", nargs=3, type=int, default=[256, 256, 150], help="voxels of a volume")
-            option("--roi_size", nargs=3, type=int, default=[96, 80, 48], help="voxels of a patch")
-        if function is disk:
-            option("--cases", type=int, default=8, help="volumes, half of them labelled")
-    options = parser.parse_args(argv)
-    options.function(options)
+    """Run the command line described at the top of this module."""
+    parser, options = command_line(__doc__, (share, disk, augmentation, threads))
+    for name, repeats in (("share", 3), ("disk", 1), ("augmentation", 15), ("threads", 5)):
+        options[name]("--repeats", type=int, default=repeats)
+    for name in ("share", "disk", "threads"):
+        options[name]("--steps", type=int, default=10, help="steps that are counted")
+    for name in ("share", "disk"):
+        options[name]("--workers", nargs="+", default=["auto", "0"], help="values of num_workers")
+    for name in ("disk", "augmentation"):
+        options[name]("--shape", nargs=3, type=int, default=[256, 256, 150], help="voxels of a volume")
+        options[name]("--roi_size", nargs=3, type=int, default=[96, 80, 48], help="voxels of a patch")
+    options["share"]("--dataset", default="demo", help="name of a file in configs/datasets")
+    options["share"]("--dataset_dir", type=Path, metavar="FOLDER", help="its folder; not needed for the demo")
+    options["disk"]("--cases", type=int, default=8, help="volumes, half of them labelled")
+    options["threads"]("--side", type=int, default=32, help="side of the patches in voxels")
+    given = parser.parse_args(argv)
+    given.function(given)
 
 
 if __name__ == "__main__":

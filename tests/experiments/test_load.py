@@ -129,8 +129,8 @@ def test_calls_take_turns_and_the_first_turn_is_not_counted(monkeypatch) -> None
         clock[0] += seconds[name][order.count(name) - 1]
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    medians = load.median_seconds([lambda: call("a"), lambda: call("b")], repeats=3)
-    assert medians == [3.0, 2.0] and order == ["a", "b"] * 4
+    medians = load.median_seconds({"a": lambda: call("a"), "b": lambda: call("b")}, repeats=3)
+    assert medians == {"a": 3.0, "b": 2.0} and order == ["a", "b"] * 4
 
 
 def traced_peak(folder: Path) -> int:

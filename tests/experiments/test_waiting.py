@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for data is measured on every variant, and augmentation beside MONAI's."""
+"""Waiting for data, augmentation and threads are measured on every variant in turn."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
+
+import pytest
 
 from scripts.experiments import waiting
 
@@ -28,20 +29,20 @@ def test_the_share_and_the_time_are_those_of_the_counted_steps(tiny_demo, tmp_pa
 
 def test_generated_volumes_are_kept_on_disk_or_read_at_each_visit(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(waiting, "FIRST", 0)
-    files = {}
+    files, pairs = {}, []
 
     def train_small(output: Path, steps: int, **overrides) -> tuple[float, float]:
         pair = _train(output, steps, **{**overrides, **TINY})
+        pairs.append(pair)
         files[output.name] = len(list(output.rglob("cache/*.pt")))
         return pair
 
     _train = waiting._train
     monkeypatch.setattr(waiting, "_train", train_small)
     sizes = ["--cases", "2", "--shape", "32", "24", "12"]
-    waiting.main(["disk", "--workers", "0", "--steps", "1", *sizes, "--json", str(tmp_path / "out.json")])
+    waiting.main(["disk", "--workers", "0", "--steps", "1", *sizes])
     assert files == {"CT, cache: disk, 0, 0": 2, "CT, read at each visit, 0, 0": 0}
-    pairs = json.loads((tmp_path / "out.json").read_text())["share and seconds per step"]
-    assert all(0 < share < 1 and seconds > 0 for ((share, seconds),) in pairs.values())
+    assert all(0 < share < 1 and seconds > 0 for share, seconds in pairs)
 
 
 def test_each_variant_has_a_line_with_the_median_of_its_repeats(tmp_path, monkeypatch, capsys) -> None:
@@ -62,10 +63,33 @@ def test_each_variant_has_a_line_with_the_median_of_its_repeats(tmp_path, monkey
     assert seen == [same | {"num_workers": workers} for workers in ("auto", "0")] * 3
 
 
-def test_each_transform_is_compared_with_that_of_monai(tmp_path: Path, capsys) -> None:
-    file = str(tmp_path / "out.json")
-    words = ["--repeats", "1", "--shape", "24", "20", "18", "--roi_size", "16", "12", "10", "--json", file]
+def test_each_transform_is_compared_with_that_of_monai(capsys) -> None:
+    words = ["--repeats", "1", "--shape", "24", "20", "18", "--roi_size", "16", "12", "10"]
     waiting.main(["augmentation", *words])
-    seconds = json.loads(Path(file).read_text())["seconds of ours and of MONAI's"]
-    assert len(seconds) == 6 == len(capsys.readouterr().out.splitlines()) - 2
-    assert all(first > 0 and second > 0 for first, second in seconds.values())
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 6
+    assert all(float(cell) >= 0 for line in lines for cell in line.strip("| ").split(" | ")[1:])
+
+
+def test_threads_are_compared_alone_and_beside_a_busy_process(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(waiting, "THREADS", {"1 thread": {"A": "1"}, "{n} threads": {"A": "{n}"}})
+    asked = []
+
+    def step(environment, _options):
+        return lambda: asked.append(environment["A"]) or float(len(asked))
+
+    monkeypatch.setattr(waiting, "_step_seconds", step)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {0, 1})
+    waiting.main(["threads", "--repeats", "3"])
+    assert asked == ["1", "2"] * 6  # in turn: alone, then beside another process, and again
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 1 thread | 5 s (1.00) | 7 s (1.00) |",
+        "| 2 threads | 6 s (1.20) | 8 s (1.14) |",
+    ]
+
+
+def test_a_busy_process_ends_with_its_block() -> None:
+    with waiting.busy_processes(1):
+        pass
+    with pytest.raises(ZeroDivisionError), waiting.busy_processes(1):
+        raise ZeroDivisionError

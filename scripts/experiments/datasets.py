@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Write a dataset whose labels are reduced to a few slices per case, as if the others had never been drawn.
+r"""Write variants of a dataset for experiments: with training cases as test cases, or with labels in a few slices only.
 
-    python -m scripts.experiments.sparse_labels FOLDER --output SPARSE --cases 8 --slices 5
-    python -m scripts.experiments.accuracy run --dataset left_atrium --dataset_dir SPARSE --labelled 8 --seeds 0 \
-        --results sparse.csv -- --ignore_value 255
+    python -m scripts.experiments.datasets held-out FOLDER --first 60 --hold_out 20 --output dev.json
+    python -m scripts.experiments.datasets sparse FOLDER --output SPARSE --cases 8 --slices 5
 
-The slices are evenly spaced from just below to just above the structures, as an annotator without a model would choose
-them. Images, unlabelled and test cases are those of the dataset.
+`held-out` writes a datalist for tuning, to be passed to training and evaluation with `--datalist`: the first 60
+training cases stay under `training`, the next 20 become `test`, and the test cases of the dataset are not used.
+
+`sparse` writes a dataset whose labels are reduced to a few slices per case, as if the others had never been drawn. They
+are evenly spaced from just below to just above the structures, as an annotator without a model would choose them.
+Images, unlabelled and test cases are those of the dataset.
 """
 
 from __future__ import annotations
@@ -19,13 +22,36 @@ from typing import Any
 
 import numpy as np
 
-from scripts.data.datalist import read_datalist
+from scripts.data.datalist import load_cases, read_datalist
+from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
+from scripts.experiments.measure import command_line
 from scripts.files import write_text
 from scripts.images.monai import label_dtype
 from scripts.images.read import read_volume
 from scripts.images.write import write_volume
 from scripts.labelling.pseudo_labels import slice_axis
+
+
+def held_out_datalist(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dict[str, list[dict[str, str]]]:
+    """A datalist with absolute paths and the cases in their original order.
+
+    Args:
+        dataset_dir: folder of the datalist.
+        datalist: name of the datalist file.
+        first: number of training cases that stay.
+        hold_out: number of training cases after them that become test cases; all must have labels.
+
+    Raises:
+        UserError: if the datalist has fewer than `first + hold_out` labelled cases.
+    """
+    cases = load_cases(DatasetSpec(dataset_dir.resolve(), datalist)).labelled
+    if first < 1 or hold_out < 1 or first + hold_out > len(cases):
+        raise UserError(
+            f"first ({first}) and hold_out ({hold_out}) must be at least 1 and together at most {len(cases)}."
+        )
+    entries = [{"image": case["image"], "label": case["label"]} for case in cases]
+    return {"training": entries[:first], "test": entries[first : first + hold_out]}
 
 
 def spread_slices(label: np.ndarray, axis: int, number: int) -> list[int]:
@@ -100,21 +126,37 @@ def write_sparse_dataset(
     return chosen
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the dataset")
-    parser.add_argument("--datalist", default="dataset.json", metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--cases", type=int, default=8, help="number of training cases with labels")
-    parser.add_argument("--slices", type=int, default=5, help="slices per case")
-    parser.add_argument("--ignore_value", type=int, default=255)
-    options = parser.parse_args(argv)
-    chosen = write_sparse_dataset(
-        options.folder.absolute(), options.datalist, options.output, options.cases, options.slices, options.ignore_value
-    )
-    for name, slices in chosen:
+def held_out(options: argparse.Namespace) -> None:
+    """Write a datalist in which some training cases serve as test cases."""
+    content = held_out_datalist(options.folder, options.datalist, options.first, options.hold_out)
+    options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def sparse(options: argparse.Namespace) -> None:
+    """Write a dataset whose labels are reduced to a few slices per case."""
+    folder, output = options.folder.absolute(), options.output
+    for name, slices in write_sparse_dataset(
+        folder, options.datalist, output, options.cases, options.slices, options.ignore_value
+    ):
         print(f"{name}: slices {', '.join(map(str, slices))}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line described at the top of this module."""
+    parser, options = command_line(__doc__, (held_out, sparse))
+    for option in options.values():
+        option("folder", type=Path, metavar="FOLDER", help="folder of the dataset")
+        option("--datalist", default="dataset.json", metavar="FILE")
+        option("--output", type=Path, required=True, help="what is written, a file or a folder")
+    option = options["held-out"]
+    option("--first", type=int, required=True, help="number of training cases that stay")
+    option("--hold_out", type=int, required=True, help="number of training cases that become test cases")
+    option = options["sparse"]
+    option("--cases", type=int, default=8, help="number of training cases with labels")
+    option("--slices", type=int, default=5, help="slices per case")
+    option("--ignore_value", type=int, default=255)
+    given = parser.parse_args(argv)
+    given.function(given)
 
 
 if __name__ == "__main__":

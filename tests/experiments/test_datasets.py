@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reduced labels keep their slices and say nothing about the rest."""
+"""A datalist for tuning contains training cases only; reduced labels keep their slices and say nothing else."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
-from scripts.experiments.sparse_labels import main, write_sparse_dataset
+from scripts.experiments.datasets import main, write_sparse_dataset
 from scripts.images.read import read_volume
 
 
 def test_labels_of_the_first_cases_are_reduced_and_the_other_cases_are_unlabelled(tiny_demo, tmp_path, capsys) -> None:
-    main([str(tiny_demo), "--output", str(tmp_path), "--cases", "2", "--slices", "3"])
+    main(["sparse", str(tiny_demo), "--output", str(tmp_path), "--cases", "2", "--slices", "3"])
     content = json.loads((tmp_path / "dataset.json").read_text())
     original = json.loads((tiny_demo / "dataset.json").read_text())
     assert len(content["training"]) == 2
@@ -40,3 +40,17 @@ def test_a_value_that_a_label_has_cannot_mean_ignored(tiny_demo, tmp_path) -> No
         write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 1, 3, ignore_value=2)
     with pytest.raises(UserError, match=r"dataset\.json"):
         write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 99, 3, ignore_value=255)
+
+
+def test_the_list_has_no_test_case_and_keeps_the_order(tiny_demo, tmp_path) -> None:
+    out = tmp_path / "dev.json"
+    main(["held-out", str(tiny_demo), "--first", "3", "--hold_out", "2", "--output", str(out)])
+    original, made = json.loads((tiny_demo / "dataset.json").read_text()), json.loads(out.read_text())
+    expected = [str(tiny_demo.resolve() / case["image"]) for case in original["training"]]
+    assert [case["image"] for case in made["training"]] == expected[:3]
+    assert [case["image"] for case in made["test"]] == expected[3:5]
+
+
+def test_too_many_cases_are_refused(tiny_demo, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"first.*hold_out.*6"):
+        main(["held-out", str(tiny_demo), "--first", "5", "--hold_out", "2", "--output", str(tmp_path / "x.json")])

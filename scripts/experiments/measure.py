@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What measurements of time and memory share: calls in turn, processes of their own, training runs, tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+
+EVERYTHING = {
+    "restart": 1,  # without pseudo-labels of whole volumes, whose making is no part of a step
+    "unlabelled_start": 0.0,
+    "terms::contrast_unlabelled::confidence": 0.0,
+    "memory_updater::confidence": 0.0,
+    "memory_updater::only_correct": False,
+}
+"""Overrides with which all voxels take part from the first step, as after training; an untrained network has few."""
+
+
+def median_seconds(
+    calls: Mapping[str, Callable[[], object]], repeats: int, processor: bool = False, warm_up: int = 1
+) -> dict[str, float]:
+    """Median time of each call in seconds. They take turns (A B A B), so that other work slows all of them alike.
+
+    Args:
+        calls: what is measured, by name.
+        repeats: turns that count.
+        processor: processor time, which other work on the machine affects less, instead of wall time.
+        warm_up: turns before them that are not counted.
+    """
+    clock = time.process_time if processor else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + warm_up):
+        for name, call in calls.items():
+            start = clock()
+            call()
+            times[name].append(clock() - start)
+    return {name: statistics.median(measured[warm_up:]) for name, measured in times.items()}
+
+
+def in_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a process of its own with one thread, so that its peak of memory is its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_single_threaded, function, *args).result()
+
+
+def _single_threaded(function: Callable[..., Any], *args: Any) -> Any:
+    torch.set_num_threads(1)
+    return function(*args)
+
+
+def peak_mib(process: int | None = None, reset: bool = False) -> float:
+    """Peak memory of a running process in MiB; 0 if it has ended.
+
+    `resource.getrusage` cannot be used: a child starts at the peak of its parent, and all children count together.
+
+    Args:
+        process: its number; `None`: this process.
+        reset: measure this process from now on.
+    """
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    status = Path(f"/proc/{process or os.getpid()}/status").read_text(encoding="utf-8")
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0) / 2**10
+
+
+def training_run(output: Path, files: Iterable[str] = (), **overrides: Any) -> ConfigWorkflow:
+    """A training run that is ready to be run: `configs/train.yaml` and further files of `configs`.
+
+    Args:
+        output: folder of what it writes.
+        files: relative to `configs`.
+        overrides: of the configuration; paths may be `Path` objects.
+    """
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in ("train.yaml", *files)],
+        workflow_type="train",
+        bundle_root=str(ROOT),
+        output_dir=str(output),
+        ckpt_dir=str(output / "models"),
+        **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
+    )
+    workflow.initialize()
+    return workflow
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """`(20, 18, 16)` as `20 x 18 x 16`."""
+    return " x ".join(map(str, shape))
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows with equal keys as a Markdown table."""
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+
+
+def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
+    """A parser with a sub-command for each function, called as it is; and the functions that add options to them.
+
+    Args:
+        doc: docstring of the module.
+        commands: functions of the parsed options.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    options: dict[str, Callable] = {}
+    for function in commands:
+        name = function.__name__.replace("_", "-")
+        command = subparsers.add_parser(name, help=str(function.__doc__).splitlines()[0], description=function.__doc__)
+        command.set_defaults(function=function)
+        options[name] = command.add_argument
+    return parser, options

@@ -9,9 +9,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
@@ -29,6 +29,8 @@ from scripts.images.write import write_volume
 CONFIDENCE = "confidence"
 """Optional key of an output and last column of `metrics.csv`: confidence of each class, of an evaluated network."""
 
+T = TypeVar("T")
+
 ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".npz", ".npy", ".dcm", ".tif")
 
 
@@ -39,7 +41,8 @@ class CaseHandler:
     `finish`.
     """
 
-    cases: list[Any]
+    cases: list[tuple[str, Any]]
+    """The file that names each case, and what was collected."""
 
     def attach(self, engine: Engine) -> None:
         """Register the handler with an evaluator that decollates its batches."""
@@ -116,7 +119,7 @@ class SegmentationReport(CaseHandler):
             self.cases.append((path, rows))
 
     def finish(self, engine: Engine) -> None:
-        cases = _of_all_processes(self.cases, key=lambda case: case[0])
+        cases = _of_all_processes(self.cases)
         names = case_names([path for path, _ in cases])
         rows = [{**row, "case": name} for name, (_, own) in zip(names, cases, strict=True) for row in own]
         if distributed.is_initialized() and distributed.get_rank() > 0:
@@ -274,11 +277,11 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return numbered
 
 
-def _of_all_processes(cases: list[Any], key: Callable[[Any], str]) -> list[Any]:
+def _of_all_processes(cases: list[tuple[str, T]]) -> list[tuple[str, T]]:
     if num_ranks() == 1:
         return cases
     # A distributed sampler repeats cases so that all processes have the same number; each must count once.
-    return list({key(case): case for case in all_gather_items(cases)}.values())
+    return list({path: (path, content) for path, content in all_gather_items(cases)}.values())
 
 
 def _file_of(item: Any) -> str | None:
@@ -315,7 +318,7 @@ class KeptVolumes(CaseHandler):
 
     def __init__(self, output_dir: str | Path | None, label_names: Sequence[str]) -> None:
         self.output_dir, self.label_names = None if output_dir is None else Path(output_dir), list(label_names)
-        self.cases: list[dict[str, Any]] = []
+        self.cases: list[tuple[str, dict[str, Any]]] = []
 
     def attach(self, engine: Engine) -> None:
         """Register the handler, unless nothing is kept."""
@@ -327,23 +330,22 @@ class KeptVolumes(CaseHandler):
         dtype = label_dtype(range(len(self.label_names)))
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             label, number = output[CommonKeys.LABEL], len(self.cases) + 1
-            case: dict[str, Any] = {"path": case_file(batch, label, number)}
-            case["image"] = getattr(batch.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj")
+            case: dict[str, Any] = {"image": getattr(batch.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj")}
             for kind in KINDS:
                 # Short names are known only when all cases are, because files in two folders may have the same one.
                 case[kind] = f"case_{number}_of_process_{rank()}_{kind}.nii.gz"
                 volume = output[CommonKeys.PRED] if kind == "prediction" else label
                 classes = volume[0].cpu().numpy().astype(dtype)
                 write_volume(self.output_dir / case[kind], classes, label.affine.cpu().numpy())
-            self.cases.append(case)
+            self.cases.append((case_file(batch, label, number), case))
 
     def finish(self, engine: Engine) -> None:
         assert self.output_dir is not None
-        cases = _of_all_processes(self.cases, key=lambda case: case["path"])
+        cases = _of_all_processes(self.cases)
         if not is_rank0():
             return
         listed = []
-        for name, case in zip(case_names([case["path"] for case in cases]), cases, strict=True):
+        for name, (_, case) in zip(case_names([path for path, _ in cases]), cases, strict=True):
             # Names come from the datalist: a slash in one must not lead out of the folder.
             files = {kind: re.sub(r"[/\\]", "_", name) + f"{ending}.nii.gz" for kind, ending in KINDS.items()}
             for kind, file in files.items():

@@ -13,8 +13,7 @@ from monai.handlers import LrScheduleHandler, TensorBoardStatsHandler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from scripts.data.cases import CaseLists
-from scripts.data.spec import DatasetSpec
+from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.data.streams import LABELLED, UNLABELLED, StreamPosition, TwoStreamLoader
 from scripts.data.training_cases import TrainingCases
 from scripts.distributed.collectives import is_rank0, num_ranks

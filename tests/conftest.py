@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +73,47 @@ def shipped_weights() -> Path:
     return ROOT / "models/model.pt"
 
 
+def tiny_workflow(
+    demo: Path, folder: Path, *files: str, workflow_type: str = "train", run_id: str = "run", **overrides: Any
+) -> ConfigWorkflow:
+    """An initialised workflow of configs/*.yaml on the tiny demo, with overrides; `...` leaves a key as in the files.
+
+    Evaluations draw no report, because that takes longer than they do.
+    """
+    values = {"output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), **overrides}
+    if workflow_type == "train":
+        report = {"report": False} if "evaluate.yaml" in files else {}
+        values = {**TINY, "dataset_dir": str(demo), **report, **values}
+    else:
+        values = {"bundle_root": str(ROOT), "device": "cpu", **values}
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / file) for file in files],
+        workflow_type=workflow_type,
+        run_id=run_id,
+        **{key: value for key, value in values.items() if value is not ...},
+    )
+    workflow.initialize()
+    return workflow
+
+
 @pytest.fixture
 def make_workflow(tiny_demo: Path, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
-    """Build and initialise a workflow of configs/*.yaml on the tiny demo, with overrides."""
+    """`tiny_workflow` with outputs in the test's folder."""
+    return partial(tiny_workflow, tiny_demo, tmp_path)
 
-    def make(*files: str, workflow_type: str = "train", run_id: str = "run", **overrides: Any) -> ConfigWorkflow:
-        values = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models"), **overrides}
-        if workflow_type == "train":
-            values = {**TINY, "dataset_dir": str(tiny_demo), **values}
-        else:
-            values = {"bundle_root": str(ROOT), "device": "cpu", **values}
-        workflow = ConfigWorkflow(
-            config_file=[str(ROOT / "configs" / file) for file in files],
-            workflow_type=workflow_type,
-            run_id=run_id,
-            **values,
-        )
-        workflow.initialize()
-        return workflow
 
-    return make
+@pytest.fixture(scope="session")
+def tiny_run(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `out` and `models` of a training of two steps, each followed by a validation. Read only."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    tiny_workflow(tiny_demo, folder, "train.yaml", max_steps=2, val_interval=1).run()
+    return folder
+
+
+@pytest.fixture
+def trained(tiny_run: Path, tmp_path: Path) -> Path:
+    """`models/model.pt` of the test's folder, with all else that `tiny_run` left in `models`."""
+    return Path(shutil.copytree(tiny_run / "models", tmp_path / "models")) / "model.pt"
 
 
 @pytest.fixture

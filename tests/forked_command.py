@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import logging
 import os
 import runpy
@@ -16,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,13 @@ def leave_bundle() -> None:
     """To be given as `prepare`: nothing of this project can be imported unless the command adds its folder."""
     os.environ.pop("PYTHONPATH", None)
     sys.path[:] = [place for place in sys.path if place and Path(place).resolve() != CONFIGS.parent]
+
+
+def forget_filters() -> None:
+    """To be given as `prepare`: all warnings are shown, although pytest collects them, and loggers have no filters."""
+    importlib.reload(warnings).resetwarnings()
+    for logger in list(logging.getLogger().manager.loggerDict.values()):
+        getattr(logger, "filters", []).clear()
 
 
 @dataclass

@@ -19,6 +19,7 @@ from scripts.cli.runs import find_dataset, find_part, remember, run_words, shell
 from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.networks.vnet import VNet
+from tests import forked_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -288,10 +289,10 @@ def test_a_run_opens_with_its_own_line(tmp_path) -> None:
     first.write_text("run: [\"$print('The text is', @text)\"]\n")
     second.write_text("text: said\n")
     words = ["run", "--config_file", str([str(first), str(second)])]
-    program = f"from scripts.cli.runs import run_in_monai\nrun_in_monai({words})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=runs.ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("python -m monai.bundle run") and "The text is said" in done.stdout
-    assert "parsing config_file" not in done.stderr and "Not all config files" not in done.stdout + done.stderr
+    program = ["timeit", "-n", "1", "-r", "1", f"from scripts.cli.runs import run_in_monai; run_in_monai({words})"]
+    done = forked_command.run(program, tmp_path, prepare=forked_command.forget_filters)
+    assert done.output.startswith("python -m monai.bundle run") and "The text is said" in done.output
+    assert "parsing config_file" not in done.errors and "Not all config files" not in done.output + done.errors
 
 
 def test_an_error_inside_a_run_prints_one_line_and_exits_with_1(tiny_demo, tmp_path, capsys) -> None:

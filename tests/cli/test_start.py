@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import logging
-import subprocess
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from scripts.cli.start import begin, ready
 from scripts.errors import UserError
+from tests import forked_command
 
 ROOT = Path(__file__).parents[2]
 MAIN = "/venv/lib/python3.11/site-packages/monai/bundle/__main__.py"
@@ -86,13 +88,13 @@ def test_another_program_keeps_its_options_and_its_hook():
 def test_monais_own_command_prints_one_line_before_it_writes_anything(tmp_path):
     files = ["--config_file", "configs/train.yaml", "--bundle_root", str(tmp_path)]
     words = ["run", "training", *files, "--max_step", "5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    done = forked_command.run(
+        ["monai.bundle", *words], tmp_path / "streams", prepare=partial(os.chdir, ROOT), timeout=60
     )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "--max_steps" in done.stderr.strip().splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+    assert done.code == 1
+    assert "Traceback" not in done.errors
+    assert "--max_steps" in done.errors.strip().splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["streams"]
 
 
 def test_the_seed_determines_weights_made_afterwards():

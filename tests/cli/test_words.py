@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from scripts.cli.overrides import check_overrides
 from scripts.cli.runs import run_in_monai
 from scripts.cli.words import words_that_monai_keeps
 from scripts.errors import UserError
+from tests import forked_command
 
 FILE = """
 imports: ["$import json"]
@@ -56,16 +57,13 @@ def test_other_words_stay_as_they_are(words) -> None:
 
 
 def test_monais_own_command_starts_again_with_words_that_it_keeps(tmp_path) -> None:
-    """The check of the command line is the first code of the bundle that MONAI runs."""
+    """The check of the command line is the first code of the bundle that MONAI runs; the second start is a real one."""
     (tmp_path / "run.yaml").write_text("initialize: [{_target_: scripts.cli.start.begin}]" + FILE)
     words = ["run", "--config_file", str(tmp_path / "run.yaml"), "--target", str(tmp_path / "o#t"), "--number", "None"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *words], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = forked_command.run(["monai.bundle", *words], tmp_path, prepare=partial(os.chdir, Path(__file__).parents[2]))
+    assert done.code == 0, done.errors
     assert json.loads((tmp_path / "o#t").read_text())[0] is None
-    assert r"\x23" in done.stdout and "$None" in done.stdout
+    assert r"\x23" in done.output and "$None" in done.output
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +15,8 @@ from scripts.errors import UserError
 from scripts.evaluation.comparison import compare_dice, compare_runs, conclusion, paired, read_dice
 from scripts.evaluation.metrics import METRICS
 from scripts.evaluation.report import write_report
+from tests import forked_command
 
-ROOT = Path(__file__).parents[2]
 NAMES = {0: "background", 1: "liver", 2: "spleen"}
 
 
@@ -113,15 +110,17 @@ def test_front_door_prints_the_line_the_table_and_the_unmatched_and_writes_a_fil
     assert result["conclusion"] in table
 
 
-def test_the_printed_line_does_the_same_from_another_folder(tmp_path):
+def test_the_printed_line_does_the_same_from_another_folder(tmp_path, monkeypatch, capfd):
     evaluation(tmp_path / "a", run(0.5, 0.75)), evaluation(tmp_path / "b", run(0.5, 0.5))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": True}
-    printed = subprocess.run([sys.executable, str(ROOT / "scripts"), "compare", "a", "b"], **options).stdout
-    line, *table = printed.splitlines()
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "a", "b"]) == 0
+    line, *table = capfd.readouterr().out.splitlines()
     assert table[0] == "A: a"
-    pasted = subprocess.run([sys.executable, *shlex.split(line)[1:]], **options).stdout.splitlines()
-    assert pasted[-len(table) :] == table
+    python, option, *words = shlex.split(line)
+    assert (python, option) == ("python", "-m")
+    pasted = forked_command.run(words, tmp_path, prepare=forked_command.leave_bundle)
+    assert pasted.code == 0, pasted.errors
+    assert pasted.output.splitlines()[-len(table) :] == table
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, capsys):

@@ -85,14 +85,8 @@ def test_cases_of_all_formats_train_together_and_are_segmented_each_in_its_own_g
         assert_in_grid(outputs[f"{name}_seg.nii.gz"], *grid)
 
 
-@pytest.fixture
-def trained(mixed, make_workflow) -> None:
-    root = mixed[0]
-    make_workflow("train.yaml", max_steps=1, dataset_dir=str(root)).run()
-
-
 def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_and_label(
-    tiny_demo, train, make_workflow, tmp_path
+    tiny_demo, trained, make_workflow, tmp_path
 ):
     """A prediction that is compared voxel by voxel with a label of other axes gives a wrong Dice in silence."""
     root = tmp_path / "orders"
@@ -105,7 +99,6 @@ def test_a_test_case_has_the_same_metrics_whatever_the_storage_orders_of_image_a
         tests.append({key: str(path) for key, path in paths.items()})
     training = [{key: str(tiny_demo / f"{key}s/demo_training_000.nii.gz") for key in ("image", "label")}]
     (root / "dataset.json").write_text(json.dumps({"training": training, "test": tests}))
-    train(max_steps=2)
     data = {"dataset_dir": str(root), "labelled_cases": 1}
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **data).run()
     with (tmp_path / "out/metrics.csv").open() as file:

@@ -159,8 +159,7 @@ def test_missing_model_or_images_are_named(missing, make_workflow, bright_is_lar
     assert ("model.pt" if missing == "model" else str(tmp_path)) in str(mistake)
 
 
-def test_evaluating_writes_a_row_per_case_and_class_and_their_means(make_workflow, tmp_path) -> None:
-    make_workflow("train.yaml", max_steps=2).run()
+def test_evaluating_writes_a_row_per_case_and_class_and_their_means(trained, make_workflow, tmp_path) -> None:
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating").run()
     with (tmp_path / "out/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -204,11 +203,10 @@ def test_a_scan_unlike_those_of_training_raises_alarms(make_workflow, tmp_path, 
     assert of_coarse == [" ".join(coarse["alarms"])] * 3
 
 
-def test_evaluating_keeps_what_it_compared_and_shows_it(make_workflow, tmp_path, tiny_demo) -> None:
-    make_workflow("train.yaml", max_steps=2).run()
+def test_evaluating_keeps_what_it_compared_and_shows_it(trained, make_workflow, tmp_path, tiny_demo) -> None:
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", report="false").run()
     assert not (tmp_path / "out/predictions").exists() and not (tmp_path / "out/report").exists()
-    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating").run()
+    make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", report=...).run()
     with (tmp_path / "out/metrics.csv").open() as file:
         dice = {(row["case"], row["class"]): float(row["dice"]) for row in csv.DictReader(file)}
     kept = json.loads((tmp_path / "out/predictions/cases.json").read_text())
@@ -249,8 +247,7 @@ def test_evaluation_uses_the_grid_of_the_label_file(make_workflow, tmp_path, tin
         assert "label" not in item
 
 
-def test_evaluating_without_test_cases_is_an_error(make_workflow) -> None:
-    make_workflow("train.yaml", max_steps=1).run()
+def test_evaluating_without_test_cases_is_an_error(trained, make_workflow) -> None:
     workflow = make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", test_cases=[])
     with pytest.raises(Exception) as caught:
         workflow.run()
@@ -258,9 +255,10 @@ def test_evaluating_without_test_cases_is_an_error(make_workflow) -> None:
     assert isinstance(mistake, UserError) and "test" in str(mistake)
 
 
-def test_evaluation_by_an_ensemble_with_mirrored_passes_and_largest_components(make_workflow, tmp_path) -> None:
+def test_evaluation_by_an_ensemble_with_mirrored_passes_and_largest_components(
+    trained, make_workflow, tmp_path
+) -> None:
     """An ensemble of one network twice is that network; the other options change what is evaluated."""
-    make_workflow("train.yaml", max_steps=2).run()
 
     def dice(**options) -> list[str]:
         make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", **options).run()

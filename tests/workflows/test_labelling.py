@@ -42,9 +42,10 @@ def label(dataset: Path, make_workflow):
     return run
 
 
-def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, make_workflow, tmp_path) -> None:
+def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(
+    trained, dataset, label, make_workflow, tmp_path
+) -> None:
     data = {"dataset_dir": str(dataset)}
-    make_workflow("train.yaml", max_steps=2, **data).run()
     label("pseudo_label", max_steps=2)
     out = tmp_path / "out/pseudo_labels"
     cases = make_workflow("train.yaml", **data).parser.get_parsed_content("cases")
@@ -68,9 +69,8 @@ def test_a_pseudo_label_that_is_moved_trains_as_a_labelled_case(dataset, label, 
     again.run()
 
 
-def test_a_pseudo_label_for_3d_slicer_comes_back_as_a_label(dataset, label, make_workflow, tmp_path) -> None:
+def test_a_pseudo_label_for_3d_slicer_comes_back_as_a_label(trained, dataset, label, make_workflow, tmp_path) -> None:
     data = {"dataset_dir": str(dataset)}
-    make_workflow("train.yaml", max_steps=2, **data).run()
     label("pseudo_label", max_steps=2, output_format="seg_nrrd")
     written = sorted((tmp_path / "out/pseudo_labels").glob("*.seg.nrrd"))
     assert read_header(written[0]).segments == {1: "large organ", 2: "small organ", 3: "vessel"}
@@ -83,10 +83,9 @@ def test_a_pseudo_label_for_3d_slicer_comes_back_as_a_label(dataset, label, make
 
 @pytest.mark.parametrize(("output_format", "ending"), [("nifti", ".nii.gz"), ("seg_nrrd", ".seg.nrrd")])
 def test_a_case_with_some_labelled_slices_comes_back_and_the_others_are_ignored(
-    output_format, ending, dataset, label, make_workflow, tmp_path
+    output_format, ending, trained, dataset, label, make_workflow, tmp_path
 ) -> None:
     data = {"dataset_dir": str(dataset), "ignore_value": 255}
-    make_workflow("train.yaml", max_steps=2, **data).run()
     label("pseudo_label", max_steps=2, slices=3, ignore_value=255, output_format=output_format)
     out = tmp_path / "out/pseudo_labels"
     assert not list(out.glob("*uncertainty*"))
@@ -124,8 +123,7 @@ def test_a_case_with_some_labelled_slices_comes_back_and_the_others_are_ignored(
 @pytest.mark.parametrize(
     ("options", "named"), [({}, "ignore_value"), ({"ignore_value": 255, "layout": "nnunet"}, "layout")]
 )
-def test_slices_need_a_value_to_ignore_and_no_other_layout(options, named, label, train, tmp_path) -> None:
-    train(max_steps=1)
+def test_slices_need_a_value_to_ignore_and_no_other_layout(options, named, label, trained, tmp_path) -> None:
     with pytest.raises(Exception) as caught:
         label("pseudo_label", max_steps=1, slices=3, pseudo_label_dir=str(tmp_path / "Dataset001_a"), **options)
     assert named in str(root_user_error(caught.value))
@@ -172,7 +170,9 @@ def test_labels_of_other_programs_are_for_self_training_only(dataset, make_workf
     assert control.parser.get_parsed_content("dataset_spec").foreign_labels is None
 
 
-def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label, make_workflow, tmp_path) -> None:
+def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(
+    trained, dataset, label, make_workflow, tmp_path
+) -> None:
     data, values = {"dataset_dir": str(dataset)}, [0, 5, 7, 3]
     for file in (dataset / "labels").iterdir():
         image = nibabel.load(file)
@@ -180,7 +180,6 @@ def test_the_layout_nnunet_is_a_dataset_of_nnunet_with_all_cases(dataset, label,
         stored = stored_as(np.array(values, np.uint8)[classes], image.affine, "PIR")
         save(file, *stored)  # other values, and axes in another order than those of the image
     more = {"label_values": values, "max_steps": 2, "validation_cases": 1}
-    make_workflow("train.yaml", **data, **more).run()
     with pytest.raises(Exception) as caught:
         label("pseudo_label", layout="nnunet", **more)
     assert "pseudo_labels" in str(root_user_error(caught.value))
@@ -240,8 +239,7 @@ def test_ignored_voxels_are_those_of_nnunets_highest_label(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("command", ["prioritise_unlabelled", "rank_unlabelled"])
-def test_unlabelled_cases_are_prioritised_by_three_criteria(command, label, train, dataset, tmp_path) -> None:
-    train(max_steps=3)
+def test_unlabelled_cases_are_prioritised_by_three_criteria(command, label, trained, dataset, tmp_path) -> None:
     label(command)
     table = rows(tmp_path / "out/prioritise_unlabelled.csv")
     assert [row["priority"] for row in table] == [str(n + 1) for n in range(len(table))]
@@ -264,16 +262,15 @@ def test_unlabelled_cases_are_prioritised_by_three_criteria(command, label, trai
         ((), {"labelled_cases": 6}, "unlabelled"),
     ],
 )
-def test_a_missing_requirement_of_priorities_is_a_user_error(files, overrides, told, label, train) -> None:
-    train(*files, max_steps=1)
+def test_a_missing_requirement_of_priorities_is_a_user_error(files, overrides, told, label, train, request) -> None:
+    train(*files, max_steps=1) if files else request.getfixturevalue("trained")
     with pytest.raises(Exception) as caught:
         label("prioritise_unlabelled", *files, **overrides)
     mistake = root_user_error(caught.value)
     assert isinstance(mistake, UserError) and told in str(mistake)
 
 
-def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, train, dataset, tmp_path) -> None:
-    train(max_steps=1)
+def test_a_case_that_cannot_be_read_is_told_and_the_others_are_labelled(label, trained, dataset, tmp_path) -> None:
     image = dataset / "images/demo_training_003.nii.gz"
     image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(Exception) as caught:

@@ -16,7 +16,7 @@ from scripts.inference.models import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = {"spacing": [3.0, 3.0, 4.0], "roi_size": [32, 32, 16]}
-"""Of the runs in these tests."""
+"""Settings of the run of `trained`."""
 
 
 @pytest.fixture
@@ -30,13 +30,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(torch, "load", load)
     return names
-
-
-@pytest.fixture
-def trained(train, tmp_path) -> Path:
-    """`model.pt` of a run with the settings of `TRAINED`."""
-    train(max_steps=2, val_interval=1)
-    return tmp_path / "models/model.pt"
 
 
 def infer(make_workflow, image: Path, **overrides) -> None:

@@ -189,8 +189,7 @@ def test_a_missing_folder_is_named(evaluate) -> None:
         evaluate(predictions=None)
 
 
-def test_what_a_network_predicts_has_the_same_metrics_as_its_files(make_workflow, train, tiny_demo, tmp_path) -> None:
-    train(max_steps=2)
+def test_what_a_network_predicts_has_the_same_metrics_as_its_files(make_workflow, trained, tiny_demo, tmp_path) -> None:
     make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", largest_component=True).run()
     rows = (tmp_path / "out/metrics.csv").read_text().splitlines()
     expected = [row.rpartition(",")[0] for row in rows]  # files of labels have no confidence, the last column

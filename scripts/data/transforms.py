@@ -7,19 +7,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTrait
 from monai.utils import convert_to_dst_type
 
-from scripts.data.checks.grid import label_on_image
+from scripts.data.checks.grid import cut_start, label_on_image, on_image_grid
 from scripts.data.labels import to_classes, value_text
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.images.components import classes_to_reduce, keep_largest
-from scripts.images.header import VolumeHeader, axes_onto
+from scripts.images.header import VolumeHeader
 from scripts.prototypes.voxels import NO_CLASS
 
 
@@ -78,17 +77,24 @@ class LabelOnImaged(MapTransform):
     """Put a label on the grid of its image: the image's order of axes, and exactly its affine.
 
     Headers differ by rounding, or by a spacing of 1.5 in one file and 1.503 in the other. `Spacingd` would then round
-    image and label to different sizes.
+    image and label to different sizes. A label that was cut to its painted part is placed by its offset.
 
     Args:
-        keys: label volumes `(1, X, Y, Z)`.
+        keys: volumes of class indices `(1, X, Y, Z)`; voxels outside of a cut label get the class 0, background.
         image_key: the image, `(C, X, Y, Z)`.
         allow_missing_keys: whether cases without a label pass.
+        only_cut: whether labels that are not cut remain as they are, on any grid.
     """
 
-    def __init__(self, keys: KeysCollection, image_key: str = "image", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
+        only_cut: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.image_key = image_key
+        self.image_key, self.only_cut = image_key, only_cut
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with labels on the image's grid.
@@ -99,11 +105,11 @@ class LabelOnImaged(MapTransform):
         result = dict(data)
         for key in self.key_iterator(data):
             image, label = (_header_of(data[name], name) for name in (self.image_key, key))
+            if self.only_cut and cut_start(image, label) is None:
+                continue
             for finding in label_on_image(image, label):
                 raise UserError(finding.sentence)
-            voxels = nibabel.apply_orientation(
-                _plain(data[key])[0].cpu().numpy(), axes_onto(label.affine, image.affine)
-            )
+            voxels = on_image_grid(_plain(data[key])[0].cpu().numpy(), label, image)
             moved = convert_to_dst_type(np.ascontiguousarray(voxels[None]), dst=data[key], dtype=data[key].dtype)[0]
             moved.affine = data[self.image_key].affine
             result[key] = moved

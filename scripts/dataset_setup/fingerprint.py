@@ -6,17 +6,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import nibabel
 import numpy as np
 
-from scripts.data.checks.grid import channels_on_one_grid, label_on_image
+from scripts.data.checks.grid import channels_on_one_grid, cut_start, label_on_image, on_image_grid
 from scripts.data.checks.labels import names_agree, names_of_segments, whole_numbers
 from scripts.data.labels import Tally, looks_like_label, tally
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.dataset_setup.roles import Roles
 from scripts.errors import UserError
-from scripts.images.header import VolumeHeader, axes_onto
+from scripts.images.header import VolumeHeader
 from scripts.images.read import Volume, open_volume
 from scripts.progress import Progress
 
@@ -89,6 +90,7 @@ class Fingerprint:
         sampled: number of cases whose intensities were sampled.
         segments: names that label files give to their values.
         label_like: images, of the sampled and the unlabelled cases, that look like labels.
+        cut: labels that cover a part of their image.
     """
 
     grids: list[Grid]
@@ -97,6 +99,7 @@ class Fingerprint:
     sampled: int
     label_like: list[str]
     segments: dict[int, str] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,16 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
             continue
         label = case.label.voxels()
         counted = tally(label)
+        if (around := prod(case.image.shape) - label.size) > 0:
+            counted.whole[0] += around  # the background of a cut label
         for problem in whole_numbers(case.label.header.path, counted):
             raise UserError(problem.sentence)
         values.add(counted)
         if id(found) in chosen:
             samples.append(_sample(case, label, ignore_value, label_like))
         del label  # before the next file is read
-    return Fingerprint(grids, values, _intensities(samples), len(samples), label_like, names_of_segments(headers))
+    cut = [c.label.header.path for c in cases if c.label and cut_start(c.image, c.label.header) is not None]
+    return Fingerprint(grids, values, _intensities(samples), len(samples), label_like, names_of_segments(headers), cut)
 
 
 def _open(found: FoundCase) -> _Files:
@@ -197,7 +203,7 @@ def _sample(
         label_like: takes the images that look like labels.
     """
     assert case.label is not None
-    on_image = nibabel.apply_orientation(label[0], axes_onto(case.label.header.affine, case.image.affine))
+    on_image = on_image_grid(label[0], case.label.header, case.image)
     mask = _in_ras(case.image, on_image[None])[0].round()  # `tally` rounds label values in the same way
     mask = (mask != 0) if ignore_value is None else (mask != 0) & (mask != ignore_value)
     sampled = []

@@ -15,7 +15,7 @@ from typing import Any
 from scripts.data.checks.labels import never_together
 from scripts.dataset_setup.fingerprint import measure
 from scripts.dataset_setup.layouts import FoundCase, read_generated
-from scripts.dataset_setup.lookalikes import refuse_label_like
+from scripts.dataset_setup.lookalikes import refuse_label_like, shortened
 from scripts.dataset_setup.plan import Machine, Plan, make_plan
 from scripts.dataset_setup.roles import Request, Roles, assign, gather
 from scripts.dataset_setup.texts import datalist_of, json_of, same_splits, table_of, yaml_of
@@ -68,6 +68,11 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     held = [values - {plan.label_values[0], ignore_value} for values in fingerprint.labels.files]
     names = dict(zip(plan.label_values, plan.label_names, strict=True))
     roles.notes += [finding.sentence for finding in never_together(held, names)]
+    if fingerprint.cut:
+        roles.notes.append(
+            f"{len(fingerprint.cut)} labels cover a part of their image ({shortened(fingerprint.cut)}); they are "
+            "placed by their offset, and the rest is background."
+        )
     grid = fingerprint.grids[0]
     if grid.time_axis and len(description.channel_names) != grid.channels:
         roles.notes.append(

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 
-from scripts.data.checks.grid import label_on_image
+from scripts.data.checks.grid import cut_start, label_on_image, on_image_grid
 from scripts.data.datalist import with_references
 from scripts.data.labels import LabelValues, merged_values, to_classes, value_text
 from scripts.data.spec import Case, DatasetSpec, images_of
@@ -22,8 +21,8 @@ from scripts.evaluation.report import case_names, format_summary, reported, writ
 from scripts.evaluation.statistics import case_rows
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.find import image_files, output_names
-from scripts.images.header import VolumeHeader, axes_onto, case_name
-from scripts.images.read import read_volume
+from scripts.images.header import VolumeHeader, case_name
+from scripts.images.read import exists, read_header, read_volume
 from scripts.progress import progress_bar
 from scripts.prototypes.voxels import NO_CLASS
 
@@ -71,7 +70,9 @@ def evaluate_predictions(
     for case, files, name in zip(
         progress_bar(cases, "evaluating"), found, case_names([images_of(case)[0] for case in cases]), strict=True
     ):
-        header, reference = _classes(case["reference"], dataset.all_values, dataset.ignore_value, "correct it")
+        header, reference = _on_image(
+            images_of(case)[0], *_classes(case["reference"], dataset.all_values, dataset.ignore_value, "correct it")
+        )
         predicted = _prediction(files, header, dataset, prediction_values)
         keep_largest(predicted, reduced)
         ignored = reference == NO_CLASS
@@ -140,6 +141,20 @@ def _classes(
     return header, classes.to(torch.int16).numpy()
 
 
+def _on_image(image: str, header: VolumeHeader, reference: np.ndarray) -> tuple[VolumeHeader, np.ndarray]:
+    """A reference that was cut to its painted part on the grid of its image; others, and those of no image, as given.
+
+    Raises:
+        UserError: for a cut reference that is not on voxels of its image.
+    """
+    grid = read_header(image) if exists(image) else header
+    if cut_start(grid, header) is None:
+        return header, reference
+    for finding in label_on_image(grid, header):
+        raise UserError(finding.sentence)
+    return grid, on_image_grid(reference, header, grid)
+
+
 def _prediction(
     path: Path, reference: VolumeHeader, dataset: DatasetSpec, prediction_values: LabelValues | None
 ) -> np.ndarray:
@@ -178,4 +193,4 @@ def _on_grid(header: VolumeHeader, voxels: np.ndarray, reference: VolumeHeader) 
             f"The prediction {header.path} ({grids[0]}) is not on the grid of the label file {reference.path} "
             f"({grids[1]}): resample it to the label file."
         )
-    return np.ascontiguousarray(nibabel.apply_orientation(voxels, axes_onto(header.affine, reference.affine)))
+    return np.ascontiguousarray(on_image_grid(voxels, header, reference))

@@ -8,17 +8,16 @@ import logging
 import re
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 
-from scripts.data.checks.grid import label_on_image
+from scripts.data.checks.grid import label_on_image, on_image_grid
 from scripts.data.labels import to_classes, value_text
 from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.files import write_text
 from scripts.images.find import output_names
-from scripts.images.header import VolumeHeader, axes_onto
+from scripts.images.header import VolumeHeader
 from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
 from scripts.progress import progress_bar
@@ -115,8 +114,8 @@ def _label(path: str, image: VolumeHeader, dataset: DatasetSpec) -> np.ndarray:
         raise UserError(f"{path} holds the label value {value_text(undeclared)}: declare or correct it.")
     indices = classes.to(torch.int16).numpy()
     indices[indices == NO_CLASS] = dataset.num_classes  # nnU-Net's label to ignore is the highest
-    turned = nibabel.apply_orientation(indices, axes_onto(header.affine, image.affine))
-    return turned.astype(np.uint8) if dataset.num_classes < 256 else turned
+    placed = on_image_grid(indices, header, image)
+    return placed.astype(np.uint8) if dataset.num_classes < 256 else placed
 
 
 def _channel_names(dataset: DatasetSpec) -> list[str]:

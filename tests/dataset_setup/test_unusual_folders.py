@@ -89,6 +89,17 @@ def test_single_slices_are_taken_as_in_training(tmp_path, run, shape) -> None:
     assert len(found.labelled) == 4 and all(side >= 1 for side in settings["roi_size"])
 
 
+def test_labels_that_are_cut_to_their_painted_part_are_counted(tmp_path, run) -> None:
+    folder = cases(tmp_path / "data")
+    expected, _, _ = run(cases(tmp_path / "whole"))
+    for n in (1, 3):
+        file = folder / f"labelsTr/a{n}.nii.gz"
+        nib.save(nib.load(file).slicer[5:10, 4:9, 3:6], file)  # all painted
+    settings, found, text = run(folder, name="cut")
+    assert "2 labels cover a part" in text and len(found.labelled) == 4
+    assert settings["label_names"] == expected["label_names"] and settings["roi_size"] == expected["roi_size"]
+
+
 @pytest.mark.parametrize(("slope", "value"), [(0.988, "0.988"), (1.01, "1.01")])
 def test_values_that_a_slope_makes_are_refused_with_the_way_out(tmp_path, run, slope, value) -> None:
     folder = cases(tmp_path / "data")

@@ -91,6 +91,29 @@ def test_a_class_of_several_values_is_learned_as_one_and_checked_as_such(train, 
     assert not told & {Kind.UNDECLARED, Kind.ABSENT_CLASS, Kind.NEVER_TOGETHER, Kind.EMPTY_LABEL}
 
 
+def test_a_label_cut_to_its_painted_part_is_the_whole_label_to_training_check_and_evaluation(
+    train, assert_same, make_workflow, tmp_path
+) -> None:
+    whole, cut = (write_cases(tmp_path / name, [0, 1, 2]) for name in ("whole", "cut"))
+    for file in (tmp_path / "cut").glob("*_label.nii.gz"):
+        part = nib.load(file).slicer[2:18, 3:15, 2:8]
+        assert part.shape == (16, 12, 6) and part.affine[:3, 3].all()
+        nib.save(part, file)
+    assert_same(train(**whole, name="of_whole", val_interval=2), train(**cut, name="of_cut", val_interval=2))
+    spec = DatasetSpec(str(tmp_path / "cut"), label_names=whole["label_names"], labelled_cases=2)
+    found = check_dataset(load_cases(spec), spec, lambda items, _: items)
+    assert [finding.file for finding in found if finding.kind is Kind.CUT_LABEL] == [
+        str(tmp_path / f"cut/{number}_label.nii.gz") for number in (0, 1, 3, 4)
+    ]
+    assert not any(finding.is_error for finding in found)
+    tables = []
+    for data in (whole, cut):
+        ckpt_dir = str(tmp_path / "of_whole")
+        make_workflow("train.yaml", "evaluate.yaml", run_id="evaluating", ckpt_dir=ckpt_dir, **data).run()
+        tables.append((tmp_path / "out/metrics.csv").read_text().replace("/cut/", "/whole/"))
+    assert tables[0] == tables[1]
+
+
 def test_evaluation_reports_regions_instead_of_classes(first_class_everywhere, make_workflow, tmp_path) -> None:
     data = write_cases(tmp_path / "data", [0, 1, 2])
     regions = {"both": ["first", "second"], "second": ["second"]}

@@ -88,6 +88,18 @@ def test_axes_in_another_order_are_the_same_grid(evaluate, tmp_path) -> None:
     check(evaluate())
 
 
+def test_a_reference_or_prediction_that_is_cut_to_its_painted_part_is_placed_by_its_offset(evaluate, tmp_path) -> None:
+    def cut(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        moved = AFFINE.copy()
+        moved[:3, 3] = AFFINE[:3, :3] @ (1, 2, 1) + AFFINE[:3, 3]
+        return classes[1:8, 2:6, 1:5], moved
+
+    save(tmp_path / "data/labels/a.nii.gz", *cut(reference()))
+    save(tmp_path / "predicted/a.nii.gz", predicted(), AFFINE)
+    save(tmp_path / "predicted/b.nii.gz", *cut(predicted()))
+    check(evaluate())
+
+
 def test_a_folder_of_masks_per_case_is_read_by_the_names_of_the_structures(evaluate, tmp_path) -> None:
     for case in "ab":
         for index, name in ((1, "liver"), (2, "left_kidney")):

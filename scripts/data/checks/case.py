@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import nibabel
 import numpy as np
@@ -17,6 +18,7 @@ from scripts.data.checks.cohort import Content
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.checks.grid import (
     channels_on_one_grid,
+    cut_label,
     label_on_image,
     number_of_channels,
     orientation_given,
@@ -98,7 +100,10 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
         shape = resampled_shape(ras.shape, ras.spacing, dataset.spacing)
         findings += _patch_fits(opened.image.path, shape, dataset)
         if label is not None:
-            findings += label_on_image(opened.image, label) or same_storage_order(opened.image, label)
+            findings += label_on_image(opened.image, label) or [
+                *same_storage_order(opened.image, label),
+                *cut_label(opened.image, label),
+            ]
             # A file has a name for each of the values that are one class here.
             named = zip(dataset.all_values, dataset.label_names, strict=True)
             findings += names_declared(label, {values[0]: name for values, name in named if len(values) == 1})
@@ -140,6 +145,8 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
     voxels = None if opened.label is None else _voxels(opened.label, checked.findings)
     if voxels is not None:
         checked.values = tally(voxels)
+        if opened.image is not None and (around := prod(opened.image.shape) - voxels.size) > 0:
+            checked.values.whole[dataset.all_values[0][0]] += around  # the background of a cut label
         checked.findings += values_of_label(opened.case["label"], checked.values, dataset)
     return replace(checked, findings=_of_case(checked.findings, opened.case, opened.role))
 

@@ -43,6 +43,7 @@ class Kind(Enum):
     DUPLICATE = ("same image twice", Severity.WARNING)
     NEVER_TOGETHER = ("values never together", Severity.WARNING)
     EMPTY_LABEL = ("empty label", Severity.WARNING)
+    CUT_LABEL = ("label of a part", Severity.WARNING)
     NO_ORIENTATION = ("no orientation", Severity.WARNING)
     SPACING = ("unusual spacing", Severity.WARNING)
     SIZE = ("unusual size", Severity.WARNING)

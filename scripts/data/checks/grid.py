@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import nibabel
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
 from scripts.errors import UserError
-from scripts.images.header import VolumeHeader, corner_distance
+from scripts.images.header import SLICER, VolumeHeader, axes_onto, corner_distance, ending_of
 from scripts.images.monai import check_same_grid
 
 LABEL_APART = 0.1
@@ -53,17 +55,20 @@ def channels_on_one_grid(headers: Sequence[VolumeHeader]) -> list[Finding]:
 
 
 def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """Check that a label is on the grid of its image; the order of its axes may differ, as in training."""
+    """Check that a label is on the grid of its image, or on a part of it; the order of its axes may differ."""
     if label.channels > 1:
         sentence = (
             f"The label {label.path} has {label.channels} channels: save it as one channel with a value per class."
         )
         return [Finding(Kind.CHANNELS, sentence, label.path)]
     turned = label.in_axes_of(image)
+    start = cut_start(image, label)
+    if start is not None:
+        return _cut_on_image(image, label, turned, start)
     if turned.shape != image.shape:
         sentence = (
             f"The label {label.path} has {label.size} voxels, but its image {image.path} has {image.size}: resample "
-            f"the label to the image, or correct which label belongs to which image.{_cut_hint(image, turned)}"
+            "the label to the image, or correct which label belongs to which image."
         )
         return [Finding(Kind.SHAPE, sentence, label.path)]
     apart = corner_distance(image, turned)
@@ -76,15 +81,77 @@ def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
     return []
 
 
-def _cut_hint(image: VolumeHeader, label: VolumeHeader) -> str:
-    """What to do about a label that was cut to its painted part, as 3D Slicer does on request."""
-    inside = all(n <= of_image for n, of_image in zip(label.shape, image.shape, strict=True))
-    if not (inside and np.allclose(image.affine[:3, :3], label.affine[:3, :3], rtol=0.01, atol=1e-3)):
-        return ""
-    return (
-        " It seems to be cut to its painted part: export it again on the grid of the image (in 3D Slicer, with the "
-        "image as reference volume)."
+def cut_start(image: VolumeHeader, label: VolumeHeader) -> np.ndarray | None:
+    """Where in its image a label begins that was cut to its painted part, as 3D Slicer does on request.
+
+    Args:
+        image: header of the image.
+        label: header of the label, whose axes may be in another order.
+
+    Returns:
+        Index of the label's first voxel along the image's axes `(3,)`, which need not be whole; `None` if the label is
+        not smaller than the image, or differs in spacing or direction.
+    """
+    turned = label.in_axes_of(image)
+    smaller = turned.shape != image.shape and all(n <= m for n, m in zip(turned.shape, image.shape, strict=True))
+    if not (smaller and np.allclose(image.affine[:3, :3], turned.affine[:3, :3], rtol=0.01, atol=1e-3)):
+        return None
+    return np.asarray((np.linalg.inv(image.affine) @ turned.affine)[:3, 3])
+
+
+def _cut_on_image(image: VolumeHeader, label: VolumeHeader, turned: VolumeHeader, start: np.ndarray) -> list[Finding]:
+    """Check that a cut label lies on voxels of its image, and that its header says where."""
+    first = start.round()
+    moved = image.affine.copy()
+    moved[:3, 3] = image.affine[:3, :3] @ first + image.affine[:3, 3]
+    apart = corner_distance(replace(image, shape=turned.shape, affine=moved), turned)
+    if not apart <= LABEL_APART * min(image.spacing):
+        lack = f"begins at voxel {', '.join(f'{index:.4g}' for index in start)} of it, not at a whole one"
+    elif (first < 0).any() or (first + turned.shape > image.shape).any():
+        lack = f"begins at voxel {', '.join(f'{index:g}' for index in first)} of it and ends outside of it"
+    elif not (first.any() or ending_of(label.path) in SLICER):
+        # Files without a position have the same origin, and so have files of two patients.
+        lack = "begins at the same corner, as files do whose headers lack the position"
+    else:
+        return []
+    sentence = (
+        f"The label {label.path} has {label.size} voxels, but its image {image.path} has {image.size}, and the label "
+        f"{lack}. If it is cut to its painted part, export it again on the grid of the image (in 3D Slicer, with the "
+        "image as reference volume); otherwise correct which label belongs to which image."
     )
+    return [Finding(Kind.SHAPE, sentence, label.path)]
+
+
+def cut_label(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
+    """Report a label that covers a part of its image; the rest is taken for background."""
+    if cut_start(image, label) is None:
+        return []
+    sentence = (
+        f"The label {label.path} has {label.size} voxels, a part of the {image.size} of its image {image.path}: the "
+        "rest of the image is taken for background, so check that nothing else was to be painted."
+    )
+    return [Finding(Kind.CUT_LABEL, sentence, label.path)]
+
+
+def on_image_grid(voxels: np.ndarray, label: VolumeHeader, image: VolumeHeader) -> np.ndarray:
+    """The voxels of a label on the grid of its image, where `label_on_image` finds nothing wrong.
+
+    Args:
+        voxels: `(X, Y, Z)` of the label in the order of its axes.
+        label: header of the label.
+        image: header of the image.
+
+    Returns:
+        Voxels in the order of the image's axes; those that a cut label does not cover are 0. A view where it covers
+        all.
+    """
+    turned = nibabel.apply_orientation(voxels, axes_onto(label.affine, image.affine))
+    start = cut_start(image, label)
+    if start is None:
+        return np.asarray(turned)
+    whole = np.zeros(image.shape, voxels.dtype)
+    whole[tuple(slice(int(at), int(at) + n) for at, n in zip(start.round(), turned.shape, strict=True))] = turned
+    return whole
 
 
 def same_storage_order(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:

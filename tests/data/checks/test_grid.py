@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
 from scripts.data.checks.finding import Kind
-from scripts.data.checks.grid import label_on_image
+from scripts.data.checks.grid import cut_label, label_on_image
+from scripts.data.transforms import LabelOnImaged
 from scripts.errors import UserError, root_user_error
 from scripts.images.read import read_header
 from tests.volume_files import affine, oblique, save, stored_as
@@ -90,18 +91,72 @@ def test_a_label_elsewhere_is_refused_by_the_check_and_by_the_transform(tmp_path
     assert isinstance(told, UserError) and files["label"] in str(told)
 
 
-@pytest.mark.parametrize(("axcodes", "start"), [(None, (3, 4, 2)), ("LPS", (0, 0, 0)), ("PIR", (5, 1, 0))])
-def test_a_label_cut_to_its_painted_part_is_refused_with_the_way_to_export_it(tmp_path, axcodes, start) -> None:
-    """3D Slicer can save a segmentation of less than the image."""
+def cut_out(files: dict[str, str], label: np.ndarray, start, axcodes=None, suffix=".nii.gz") -> None:
+    """Save a label that begins at a voxel of the image, which may be a fraction, as a program that cuts it does."""
     matrix = affine((1.5, 1.5, 2.0))
-    label_matrix = matrix.copy()
-    label_matrix[:3, 3] = matrix[:3, :3] @ start + matrix[:3, 3]
-    files = case(tmp_path, (24, 30, 12), matrix, matrix)
-    label = np.ones((6, 7, 4), np.uint8)
-    save(Path(files["label"]), *((label, label_matrix) if axcodes is None else stored_as(label, label_matrix, axcodes)))
+    moved = matrix.copy()
+    moved[:3, 3] = matrix[:3, :3] @ start + matrix[:3, 3]
+    stored = (label, moved) if axcodes is None else stored_as(label, moved, axcodes)
+    files["label"] = str(save(Path(files["label"].replace(".nii.gz", suffix)), *stored))
+
+
+def on_image(files: dict[str, str]) -> np.ndarray:
+    steps = [
+        LoadImaged(["image", "label"], reader="scripts.images.monai.VolumeReader"),
+        EnsureChannelFirstd(["image", "label"]),
+        LabelOnImaged("label"),
+    ]
+    return Compose(steps)(files)["label"][0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("axcodes", "start", "suffix"),
+    [
+        (None, (3, 4, 2), ".nii.gz"),
+        ("LPS", (0, 1, 0), ".nrrd"),
+        ("PIR", (18, 23, 8), ".mha"),
+        (None, (0, 0, 0), ".seg.nrrd"),
+        (None, (3.05, 4, 2), ".nii.gz"),
+    ],
+)
+def test_a_label_cut_to_its_painted_part_is_placed_by_its_offset(tmp_path, axcodes, start, suffix) -> None:
+    """3D Slicer can save a segmentation of less than the image."""
+    files = case(tmp_path, (24, 30, 12), affine((1.5, 1.5, 2.0)), affine((1.5, 1.5, 2.0)))
+    part = np.random.default_rng(1).integers(0, 2, (6, 7, 4)).astype(np.uint8)
+    cut_out(files, part, start, axcodes, suffix)
+    image, label = read_header(files["image"]), read_header(files["label"])
+    assert label_on_image(image, label) == []
+    assert [finding.kind for finding in cut_label(image, label)] == [Kind.CUT_LABEL]
+    expected = np.zeros((24, 30, 12))
+    x, y, z = (round(at) for at in start)
+    expected[x : x + 6, y : y + 7, z : z + 4] = part
+    np.testing.assert_array_equal(on_image(files), expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "suffix"),
+    [
+        ((3.5, 4, 2), ".nii.gz"),  # between two voxels
+        ((3, 4, 1.8), ".seg.nrrd"),
+        ((19, 4, 2), ".nii.gz"),  # ends outside of the image
+        ((3, -1, 2), ".seg.nrrd"),
+        ((0, 0, 0), ".nii.gz"),  # a header without position, perhaps of another patient
+    ],
+)
+def test_a_cut_label_that_is_not_on_voxels_of_its_image_is_refused(tmp_path, start, suffix) -> None:
+    files = case(tmp_path, (24, 30, 12), affine((1.5, 1.5, 2.0)), affine((1.5, 1.5, 2.0)))
+    cut_out(files, np.ones((6, 7, 4), np.uint8), start, suffix=suffix)
     (finding,) = label_on_image(read_header(files["image"]), read_header(files["label"]))
-    assert finding.kind is Kind.SHAPE and "painted part" in finding.sentence
-    other = affine((3.0, 3.0, 4.0))  # another resolution is no cut
-    save(Path(files["label"]), label, other)
-    (finding,) = label_on_image(read_header(files["image"]), read_header(files["label"]))
-    assert "painted part" not in finding.sentence
+    assert finding.kind is Kind.SHAPE and files["label"] in finding.sentence
+    with pytest.raises(RuntimeError) as caught:
+        on_image(files)
+    assert isinstance(root_user_error(caught.value), UserError)
+
+
+def test_a_smaller_label_of_another_resolution_is_no_cut_label(tmp_path) -> None:
+    files = case(tmp_path, (24, 30, 12), affine((1.5, 1.5, 2.0)), affine((1.5, 1.5, 2.0)))
+    save(Path(files["label"]), np.ones((6, 7, 4), np.uint8), affine((3.0, 3.0, 4.0)))
+    image, label = read_header(files["image"]), read_header(files["label"])
+    assert cut_label(image, label) == []
+    (finding,) = label_on_image(image, label)
+    assert finding.kind is Kind.SHAPE

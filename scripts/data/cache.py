@@ -29,7 +29,8 @@ from scripts.distributed.collectives import is_rank0, num_local_ranks
 from scripts.distributed.threads import one_thread
 from scripts.errors import UserError
 from scripts.files import save_atomically
-from scripts.images.header import resampled_shape
+from scripts.images.dicom_slices import split_series
+from scripts.images.header import PAIR, resampled_shape
 from scripts.images.read import read_header
 from scripts.progress import open_bar
 
@@ -94,9 +95,10 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
     if cache.takes_memory(data):
         with one_thread():
             dataset = MemoryCacheDataset(data, transform, copy_cache=False)
-        _name_absent_classes(dataset, cache.dataset)
+        if is_rank0():
+            _name_absent_classes([prepared_item(dataset, index) for index in range(len(dataset))], cache.dataset)
         return dataset
-    return DiskCacheDataset(data, transform, cache.directory)
+    return DiskCacheDataset(data, transform, cache.directory, cache.dataset)
 
 
 def prepared_item(dataset: CacheDataset | PersistentDataset, index: int) -> Mapping[str, Any]:
@@ -106,13 +108,12 @@ def prepared_item(dataset: CacheDataset | PersistentDataset, index: int) -> Mapp
     return dataset._cachecheck(dataset.data[index])
 
 
-def _name_absent_classes(cached: CacheDataset, dataset: DatasetSpec) -> None:
-    """Warn about classes that no labelled case holds, where the cached items list the voxels of each class."""
+def _name_absent_classes(prepared: Sequence[Mapping[str, Any]], dataset: DatasetSpec) -> None:
+    """Warn about classes that no labelled case holds, where the prepared items list the voxels of each class."""
     key = "label_cls_indices"  # of MONAI's `ClassesToIndicesd`
-    prepared = [prepared_item(cached, index) for index in range(len(cached))]
     items = [item[key] for item in prepared if isinstance(item, Mapping) and key in item]
     counts = Counter({value: sum(len(item[c]) for item in items) for c, value in enumerate(dataset.values)})
-    if items and is_rank0():
+    if items:
         for finding in absent_classes([Tally(whole=+counts)], dataset):
             logger.warning(finding.sentence)
 
@@ -138,24 +139,42 @@ class DiskCacheDataset(PersistentDataset):
     old one is never read again and may be deleted. MONAI moves a file in from another folder, which is not atomic, and
     loads it whole. Here it is renamed into place and mapped, so that cropping reads the pages of a patch.
 
+    The process that writes the last file of the labelled cases warns about classes that none of them holds; if all
+    files are there at the start, the first process does.
+
     Args:
         data: the cases.
         transform: of an item; what it makes of the deterministic part must be tensors, texts, numbers, lists of them.
         cache_dir: folder of the files, which is created.
+        dataset: declares the classes; `None`: no warning.
 
     Raises:
         UserError: if a transform cannot be hashed.
     """
 
-    def __init__(self, data: Sequence[Case], transform: Compose, cache_dir: str | Path) -> None:
+    def __init__(
+        self,
+        data: Sequence[Case],
+        transform: Compose,
+        cache_dir: str | Path,
+        dataset: DatasetSpec | None = None,
+    ) -> None:
         super().__init__(data, transform, cache_dir, hash_func=_fingerprint)
         self._known_files: dict[str, Path] = {}
+        self.dataset = dataset
         try:
             self.set_transform_hash(pickle_hashing)
         except (AttributeError, TypeError, UnpicklingError) as error:
             raise UserError(
                 f"A deterministic transform cannot be hashed for cache: disk ({error}): give --cache memory."
             ) from error
+        if is_rank0():
+            self._warn_if_filled()
+
+    def _warn_if_filled(self) -> None:
+        labelled = [case for case in self.data if "label" in case]
+        if self.dataset is not None and labelled and all(self._file_of(case).exists() for case in labelled):
+            _name_absent_classes([self._cachecheck(case) for case in labelled], self.dataset)
 
     def _cachecheck(self, item_transformed: Case) -> Any:
         file = self._file_of(item_transformed)
@@ -169,6 +188,8 @@ class DiskCacheDataset(PersistentDataset):
             item = self._pre_transform(deepcopy(item_transformed))
         item = with_name(item)  # before the metadata goes
         save_atomically(convert_to_tensor(item, track_meta=False, convert_numeric=False), file)
+        if "label" in item_transformed:
+            self._warn_if_filled()
         return _mapped(file)
 
     def _file_of(self, case: Case) -> Path:
@@ -192,10 +213,12 @@ def _fingerprint(case: Mapping[str, Any]) -> bytes:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a volume: a folder's slices, a header's detached data."""
+    """The files of a volume: a folder's slices, of which a series may be named, a header's detached data."""
+    path = Path(split_series(path)[0])
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    return sorted(path.parent.glob(f"{path.stem}.*")) if path.suffix.lower() in (".nhdr", ".mhd") else [path]
+    apart = path.suffix.lower() in (".nhdr", ".mhd", *PAIR)
+    return sorted(file for file in path.parent.iterdir() if file.stem == path.stem) if apart else [path]
 
 
 @lru_cache

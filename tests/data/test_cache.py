@@ -176,6 +176,19 @@ def test_the_slices_of_a_folder_count(tmp_path) -> None:
     assert _fingerprint({"image": str(tmp_path)}) != before
 
 
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [("series#1.2.826.0.1", "series/2.dcm"), ("scan[1].img", "scan[1].hdr"), ("scan[1].mhd", "scan[1].raw")],
+)
+def test_a_change_of_any_file_of_a_volume_counts(tmp_path, entry, other) -> None:
+    (tmp_path / "series").mkdir()
+    for name in {entry.partition("/")[0], other, "series/1.dcm"} - {"series#1.2.826.0.1"}:
+        (tmp_path / name).touch()
+    before = _fingerprint({"image": str(tmp_path / entry)})
+    (tmp_path / other).write_bytes(b"other")
+    assert _fingerprint({"image": str(tmp_path / entry)}) != before
+
+
 def test_a_transform_that_cannot_be_hashed_is_refused_with_what_to_do(case, tmp_path) -> None:
     with pytest.raises(UserError, match="--cache memory"):
         DiskCacheDataset([case], Compose([Lambdad("image", lambda x: x)]), tmp_path / "cache")
@@ -189,19 +202,62 @@ def test_a_training_is_the_same_with_either_cache(train, assert_same, tmp_path) 
     assert len(list((tmp_path / "c").iterdir())) == 7, "2 labelled, 4 unlabelled, 1 validation case"
 
 
-@pytest.mark.parametrize(
+ABSENT = pytest.mark.parametrize(
     ("voxels", "values", "absent"),
     [([0, 1, 1, 0], None, ["2"]), ([0, 255, 255, 7], [0, 255, 7], []), ([0, 0, 0, 0], [0, 3, 9], ["3", "9"])],
 )
-def test_a_class_that_no_labelled_case_holds_is_named_when_volumes_are_loaded(voxels, values, absent, caplog) -> None:
+
+
+def of_three_classes(values) -> tuple[DatasetSpec, list]:
     dataset = DatasetSpec("", label_names=["air", "bone", "vessel"], label_values=values, spacing=[1.0, 1.0, 1.0])
+    return dataset, [LabelsToClassesd("label", dataset), ClassesToIndicesd("label", num_classes=3)]
+
+
+def named_values(caplog) -> list[str]:
+    told = [record.getMessage() for record in caplog.records if record.name == "cache"]
+    return [re.search(r"the value (\d+) of the class", sentence)[1] for sentence in told]
+
+
+@ABSENT
+def test_a_class_that_no_labelled_case_holds_is_named_when_volumes_are_loaded(voxels, values, absent, caplog) -> None:
+    dataset, steps = of_three_classes(values)
     label = torch.tensor(voxels).reshape(1, 4, 1, 1)
-    steps = Compose([LabelsToClassesd("label", dataset), ClassesToIndicesd("label", num_classes=3)])
     cache = SimpleNamespace(takes_memory=lambda cases: True, dataset=dataset)
     with caplog.at_level("WARNING", logger="cache"):
-        cached_dataset([{"label": label}, {"label": torch.zeros_like(label)}], steps, cache)
-    named = [re.search(r"the value (\d+) of the class", record.getMessage())[1] for record in caplog.records]
-    assert named == absent
+        cached_dataset([{"label": label}, {"label": torch.zeros_like(label)}], Compose(steps), cache)
+    assert named_values(caplog) == absent
+
+
+@ABSENT
+def test_a_class_that_no_labelled_case_holds_is_named_when_all_are_on_disk(
+    voxels, values, absent, caplog, tmp_path
+) -> None:
+    dataset, _ = of_three_classes(values)
+    cases = []
+    for number, content in enumerate((voxels, [0, 0, 0, 0])):
+        array = np.array(content, np.uint8).reshape(4, 1, 1)
+        path = str(save(tmp_path / f"{number}.nii.gz", array, np.eye(4)))
+        cases.append({"image": path, "label": path, "case": str(number)})
+    cases.append({"image": cases[0]["image"], "case": "unlabelled"})
+
+    def transform() -> Compose:
+        read = LoadImaged("label", ensure_channel_first=True, allow_missing_keys=True)
+        steps = of_three_classes(values)[1]
+        for step in steps:
+            step.allow_missing_keys = True
+        return Compose([read, *steps])
+
+    volumes = VolumeCache("disk", tmp_path / "cache", dataset)
+    with caplog.at_level("WARNING", logger="cache"):
+        kept = cached_dataset(cases, transform(), volumes)
+        for index in (1, 2, 1):
+            kept[index]
+        assert named_values(caplog) == [], "one case has not been seen"
+        for index in (0, 1):
+            kept[index]
+        assert named_values(caplog) == absent
+        cached_dataset(cases, transform(), volumes)  # the next run
+    assert named_values(caplog) == 2 * absent
 
 
 def test_bytes_of_a_case_by_hand() -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from monai.utils import convert_to_dst_type
 from scripts.data.checks.grid import cut_start, label_on_image, on_image_grid
 from scripts.data.labels import to_classes, value_text
 from scripts.data.spec import DatasetSpec
-from scripts.errors import UserError
+from scripts.errors import UserError, first_line
 from scripts.images.components import classes_to_reduce, keep_largest
 from scripts.images.header import VolumeHeader
 from scripts.prototypes.voxels import NO_CLASS
@@ -197,9 +199,29 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
         self.directory = None if directory is None else Path(directory)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the file."""
+        """Read the file.
+
+        Raises:
+            UserError: see `read_pseudo_label`.
+        """
         result = dict(data)
         if self.directory is not None and "label" not in data:
-            with np.load(self.directory / f"{data['case']}.npz") as stored:
-                result[self.keys[0]] = torch.from_numpy(stored["labels"])[None]
+            stored = read_pseudo_label(self.directory / f"{data['case']}.npz")
+            result[self.keys[0]] = torch.from_numpy(stored["labels"])[None]
         return result
+
+
+def read_pseudo_label(path: Path) -> dict[str, np.ndarray]:
+    """The content of the file of a stored pseudo-label.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            return dict(stored)
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"The pseudo-label {path} cannot be read ({first_line(error)}): restore it from a copy, or start again "
+            "without --resume, which makes the pseudo-labels anew."
+        ) from error

@@ -21,6 +21,7 @@ from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.labels import class_type
 from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
+from scripts.data.transforms import read_pseudo_label
 from scripts.data.weights import save_weights
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
@@ -218,11 +219,15 @@ def digest_of(network: nn.Module) -> str:
 
 
 def stored_stability(path: Path, teacher: str) -> float | None:
-    """The stability of a stored pseudo-label; `None` if there is none, or if another teacher made it."""
+    """The stability of a stored pseudo-label; `None` if there is none, it is damaged, or another teacher made it."""
     if not path.is_file():
         return None
-    with np.load(path) as stored:
-        return float(stored["stability"]) if str(stored["teacher"]) == teacher else None
+    try:
+        stored = read_pseudo_label(path)
+    except UserError:
+        logger.warning(f"{path} is damaged and is made anew.")
+        return None
+    return float(stored["stability"]) if str(stored["teacher"]) == teacher else None
 
 
 def other_contrast(image: torch.Tensor) -> torch.Tensor:

@@ -232,6 +232,22 @@ def test_a_missing_pseudo_label_is_named(tmp_path):
         later.handler.resume(later.engine)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut short", "other bytes"])
+def test_a_damaged_pseudo_label_is_made_anew_while_they_are_made_and_named_in_training(tmp_path, caplog, damage):
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)])
+    run.handler.label(run.engine)
+    file, whole = tmp_path / "c1.npz", run.stored("c1")
+    content = file.read_bytes()
+    other = content.replace(whole.tobytes(), (whole + 1).tobytes())
+    file.write_bytes({"empty": b"", "cut short": content[:-40], "other bytes": other}[damage])
+    with pytest.raises(UserError, match=r"c1\.npz"):
+        StoredLabelsd("stored", tmp_path)({"case": "c1"})
+    with caplog.at_level("WARNING", logger="SelfTraining"):
+        run.handler.label(run.engine)
+    assert str(file) in caplog.text
+    np.testing.assert_array_equal(run.stored("c1"), whole)
+
+
 def test_agreement_is_the_mean_dice_of_the_structures_that_are_found():
     first = torch.tensor([[[0, 1, 1, 2, 2, 2]]])
     second = torch.tensor([[[0, 1, 0, 2, 2, 2]]])

@@ -263,8 +263,10 @@ def _advised_method(files: Sequence[Path], options: Sequence[str]) -> list[Path]
     from scripts.crossval.estimate import advised_method
 
     names = [content["dataset_name"] for content in map(read_mapping, files) if "dataset_name" in content]
-    given = option_value(options, "--output_dir")  # a training may have another one than its cross-validation
-    chosen, sentence = advised_method([*([given] if given else []), ROOT / "outputs"], names[-1])
+    given = option_value(options, "--crossval_dir")
+    # A training may have another output_dir than its cross-validation.
+    folders = [folder for folder in (option_value(options, "--output_dir"), ROOT / "outputs") if folder]
+    chosen, sentence = advised_method([given] if given else [Path(f, "crossval", names[-1]) for f in folders], names[-1])
     print(sentence)
     return [Path(file) for file in chosen]
 

@@ -21,7 +21,7 @@ from scripts.distributed.collectives import num_ranks
 ENGINE = {"train", "validate", "initialize", "finalize", "training", "check_data", "run", "imports", "device"}
 """Keys that are not settings: how the run is put together, which a version of the bundle determines."""
 
-PATHS = {"bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir", "initial_weights"}
+PATHS = {"bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir", "crossval_dir", "initial_weights"}
 
 REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 

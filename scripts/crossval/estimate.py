@@ -204,11 +204,11 @@ def format_result(result: Mapping[str, Any]) -> str:
     return "\n".join([*table_lines(rows), *result["sentences"]])
 
 
-def advised_method(output_dirs: Sequence[str | Path], dataset: str) -> tuple[list[str], str]:
+def advised_method(directories: Sequence[str | Path], dataset: str) -> tuple[list[str], str]:
     """The method that a cross-validation has chosen, for `train --method auto`.
 
     Args:
-        output_dirs: where the `output_dir` of the cross-validation is searched; the first one that holds it is taken.
+        directories: where its result is searched; the first folder that holds it is taken.
         dataset: name of the dataset.
 
     Returns:
@@ -217,7 +217,7 @@ def advised_method(output_dirs: Sequence[str | Path], dataset: str) -> tuple[lis
     Raises:
         UserError: if the dataset has no finished cross-validation there.
     """
-    paths = [Path(folder) / "crossval" / dataset / RESULT for folder in output_dirs]
+    paths = [Path(folder) / RESULT for folder in directories]
     path = next(filter(Path.is_file, paths), paths[0])
     try:
         result = json.loads(path.read_text(encoding="utf-8"))

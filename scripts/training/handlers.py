@@ -80,6 +80,7 @@ class TrainingHandlers:
         warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve; `None`:
             a tenth of the run with `initial_weights`, which are not to be lost at once, else none.
         pictures: number of validation cases that are drawn.
+        crossval_dir: folder of an earlier cross-validation of the dataset; `None`: below `output_dir`.
 
     Attributes:
         handlers: those of the trainer, once they are attached.
@@ -108,6 +109,7 @@ class TrainingHandlers:
         settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
         warmup: int | None = None,
         pictures: int = 4,
+        crossval_dir: str | Path | None = None,
     ) -> None:
         self.teacher, self.extra_optimizer = teacher, extra_optimizer
         if warmup is None:
@@ -116,6 +118,7 @@ class TrainingHandlers:
         self.guard, self.method_handlers = guard, method_handlers
         self.validator, self.val_interval = validator, val_interval
         self.output_dir, self.ckpt_dir = Path(output_dir), Path(ckpt_dir)
+        self.crossval_dir = Path(crossval_dir or self.output_dir / "crossval" / dataset.name)
         self.save_interval, self.keep_checkpoints, self.resume = save_interval, keep_checkpoints, resume
         self.max_steps, self.dataset, self.pictures = max_steps, dataset, pictures
         self.run_record = RunRecord(self.ckpt_dir / "run.json", dataset, cases, settings, initial_weights)
@@ -154,7 +157,7 @@ class TrainingHandlers:
         assert isinstance(loader, TwoStreamLoader) and isinstance(cases, DataLoader)
         scheduler = RateOnCurve(engine.optimizer, self.learning_rate_curve)
         checkpoint = self._checkpoint(engine, loss, loader, scheduler)
-        crossval = self.output_dir / "crossval" / self.dataset.name / "crossval.json"
+        crossval = self.crossval_dir / "crossval.json"
         datasets = loader.dataset.datasets
         self.run_record.training_cases = TrainingCases(datasets[LABELLED], datasets[UNLABELLED], self.dataset, crossval)
         return [

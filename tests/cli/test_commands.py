@@ -15,6 +15,7 @@ import yaml
 
 from scripts.cli import commands, runs
 from scripts.cli.commands import COMMANDS, main
+from scripts.cli.overrides import check_overrides
 from scripts.cli.runs import find_dataset, find_part, remember, run_words, shell_line
 from scripts.data.weights import save_weights
 from scripts.errors import UserError
@@ -126,6 +127,18 @@ def test_the_method_auto_works_with_a_network_and_another_output_dir(started, tm
     assert main(["train", "left_atrium", *words]) == 0
     files = ("train.yaml", "datasets/left_atrium.yaml", "networks/vnet.yaml", "methods/supervised.yaml")
     assert started[0][started[0].index("--config_file") + 1] == config(*files)
+
+
+def test_the_method_auto_is_read_from_a_crossval_dir_of_its_own(started, tmp_path, monkeypatch) -> None:
+    advice(tmp_path / "apart", "control")
+    advice(tmp_path / "outputs", "method")
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    given = ["--crossval_dir", f"{tmp_path}/apart/crossval/left_atrium"]
+    assert main(["train", "left_atrium", "--method", "auto", *given]) == 0
+    assert "supervised.yaml" in started[0][started[0].index("--config_file") + 1]
+    # It stays an option of the run, whose alarms are calibrated by the same result.
+    assert started[0][started[0].index("--crossval_dir") + 1] == given[1]
+    check_overrides(["monai/bundle/__main__.py", *started[0][started[0].index("run") :]])
 
 
 def test_a_training_ends_with_what_to_do_next(started, capsys) -> None:

@@ -111,10 +111,10 @@ def test_the_advice_is_read_from_the_result(tmp_path) -> None:
     result = evaluate_folds(CONTROL, dice(a=0.85, b=0.75, c=0.59), 80, FOLDS)
     result["files"] = {"control": ["supervised.yaml"], "method": ["mine.yaml"]}
     (folder / "crossval.json").write_text(json.dumps(result))
-    assert advised_method([tmp_path], "mine") == (["mine.yaml"], result["sentences"][1])
-    assert advised_method([tmp_path / "other", tmp_path], "mine")[0] == ["mine.yaml"]
+    assert advised_method([tmp_path / "crossval/mine"], "mine") == (["mine.yaml"], result["sentences"][1])
+    assert advised_method([tmp_path / "other", tmp_path / "crossval/mine"], "mine")[0] == ["mine.yaml"]
     (folder / "crossval.json").write_text(json.dumps({**result, "use": "control"}))
-    assert advised_method([tmp_path], "mine")[0] == ["supervised.yaml"]
+    assert advised_method([tmp_path / "crossval/mine"], "mine")[0] == ["supervised.yaml"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
@@ -123,4 +123,4 @@ def test_without_a_result_there_is_no_advice(tmp_path, content) -> None:
     if content is not None:
         (tmp_path / "crossval/mine/crossval.json").write_text(content)
     with pytest.raises(UserError, match=r"crossval\.json"):
-        advised_method([tmp_path], "mine")
+        advised_method([tmp_path / "crossval/mine"], "mine")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.transforms import MapTransform
 
+from scripts.errors import root_user_error
 from scripts.losses.base import LossTerm, TrainingBatch
 from tests import forked_command
 from tests.campaigns.kill_runs import training_command
@@ -42,15 +43,15 @@ class NotANumberd(MapTransform):
 
 
 class FaultyTerm(LossTerm):
-    """0 with a gradient of 0, but for one step: then an infinite value, or a gradient that bf16 cannot hold."""
+    """0 with a gradient of 0, but for one step or all: then an infinite value, or a gradient that bf16 cannot hold."""
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, always: bool = False) -> None:
         super().__init__(1.0)
-        self.fault, self.step = fault, 0
+        self.fault, self.always, self.step = fault, always, 0
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
         self.step += 1
-        if self.step != SPOILT_STEP:
+        if self.step != SPOILT_STEP and not self.always:
             return batch.logits.sum() * 0.0
         if self.fault == "loss":
             return batch.logits.sum() * torch.inf
@@ -107,19 +108,28 @@ def test_an_infinite_loss_in_one_term_is_named_and_its_step_leaves_no_trace(run)
     assert "(of its terms faulty is " in words and "supervised" not in words
 
 
+IN_BF16 = {
+    "train::inferer::dtype": "$torch.bfloat16",  # `--precision bf16` is refused where the hardware has none
+    "widths": [2, 2, 2, 2],
+    "norm": "instance",  # bf16 is slow where it is emulated
+    "batch_unlabelled": 0,
+    "roi_size": [64, 64, 48],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/training/precision.py
+}
+
+
 def test_a_gradient_that_overflows_in_bf16_is_named_and_its_step_leaves_no_trace(run) -> None:
-    overrides = {
-        "terms::faulty": {"_target_": f"{HERE}.FaultyTerm", "fault": "gradient"},
-        "train::inferer::dtype": "$torch.bfloat16",  # `--precision bf16` is refused where the hardware has none
-        "widths": [2, 2, 2, 2],
-        "norm": "instance",  # bf16 is slow where it is emulated
-        "batch_unlabelled": 0,
-        "roi_size": [64, 64, 48],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/training/precision.py
-    }
-    states, said = run(**overrides)
+    states, said = run(**IN_BF16, **{"terms::faulty": {"_target_": f"{HERE}.FaultyTerm", "fault": "gradient"}})
     assert_only_these_are_skipped(states, [SPOILT_STEP])
     (words,) = said
     assert "the loss is finite, but not its gradient, in " in words and "the last of them network.output." in words
+
+
+def test_a_run_whose_every_step_overflows_in_bf16_ends_with_the_precision_to_take(run) -> None:
+    always = {"_target_": f"{HERE}.FaultyTerm", "fault": "gradient", "always": True}
+    with pytest.raises(Exception) as caught:
+        run(**IN_BF16, **{"terms::faulty": always, "train::guard::patience": 2})
+    told = root_user_error(caught.value)
+    assert told is not None and "2 steps in a row" in str(told) and "--precision fp32" in str(told)
 
 
 def test_the_command_ends_after_as_many_in_a_row_as_the_yaml_says(tiny_demo, tmp_path) -> None:

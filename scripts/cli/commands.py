@@ -266,7 +266,9 @@ def _advised_method(files: Sequence[Path], options: Sequence[str]) -> list[Path]
     given = option_value(options, "--crossval_dir")
     # A training may have another output_dir than its cross-validation.
     folders = [folder for folder in (option_value(options, "--output_dir"), ROOT / "outputs") if folder]
-    chosen, sentence = advised_method([given] if given else [Path(f, "crossval", names[-1]) for f in folders], names[-1])
+    chosen, sentence = advised_method(
+        [given] if given else [Path(f, "crossval", names[-1]) for f in folders], names[-1]
+    )
     print(sentence)
     return [Path(file) for file in chosen]
 

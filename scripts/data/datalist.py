@@ -41,7 +41,7 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
             without label, an image in two roles, or files that do not exist.
     """
     lists, findings = read_cases(dataset)
-    _raise_first_error(findings)
+    raise_first_error(findings)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
         f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
@@ -49,10 +49,12 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
     return lists
 
 
-def _raise_first_error(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        if finding.is_error:
-            raise UserError(finding.sentence)
+def raise_first_error(findings: Sequence[Finding]) -> None:
+    """Raise the first error among some findings as a `UserError`, with the number of others."""
+    errors = [finding.sentence for finding in findings if finding.is_error]
+    if errors:
+        others = f" ({len(errors) - 1} more mistakes in the datalist)" if errors[1:] else ""
+        raise UserError(errors[0].rstrip(".") + others + ".")
 
 
 def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
@@ -139,7 +141,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
     lists = CaseLists(training, unlabelled, validation, test)
     findings += [finding for finding in two_lists(lists) if finding.role == "test"]
     findings += missing_files(CaseLists(test=test))
-    _raise_first_error(findings)
+    raise_first_error(findings)
     logger.info(f"{len(test)} cases for testing.")
     return test
 

@@ -173,7 +173,7 @@ def _check_channels(cases: Sequence[_Files], grids: Sequence[Grid]) -> None:
         if grid.channels != grids[0].channels:
             raise UserError(
                 f"{case.image.path} has {grid.channels} channels, but {cases[0].image.path} has {grids[0].channels}: "
-                "all cases must have the same number of channels."
+                "all cases must have the same number of channels; --exclude leaves files out."
             )
 
 

@@ -156,7 +156,7 @@ def pair(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] |
     except UserError:
         by_folder = _pair_by_folder(images, labels, channels)
         if by_folder is None:
-            _refuse_masks_of_structures(labels)
+            _refuse_masks_of_structures(images, labels)
             raise
         cases = by_folder
     return sorted(_with_unique_names(cases), key=lambda case: (case.name, case.images))
@@ -204,13 +204,26 @@ def _by_entities(label: str, units: Sequence[_Unit]) -> list[_Unit]:
     return [unit for unit, count in shared.items() if count == most > 0]
 
 
-def _refuse_masks_of_structures(labels: Sequence[str]) -> None:
-    """Refuse folders with a label file per structure (TotalSegmentator) in words of their own."""
-    of_case: dict[tuple[str, ...], set[str]] = defaultdict(set)
+def _refuse_masks_of_structures(images: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse a label file per structure (TotalSegmentator) in words of their own.
+
+    The structure is the name of the file in a folder of the case, the name of a folder (`masks/liver/c1.nii.gz`), or
+    what follows the name of the case (`c1_liver.nii.gz`).
+    """
+    stems = {stem_of(image) for image in images}
+    cases_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
-        of_case[place_of(label)].add(stem_of(label))
-    structures = sorted(set.intersection(*of_case.values())) if len(of_case) > 1 else []
-    if len(structures) > 1:
+        stem, place = stem_of(label), place_of(label)
+        ends = [match.start() for match in re.finditer(SEPARATOR, stem) if stem[: match.start()] in stems]
+        if stem in stems and place:
+            cases_of[place[-1]].add(stem)
+        elif ends:
+            cases_of[stem[ends[-1] + 1 :]].add(stem[: ends[-1]])
+        else:
+            cases_of[stem].add("/".join(place))
+    structures = sorted(structure for structure, cases in cases_of.items() if len(cases) > 1)
+    several = sum(map(len, cases_of.values())) > len(set().union(*cases_of.values()))
+    if len(structures) > 1 and several:
         more = f" and {len(structures) - 5} more" if len(structures) > 5 else ""
         raise UserError(
             f"Each case has a label file per structure ({', '.join(structures[:5])}{more}), as in {labels[0]}: write "
@@ -236,7 +249,8 @@ def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
         if len(near) > 1:
             raise UserError(
                 f"The label {label} matches both {near[0].images[0]} and {near[1].images[0]}: give each case a "
-                "unique name."
+                "unique name, list the endings of the channels of one image with --channels, or leave images out with "
+                "--exclude."
             )
         if near:
             break
@@ -287,7 +301,8 @@ def _check_channels(cases: dict[str, Iterable[str]]) -> None:
         if tuple(sorted(channels)) != usual:
             raise UserError(
                 f"Case {name} has the channels {', '.join(sorted(channels)) or '-'}, but other cases have "
-                f"{', '.join(usual)}: add or remove files so that all cases agree, or select with --channels."
+                f"{', '.join(usual)}: add or remove files so that all cases agree, leave files out with --exclude, "
+                "or select with --channels."
             )
 
 

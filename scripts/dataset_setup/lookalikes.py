@@ -7,10 +7,11 @@ holds only a few whole numbers.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from scripts.data.naming import PART_FOLDERS, is_image_folder, place_of, stem_of
+from scripts.data.naming import PART_FOLDERS, SEPARATOR, is_image_folder, place_of, stem_of
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.errors import UserError
 
@@ -24,8 +25,8 @@ WAY_OUT = (
 def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
     """Refuse unlabelled images that share their name with a case and are not in a folder of images, or are below it.
 
-    Images of two sites may have the same names: both are then in folders called images, or in folders beside each
-    other.
+    A name may go on behind that of the case, as in `case_01_prob`. Images of two sites may have the same names: both
+    are then in folders called images, or in folders beside each other.
 
     Args:
         cases: with paths relative to the folder that was searched.
@@ -36,18 +37,22 @@ def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
     by_stem: dict[str, list[FoundCase]] = defaultdict(list)
     for case in cases:
         by_stem[stem_of(case.images[0])].append(case)
-    found = [
-        f"{case.images[0]} (like {other.images[0]})"
-        for case in cases
-        if case.label is None
-        for other in by_stem[stem_of(case.images[0])][:SHOWN]
-        if other is not case and _is_suspicious(case, other)
-    ]
+    found = []
+    for case in cases:
+        alike = [other for stem in _beginnings(stem_of(case.images[0])) for other in by_stem.get(stem, ())[:SHOWN]]
+        others = [other for other in alike if other is not case and _is_suspicious(case, other)]
+        if case.label is None and others:
+            found.append(f"{case.images[0]} (like {others[0].images[0]})")
     if found:
         raise UserError(
             f"{len(found)} supposed images share their name with a case and may be labels or predictions, "
             f"{shortened(found)}: {WAY_OUT}."
         )
+
+
+def _beginnings(stem: str) -> list[str]:
+    """A name, and what stands in front of each separator in it."""
+    return [stem, *(stem[: match.start()] for match in re.finditer(SEPARATOR, stem))]
 
 
 def _is_suspicious(case: FoundCase, other: FoundCase) -> bool:

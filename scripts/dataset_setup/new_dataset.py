@@ -25,6 +25,9 @@ from scripts.images.find import DETACHED
 from scripts.images.header import PAIR, ending_of
 from scripts.progress import Progress, progress_bar
 
+FEW_VOXELS = 10
+"""A structure of fewer voxels in a file, on average, is mentioned: often a slip, or the residue of a conversion."""
+
 NAME = re.compile(r"[\w.\-]+")
 
 
@@ -68,6 +71,17 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     held = [values - {plan.label_values[0], ignore_value} for values in fingerprint.labels.files]
     names = dict(zip(plan.label_values, plan.label_names, strict=True))
     roles.notes += [finding.sentence for finding in never_together(held, names)]
+    counts, values = fingerprint.labels.cases, fingerprint.labels.voxels
+    few = [
+        f"{value} ({name}, {values[value]} voxels in {counts[value]} files)"
+        for value, name in list(names.items())[1:]
+        if 0 < values[value] < FEW_VOXELS * counts[value]
+    ]
+    if few:
+        roles.notes.append(
+            f"Few voxels have the value {' and '.join(few)}: if these are slips, correct the files; otherwise such a "
+            "structure is hardly learned."
+        )
     if fingerprint.cut:
         roles.notes.append(
             f"{len(fingerprint.cut)} labels cover a part of their image ({shortened(fingerprint.cut)}); they are "

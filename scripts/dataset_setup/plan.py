@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from scripts.data.labels import LARGEST_VALUE
 from scripts.dataset_setup.fingerprint import Fingerprint, Grid, Intensity, LabelValues
 from scripts.dataset_setup.layouts import Description
 from scripts.errors import UserError
@@ -145,8 +146,8 @@ def classes_of(
         segments: names in the headers of label files, used where the description has none.
 
     Raises:
-        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, a negative value, or
-            names in label files that contradict the description.
+        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, a negative value, one
+            beyond `LARGEST_VALUE`, or names in label files that contradict the description.
     """
     for value, name in (segments or {}).items():
         for other, declared in description.label_names.items():
@@ -161,6 +162,11 @@ def classes_of(
         raise UserError(
             f"Label files hold the value {found[0]}, but a class value must be at least 0: to ignore these voxels, "
             f"add --ignore_value {found[0]}."
+        )
+    if found[-1] > LARGEST_VALUE:
+        raise UserError(
+            f"Label files hold the value {found[-1]}, beyond 2^53, where numbers are no longer compared exactly: give "
+            "the structure another value."
         )
     if len(found) < 2:
         raise UserError("The label files contain only 0, the background: at least one other label value is needed.")

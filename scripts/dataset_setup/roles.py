@@ -12,14 +12,17 @@ from fnmatch import fnmatch
 from fractions import Fraction
 from pathlib import Path
 
-from scripts.data.datalist import load_cases
+from scripts.data.checks.finding import Kind
+from scripts.data.datalist import raise_first_error, read_cases
 from scripts.data.naming import TEST, TRAINING, VALIDATION, patient_of, patients_of, split_roles
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
 from scripts.dataset_setup.lookalikes import refuse_shared_names
 from scripts.errors import UserError
+from scripts.images.dicom_slices import split_series
 from scripts.images.find import passed_over, walk_images
 from scripts.images.header import ENDINGS
+from scripts.images.read import exists
 
 
 def number_of_tests(labelled: int, fraction: float) -> int:
@@ -125,46 +128,93 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
     for path in filter(None, (folder, request.labels, request.unlabelled)):
         if not path.is_dir():
             raise UserError(f"The folder {path} does not exist." if not path.exists() else f"{path} is not a folder.")
-    description, listed = Description(), None
+    description, listed, notes = Description(), None, list[str]()
     file = folder / "dataset.json"
     if file.is_file() and not read_generated(file):
         content = read_json(file)
         description = describe(content)
-        listed = _listed_cases(folder, content)
+        listed = _listed_cases(folder, content, notes)
     if listed is not None and request.labels is None:
         for option in ("channels", "unlabelled", "exclude"):
             if getattr(request, option):
                 raise UserError(
                     f"{file} already lists the cases, so --{option} would do nothing: leave it out, or rename the file."
                 )
-        return listed, description, "dataset.json"
-    notes = list(description.notes)
-    cases = _found_cases(request, notes)
-    if not any(case.label for case in cases):
-        raise UserError(
-            f"No labels were found in {folder}, and at least one is needed: put labels into a folder `labels`, end "
-            "their names in _seg, or give their folder with --labels."
-        )
-    return cases, replace(description, notes=tuple(notes)), "names of files and folders"
+        _count_unlisted(folder, listed, notes)
+        return listed, replace(description, notes=(*description.notes, *notes)), "dataset.json"
+    try:
+        cases = _found_cases(request, notes)
+        if not any(case.label for case in cases):
+            raise UserError(
+                f"No labels were found in {folder}, and at least one is needed: put labels into a folder `labels`, end "
+                "their names in _seg, or give their folder with --labels."
+            )
+    except UserError as error:
+        raise UserError(" ".join([str(error), *notes])) from error
+    return cases, replace(description, notes=(*description.notes, *notes)), "names of files and folders"
 
 
-def _listed_cases(folder: Path, content: dict) -> list[FoundCase] | None:
-    """The cases of a datalist; `None` if it lists no cases (nnU-Net) or its first image does not exist."""
+def _listed_cases(folder: Path, content: dict, notes: list[str]) -> list[FoundCase] | None:
+    """The cases of a datalist; `None` if it lists no cases (nnU-Net) or its first image does not exist.
+
+    Labels of test cases are often listed but not published: they are mentioned, and their cases have none.
+    """
+    if isinstance(content.get("dataset"), dict) and content["dataset"]:
+        return _listed_by_nnunet(folder, content["dataset"])
     training = content.get("training")
     if not isinstance(training, list) or not training:
         return None
     first = training[0].get("image") if isinstance(training[0], dict) else training[0]
     if isinstance(first, str) and not (folder / first).exists() and (folder / "imagesTr").is_dir():
+        notes.append(f"The lists of dataset.json are not used, because {first} does not exist.")
         return None
-    lists = load_cases(DatasetSpec(folder.absolute(), "dataset.json"))
+    lists, findings = read_cases(DatasetSpec(folder.absolute(), "dataset.json"))
+    hidden = [each for each in findings if each.kind is Kind.MISSING_LABEL and each.role == "test"]
+    raise_first_error([each for each in findings if each not in hidden])
+    if hidden:
+        notes.append(f"{len(hidden)} labels of test cases do not exist, such as {hidden[0].file}.")
+    missing = {each.file for each in hidden}
     part_of = {"labelled": TRAINING, "unlabelled": TRAINING, "validation": VALIDATION, "test": TEST}
     cases = []
     for role, part in part_of.items():
         for case in getattr(lists, role):
             images = case["image"] if isinstance(case["image"], list) else [case["image"]]
-            label = os.path.normpath(case["label"]) if "label" in case else None
+            label = os.path.normpath(case["label"]) if "label" in case and case["label"] not in missing else None
             cases.append(FoundCase(case["case"], tuple(map(os.path.normpath, images)), label, part))
     return cases
+
+
+def _listed_by_nnunet(folder: Path, listed: dict) -> list[FoundCase]:
+    """The cases under `dataset`, by which nnU-Net finds files in any place."""
+    cases = []
+    for name, entry in listed.items():
+        if not (
+            isinstance(entry, dict) and isinstance(entry.get("images"), list) and isinstance(entry.get("label"), str)
+        ):
+            raise UserError(f"The case {name} under `dataset` in {folder}/dataset.json must give `images` and `label`.")
+        files = [os.path.normpath(folder.absolute() / path) for path in (*entry["images"], entry["label"])]
+        for path in files:
+            if not exists(path):
+                raise UserError(f"{path}, named by the case {name} in dataset.json, does not exist: correct the path.")
+        cases.append(FoundCase(name, tuple(files[:-1]), files[-1], TRAINING))
+    return cases
+
+
+def _count_unlisted(folder: Path, listed: Sequence[FoundCase], notes: list[str]) -> None:
+    """Add a note about image files that no list of `dataset.json` names."""
+    named = {path for case in listed for path in (*case.images, case.label) if path is not None}
+    known = {os.path.realpath(split_series(path)[0]) for path in named}
+    apart = {FOREIGN, "corrected_labels"}
+    left = [
+        path
+        for path in walk_images(folder)
+        if os.path.realpath(path) not in known and not apart & set(path.relative_to(folder).parts)
+    ]
+    if left:
+        notes.append(
+            f"{len(left)} image files below {folder} are in no list of dataset.json and are not used, such as "
+            f"{left[0].relative_to(folder)}; if you rename dataset.json, the cases are found by their names."
+        )
 
 
 def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:

@@ -179,7 +179,10 @@ def chosen_series(path: str) -> list[Slice]:
         return series[uid]
     told = "; ".join(f"{key} ({part[0].description or 'no name'}, {len(part)})" for key, part in series.items())
     fault = f"{len(series)} DICOM series" if uid is None else f"no series {uid}, but {len(series)}"
-    raise UserError(f"{folder} contains {fault}: choose one with {folder}#UID, where UID is one of {told}.")
+    raise UserError(
+        f"{folder} contains {fault}: choose one with {folder}#UID, in a dataset.json if it is a case of training, or "
+        f"give each a folder of its own. UID is one of {told}."
+    )
 
 
 def _slices(folder: Path) -> list[Slice]:

@@ -28,6 +28,9 @@ LIST_ENDINGS = (".txt", ".json")
 DETACHED = (".mhd", ".nhdr", ".seg.nhdr")
 """Endings of headers whose voxels are in another file."""
 
+IN_PARTS = (*DETACHED, PAIR[0])
+"""Endings of images with further files of the same name; beside Analyze, SPM writes a `.mat` file."""
+
 
 def first_file(image: ImageFiles) -> str:
     """Return the file that the image is named after."""
@@ -163,10 +166,12 @@ def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path
 
     Args:
         folder: the folder.
-        passed: takes files that are no images, apart from documents, the data of headers, and files beside slices.
+        passed: takes files that are no images, apart from documents and the data of headers; of those beside slices
+            only drawn structures.
 
     Raises:
-        UserError: for a broken link with the name of an image, or a folder that cannot be read.
+        UserError: for a broken link with the name of an image, a folder that cannot be read, or a name that is not
+            UTF-8.
     """
     yield from _walk(folder, set(), [] if passed is None else passed)
 
@@ -177,15 +182,23 @@ def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read ({error.strerror}): check its permissions.") from error
+    for entry in entries:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{folder} holds {os.fsencode(entry.name)!r}, a name that is not UTF-8: rename it."
+            ) from error
     images, others = image_files([entry for entry in entries if entry.is_file()])
     yield from images
     for entry in entries:
-        if entry.is_symlink() and ending_of(entry) is not None and not entry.is_dir():
+        if entry.is_symlink() and ending_of(entry) is not None and not entry.exists():
             raise UserError(f"{entry} is a broken link: repair or remove it.")
     if _hold_slices(others):
         yield folder
+        passed += filter(drawn_structures, others)
     else:
-        headed = tuple(f"{image.stem}." for image in images if ending_of(image) in DETACHED)
+        headed = tuple(f"{image.stem}." for image in images if ending_of(image) in IN_PARTS)
         passed += [file for file in others if file.suffix.lower() not in DOCUMENTS and not file.name.startswith(headed)]
     for entry in entries:
         if entry.is_dir() and os.path.realpath(entry) not in visited:

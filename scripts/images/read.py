@@ -115,4 +115,5 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" belongs to the last failed system call
     telling = [line for line in lines if not noise.match(line)] or [type(error).__name__]
-    return re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1]).rstrip(". ")
+    told = re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1])
+    return re.sub(r"( of|:)? (['\"])\S*[/\\](image|header)\.\S+\2", "", told).rstrip(". ")  # a temporary link

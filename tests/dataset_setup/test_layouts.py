@@ -271,3 +271,33 @@ def test_a_label_file_per_structure_is_refused_with_what_to_do(folder) -> None:
     labels = [f"s{n}/{folder}/{name}.nii.gz" for n in range(3) for name in ("liver", "spleen")]
     with pytest.raises(UserError, match=r"per structure \(liver, spleen\).*one label file per case"):
         pair(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "structures"),
+    [
+        (  # TotalSegmentator writes no file for an organ that it has not found
+            [f"s{n}/ct.nii.gz" for n in range(3)],
+            [f"s{n}/segmentations/{name}.nii.gz" for n, names in enumerate(["ab", "bc", "ac"]) for name in names],
+            "a, b, c",
+        ),
+        (
+            [f"images/s{n}.nii.gz" for n in range(3)],
+            [f"masks/{name}/s{n}.nii.gz" for n in range(3) for name in ("liver", "spleen")],
+            "liver, spleen",
+        ),
+        (
+            [f"images/s{n}.nii.gz" for n in range(3)],
+            [f"labels/s{n}_{name}.nii.gz" for n in range(3) for name in ("left_lung", "spleen")],
+            "left_lung, spleen",
+        ),
+    ],
+)
+def test_other_forms_of_a_label_file_per_structure_are_refused_alike(images, labels, structures) -> None:
+    with pytest.raises(UserError, match=rf"per structure \({structures}\).*one label file per case"):
+        pair(images, labels)
+
+
+def test_labels_of_cases_without_an_image_are_not_taken_for_structures() -> None:
+    with pytest.raises(UserError, match="no matching image"):
+        pair(["images/a.nii.gz", "images/b.nii.gz"], ["labels/x.nii.gz", "labels/y.nii.gz"])

@@ -40,7 +40,9 @@ def test_labels_of_other_programs_are_neither_images_nor_labels(tmp_path) -> Non
     assert numbers(tmp_path) == (5, 3, 0)
 
 
-@pytest.mark.parametrize("place", ["predictions/c6.nii.gz", "labels/../out/run 1/c6.nii.gz"])
+@pytest.mark.parametrize(
+    "place", ["predictions/c6.nii.gz", "labels/../out/run 1/c6.nii.gz", "out/c6_prob.nii.gz", "out/c6.pred.2.nii.gz"]
+)
 def test_a_prediction_with_the_name_of_a_case_is_refused_or_left_out(place, tmp_path) -> None:
     make_folder(tmp_path)
     file = (tmp_path / place).resolve()
@@ -49,6 +51,13 @@ def test_a_prediction_with_the_name_of_a_case_is_refused_or_left_out(place, tmp_
     assert str(file.relative_to(tmp_path.resolve())) in message and "--exclude" in message
     assert numbers(tmp_path, exclude=(file.relative_to(tmp_path.resolve()).parts[0] + "/*",)) == (5, 3, 0)
     assert numbers(tmp_path, keep_lookalikes=True) == (5, 4, 0)
+
+
+def test_a_name_that_only_begins_like_that_of_a_case_is_another_case(tmp_path) -> None:
+    make_folder(tmp_path)
+    volume(tmp_path / "more/c60.nii.gz")
+    volume(tmp_path / "unlabelled/c6_visit2.nii.gz")
+    assert numbers(tmp_path) == (5, 5, 0)
 
 
 def test_images_of_two_sites_may_have_the_same_names(tmp_path) -> None:

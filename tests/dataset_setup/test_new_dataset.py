@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request
+from scripts.errors import UserError
 from tests.scan_folder import MACHINE, SHAPE, make_folder, refusal, volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +229,86 @@ def test_a_complete_datalist_of_the_users_own_is_used_as_it_is(tmp_path: Path, r
     assert settings["datalist"] == "dataset.json"
     assert json.loads((folder / "dataset.json").read_text()) == own
     assert [case["case"] for case in cases.test] == ["c2"]
+
+
+def decathlon(folder: Path, **lists) -> Path:
+    """Three labelled cases and an unlabelled one, of which `dataset.json` lists the first two and what is given."""
+    make_folder(folder, labelled=3, unlabelled=1)
+    pairs = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(2)]
+    (folder / "dataset.json").write_text(json.dumps({"training": pairs, **lists}))
+    return folder
+
+
+def test_labels_of_test_cases_that_are_listed_but_not_published_are_mentioned(tmp_path: Path, run) -> None:
+    """AMOS lists labelsTs, which nobody has."""
+    hidden = {"image": "images/c3.nii.gz", "label": "labelsTs/c3.nii.gz"}
+    settings, cases, text = run(decathlon(tmp_path / "data", test=[hidden]))
+    assert len(cases.labelled) == 2 and not cases.test and settings["datalist"] == "dataset_mine.json"
+    assert "1 labels of test cases do not exist" in text and "labelsTs/c3.nii.gz" in text
+
+
+def test_files_that_a_datalist_does_not_list_are_counted(tmp_path: Path, run) -> None:
+    _, _, text = run(decathlon(tmp_path / "data", unlabeled=["images/c3.nii.gz"]))
+    assert "2 image files below" in text and "images/c2.nii.gz" in text
+
+
+def test_every_missing_file_of_a_datalist_counts(tmp_path: Path, run) -> None:
+    folder = decathlon(tmp_path / "data")
+    for name in ("images/c0.nii.gz", "labels/c0.nii.gz", "labels/c1.nii.gz"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"c0\.nii\.gz.*2 more"):
+        run(folder)
+
+
+def test_lists_whose_files_are_elsewhere_are_not_used_and_mentioned(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    (folder / "images").rename(folder / "imagesTr")
+    elsewhere = [{"image": f"/gone/c{n}.nii.gz", "label": f"/gone/l{n}.nii.gz"} for n in range(2)]
+    (folder / "dataset.json").write_text(json.dumps({"training": elsewhere}))
+    _, cases, text = run(folder)
+    assert len(cases.unlabelled) == 3 and "/gone/c0.nii.gz does not exist" in text
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_the_files_that_nnunet_lists_by_case_are_taken(tmp_path: Path, run, absolute: bool) -> None:
+    folder = make_folder(tmp_path / "data", labelled=0, unlabelled=6)
+    listed = {}
+    for n in range(3):
+        (folder / f"images/c{n + 3}.nii.gz").rename(folder / f"images/other_{n}.nii.gz")
+        volume(folder / f"reference/of_{n}.nii.gz", classes=(1,))
+        files = [
+            str(folder / name) if absolute else name for name in (f"images/c{n}.nii.gz", f"images/other_{n}.nii.gz")
+        ]
+        listed[f"case {n}"] = {"images": files, "label": f"reference/of_{n}.nii.gz"}
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "organ": 1}, "dataset": listed}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    settings, cases, _ = run(folder)
+    assert settings["in_channels"] == 2 and settings["label_names"] == ["background", "organ"]
+    assert [case["case"] for case in cases.labelled] == ["case 0", "case 1", "case 2"]
+    assert [Path(path).name for path in cases.labelled[1]["image"]] == ["c1.nii.gz", "other_1.nii.gz"]
+    del content["dataset"]["case 1"]["label"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="case 1"):
+        run(folder, name="again")
+
+
+@pytest.mark.parametrize(("voxels", "mentioned"), [(9, True), (10, False)])
+def test_a_value_of_few_voxels_is_mentioned(tmp_path: Path, run, voxels: int, mentioned: bool) -> None:
+    folder = make_folder(tmp_path / "data")
+    file = folder / "labels/c1.nii.gz"
+    label = np.asarray(nibabel.load(file).dataobj).copy()
+    label[0, 0, :voxels] = 77
+    nibabel.save(nibabel.Nifti1Image(label, np.diag([1.5, 1.5, 2.0, 1.0])), file)
+    assert ("77 (structure 77, 9 voxels in 1 files)" in run(folder)[2]) == mentioned
+
+
+def test_a_value_that_float64_does_not_hold_is_refused(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    file = folder / "labels/c1.nii.gz"
+    label = np.asarray(nibabel.load(file).dataobj).astype(np.int64) * (2**60 + 1)
+    nibabel.save(nibabel.Nifti1Image(label, np.diag([1.5, 1.5, 2.0, 1.0]), dtype=np.int64), file)
+    with pytest.raises(UserError, match=str(2**60 + 1)):
+        run(folder)
 
 
 # ------------------------------------------------------------------ the split

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import UserError
-from scripts.images.find import find_images, output_names, walk_images
+from scripts.images.find import find_images, output_names, passed_over, walk_images
 from scripts.images.header import case_name
 from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
@@ -135,6 +135,29 @@ def test_a_broken_link_is_an_error(tmp_path, target):
     (tmp_path / "a.nii.gz").symlink_to(target)
     with pytest.raises(UserError, match=r"a\.nii\.gz"):
         find_images(tmp_path)
+
+
+def test_links_to_images_are_followed(tmp_path):
+    touch(tmp_path / "store", "5e2f", "77b1.img", "77b1.hdr")
+    (tmp_path / "data").mkdir()
+    for name, target in (("a.nii.gz", "5e2f"), ("b.img", "77b1.img"), ("b.hdr", "77b1.hdr")):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store" / target)
+    assert find_images(tmp_path / "data") == [str(tmp_path / f"data/{name}") for name in ("a.nii.gz", "b.img")]
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path):
+    os.mkdir(os.fsencode(tmp_path) + b"/M\xfcller")
+    with pytest.raises(UserError, match=r"M\\xfcller"):
+        find_images(tmp_path)
+
+
+def test_structures_among_the_slices_of_a_folder_are_mentioned(tmp_path):
+    array = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+    write_dicom(tmp_path / "p1", dicom_slices(array, affine()))
+    write_other_dicom(tmp_path / "p1")
+    passed: list[Path] = []
+    assert list(walk_images(tmp_path, passed)) == [tmp_path / "p1"]
+    assert len(passed) == 2 and "2 of them hold DICOM structures" in passed_over(passed, tmp_path)
 
 
 def test_pairs_and_mgz_are_images_and_a_half_pair_is_not(tmp_path):

@@ -28,6 +28,7 @@ def refusal(path: Path) -> str:
         read_volume(path)[1]
     message = str(caught.value)
     assert "\n" not in message and str(path) in message and "0x" not in message
+    assert "/image." not in message.replace(str(path), ""), "a temporary link is named"
     return message
 
 

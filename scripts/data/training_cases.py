@@ -64,6 +64,7 @@ class CaseMeasures:
         self.voxels = np.zeros(num_classes, np.int64)
         self.intensity_sums = np.zeros((len(image), num_classes))
         self.at_border = np.zeros(num_classes, bool)
+        self.written_ml: np.ndarray | None = None
 
     def add(self, classes: torch.Tensor, axis: int = 0, start: int = 0) -> None:
         """Add a part of the volume that begins at index `start` of `axis` and is whole along the other axes.
@@ -85,16 +86,34 @@ class CaseMeasures:
                 if other != axis or reached:
                     self.at_border[classes.select(other, end).unique().cpu().numpy()] = True
 
+    def note_written(self, classes: np.ndarray, voxel_ml: float) -> None:
+        """Take volumes, and which structures reach the border, from the label volume that is written.
+
+        It is on the file's grid, and components may have been removed from it.
+
+        Args:
+            classes: `(X, Y, Z)`, class indices.
+            voxel_ml: volume of its voxels.
+        """
+        number = len(self.voxels)
+        planes = (np.bincount(classes[..., k].ravel(order="K"), minlength=number) for k in range(classes.shape[2]))
+        self.written_ml = voxel_ml * sum(planes, np.zeros(number))
+        self.at_border = np.zeros(number, bool)
+        for axis in range(3):
+            for end in (0, -1):
+                self.at_border[np.unique(classes.take(end, axis))] = True
+
     def structures(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """For each structure its `volume_ml`, `intensity` (mean of each channel; `None` if absent) and `at_border`."""
-        measured = zip(names, self.voxels, self.intensity_sums.T, self.at_border, strict=True)
+        volumes = self.voxels * self.voxel_ml if self.written_ml is None else self.written_ml
+        measured = zip(names, volumes, self.voxels, self.intensity_sums.T, self.at_border, strict=True)
         return {
             name: {
-                "volume_ml": float(voxels * self.voxel_ml),
-                "intensity": (sums / voxels).tolist() if voxels else None,
+                "volume_ml": float(volume),
+                "intensity": (sums / voxels).tolist() if voxels and volume else None,
                 "at_border": bool(at_border),
             }
-            for name, voxels, sums, at_border in list(measured)[1:]
+            for name, volume, voxels, sums, at_border in list(measured)[1:]
         }
 
 

@@ -310,6 +310,7 @@ class Segmenter:
                 result.probabilities[place] = probabilities.movedim(0, -1).numpy()
         keep_largest(result.classes, self.reduced)
         if self.alarms is not None and measures is not None:
+            measures.note_written(result.classes, abs(float(np.linalg.det(result.affine[:3, :3]))) / 1000)
             result.dice_factor = self.alarms.dice_factor
             result.alarms = self.alarms.sentences(measures, result.predicted_dice())
         return result
@@ -325,7 +326,7 @@ class Segmenter:
         if len(prepared) != self.in_channels:
             raise UserError(
                 f"{path} has {len(prepared)} channel(s), but the network expects {self.in_channels}: give the channels "
-                "that it was trained on, in the same order."
+                "that it was trained on, in the same order; a .json list names the files of each image."
             )
         if not bool(torch.isfinite(prepared).all()):
             raise UserError(f"{path} contains NaN or infinite values: replace them, or remove the image.")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, Dataset
@@ -66,6 +67,20 @@ def test_an_absent_structure_has_no_intensity() -> None:
     case = measures()
     case.add(torch.zeros(6, 5, 4, dtype=torch.int8))
     assert case.structures(NAMES)["liver"] == {"volume_ml": 0.0, "intensity": None, "at_border": False}
+
+
+def test_volumes_and_borders_are_those_of_the_written_volume() -> None:
+    """A component of the liver at the border was removed; the file has voxels of a quarter of the size."""
+    case = measures()
+    raw = labels()
+    raw[0, 0, 0] = 1
+    case.add(raw)
+    case.note_written(np.repeat(labels().numpy(), 4, axis=0), 0.25 / 1000)
+    found = case.structures(NAMES)
+    assert found["liver"]["volume_ml"] == pytest.approx(8 / 1000) and not found["liver"]["at_border"]
+    assert found["spleen"]["at_border"] and found["liver"]["intensity"] is not None
+    case.note_written(np.zeros((6, 5, 4), np.uint8), 0.001)
+    assert case.structures(NAMES)["liver"]["intensity"] is None
 
 
 def test_a_mirrored_image_is_recognised() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -192,6 +193,7 @@ def test_a_scan_unlike_those_of_training_raises_alarms(make_workflow, tmp_path, 
         workflow_type="infer",
         dataset_dir=str(tmp_path / "scans"),
         output_dir=str(tmp_path / "predicted"),
+        largest_component=True,
         **{key: TINY[key] for key in ("roi_size", "widths", "norm", "spacing", "precision")},
     ).run()
     same, coarse = (json.loads((tmp_path / f"predicted/{name}_seg.json").read_text()) for name in ("same", "coarse"))
@@ -199,8 +201,12 @@ def test_a_scan_unlike_those_of_training_raises_alarms(make_workflow, tmp_path, 
     assert any(alarm.startswith("Voxel size") for alarm in coarse["alarms"])
     assert coarse["predicted_dice"] == pytest.approx(0.5 * coarse["confidence"], abs=1e-4)
     with (tmp_path / "predicted/volumes.csv").open() as file:
-        of_coarse = [row["alarms"] for row in csv.DictReader(file) if row["case"] == "coarse"]
-    assert of_coarse == [" ".join(coarse["alarms"])] * 3
+        rows = [row for row in csv.DictReader(file) if row["case"] == "coarse"]
+    assert [row["alarms"] for row in rows] == [" ".join(coarse["alarms"])] * 3
+    volumes = {row["structure"]: float(row["volume_ml"]) for row in rows}
+    told = [re.match(r"Volume of (.+?) ([\d.e+]+) ml", alarm) for alarm in coarse["alarms"]]
+    found = {match[1]: float(match[2]) for match in told if match}
+    assert found and all(value == pytest.approx(volumes[name], rel=0.01) for name, value in found.items())
 
 
 def test_evaluating_keeps_what_it_compared_and_shows_it(trained, make_workflow, tmp_path, tiny_demo) -> None:

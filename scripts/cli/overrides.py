@@ -74,6 +74,7 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     given = {option: DefaultParseValue(value) if value else True for option, value in options.items()}
     own = {key.replace("#", "::"): value for key, value in given.items() if key not in RUN_ARGUMENTS}
     _check_blocks({**contents, COMMAND_LINE: own})
+    _check_arguments(contents, tree)
     for file in files:
         _check_values_of_file(file, contents[file])
     return tree | given
@@ -105,11 +106,62 @@ def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[s
 def joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], set[str]]:
     """The content of config files as MONAI joins it, and the names that they refer to."""
     parser = ConfigParser({})
-    for content in contents.values():
+    for file, content in contents.items():
         for key, value in content.items():
-            merge_kv(parser, key, deepcopy(value))  # a later file changes what is merged
+            try:
+                merge_kv(parser, key, deepcopy(value))  # a later file changes what is merged
+            except (LookupError, TypeError, ValueError) as error:
+                _refuse_place(file, key, parser.get(), error)
     text = "".join(Path(file).read_text(encoding="utf-8") for file in contents)
     return parser.get(), set(re.findall(r"[@%]([A-Za-z_]\w*)", text))
+
+
+def _refuse_place(file: str, key: str, tree: Mapping[str, Any], error: Exception) -> None:
+    """Raise an error about a nested key of a file below something that no earlier file holds."""
+    path = re.split("::|#", key.removeprefix("+"))
+    what = f"The key '{key}' in {file}"
+    for depth, part in enumerate(path[:-1]):
+        node = _below(tree, path[:depth])
+        names = list(
+            map(str, node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else ())
+        )
+        if part not in names:
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f"did you mean {'::'.join([*path[:depth], *near, *path[depth + 1 :]])}?" if near else "correct it."
+            holder = "::".join(path[:depth]) or "the configuration"
+            raise UserError(f"{what} names '{part}', which {holder} does not have: {hint}") from error
+    raise UserError(f"{what} is below {'::'.join(path[:-1])}, which has no parts: correct it.") from error
+
+
+def _below(node: Any, path: Sequence[str]) -> Any:
+    """The node at a path; `None` if there is none, as a later file may replace a block that an earlier one changed."""
+    with suppress(LookupError, TypeError, ValueError):
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        return node
+    return None
+
+
+def _check_arguments(contents: Mapping[str, Mapping[str, Any]], tree: Mapping[str, Any]) -> None:
+    """Refuse an argument in a file of the user that its component does not have."""
+    for file, content in contents.items():
+        for key, value in () if _is_own(file) else content.items():
+            *above, last = re.split("::|#", key.removeprefix("+"))
+            _check_component(file, "::".join(above), _below(tree, above), [last])
+            for place, block in _nodes(value, key):
+                _check_component(file, place, block, list(block) if isinstance(block, Mapping) else [])
+
+
+def _check_component(file: str, place: str, node: Any, names: Sequence[str]) -> None:
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or target.startswith(("$", "@")):
+        return
+    arguments = _arguments_of(target)
+    for name in names:
+        if arguments is not None and name not in arguments | COMPONENT_KEYS:
+            near = difflib.get_close_matches(name, sorted(arguments), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(arguments)) or 'none'}."
+            raise UserError(f"'{name}' in {file}, at {place}, is no argument of {target}: {hint}")
 
 
 def read_mapping(file: str | Path) -> dict[str, Any]:

@@ -166,6 +166,42 @@ def test_a_key_of_a_later_file_that_nothing_uses_is_refused_with_the_nearest(con
     assert "'max_stepz'" in message and "mine.yaml" in message and "max_steps" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("train::guardd::max_norm: 5", "train::guard::max_norm"),
+        ("trainn#guard#max_norm: 5", "train::guard::max_norm"),
+        ("train::guard::max_nrom: 5", "max_norm"),
+        ("train::deterministic_transforms::2::kyes: image", "keys"),
+        ("train::deterministic_transforms::99::keys: image", "train::deterministic_transforms"),
+        ("seed::x: 3", "seed"),
+        ("network_def: {_target_: scripts.networks.vnet.VNet, base_filterz: 4}", "base_filters"),
+        ("intensity:\n  _target_: Compose\n  transforms:\n  - {_target_: ScaleIntensityd, keyz: image}", "keys"),
+        ("+terms: {more: {_target_: scripts.losses.unlabelled.EntropyTerm, wieght: 1}}", "weight"),
+    ],
+)
+def test_a_misspelt_part_of_a_nested_key_is_refused_with_its_file_and_the_nearest(tmp_path, text, meant):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    message = refusal(f"['{ROOT}/configs/train.yaml','{tmp_path}/mine.yaml']")
+    assert "mine.yaml" in message and meant in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "terms::more: {_target_: scripts.losses.unlabelled.EntropyTerm, weight: 0.1}",
+        "train::guard::patience: 2",
+        "train::trainer::amp: true",
+        "network_def: {_target_: monai.networks.nets.UNet, spatial_dims: 3, in_channels: 1, out_channels: 4}",
+        "extra_optimizer: {_target_: torch.optim.SGD, _disabled_: true, params: [], lr: 1}",
+        "intensity: {_target_: $dict, anything: 1}",
+    ],
+)
+def test_arguments_that_a_component_has_pass(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    check_overrides(command(f"['{ROOT}/configs/train.yaml','{tmp_path}/mine.yaml']"))
+
+
 @pytest.mark.parametrize("text", ["max_steps: 5", "rate_factor: 2", "flip_axes: [0]", "_note: mine", "train#x: 1"])
 def test_a_key_of_a_later_file_that_some_command_uses_passes(config, tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text + "\n")

@@ -183,6 +183,28 @@ def _plain(volume: Any) -> torch.Tensor:
     return torch.as_tensor(volume).as_subclass(torch.Tensor)
 
 
+class StoredLabels:
+    """Folder of pseudo-labels, which holds a folder for each round of labelling.
+
+    The transform that reads them and the handler that makes them share this object. Each round has files of its own,
+    so that a resumed run reads those of its step, also if a later round had begun before it was killed.
+
+    Args:
+        directory: the folder; it need not exist.
+
+    Attributes:
+        round: the present round, counted from 1.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory, self.round = Path(directory), 1
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the present round, with a file `<case>.npz` for each case."""
+        return self.directory / f"round_{self.round}"
+
+
 class StoredLabelsd(RandomizableTrait, MapTransform):
     """Add the pseudo-label that `scripts.training.self_training.SelfTraining` stored for an unlabelled case.
 
@@ -191,12 +213,12 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
 
     Args:
         keys: of the result, `(1, D, H, W)`, class indices or `NO_CLASS`.
-        directory: folder of the files `<case>.npz`; `None`: no case has one.
+        stored: the pseudo-labels; `None`: no case has one.
     """
 
-    def __init__(self, keys: KeysCollection, directory: str | Path | None) -> None:
+    def __init__(self, keys: KeysCollection, stored: StoredLabels | None = None) -> None:  # MONAI leaves out None
         super().__init__(keys)
-        self.directory = None if directory is None else Path(directory)
+        self.stored = stored
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the file.
@@ -205,9 +227,9 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
             UserError: see `read_pseudo_label`.
         """
         result = dict(data)
-        if self.directory is not None and "label" not in data:
-            stored = read_pseudo_label(self.directory / f"{data['case']}.npz")
-            result[self.keys[0]] = torch.from_numpy(stored["labels"])[None]
+        if self.stored is not None and "label" not in data:
+            content = read_pseudo_label(self.stored.folder / f"{data['case']}.npz")
+            result[self.keys[0]] = torch.from_numpy(content["labels"])[None]
         return result
 
 

@@ -21,7 +21,7 @@ from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.labels import class_type
 from scripts.data.spec import CaseLists, DatasetSpec
 from scripts.data.streams import LABELLED, UNLABELLED, TwoStreamLoader
-from scripts.data.transforms import read_pseudo_label
+from scripts.data.transforms import StoredLabels, read_pseudo_label
 from scripts.data.weights import save_weights
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
@@ -42,13 +42,14 @@ class SelfTraining:
     """Train on with pseudo-labels of the unlabelled cases (Lee, ICML-W 2013; ST++, Yang et al., CVPR 2022).
 
     Before the first step after `start` completed steps, the teacher segments every unlabelled case as a whole volume,
-    on the training grid. It does so twice, on the image and on the image with another contrast. The mean of both is
-    the pseudo-label, and their Dice is the case's stability. Cases whose stability is an outlier (below the lower
+    on the training grid, and again in each further round; rounds have the same number of steps. It does so twice, on
+    the image and on the image with another contrast. The mean of both is the pseudo-label, and their Dice is the
+    case's stability. Cases whose stability is an outlier (below the lower
     quartile by more than 1.5 times the interquartile range, Tukey's fence) are left out of training. A class which is
     one connected component in every labelled case keeps its largest component only.
 
     Training then continues, and the transform `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the
-    batches of unlabelled cases. The curve of the learning rate starts again at the same step (`restart`), which takes
+    batches of unlabelled cases. The curve of the learning rate starts again in the first round (`restart`), which takes
     the network away from the weights that made the pseudo-labels. Starting from the initial weights again lost whole
     classes in short runs (docs/results/accuracy.md).
 
@@ -65,14 +66,17 @@ class SelfTraining:
         teacher: averages the network; it makes the pseudo-labels.
         inferer: of whole volumes, such as MONAI's `SlidingWindowInferer`.
         transforms: the deterministic transforms of a case, which put image and label on the training grid.
-        directory: folder of the pseudo-labels; it holds a file for each case, and `stability.csv`.
+        stored: folder of the pseudo-labels; that of a round holds a file for each case, and `stability.csv`.
         start: number of completed steps after which unlabelled cases take part.
+        max_steps: length of the run.
         labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
         dataset: the dataset block, whose preprocessing is recorded with these weights; it names the folder of other
             programs' labels.
+        rounds: how many times the cases are labelled, at least 1.
 
     Raises:
-        UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder.
+        UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder; or for less
+            than one round.
     """
 
     def __init__(
@@ -80,18 +84,23 @@ class SelfTraining:
         teacher: Teacher,
         inferer: Inferer,
         transforms: Callable,
-        directory: str | Path,
+        stored: StoredLabels,
         start: int,
+        max_steps: int,
         labels_only: str | Path,
         dataset: DatasetSpec,
+        rounds: int = 1,
     ) -> None:
+        if rounds < 1:
+            raise UserError(f"self_training::rounds must be at least 1, got {rounds} (for none, --restart 1).")
         self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
-        self.directory, self.start = Path(directory), start
+        self.stored, self.start = stored, start
+        self.starts = sorted({start + round(index * (max_steps - start) / rounds) for index in range(rounds)})
         self.labels_only, self.dataset = Path(labels_only), dataset
         self.selected = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Act before the step after `start`; a resumed run reads its selection when its first epoch starts."""
+        """Act before the first step of each round; a resumed run reads its selection when its first epoch starts."""
         loader = engine.data_loader
         assert isinstance(loader, TwoStreamLoader)
         labelled, unlabelled = (loader.dataset.datasets[stream].data for stream in (LABELLED, UNLABELLED))
@@ -103,18 +112,21 @@ class SelfTraining:
         # The batch of the step before which the cases are labelled has been drawn by then.
         loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.start + 1)
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
-        engine.add_event_handler(Events.ITERATION_STARTED(once=self.start + 1), self.label)
+        for start in self.starts:
+            engine.add_event_handler(Events.ITERATION_STARTED(once=start + 1), self.label)
 
     def resume(self, engine: SupervisedTrainer) -> None:
         """Select the stable cases if they have been labelled already."""
         if self.names and not self.selected and engine.state.iteration > self.start:
+            self._enter_round(engine.state.iteration)
             self._select()
 
     def label(self, engine: SupervisedTrainer) -> None:
         """Make the pseudo-labels, and draw unlabelled cases from now on."""
         if not self.names:
             return
-        if is_rank0():
+        self._enter_round(engine.state.iteration)
+        if is_rank0() and self.stored.round == 1:
             save_weights(self.teacher.module, self.labels_only, self.dataset)
         self._store_pseudo_labels(engine)
         self._select()
@@ -122,8 +134,12 @@ class SelfTraining:
         self.loader.batches.start = engine.state.iteration
         engine.set_data(self.loader)
 
+    def _enter_round(self, step: int) -> None:
+        """Set the round of step `step`, counted from 1."""
+        self.stored.round = sum(step > start for start in self.starts)
+
     def _store_pseudo_labels(self, engine: SupervisedTrainer) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.stored.folder.mkdir(parents=True, exist_ok=True)
         single = self._single_components()
         network = self.teacher.module.eval()
         teacher = digest_of(network)
@@ -131,7 +147,7 @@ class SelfTraining:
         agreements: list[tuple[str, float]] = []
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
             name = self.names[index]
-            path = self.directory / f"{name}.npz"
+            path = self.stored.folder / f"{name}.npz"
             foreign_file = self.unlabelled.data[index].get("label")
             made_from = teacher if foreign_file is None else f"{teacher} {file_digest(foreign_file)}"
             if (stability := stored_stability(path, made_from)) is not None:
@@ -156,7 +172,7 @@ class SelfTraining:
         _log_agreements(dict(all_gather_items(agreements)))
         # With fewer cases than ranks a case is on several of them.
         text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
-        broadcast_from_rank0(lambda: write_text(self.directory / TABLE, text))
+        broadcast_from_rank0(lambda: write_text(self.stored.folder / TABLE, text))
 
     def _probabilities(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
         logits = self.inferer(image, network)
@@ -180,13 +196,13 @@ class SelfTraining:
         return sorted(seen - several)
 
     def _select(self) -> None:
-        table = self.directory / TABLE
+        table = self.stored.folder / TABLE
         if not table.exists():
             raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
         stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
         values = [stability[name] for name in self.names]
         for name in self.names:
-            if not (path := self.directory / f"{name}.npz").exists():
+            if not (path := self.stored.folder / f"{name}.npz").exists():
                 raise UserError(
                     f"The pseudo-label {path} is missing: restore it, or start without --resume; processes on several "
                     "machines need a ckpt_dir that they share."

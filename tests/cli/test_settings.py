@@ -42,7 +42,7 @@ def test_paths_of_this_machine_are_kept_apart() -> None:
     assert record["paths"]["dataset_dir"] == "/home/somebody/scans"
     shared = {key: value for key, value in record.items() if key not in ("paths", "command")}
     assert "somebody" not in json.dumps(shared)
-    assert shared["settings"]["stored_labels"] == "$@ckpt_dir + '/pseudo_labels' if @restart < 1 else None"
+    assert shared["settings"]["stored_labels"]["directory"] == "$@ckpt_dir + '/pseudo_labels'"
 
 
 def test_a_nested_override_and_a_file_from_elsewhere_are_recorded(tmp_path) -> None:

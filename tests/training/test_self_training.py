@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import Dataset, MetaTensor
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
@@ -17,7 +17,7 @@ from torch import nn
 
 from scripts.data.spec import DatasetSpec
 from scripts.data.streams import TwoStreamLoader
-from scripts.data.transforms import LabelOnImaged, LabelsToClassesd, StoredLabelsd
+from scripts.data.transforms import LabelOnImaged, LabelsToClassesd, StoredLabels, StoredLabelsd
 from scripts.errors import UserError
 from scripts.images.monai import VolumeReader
 from scripts.training.self_training import SelfTraining, agreement, lower_fence, other_contrast
@@ -53,22 +53,36 @@ def as_items(cases):
 class Run:
     """The handler, attached to an engine that has what it needs of a trainer."""
 
-    def __init__(self, folder, labelled, unlabelled, start=5, step=lambda *_: None, batch_unlabelled=1, workers=0):
+    def __init__(
+        self, folder, labelled, unlabelled, start=5, step=lambda *_: None, batch_unlabelled=1, workers=0, rounds=1
+    ):
         self.network = Threshold()
         self.teacher = Teacher(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters())
         datasets = Dataset(labelled, Compose([])), Dataset(unlabelled, Compose([]))
         self.loader = TwoStreamLoader(*datasets, 1, batch_unlabelled, seed=0, num_workers=workers)
-        self.folder = folder
         self.handler = SelfTraining(
-            self.teacher, SimpleInferer(), as_items, folder, start, folder / "labels_only.pt", DatasetSpec(folder)
+            self.teacher,
+            SimpleInferer(),
+            as_items,
+            StoredLabels(folder),
+            start,
+            20,
+            folder / "labels_only.pt",
+            DatasetSpec(folder),
+            rounds,
         )
+        self.folder = folder / "round_1"
         self.engine = Engine(step)
         self.engine.network, self.engine.loss_function = self.network, nn.Module()
         self.engine.optimizer, self.engine.data_loader = self.optimizer, self.loader
         self.engine.to_kwargs = {}
         self.engine.state.device, self.engine.state.iteration = torch.device("cpu"), start
         self.handler.attach(self.engine)
+
+    def label(self):
+        self.engine.state.iteration += 1  # the handler acts when the next step starts
+        self.handler.label(self.engine)
 
     def stored(self, name):
         return np.load(self.folder / f"{name}.npz")["labels"]
@@ -90,39 +104,39 @@ def test_labels_with_ignored_voxels_do_not_say_that_a_structure_is_in_several_pa
     sparse["label"] = sparse["label"].to(torch.int8)
     sparse["label"][..., 4:6] = -1  # the part in between
     run = Run(tmp_path, [labelled_case((2, 8)), sparse], [unlabelled_case("u", (1, 2), (5, 9))])
-    run.handler.label(run.engine)
+    run.label()
     assert sorted(set(np.nonzero(run.stored("u"))[2])) == [5, 6, 7, 8]
 
 
 def test_pseudo_labels_are_the_teachers_classes_and_single_structures_keep_their_largest_component(tmp_path):
     cases = [unlabelled_case("a", (2, 6)), unlabelled_case("b", (0, 2), (4, 9))]
     one = Run(tmp_path / "one", [labelled_case((1, 4))], cases)
-    one.handler.label(one.engine)
+    one.label()
     assert np.array_equal(one.stored("a"), (volume((2, 6)) > 0)[0].numpy())
     assert np.array_equal(one.stored("b"), (volume((4, 9)) > 0)[0].numpy())
     several = Run(tmp_path / "several", [labelled_case((1, 4)), labelled_case((0, 2), (5, 9))], cases)
-    several.handler.label(several.engine)
+    several.label()
     assert np.array_equal(several.stored("b"), (volume((0, 2), (4, 9)) > 0)[0].numpy())
 
 
 def stored_by_ranks(folder):
     cases = [unlabelled_case(f"c{i}", (2, 3 + i)) for i in range(3)]
     run = Run(folder, [labelled_case((1, 4))], cases)
-    run.handler.label(run.engine)
-    return (folder / "stability.csv").read_text(), [int(run.stored(f"c{i}").sum()) for i in range(3)]
+    run.label()
+    return (run.folder / "stability.csv").read_text(), [int(run.stored(f"c{i}").sum()) for i in range(3)]
 
 
 def test_ranks_share_the_cases_and_each_reads_all_of_them(tmp_path):
     expected = stored_by_ranks(tmp_path / "one")
     assert run_ranks(2, tmp_path / "two", stored_by_ranks, tmp_path / "shared") == [expected] * 2
-    assert not list((tmp_path / "shared").glob("stability.csv.*"))
+    assert not list((tmp_path / "shared/round_1").glob("stability.csv.*"))
 
 
 def test_the_teacher_labels_not_the_student(tmp_path):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
     with torch.no_grad():
         run.network.scale.fill_(-1.0)
-    run.handler.label(run.engine)
+    run.label()
     assert np.array_equal(run.stored("a"), (volume((2, 6)) > 0)[0].numpy())
 
 
@@ -134,7 +148,7 @@ def test_training_goes_on_from_where_it_is_and_the_teachers_weights_are_kept(tmp
         run.teacher.update_parameters(run.network)
     trained, averaged = float(run.network.scale), float(run.teacher.module.scale)
     assert len({1.0, trained, averaged}) == 3
-    run.handler.label(run.engine)
+    run.label()
     assert float(run.network.scale) == trained and run.optimizer.state
     assert float(torch.load(tmp_path / "labels_only.pt")["scale"]) == averaged
 
@@ -144,8 +158,8 @@ def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(t
     cases[3]["image"][:] = -0.001  # another brightness turns it into class 1
     run = Run(tmp_path, [labelled_case((1, 4))], cases)
     assert run.drawn() == set(range(8))
-    run.handler.label(run.engine)
-    with (tmp_path / "stability.csv").open(newline="") as file:
+    run.label()
+    with (run.folder / "stability.csv").open(newline="") as file:
         stability = {row["case"]: float(row["stability"]) for row in csv.DictReader(file)}
     assert stability == {f"c{i}": 0.0 if i == 3 else 1.0 for i in range(8)}
     assert run.drawn() == set(range(8)) - {3}
@@ -161,12 +175,45 @@ def test_cases_are_labelled_once_after_the_given_number_of_steps_and_unlabelled_
     seen = []
 
     def step(engine, batch):
-        seen.append((engine.state.iteration, (tmp_path / "stability.csv").exists(), batch["case"]))
+        seen.append((engine.state.iteration, (run.folder / "stability.csv").exists(), batch["case"]))
 
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=3, step=step)
     run.engine.run(run.loader, max_epochs=1, epoch_length=6)
     alone, both = ["l"], ["l", "a"]
     assert seen == [(i, i > 3, both if i > 4 else alone) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_round_uses_the_labels_of_its_own_teacher_also_after_a_resume(tmp_path, workers):
+    seen = {}
+
+    def run_of(last, step=lambda *_: None):
+        run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], 2, step, 1, workers, rounds=3)
+        run.loader.dataset.datasets["unlabelled"].transform = Compose([StoredLabelsd("stored", run.handler.stored)])
+        run.engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "iteration", last))
+        return run
+
+    def note(engine, batch):
+        seen[engine.state.iteration] = int(batch["stored"].sum()) if "stored" in batch else None
+        if engine.state.iteration == 8:
+            run.teacher.module.scale.data.neg_()  # from then on it takes the background for the structure
+
+    run = run_of(0, note)
+    run.engine.run(run.loader, max_epochs=1, epoch_length=20)
+    small, large = 4 * 12, 6 * 12  # voxels of the structure, and of the larger part of the background
+    # Rounds start after steps 2, 8 and 14. The batch of the step in which cases are labelled was drawn before.
+    assert seen == {i: None if i <= 3 else small if i <= 9 else large for i in range(1, 21)}
+    seen.clear()
+    assert (tmp_path / "round_2/a.npz").exists()
+    run = run_of(5, note)
+    run.loader.batches.start = 5
+    run.engine.run(run.loader, max_epochs=1, epoch_length=8)
+    assert seen[6] == small, "the labels of the later rounds are there, and not read"
+
+
+def test_less_than_one_round_is_refused(tmp_path):
+    with pytest.raises(UserError, match="rounds"):
+        Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a")], rounds=0)
 
 
 def test_batches_that_workers_have_drawn_ahead_are_drawn_again_from_the_selected_cases(tmp_path):
@@ -194,7 +241,7 @@ def test_batches_that_workers_have_drawn_ahead_are_drawn_again_from_the_selected
 
 def test_a_run_without_unlabelled_cases_goes_on(tmp_path):
     run = Run(tmp_path / "none", [labelled_case((1, 4))], [])
-    run.handler.label(run.engine)
+    run.label()
     assert not (tmp_path / "none").exists()
 
 
@@ -208,24 +255,24 @@ def test_a_resumed_run_without_its_pseudo_labels_is_refused(tmp_path):
 def test_pseudo_labels_of_the_same_teacher_are_not_made_again(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(3)]
     first = Run(tmp_path, [labelled_case((1, 4))], cases)
-    first.handler.label(first.engine)
-    (tmp_path / "c1.npz").unlink()  # as if the run had been killed
-    marked = np.load(tmp_path / "c0.npz")
-    np.savez(tmp_path / "c0.npz", **{**marked, "labels": np.full(SHAPE, 7, np.uint8)})
+    first.label()
+    (first.folder / "c1.npz").unlink()  # as if the run had been killed
+    marked = np.load(first.folder / "c0.npz")
+    np.savez(first.folder / "c0.npz", **{**marked, "labels": np.full(SHAPE, 7, np.uint8)})
     again = Run(tmp_path, [labelled_case((1, 4))], cases)
-    again.handler.label(again.engine)
+    again.label()
     assert (again.stored("c0") == 7).all() and (again.stored("c1") == again.stored("c2")).all()
     other = Run(tmp_path, [labelled_case((1, 4))], cases)
     other.teacher.module.scale.data += 1.0
-    other.handler.label(other.engine)
+    other.label()
     assert (other.stored("c0") == other.stored("c2")).all()
 
 
 def test_a_missing_pseudo_label_is_named(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)]
     run = Run(tmp_path, [labelled_case((1, 4))], cases)
-    run.handler.label(run.engine)
-    (tmp_path / "c1.npz").unlink()
+    run.label()
+    (run.folder / "c1.npz").unlink()
     later = Run(tmp_path, [labelled_case((1, 4))], cases)
     later.engine.state.iteration += 1
     with pytest.raises(UserError, match=r"c1\.npz"):
@@ -235,13 +282,13 @@ def test_a_missing_pseudo_label_is_named(tmp_path):
 @pytest.mark.parametrize("damage", ["empty", "cut short", "other bytes"])
 def test_a_damaged_pseudo_label_is_made_anew_while_they_are_made_and_named_in_training(tmp_path, caplog, damage):
     run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case(f"c{i}", (2, 6)) for i in range(2)])
-    run.handler.label(run.engine)
-    file, whole = tmp_path / "c1.npz", run.stored("c1")
+    run.label()
+    file, whole = run.folder / "c1.npz", run.stored("c1")
     content = file.read_bytes()
     other = content.replace(whole.tobytes(), (whole + 1).tobytes())
     file.write_bytes({"empty": b"", "cut short": content[:-40], "other bytes": other}[damage])
     with pytest.raises(UserError, match=r"c1\.npz"):
-        StoredLabelsd("stored", tmp_path)({"case": "c1"})
+        StoredLabelsd("stored", run.handler.stored)({"case": "c1"})
     with caplog.at_level("WARNING", logger="SelfTraining"):
         run.handler.label(run.engine)
     assert str(file) in caplog.text
@@ -317,14 +364,15 @@ def self_training_with(folder, faults, foreign_labels="foreign_labels"):
                 LabelOnImaged("label", allow_missing_keys=True),
             ]
         ),
-        run.folder,
+        StoredLabels(folder / "stored"),
         5,
-        run.folder / "labels_only.pt",
+        20,
+        folder / "labels_only.pt",
         spec,
     )
     run.engine.network = run.network
     run.handler.attach(run.engine)
-    run.handler.label(run.engine)
+    run.label()
     return run
 
 
@@ -347,8 +395,14 @@ def test_another_programs_label_is_not_taken_for_made_already(tmp_path):
 
 
 def test_stored_labels_go_to_unlabelled_cases(tmp_path):
-    np.savez(tmp_path / "a.npz", labels=np.ones(SHAPE, np.uint8))
-    add = StoredLabelsd("stored", tmp_path)
+    stored = StoredLabels(tmp_path)
+    for stored.round in (1, 2):
+        stored.folder.mkdir()
+        np.savez(stored.folder / "a.npz", labels=np.full(SHAPE, stored.round, np.uint8))
+    add = StoredLabelsd("stored", stored)
+    assert (add({"case": "a", "image": 0})["stored"] == 2).all()
+    stored.round = 1
+    assert (add({"case": "a", "image": 0})["stored"] == 1).all()
     assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
     assert "stored" not in add({"case": "a", "image": 0, "label": 1})
     assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})

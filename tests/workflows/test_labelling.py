@@ -152,10 +152,10 @@ def test_self_training_leaves_out_what_another_program_contradicts(method, datas
             "label": str(dataset / f"foreign_labels/{name}.nii.gz"),
         }
         foreign = np.asarray(transforms(case)["label"])[0]
-        with np.load(tmp_path / f"models/pseudo_labels/{name}.npz") as stored:
+        with np.load(tmp_path / f"models/pseudo_labels/round_1/{name}.npz") as stored:
             labels = stored["labels"]
         assert np.array_equal(labels[labels >= 0], foreign[labels >= 0]) and 0 < (labels < 0).mean() < 1
-    with np.load(tmp_path / "models/pseudo_labels/demo_training_004.npz") as stored:
+    with np.load(tmp_path / "models/pseudo_labels/round_1/demo_training_004.npz") as stored:
         assert (stored["labels"] >= 0).all()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,20 +50,14 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     by_name = _files_by_name(lists, folder)
     if not by_name:
         return lists, []
-    findings = []
-    labelled: list[Case] = []
-    unlabelled: list[Case] = []
-    for case in lists.unlabelled:
-        found = by_name.pop(case["case"], [])
-        (labelled if found else unlabelled).append({**case, "label": str(found[0])} if found else case)
-        findings += _only_one(found, case["case"], "labelled")
-    superfluous = {case["case"] for case in lists.labelled + lists.validation} & set(by_name)
-    for name in sorted(set(by_name) - superfluous):
+    cases, findings, strange = _with_files(lists, by_name, "labelled")
+    for file in strange:
         sentence = (
-            f"{by_name[name][0]} does not have the name of a training case: keep the file name that "
-            "`python -m scripts pseudo-label` gave it."
+            f"{file} does not have the name of a training case: keep the file name that `python -m scripts "
+            "pseudo-label` gave it."
         )
-        findings.append(Finding(Kind.BAD_ENTRY, sentence, str(by_name[name][0])))
+        findings.append(Finding(Kind.BAD_ENTRY, sentence, str(file)))
+    labelled, unlabelled = ([case for case in cases if ("label" in case) is has] for has in (True, False))
     logger.info(f"{len(labelled)} unlabelled cases have a corrected label in {folder} and are used as labelled cases.")
     return replace(lists, labelled=lists.labelled + labelled, unlabelled=unlabelled), findings
 
@@ -88,18 +82,27 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
         return lists, []
     if not folder.is_dir():
         raise UserError(f"foreign_labels names {folder}, which is no folder: correct the path, or leave it out.")
-    by_name = _files_by_name(lists, folder)
-    findings: list[Finding] = []
-    unlabelled: list[Case] = []
-    for case in lists.unlabelled:
-        found = by_name.pop(case["case"], [])
-        unlabelled.append({**case, "label": str(found[0])} if found else case)
-        findings += _only_one(found, case["case"], "unlabelled")
-    known = {case["case"] for case in lists.labelled + lists.validation}
-    for name in sorted(set(by_name) - known):
-        sentence = f"{by_name[name][0]} does not have the name of an unlabelled case, so it is not used: rename it."
-        findings.append(Finding(Kind.LABEL_ALONE, sentence, str(by_name[name][0])))
+    unlabelled, findings, strange = _with_files(lists, _files_by_name(lists, folder), "unlabelled")
+    for file in strange:
+        sentence = f"{file} does not have the name of an unlabelled case, so it is not used: rename it."
+        findings.append(Finding(Kind.LABEL_ALONE, sentence, str(file)))
     return replace(lists, unlabelled=unlabelled), findings
+
+
+def _with_files(
+    lists: CaseLists, by_name: Mapping[str, Sequence[Path]], role: str
+) -> tuple[list[Case], list[Finding], list[Path]]:
+    """Unlabelled cases with their label file as `label`, findings about second files, and files of no training case."""
+    cases, findings = [], []
+    for case in lists.unlabelled:
+        files = by_name.get(case["case"], [])
+        cases.append({**case, "label": str(files[0])} if files else case)
+        if len(files) > 1:
+            first, second = files[:2]
+            sentence = f"{first} and {second.name} are labels of the same case: keep one of them in {first.parent}."
+            findings.append(Finding(Kind.BAD_ENTRY, sentence, str(second), case["case"], role))
+    known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
+    return cases, findings, [by_name[name][0] for name in sorted(set(by_name) - known)]
 
 
 def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
@@ -117,10 +120,3 @@ def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
     if others:
         logger.warning(passed_over(others, folder))
     return by_name
-
-
-def _only_one(files: Sequence[Path], case: str, role: str) -> list[Finding]:
-    if len(files) < 2:
-        return []
-    sentence = f"{files[0]} and {files[1].name} are labels of the same case: keep one of them in {files[0].parent}."
-    return [Finding(Kind.BAD_ENTRY, sentence, str(files[1]), case, role)]

@@ -93,8 +93,7 @@ def _parity(options: argparse.Namespace, files: list[str], overrides: dict[str, 
 
 
 def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str]) -> int:
-    from scripts.export.cards import licence_text, texts_for
-    from scripts.export.package import bundle_metadata, json_configs, zip_bundle
+    from scripts.export.package import bundle_metadata, json_configs, licence_text, texts_for, zip_bundle
 
     if not options.filepath:
         raise UserError("Give the name of the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")

@@ -75,19 +75,6 @@ def warmed_decay(decay: float, updates: int) -> float:
     return decay * (1.0 + updates) / (10.0 + updates)
 
 
-def poly_rate(step: int, max_steps: int, power: float = 0.9, warmup: int = 0) -> float:
-    """Factor on the learning rate: linear warm-up, then `(1 - step / max_steps) ** power`.
-
-    Args:
-        step: number of steps done; from `max_steps` on the factor is 0.
-        max_steps: length of the run, at least 1.
-        power: 0.9 in DeepLab (Chen et al., 2018) and nnU-Net (Isensee et al., 2021).
-        warmup: number of steps over which the factor increases from 1 / warmup.
-    """
-    factor = (1.0 - min(step / max_steps, 1.0)) ** power
-    return factor * min(1.0, (step + 1) / warmup) if warmup > 0 else factor
-
-
 def cosine_rate(step: int, max_steps: int, warmup: int = 0, lowest: float = 0.01, restart: float = 1.0) -> float:
     """Factor on the learning rate: linear warm-up, then half a cosine to `lowest`, once or twice.
 

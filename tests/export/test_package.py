@@ -235,7 +235,7 @@ def test_other_weights_need_a_licence_and_large_ones_an_address(tmp_path, monkey
     words += ["--filepath", str(tmp_path / "B.zip"), "--for", "zoo"]
     assert main(words) == 2 and "--license" in capsys.readouterr().err
     words += ["--license", "MIT"]
-    monkeypatch.setattr("scripts.export.cards.LARGEST_FILE", 1000)
+    monkeypatch.setattr("scripts.export.package.LARGEST_FILE", 1000)
     assert main(words) == 2 and "--weights_url" in capsys.readouterr().err
     assert main([*words, "--weights_url", "https://example.org/model.pt"]) == 0
     with zipfile.ZipFile(tmp_path / "B.zip") as archive:

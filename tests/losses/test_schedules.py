@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from scripts.losses.schedules import RampUp, poly_rate, sigmoid_rampup, step_rate, warmed_decay
+from scripts.losses.schedules import RampUp, sigmoid_rampup, step_rate, warmed_decay
 
 EXP_MINUS_5 = 0.006737946999085467
 EXP_MINUS_1_25 = 0.2865047968601901
@@ -39,23 +39,6 @@ def test_ramp_without_length_is_over(length):
 @pytest.mark.parametrize("decay", [0.99, 0.5, 0.0])
 def test_decay_warms_up_to_its_value(decay, updates, share):
     assert warmed_decay(decay, updates) == pytest.approx(decay * share, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"), [(0, 1.0), (25, 0.5625), (50, 0.25), (75, 0.0625), (100, 0.0), (150, 0.0)]
-)
-def test_poly_rate_with_power_two(step, expected):
-    assert poly_rate(step, 100, power=2) == pytest.approx(expected, abs=1e-12)
-
-
-def test_default_power_is_nine_tenths():
-    assert poly_rate(50, 100) == pytest.approx(0.5358867312681466, rel=1e-12)  # 0.5 ** 0.9
-
-
-def test_warmup_climbs_in_equal_shares_of_the_rate():
-    assert [poly_rate(s, 100, power=1, warmup=4) for s in range(5)] == pytest.approx(
-        [0.25 * 1.0, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]
-    )
 
 
 @pytest.mark.parametrize(

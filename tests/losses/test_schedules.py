@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from scripts.losses.schedules import RampUp, sigmoid_rampup, step_rate, warmed_decay
+from scripts.losses.schedules import RampUp, cosine_rate, sigmoid_rampup, step_rate, warmed_decay
 
 EXP_MINUS_5 = 0.006737946999085467
 EXP_MINUS_1_25 = 0.2865047968601901
@@ -39,6 +39,12 @@ def test_ramp_without_length_is_over(length):
 @pytest.mark.parametrize("decay", [0.99, 0.5, 0.0])
 def test_decay_warms_up_to_its_value(decay, updates, share):
     assert warmed_decay(decay, updates) == pytest.approx(decay * share, rel=1e-12)
+
+
+def test_warmup_climbs_in_equal_shares_of_the_rate():
+    shares = [0.25, 0.5, 0.75, 1.0, 1.0]
+    expected = [share * (1 + math.cos(math.pi * step / 100)) / 2 for step, share in enumerate(shares)]
+    assert [cosine_rate(step, 100, warmup=4) for step in range(5)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

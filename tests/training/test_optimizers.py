@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from scripts.losses.schedules import cosine_rate, poly_rate, step_rate
+from scripts.losses.schedules import cosine_rate, step_rate
 from scripts.training.checkpoint import TrainingCheckpoint
 from scripts.training.guard import GradientGuard
 from scripts.training.optimizers import ExtraOptimizer, RateOnCurve, remaining_parameters
@@ -22,7 +22,6 @@ from scripts.training.step_handlers import StopAtStep
 @pytest.mark.parametrize(
     ("curve", "at_the_end", "further"),
     [
-        (poly_rate, 0.0, 0.5**0.9),
         (cosine_rate, 0.01, 0.5),
         (partial(step_rate, stages=2), 0.01, 0.1),
     ],

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.data.checks.cohort import missing_files, missing_labels, two_lists
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.checks.lists import missing_files, missing_labels, two_lists
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError

@@ -10,10 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 from scripts.data.checks.case import check_all_headers, check_voxels
-from scripts.data.checks.cohort import Member, duplicates, patients_on_both_sides, unlike_the_rest
+from scripts.data.checks.cohort import Member, duplicates, labels_alone, patients_on_both_sides, unlike_the_rest
 from scripts.data.checks.finding import Finding, Severity, in_order
 from scripts.data.checks.labels import absent_classes, never_together
-from scripts.data.checks.lists import labels_alone
 from scripts.data.corrected_labels import with_foreign_labels
 from scripts.data.datalist import named_files, read_cases
 from scripts.data.spec import CaseLists, DatasetSpec, cases_with_roles, images_of

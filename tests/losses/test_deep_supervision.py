@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from scripts.losses.deep_supervision import DeepSupervisionTerm, class_fractions
+from scripts.losses.supervised import DeepSupervisionTerm, class_fractions
 from scripts.prototypes.voxels import NO_CLASS
 from tests.losses.batches import make_batch
 

@@ -14,10 +14,9 @@ import scripts.losses
 from scripts.losses.base import LossTerm
 from scripts.losses.contrast import CompactnessTerm, LabelledContrastTerm, SeparationTerm, UnlabelledContrastTerm
 from scripts.losses.correlation import CorrelationTerm
-from scripts.losses.deep_supervision import DeepSupervisionTerm
 from scripts.losses.mixing import CopyPasteTerm
 from scripts.losses.smoothness import SmoothnessTerm
-from scripts.losses.supervised import LinearDiceTerm, SupervisedTerm
+from scripts.losses.supervised import DeepSupervisionTerm, LinearDiceTerm, SupervisedTerm
 from scripts.losses.unlabelled import ConsistencyTerm, EntropyTerm, PseudoLabelTerm, SoftPseudoLabelTerm
 from scripts.prototypes.loss import ContrastivePrototypeLoss
 from scripts.prototypes.memory import PrototypeMemory

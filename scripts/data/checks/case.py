@@ -76,7 +76,7 @@ class CheckedVoxels:
 
 
 def open_case(case: Case, role: str = "") -> OpenCase:
-    """Parse the headers of a case's files. Missing files are not reported here, but by `checks.lists`."""
+    """Parse the headers of a case's files. Missing files are not reported here, but by `missing_files`."""
     findings: list[Finding] = []
     images = [_opened(path, findings) for path in images_of(case)]
     label = _opened(case["label"], findings) if "label" in case else None

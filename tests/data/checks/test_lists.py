@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.checks.lists import labels_alone
+from scripts.data.checks.cohort import labels_alone
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons between cases: outliers, and images that occur twice."""
+"""Checks of all cases: gaps in the datalist, outliers, and images that occur twice."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts.data.checks.cohort import Content, Member, duplicates, far_from_median, unlike_the_rest
+from scripts.data.checks.cohort import Content, Member, duplicates, far_from_median, labels_alone, unlike_the_rest
 from scripts.data.checks.finding import Kind
 from scripts.images.header import VolumeHeader
 
@@ -109,3 +111,40 @@ def test_a_copied_case_of_two_channels_is_reported_once() -> None:
 def test_one_file_in_two_lists_is_left_to_the_check_of_lists() -> None:
     assert copies(("x/a", "labelled", b"1"), ("x/./a", "test", b"1")) == []
     assert copies(("x/a", "labelled", b"1"), ("x/./a", "labelled", b"1")) == [(Kind.DUPLICATE, "x/./a")]
+
+
+@pytest.fixture
+def touch(tmp_path):
+    def make(*paths: str) -> list[str]:
+        for path in paths:
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+        return [str(tmp_path / path) for path in paths]
+
+    return make
+
+
+def alone(images, labels) -> list[str]:
+    return [Path(finding.file).name for finding in labels_alone(images, labels)]
+
+
+def test_in_a_folder_of_labels_every_other_image_file_is_reported(touch) -> None:
+    images, labels = touch("images/a.nii"), touch("labels/a.nii")
+    touch("labels/b.nii", "labels/notes.txt", "labels/.c.nii", "images/d.nii")
+    assert alone(images, labels) == ["b.nii"]
+
+
+def test_next_to_images_only_names_of_labels_are_reported(touch) -> None:
+    images, labels = touch("a.nii"), touch("a_seg.nii")
+    touch("b_seg.nii", "c.nii")
+    assert alone(images, labels) == ["b_seg.nii"]
+
+
+def test_a_path_written_another_way_is_the_same_file(touch, tmp_path) -> None:
+    images = touch("images/a.nii")
+    touch("labels/a.nii")
+    assert alone(images, [f"{tmp_path}/images/../labels/./a.nii"]) == []
+
+
+def test_missing_folders_have_no_findings(tmp_path) -> None:
+    assert alone([f"{tmp_path}/i/a.nii"], [f"{tmp_path}/l/a.nii"]) == []

@@ -14,7 +14,7 @@ import numpy as np
 
 from scripts.errors import UserError
 from scripts.images import itk as itk_format
-from scripts.images.dicom_slices import Slice, chosen_series, gdcm, read_frames, split_series
+from scripts.images.dicom_slices import Slice, chosen_series, gdcm, read_frames
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
 TOLERANCE_MM = 0.02  # largest distance of a slice from its place on the grid; positions are often rounded to 0.01 mm
@@ -156,9 +156,6 @@ def _check_straight(path: str, slices: Sequence[Slice], positions: np.ndarray, n
 
 def _format(values: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in values) if len(values) < 6 else " ".join(f"{v:.3g}" for v in values)
-
-
-__all__ = ["open_volume", "split_series"]
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:

@@ -18,10 +18,8 @@ import numpy as np
 from scripts.errors import UserError
 from scripts.images import dicom, nifti
 from scripts.images import itk as itk_format
-from scripts.images.dicom_slices import drawn_structures
+from scripts.images.dicom_slices import drawn_structures, split_series
 from scripts.images.header import ENDINGS, MGH, NIFTI, PAIR, ReadVoxels, VolumeHeader, ending_of
-
-__all__ = ["ENDINGS", "Volume", "VolumeHeader", "ending_of", "exists", "open_volume", "read_header", "read_volume"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Volume:
 
 def exists(path: str | Path) -> bool:
     """Whether a file or folder exists; for `FOLDER#SERIES_UID`, whether the folder does."""
-    return Path(dicom.split_series(path)[0]).exists()
+    return Path(split_series(path)[0]).exists()
 
 
 def open_volume(path: str | Path) -> Volume:
@@ -65,7 +63,7 @@ def open_volume(path: str | Path) -> Volume:
     if not exists(path):
         raise UserError(f"{path} does not exist: correct the path.")
     with _naming_the_file(path):
-        if Path(dicom.split_series(path)[0]).is_dir():
+        if Path(split_series(path)[0]).is_dir():
             header, voxels = dicom.open_volume(path)
         elif ending_of(path) in (*NIFTI, *PAIR, *MGH):
             header, voxels = nifti.open_volume(path)

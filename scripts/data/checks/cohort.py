@@ -15,8 +15,8 @@ from scripts.data.checks.finding import Finding, Kind
 from scripts.data.naming import guess_patients, split_roles
 from scripts.data.spec import ROLES, CaseLists, images_of
 from scripts.images.find import image_files
-from scripts.images.header import PAIR, VolumeHeader
-from scripts.images.read import ENDINGS, exists
+from scripts.images.header import ENDINGS, PAIR, VolumeHeader
+from scripts.images.read import exists
 
 
 def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:

@@ -15,14 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,7 +26,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts.experiments.measure import median_seconds, print_table, size_text
+from scripts.experiments.measure import median_seconds, print_table, reference_modules, size_text
 from scripts.inference.models import InferenceNetwork
 from scripts.inference.segmenter import MirroredNetwork
 from scripts.inference.streaming import longest_axis, stitched_rows
@@ -46,20 +42,6 @@ BATCH = 4
 
 Method = Callable[[torch.Tensor], np.ndarray]
 """Maps a volume `(C, D, H, W)` to class indices `(D, H, W)`."""
-
-
-@contextmanager
-def reference_modules(folder: Path) -> Iterator[None]:
-    """Make the authors' modules importable, without the packages that only their file reading and metrics need."""
-    stand_ins = {name: ModuleType(name) for name in ("h5py", "medpy", "skimage", "skimage.measure")}
-    stand_ins["medpy"].metric = stand_ins["skimage.measure"].label = None  # type: ignore[attr-defined]
-    with (
-        patch.dict(sys.modules, stand_ins),
-        patch.object(sys, "path", [str(folder), *sys.path]),
-        patch.object(torch.Tensor, "cuda", lambda tensor: tensor),
-        patch.object(np, "int", int, create=True),
-    ):
-        yield
 
 
 def reference_method(folder: Path, options: argparse.Namespace) -> tuple[nn.Module, Method]:

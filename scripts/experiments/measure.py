@@ -6,15 +6,20 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
+import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -94,6 +99,35 @@ def training_run(output: Path, files: Iterable[str] = (), **overrides: Any) -> C
     )
     workflow.initialize()
     return workflow
+
+
+@contextmanager
+def reference_modules(folder: Path) -> Iterator[dict[str, MagicMock]]:
+    """Make modules of SS-Net's authors importable, and let them compute on the CPU.
+
+    Packages that only read their files, draw and measure need not be installed.
+
+    Args:
+        folder: `code` of a checkout of https://github.com/ycwu1997/SS-Net.
+
+    Returns:
+        The stand-ins for these packages, by name.
+    """
+    packages = ("h5py", "medpy", "skimage", "skimage.measure", "tensorboardX", "torchvision")
+    stand_ins = {name: MagicMock() for name in packages}
+    sys.modules.update(stand_ins)  # not patch.dict, which would also forget what torch imports meanwhile
+    try:
+        with (
+            patch.object(sys, "path", [str(folder), *sys.path]),
+            patch.object(torch.Tensor, "cuda", lambda tensor: tensor),
+            patch.object(nn.Module, "cuda", lambda module: module),
+            patch.object(np, "int", int, create=True),
+        ):
+            yield stand_ins
+    finally:
+        theirs = [name for name, module in sys.modules.items() if str(folder) in str(getattr(module, "__file__", ""))]
+        for name in (*stand_ins, *theirs):
+            del sys.modules[name]
 
 
 def size_text(shape: Sequence[int]) -> str:

@@ -27,9 +27,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,7 +39,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.measure import EVERYTHING, command_line, in_process, peak_mib, print_table, training_run
+from scripts.experiments.measure import (
+    EVERYTHING,
+    command_line,
+    in_process,
+    peak_mib,
+    print_table,
+    reference_modules,
+    training_run,
+)
 from scripts.networks.vnet import VNet
 from scripts.training.precision import place
 
@@ -64,18 +71,24 @@ def settings(options: argparse.Namespace) -> list[dict[str, Any]]:
             for name, measured in rows.items():
                 overrides = {**parse_settings(options.base), **parse_settings(name)}
                 measured.append(in_process(_measured_run, options, overrides, folder))
-    table = []
-    for name, measured in rows.items():
-        values = {key: statistics.median(row[key] for row in measured) for key in measured[0]}
-        first = {key: statistics.median(row[key] for row in rows[""]) for key in values}
-        table.append({
+    medians = _medians(rows)
+    return [
+        {
             "settings": name or options.base or "as they are",
             "step s": round(values["seconds"], 3),
-            "time, relative": round(values["seconds"] / first["seconds"], 2),
+            "time, relative": round(values["seconds"] / medians[""]["seconds"], 2),
             "memory MiB": round(values["mebibytes"]),
-            "memory, relative": round(values["mebibytes"] / first["mebibytes"], 2),
-        })  # fmt: skip
-    return table
+            "memory, relative": round(values["mebibytes"] / medians[""]["mebibytes"], 2),
+        }
+        for name, values in medians.items()
+    ]
+
+
+def _medians(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The median of each key over the runs of each name."""
+    return {
+        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in measured.items()
+    }
 
 
 def _measured_run(options: argparse.Namespace, overrides: dict[str, Any], folder: str) -> dict[str, float]:
@@ -129,19 +142,21 @@ def authors(options: argparse.Namespace) -> list[dict[str, Any]]:
             "ours, all voxels": lambda: in_process(_measured_run, options, {**SSNET, **EXACT}, folder),
             "ours": lambda: in_process(_measured_run, options, SSNET, folder),
         }
-        measured = [{name: run() for name, run in runs.items()} for _ in range(options.repeats)]
-    table = []
-    for name in runs:
-        values = {key: statistics.median(each[name][key] for each in measured) for key in ("seconds", "mebibytes")}
-        first = {key: statistics.median(each["authors"][key] for each in measured) for key in values}
-        table.append({
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+        for _ in range(options.repeats):
+            for name, run in runs.items():
+                measured[name].append(run())
+    medians = _medians(measured)
+    return [
+        {
             "code": name,
             "step s": round(values["seconds"], 1),
-            "times as fast": round(first["seconds"] / values["seconds"], 2),
+            "times as fast": round(medians["authors"]["seconds"] / values["seconds"], 2),
             "memory MiB": round(values["mebibytes"]),
-            "memory, relative": round(values["mebibytes"] / first["mebibytes"], 2),
-        })  # fmt: skip
-    return table
+            "memory, relative": round(values["mebibytes"] / medians["authors"]["mebibytes"], 2),
+        }
+        for name, values in medians.items()
+    ]
 
 
 def _authors_run(reference: Path, steps: int) -> dict[str, float]:
@@ -153,17 +168,6 @@ def _authors_run(reference: Path, steps: int) -> dict[str, float]:
     """
     volume = np.random.default_rng(0).normal(size=(140, 140, 96)).astype(np.float32)
     content = {"image": volume, "label": (np.indices(volume.shape).std(axis=0) < 20).astype(np.uint8)}
-    stand_ins = {name: ModuleType(name) for name in ("h5py", "medpy", "skimage", "skimage.measure", "torchvision")}
-    for name, value in (
-        ("h5py.File", lambda *_: content),
-        ("medpy.metric", MagicMock()),
-        ("skimage.transform", None),
-        ("skimage.measure.label", None),
-        ("torchvision.transforms", SimpleNamespace(Compose=Compose)),
-    ):
-        module, attribute = name.rsplit(".", 1)
-        setattr(stand_ins[module], attribute, value)
-    stand_ins["tensorboardX"] = MagicMock()
     marks: list[float] = []
     update, start = torch.optim.SGD.step, peak_mib(reset=True)
 
@@ -175,20 +179,15 @@ def _authors_run(reference: Path, steps: int) -> dict[str, float]:
         Path("code").symlink_to(reference / "code")
         Path("train.list").write_text("case\n" * 80, encoding="ascii")
         words = ["train_ss_3d.py", "--root_path", ".", "--max_iteration", str(steps + 1)]
-        sys.modules.update(stand_ins)  # not patch.dict, which would also forget what torch imports meanwhile
-        try:
-            with (
-                patch.object(sys, "path", [str(reference / "code"), *sys.path]),
-                patch.object(sys, "argv", words),
-                patch.object(torch.Tensor, "cuda", lambda tensor: tensor),
-                patch.object(nn.Module, "cuda", lambda module: module),
-                patch.object(torch.optim.SGD, "step", step),
-                patch("torch.utils.data.DataLoader", lambda *args, **kw: DataLoader(*args, **kw | {"num_workers": 0})),
-            ):
-                runpy.run_path(str(reference / "code/train_ss_3d.py"), run_name="__main__")
-        finally:
-            for name in stand_ins:
-                del sys.modules[name]
+        with (
+            reference_modules(reference / "code") as stand_ins,
+            patch.object(sys, "argv", words),
+            patch.object(torch.optim.SGD, "step", step),
+            patch("torch.utils.data.DataLoader", lambda *args, **kw: DataLoader(*args, **kw | {"num_workers": 0})),
+        ):
+            stand_ins["h5py"].File = lambda *_: content
+            stand_ins["torchvision"].transforms.Compose = Compose
+            runpy.run_path(str(reference / "code/train_ss_3d.py"), run_name="__main__")
     return {"seconds": statistics.median(np.diff(marks)), "mebibytes": peak_mib() - start}
 
 

@@ -232,7 +232,7 @@ class StopOnSignal:
 
     The current step, with a validation that follows it, is completed first, so that the checkpoint equals that of a run
     which was never stopped. The exit code is 128 + signal, as shells and schedulers expect. All ranks stop after the
-    same step, whichever of them received the signal.
+    same step, even if only one of them received the signal.
 
     Attach it after `TrainingCheckpoint`, before anything else that listens for errors, and before `StopAtStep`. Outside
     the main thread, where Python handles no signals, it does nothing.

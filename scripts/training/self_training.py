@@ -94,7 +94,7 @@ class SelfTraining:
         if rounds < 1:
             raise UserError(f"self_training::rounds must be at least 1, got {rounds} (for none, --restart 1).")
         self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
-        self.stored, self.start = stored, start
+        self.stored = stored
         self.starts = sorted({start + round(index * (max_steps - start) / rounds) for index in range(rounds)})
         self.labels_only, self.dataset = Path(labels_only), dataset
         self.selected = False
@@ -110,14 +110,14 @@ class SelfTraining:
         self.unlabelled = Dataset(foreign.unlabelled, self.transforms)
         self.loader = loader
         # The batch of the step before which the cases are labelled has been drawn by then.
-        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.start + 1)
+        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.starts[0] + 1)
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
         for start in self.starts:
             engine.add_event_handler(Events.ITERATION_STARTED(once=start + 1), self.label)
 
     def resume(self, engine: SupervisedTrainer) -> None:
         """Select the stable cases if they have been labelled already."""
-        if self.names and not self.selected and engine.state.iteration > self.start:
+        if self.names and not self.selected and engine.state.iteration > self.starts[0]:
             self._enter_round(engine.state.iteration)
             self._select()
 

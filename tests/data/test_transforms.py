@@ -10,7 +10,7 @@ from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 
 from scripts.data.spec import DatasetSpec
-from scripts.data.transforms import IgnoredToBackgroundd, KeepLargestd, LabelsToClassesd
+from scripts.data.transforms import IgnoredToBackgroundd, KeepLargestd, LabelsToClassesd, StoredLabels, StoredLabelsd
 from scripts.errors import UserError, root_user_error
 
 
@@ -93,3 +93,17 @@ def test_only_the_named_structures_lose_their_smaller_parts():
     assert KeepLargestd("pred", False, names)({"pred": classes})["pred"] is classes
     with pytest.raises(UserError, match=r"largest_component.*liver"):
         KeepLargestd("pred", "liver", names)
+
+
+def test_stored_labels_go_to_unlabelled_cases(tmp_path):
+    stored = StoredLabels(tmp_path)
+    for stored.round in (1, 2):
+        stored.folder.mkdir()
+        np.savez(stored.folder / "a.npz", labels=np.full((3, 4, 12), stored.round, np.uint8))
+    add = StoredLabelsd("stored", stored)
+    assert (add({"case": "a", "image": 0})["stored"] == 2).all()
+    stored.round = 1
+    assert (add({"case": "a", "image": 0})["stored"] == 1).all()
+    assert add({"case": "a", "image": 0})["stored"].shape == (1, 3, 4, 12)
+    assert "stored" not in add({"case": "a", "image": 0, "label": 1})
+    assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})

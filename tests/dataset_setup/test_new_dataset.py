@@ -240,7 +240,7 @@ def decathlon(folder: Path, **lists) -> Path:
 
 
 def test_labels_of_test_cases_that_are_listed_but_not_published_are_mentioned(tmp_path: Path, run) -> None:
-    """AMOS lists labelsTs, which nobody has."""
+    """As in the datalist of AMOS, whose labelsTs was never published."""
     hidden = {"image": "images/c3.nii.gz", "label": "labelsTs/c3.nii.gz"}
     settings, cases, text = run(decathlon(tmp_path / "data", test=[hidden]))
     assert len(cases.labelled) == 2 and not cases.test and settings["datalist"] == "dataset_mine.json"

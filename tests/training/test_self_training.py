@@ -392,17 +392,3 @@ def test_another_programs_label_is_not_taken_for_made_already(tmp_path):
     file_of(tmp_path / "foreign_labels/shifted organ.nii.gz", TEACHER)
     again = self_training_with(tmp_path, {"shifted organ": (TEACHER, TEACHER)})
     assert (again.stored("shifted organ") >= 0).all()
-
-
-def test_stored_labels_go_to_unlabelled_cases(tmp_path):
-    stored = StoredLabels(tmp_path)
-    for stored.round in (1, 2):
-        stored.folder.mkdir()
-        np.savez(stored.folder / "a.npz", labels=np.full(SHAPE, stored.round, np.uint8))
-    add = StoredLabelsd("stored", stored)
-    assert (add({"case": "a", "image": 0})["stored"] == 2).all()
-    stored.round = 1
-    assert (add({"case": "a", "image": 0})["stored"] == 1).all()
-    assert add({"case": "a", "image": 0})["stored"].shape == (1, *SHAPE)
-    assert "stored" not in add({"case": "a", "image": 0, "label": 1})
-    assert "stored" not in StoredLabelsd("stored", None)({"case": "a", "image": 0})

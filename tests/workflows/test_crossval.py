@@ -25,7 +25,8 @@ def test_a_cross_validation_trains_both_arms_of_each_fold(
     monkeypatch.setattr(runs, "run_process", run)
     keys = ("roi_size", "batch_labelled", "widths", "norm", "spacing", "precision", "device", "num_workers")
     words = [word for key in keys for word in (f"--{key}", str(TINY[key]))]
-    words += ["--bundle_root", str(ROOT), "--dataset_dir", str(tiny_demo), "--max_steps", "4"]
+    words += ["--bundle_root", str(ROOT), "--dataset_dir", str(tiny_demo)]
+    words += ["--max_steps", "2", "--largest_component", "true"]
     files = ["train.yaml", "methods/self_training.yaml", "crossval.yaml"]
     argv = ["monai", "run", "crossval", "--config_file", str([f"{ROOT}/configs/{file}" for file in files]), *words]
     make_workflow(*files, run_id="crossval", **{"crossval::1::argv": argv}).run()

@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny runs of the real configurations, in this process."""
+"""Tiny runs of the real configurations, in this process.
+
+The libraries are imported where they are used: with `-n`, a process that runs no test itself starts the others, which
+would wait for its imports.
+"""
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from monai.bundle import ConfigWorkflow
 
-from scripts.data.demo import ensure_demo_dataset
-from tests import parsed_once
-from tests.golden.golden_files import largest_differences
+if TYPE_CHECKING:
+    import torch
+    from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# Two threads that share a busy machine's cores wait for each other; one is as fast on volumes this small.
-torch.set_num_threads(1)
-parsed_once.install()
 
 TINY = {
     "bundle_root": str(ROOT),
@@ -48,7 +47,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--golden-differences")
     if path:
+        from tests.golden.golden_files import largest_differences
+
         Path(path).write_text(largest_differences())
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: Python need not search a million objects for garbage again and again
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_libraries() -> None:
+    """One thread, and config files that are parsed once."""
+    import torch
+
+    from tests import parsed_once
+
+    # Two threads that share a busy machine's cores wait for each other; one is as fast on volumes this small.
+    torch.set_num_threads(1)
+    parsed_once.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,6 +79,8 @@ def own_memory_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="session")
 def tiny_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo volumes at half resolution: 6 training, 1 validation, 2 test cases. Read only."""
+    from scripts.data.demo import ensure_demo_dataset
+
     return ensure_demo_dataset(
         tmp_path_factory.mktemp("data") / "demo", num_training=6, num_validation=1, num_test=2, shape=(32, 28, 20)
     )
@@ -80,6 +99,8 @@ def tiny_workflow(
 
     Evaluations draw no report, because that takes longer than they do.
     """
+    from monai.bundle import ConfigWorkflow
+
     values = {"output_dir": str(folder / "out"), "ckpt_dir": str(folder / "models"), **overrides}
     if workflow_type == "train":
         report = {"report": False} if "evaluate.yaml" in files else {}
@@ -119,6 +140,7 @@ def trained(tiny_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def train(make_workflow: Callable[..., ConfigWorkflow], tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """Train with `configs/train.yaml` and further files; returns the final model's state dict."""
+    import torch
 
     def run(*files: str, name: str = "models", **overrides: Any) -> dict[str, torch.Tensor]:
         ckpt_dir = tmp_path / name
@@ -131,6 +153,7 @@ def train(make_workflow: Callable[..., ConfigWorkflow], tmp_path: Path) -> Calla
 @pytest.fixture
 def assert_same() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None]:
     """Two state dicts are equal to the bit."""
+    import torch
 
     def check(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
         assert first.keys() == second.keys()

@@ -33,6 +33,7 @@ import torch._dynamo
 import torch.utils.tensorboard
 from monai.bundle import ConfigParser
 
+from scripts.cli.start import check_command_line
 from tests.parsed_once import CONFIGS
 
 
@@ -49,6 +50,8 @@ def load_libraries() -> None:
 def leave_bundle() -> None:
     """To be given as `prepare`: nothing of this project can be imported unless the command adds its folder."""
     os.environ.pop("PYTHONPATH", None)
+    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[name]
     sys.path[:] = [place for place in sys.path if place and Path(place).resolve() != CONFIGS.parent]
 
 
@@ -101,9 +104,7 @@ def _run_in_child(words: Sequence[str], folder: Path, prepare: Callable[[], None
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(folder)
         sys.argv = [str(monai_command.__file__) if words[0] == "monai.bundle" else words[0], *words[1:]]
-        # What the bundle does on import (`scripts/__init__.py`) must happen in this process too.
-        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-            del sys.modules[name]
+        check_command_line.cache_clear()
         prepare()
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
         code = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the `python -m monai.bundle run` command from the names of a dataset and a method, and run it."""
+"""Build the `python -m monai.bundle run` command from the names of a dataset and a method, and run commands."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import os
 import re
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.cli.words import words_that_monai_keeps
 from scripts.errors import UserError
@@ -163,3 +166,40 @@ def run_in_monai(words: Sequence[str]) -> None:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
+
+
+def run_process(command: Sequence[str], timeout: float | None = None, **options: Any) -> subprocess.CompletedProcess:
+    """Run a command like `subprocess.run`, which kills a command that has to end early; this one may save its state.
+
+    After `timeout` seconds, or when this process receives SIGINT or SIGTERM, the command gets SIGTERM, with which a
+    training completes and saves its step. This process waits for it. Use it in the main thread.
+
+    Args:
+        command: the program and its arguments.
+        timeout: seconds; `None`: no limit.
+        options: of `subprocess.Popen`.
+
+    Raises:
+        subprocess.TimeoutExpired: after `timeout`.
+        SystemExit: after a signal, with 128 + its number.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        received.append(number)
+        process.terminate()
+
+    process = subprocess.Popen(command, **options)
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if received:
+        raise SystemExit(128 + received[0])
+    return subprocess.CompletedProcess(command, process.returncode)

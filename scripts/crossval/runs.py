@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, read_mapping, top_key
-from scripts.cli.runs import shell_line
+from scripts.cli.runs import run_process, shell_line
 from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
 from scripts.data.naming import patients_of
@@ -305,9 +305,8 @@ def _listed_names(out: Path, held_out: list[Case]) -> dict[str, str]:
 def _run(run_id: str, words: Sequence[str], log: Path) -> None:
     with log.open("a", encoding="utf-8") as file:
         before = file.tell()
-        code = subprocess.run(
-            [sys.executable, "-m", "monai.bundle", "run", run_id, *words], stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+        command = [sys.executable, "-m", "monai.bundle", "run", run_id, *words]
+        code = run_process(command, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
         lines = log.read_bytes()[before:].decode("utf-8", errors="replace").splitlines()
         reason = next((line for line in reversed(lines) if line.startswith("Error:")), f"it ended with code {code}.")

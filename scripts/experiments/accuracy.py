@@ -38,6 +38,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from scripts.cli.runs import run_process
 from scripts.data.datalist import read_datalist
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
@@ -129,7 +130,7 @@ def run_once(
         words: further options of training and evaluation.
         folder: for everything that is written; a training that it holds already is resumed.
         best_on_test: whether to report also the checkpoint with the best Dice on the test cases.
-        minutes: the training is killed after them; the next call resumes it from its last checkpoint. `None`: never.
+        minutes: the training is stopped after them; the next call resumes it. `None`: never.
 
     Raises:
         subprocess.CalledProcessError: if a command fails, after it has printed its output.
@@ -142,7 +143,9 @@ def run_once(
     ) -> None:
         command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
         folders = ["--output_dir", str(folder / output), "--ckpt_dir", str(folder / "models")]
-        subprocess.run([*command, "--seed", run.seed, *folders, *words, *more], cwd=ROOT, check=True, timeout=seconds)
+        run_process(
+            [*command, "--seed", run.seed, *folders, *words, *more], timeout=seconds, cwd=ROOT
+        ).check_returncode()
 
     def evaluate(output: str, *more: str) -> dict[str, Any]:
         bundle("evaluating", [*files, "configs/evaluate.yaml"], "--report", "false", *more, output=output)

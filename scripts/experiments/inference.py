@@ -26,7 +26,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from scripts.experiments.measure import median_seconds, print_table, reference_modules, size_text
+from scripts.experiments.measure import median_seconds, reference_modules, run_measurement, size_text
 from scripts.inference.models import InferenceNetwork
 from scripts.inference.segmenter import MirroredNetwork
 from scripts.inference.streaming import longest_axis, stitched_rows
@@ -107,6 +107,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     With one thread, seconds are processor time, which other work on the machine lengthens less.
     """
+    torch.set_num_threads(options.threads)
     volume = torch.randn(1, *options.shape, generator=torch.Generator().manual_seed(0))
     count = len(dense_patch_slices(options.shape, options.window, STRIDES))
     print(f"{size_text(options.shape)} voxels, {count} windows of {size_text(options.window)} with their strides")
@@ -118,9 +119,9 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {
             "method": name,
-            "seconds": seconds[name],
-            "times as fast": seconds[first] / seconds[name],
-            "equal voxels": float((results[name] == results[first]).mean()),
+            "time s": round(seconds[name], 3),
+            "times as fast": round(seconds[first] / seconds[name], 2),
+            "equal voxels": round(float((results[name] == results[first]).mean()), 4),
         }
         for name in calls
     ]
@@ -133,6 +134,7 @@ def _keep(results: dict[str, np.ndarray], name: str, method: Method, volume: tor
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(function=compare)
     option = parser.add_argument
     option("--reference", type=Path, help="the folder `code` of the authors' repository")
     option("--shape", nargs=3, type=int, default=[200, 150, 88], help="voxels of the volume")
@@ -148,12 +150,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    options = make_parser().parse_args(argv)
-    torch.set_num_threads(options.threads)
-    digits = {"seconds": 1, "times as fast": 2, "equal voxels": 4}
-    print_table([
-        {**row, **{name: f"{row[name]:.{digits[name]}f}" for name in digits}} for row in compare(options)
-    ])  # fmt: skip
+    parser = make_parser()
+    run_measurement(parser, {"": parser.add_argument}, argv)
 
 
 if __name__ == "__main__":

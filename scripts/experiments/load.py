@@ -23,10 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -38,21 +39,35 @@ from nibabel.openers import Opener
 from torch import nn
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.measure import CONFIGS, ROOT, command_line, median_seconds, peak_mib, size_text, training_run
+from scripts.experiments.measure import (
+    CONFIGS,
+    ROOT,
+    command_line,
+    median_seconds,
+    peak_mib,
+    run_measurement,
+    size_text,
+    training_run,
+)
 from scripts.networks.vnet import VNet
 from scripts.training.precision import place
+
+Rows = Iterator[dict[str, Any]]
+"""Of a table, with equal keys."""
 
 STRUCTURES = ("first", "second", "third")
 SPACING = (0.8, 0.8, 2.5)
 WINDOW = 50
 """Steps over which the memory of a training run is averaged, because allocators keep and return blocks all the time."""
 
+MEMORY, WORKERS_MEMORY = "memory MiB", "in workers MiB"
+
 TOLERANCE = 0.02
 """Largest relative change of memory with which `long-training` succeeds."""
 
 
-def measure_command(words: Sequence[str]) -> tuple[float, float]:
-    """Run `python -m WORDS` in the bundle's folder and return its time in seconds and peak memory in MiB.
+def measure_command(words: Sequence[str]) -> dict[str, float]:
+    """Run `python -m WORDS` in the bundle's folder and return its time (`time s`) and peak memory (`peak MiB`).
 
     Raises:
         subprocess.CalledProcessError: if the command fails.
@@ -65,7 +80,7 @@ def measure_command(words: Sequence[str]) -> tuple[float, float]:
         time.sleep(0.1)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, peak
+    return {"time s": round(time.perf_counter() - start, 1), "peak MiB": round(peak)}
 
 
 # ------------------------------------------------------------------ generated data
@@ -132,12 +147,13 @@ def write_weights(path: Path, width: int) -> list[str]:
 # ------------------------------------------------------------------ commands in separate processes
 
 
-def large_volume(options: argparse.Namespace, folder: Path) -> None:
+def large_volume(options: argparse.Namespace) -> Rows:
     """Inference of one large CT-like volume with the demo's network, spacing and window."""
+    folder = options.folder
     write_large_volume(folder / "scan.nii", options.shape, options.voxel)
     widths = write_weights(folder / "models/model.pt", options.width)
     files = [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")]
-    seconds, mebibytes = measure_command(
+    cost = measure_command(
         [
             *("monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(ROOT)),
             *("--dataset_dir", str(folder / "scan.nii"), "--ckpt_dir", str(folder / "models")),
@@ -145,42 +161,43 @@ def large_volume(options: argparse.Namespace, folder: Path) -> None:
             *widths,
         ]
     )
-    print(f"{size_text(options.shape)} voxels: {seconds:.0f} s, peak memory {mebibytes / 1024:.2f} GiB")
+    yield {"voxels": size_text(options.shape), **cost}
 
 
-def many_volumes(options: argparse.Namespace, folder: Path) -> None:
+def many_volumes(options: argparse.Namespace) -> Rows:
     """`new-dataset` on a folder of many volumes, without the files that it writes."""
+    folder = options.folder
     write_volumes(folder / "data", options.volumes, options.labelled, options.shape)
     words = ["scripts", "new-dataset", str(folder / "data"), "--name", "many", "--dry_run"]  # else the name is kept
-    seconds, mebibytes = measure_command(words)
-    print(
-        f"{options.volumes} volumes of {size_text(options.shape)} voxels, {options.labelled} labelled: "
-        f"{seconds:.1f} s, peak memory {mebibytes:.0f} MiB"
-    )
+    cost = measure_command(words)
+    numbers = {"volumes": options.volumes, "labelled": options.labelled, "voxels": size_text(options.shape)}
+    yield numbers | cost
 
 
-def many_checks(options: argparse.Namespace, folder: Path) -> None:
+def many_checks(options: argparse.Namespace) -> Rows:
     """`check_data` on few and on many cases."""
+    folder = options.folder
     for cases in options.cases:
         data = folder / str(cases)
         write_dataset(data, cases, options.shape, "training")
-        seconds, mebibytes = measure_command(
+        cost = measure_command(
             [
                 *_train_command("check_data", data, folder / "out"),
                 *("--label_names", str(["background", *STRUCTURES]), "--spacing", str([*SPACING])),
                 *("--roi_size", str(options.shape)),
             ]
         )
-        print(f"{cases} cases of {size_text(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+        yield {"cases": cases, "voxels": size_text(options.shape), **cost}
 
 
-def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
+def many_evaluations(options: argparse.Namespace) -> Rows:
     """`evaluating` on few and on many test cases."""
+    folder = options.folder
     widths = write_weights(folder / "models/model.pt", options.width)
     for cases in options.cases:
         data = folder / str(cases)
         write_dataset(data, cases, options.shape, "test")
-        seconds, mebibytes = measure_command(
+        cost = measure_command(
             [
                 *_train_command("evaluating", data, folder / "out", "evaluate.yaml"),
                 *("--labelled_cases", "1", "--ckpt_dir", str(folder / "models")),
@@ -191,7 +208,7 @@ def many_evaluations(options: argparse.Namespace, folder: Path) -> None:
         rows = len((folder / "out/metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
         if rows != cases * len(STRUCTURES):
             raise RuntimeError(f"{cases} cases gave {rows} rows instead of {cases * len(STRUCTURES)}.")
-        print(f"{cases} cases of {size_text(options.shape)} voxels: {seconds:.1f} s, peak memory {mebibytes:.0f} MiB")
+        yield {"cases": cases, "voxels": size_text(options.shape), **cost}
 
 
 def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> list[str]:
@@ -205,12 +222,13 @@ def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> l
 # ------------------------------------------------------------------ measurements within a process
 
 
-def long_training(options: argparse.Namespace, folder: Path) -> None:
+def long_training(options: argparse.Namespace) -> Rows:
     """Memory, open files and threads after a few hundred and after a few thousand steps of a small training run.
 
     It validates and saves a checkpoint every 100 steps. It exits with 1 if memory differs by more than 2 %, or the
     number of open files, threads or processes differs.
     """
+    folder = options.folder
     demo = ensure_demo_dataset(folder / "demo", num_training=6, num_validation=1, num_test=1, shape=(32, 28, 20))
     different = []
     for workers in options.workers:
@@ -218,11 +236,7 @@ def long_training(options: argparse.Namespace, folder: Path) -> None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
             rows = pool.submit(_train, demo, folder / f"run_{workers}", options.steps, workers).result()
         for step, row in zip(options.steps, rows, strict=True):
-            print(
-                f"{workers} workers, step {step}: {row['memory']:.1f} MiB, and {row['workers_memory']:.1f} MiB in "
-                f"workers, {row['open files']} open files, {row['threads']} threads, {row['processes']} processes",
-                flush=True,
-            )
+            yield {"workers": workers, "step": step} | {name: round(value, 1) for name, value in row.items()}
         different += [f"{workers} workers: {words}" for words in grown(rows[0], rows[-1])]
     if different:
         sys.exit(f"The first and the last step differ: {'; '.join(different)}.")
@@ -249,7 +263,7 @@ def _train(demo: Path, folder: Path, steps: Sequence[int], workers: int) -> list
         samples.append(memory_mib())
         if step in steps:
             memory, workers_memory = map(statistics.mean, zip(*samples, strict=True))
-            rows.append({"memory": memory, "workers_memory": workers_memory, **handles()})
+            rows.append({MEMORY: memory, WORKERS_MEMORY: workers_memory, **handles()})
 
     workflow.trainer.add_event_handler(Events.ITERATION_COMPLETED, sample)
     workflow.run()
@@ -275,13 +289,13 @@ def handles() -> dict[str, int]:
 def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
     """Describe each difference between the first and the last row of a run that exceeds its limit."""
     words = [f"{name} {first[name]} and {last[name]}" for name in handles() if first[name] != last[name]]
-    before, after = (row["memory"] + row["workers_memory"] for row in (first, last))
+    before, after = (row[MEMORY] + row[WORKERS_MEMORY] for row in (first, last))
     if abs(after - before) > TOLERANCE * before:
         words.append(f"memory {before:.1f} and {after:.1f} MiB")
     return words
 
 
-def patch_cost(options: argparse.Namespace, folder: Path) -> None:
+def patch_cost(options: argparse.Namespace) -> Rows:
     """Time of a patch in training and in inference, by the number of patches in a batch and the memory layout.
 
     On a CPU, torch takes another, slower path through the convolution of a batch of one whose layers are small
@@ -290,11 +304,6 @@ def patch_cost(options: argparse.Namespace, folder: Path) -> None:
     """
     plain = VNet(base_filters=options.base_filters, norm=options.norm)
     networks = {"contiguous": plain, "channels-last": place(copy.deepcopy(plain), "cpu")}
-    print(
-        f"threads {torch.get_num_threads()}, patch {options.roi_size}, base_filters {options.base_filters}, "
-        f"norm {options.norm}"
-    )
-    print("batch  layout         training s  s/patch  inference s  s/patch")
     for size in options.batches:
         batch = torch.randn(size, 1, *options.roi_size)
         calls = {layout: partial(_train_once, each, batch) for layout, each in networks.items()}
@@ -303,11 +312,10 @@ def patch_cost(options: argparse.Namespace, folder: Path) -> None:
             calls = {layout: partial(each, batch) for layout, each in networks.items()}
             inference = median_seconds(calls, options.repeats)
         for layout in networks:
-            first, second = training[layout], inference[layout]
-            print(
-                f"{size:5d}  {layout:13s}  {first:10.3f}  {first / size:7.3f}  {second:11.3f}  {second / size:7.3f}",
-                flush=True,
-            )
+            row: dict[str, Any] = {"batch": size, "layout": layout}
+            for name, seconds in (("training", training[layout]), ("inference", inference[layout])):
+                row |= {f"{name} s": round(seconds, 3), f"{name}, per patch s": round(seconds / size, 3)}
+            yield row
 
 
 def _train_once(network: nn.Module, batch: torch.Tensor) -> None:
@@ -346,9 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     option("--norm", default="instance")
     option("--batches", nargs="+", type=int, default=[1, 2, 4])
     option("--repeats", type=int, default=7)
-    given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        given.function(given, Path(folder))
+        parser.set_defaults(folder=Path(folder))
+        run_measurement(parser, options, argv)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from scripts.experiments.measure import (
     in_process,
     median_seconds,
     peak_mib,
-    print_table,
+    run_measurement,
     training_run,
 )
 from scripts.losses.base import LossTerm, TrainingBatch, WeightedLoss
@@ -278,9 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     option = options["step"]
     option("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
     option("--dataset_dir", type=Path, help="folder of the images; not needed for the demo")
-    given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print_table(given.function(given))
+    run_measurement(parser, options, argv)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measurements of time and memory share: calls in turn, processes of their own, training runs, tables."""
+"""What measurements of time and memory share: calls in turn, processes of their own, training runs, their results."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import platform
+import re
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, patch
 
 import numpy as np
+import psutil
 import torch
 from monai.bundle import ConfigWorkflow
 from torch import nn
+
+from scripts.files import write_text
+from scripts.training.run_record import git_state, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -135,14 +144,6 @@ def size_text(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows with equal keys as a Markdown table."""
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
-
-
 def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
     """A parser with a sub-command for each function, called as it is; and the functions that add options to them.
 
@@ -159,3 +160,59 @@ def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argpars
         command.set_defaults(function=function)
         options[name] = command.add_argument
     return parser, options
+
+
+def run_measurement(
+    parser: argparse.ArgumentParser, options: Mapping[str, Callable], argv: Sequence[str] | None = None
+) -> None:
+    """Run the command that was asked for, print its rows as they come, and write them to the file of `--json`.
+
+    Args:
+        parser: sets `function` for each command, which takes the parsed options and returns or yields rows with equal
+            keys.
+        options: the functions that add options to the commands.
+        argv: words of the command line.
+    """
+    for option in options.values():
+        option(
+            "--json", type=Path, metavar="FILE", help="also write the table here, with machine, versions and command"
+        )
+    given = parser.parse_args(argv)
+    began, load = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()[0]
+    rows = print_table(given.function(given))
+    if given.json:
+        module = f"scripts.experiments.{Path(given.function.__code__.co_filename).stem}"
+        record = {
+            "command": shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]),
+            "began": began,
+            "load": round(load, 2),
+            "repeats": getattr(given, "repeats", 1),
+            "machine": machine(),
+            "versions": versions() | (git_state(ROOT) or {}),
+            "rows": rows,
+        }
+        write_text(given.json, json.dumps(record, indent=2) + "\n")
+
+
+def print_table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print rows with equal keys as a Markdown table, each as soon as it comes, and return them."""
+    printed: list[dict[str, Any]] = []
+    for row in rows:
+        if not printed:
+            print("| " + " | ".join(row) + " |")
+            print("|" + " --- |" * len(row))
+        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        printed.append(row)
+    return printed
+
+
+def machine() -> dict[str, Any]:
+    """CPU model, cores of this process, threads of torch, memory in GiB, and the GPU (`None`: there is none)."""
+    cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -44,8 +44,8 @@ from scripts.experiments.measure import (
     command_line,
     in_process,
     peak_mib,
-    print_table,
     reference_modules,
+    run_measurement,
     training_run,
 )
 from scripts.networks.vnet import VNet
@@ -238,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         options[name]("--repeats", type=int, default=repeats, help="runs of each")
     options["compile"]("--patch", type=int, nargs=3, default=(48, 48, 32), help="voxels along each axis")
     options["compile"]("--repeats", type=int, default=7)
-    given = parser.parse_args(argv)
-    print_table(given.function(given))
+    torch.set_num_threads(1)
+    run_measurement(parser, options, argv)
 
 
 if __name__ == "__main__":

@@ -46,24 +46,27 @@ from scripts.data.demo import ensure_demo_dataset
 from scripts.data.intensities import RandBlurd, RandContrastd, RandNoised, RandSmoothFieldd
 from scripts.data.patches import RandPatchd
 from scripts.experiments.load import write_volumes
-from scripts.experiments.measure import ROOT, command_line, median_seconds, print_table, training_run
+from scripts.experiments.measure import ROOT, command_line, median_seconds, run_measurement, training_run
 
 FIRST = 4
 """Steps that are not counted: files are computed at the first visits, and the network's first steps are slower."""
 
 CLASSES = 4
 
+Rows = list[dict[str, Any]]
+"""Of a table, with equal keys."""
 
-def share(options: argparse.Namespace) -> None:
+
+def share(options: argparse.Namespace) -> Rows:
     """Share of the time of training that is spent waiting for the next batch, by the number of loader processes."""
     with tempfile.TemporaryDirectory() as folder:
         overrides: dict[str, Any] = {"dataset_dir": options.dataset_dir or ensure_demo_dataset(Path(folder, "demo"))}
         if options.dataset != "demo":
             overrides["files"] = [f"datasets/{options.dataset}.yaml"]
-        _compare({options.dataset: overrides}, options, Path(folder))
+        return _compare({options.dataset: overrides}, options, Path(folder))
 
 
-def disk(options: argparse.Namespace) -> None:
+def disk(options: argparse.Namespace) -> Rows:
     """The same for generated CT volumes: `cache: disk` beside reading them at each visit."""
     with tempfile.TemporaryDirectory() as folder:
         data, cases, labelled = Path(folder, "ct"), options.cases, options.cases // 2
@@ -82,11 +85,11 @@ def disk(options: argparse.Namespace) -> None:
             for key, stream in (("dataset", "labelled"), ("unlabelled_dataset", "unlabelled"))
         }
         runs = {"CT, cache: disk": settings | {"cache": "disk"}, "CT, read at each visit": settings | read}
-        _compare(runs, options, Path(folder))
+        return _compare(runs, options, Path(folder))
 
 
-def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folder: Path) -> None:
-    """Train with the overrides of each run and each number of loader processes, and print a table."""
+def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folder: Path) -> Rows:
+    """Train with the overrides of each run and each number of loader processes; a row for each."""
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number in range(options.repeats):
         for name, overrides in runs.items():
@@ -98,15 +101,15 @@ def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folde
         name: [statistics.median(values) for values in zip(*pairs, strict=True)] for name, pairs in measured.items()
     }
     _, first = next(iter(medians.values()))
-    print_table([
+    return [
         {
             "dataset": name,
             "num_workers": workers,
-            "waiting for data, % of the time": f"{100 * waiting:.1f}",
-            "time per step, relative": f"{step / first:.2f}",
+            "waiting for data %": round(100 * waiting, 1),
+            "time per step, relative": round(step / first, 2),
         }
         for (name, workers), (waiting, step) in medians.items()
-    ])  # fmt: skip
+    ]
 
 
 def _train(
@@ -156,7 +159,7 @@ def _forget(*folders: Path) -> None:
         os.close(descriptor)
 
 
-def augmentation(options: argparse.Namespace) -> None:
+def augmentation(options: argparse.Namespace) -> Rows:
     """Time of this project's random transforms beside those of MONAI that they replace, with one thread."""
     torch.set_num_threads(1)
     patch = options.roi_size
@@ -191,9 +194,9 @@ def augmentation(options: argparse.Namespace) -> None:
     for name, (first, second, item) in pairs.items():
         calls = {"ours": partial(first, item), "MONAI": partial(second, item)}
         seconds = median_seconds(calls, options.repeats)
-        row = {f"{whose}, ms per patch": f"{1000 * value:.1f}" for whose, value in seconds.items()}
-        rows.append({"": name, **row, "times as fast": f"{seconds['MONAI'] / seconds['ours']:.1f}"})
-    print_table(rows)
+        row = {f"{whose} ms": round(1000 * value, 1) for whose, value in seconds.items()}
+        rows.append({"transform": name, **row, "times as fast": round(seconds["MONAI"] / seconds["ours"], 1)})
+    return rows
 
 
 # ------------------------------------------------------------------ threads
@@ -226,7 +229,7 @@ print(statistics.median(times[2:]))
 """A V-Net with the demo's filters: prints the median seconds of a training step."""
 
 
-def threads(options: argparse.Namespace) -> None:
+def threads(options: argparse.Namespace) -> Rows:
     """Time of a training step alone and beside another process that keeps one core busy, and its ratio to the first."""
     cores = len(os.sched_getaffinity(0))
     measures = {
@@ -241,10 +244,12 @@ def threads(options: argparse.Namespace) -> None:
                     seconds[name][where].append(measure())
     medians = {name: {key: statistics.median(values) for key, values in row.items()} for name, row in seconds.items()}
     first = next(iter(medians.values()))
-    print_table([
-        {"": name} | {where: f"{median:.3g} s ({median / first[where]:.2f})" for where, median in row.items()}
+    return [
+        {"environment": name}
+        | {f"{where} s": round(median, 3) for where, median in row.items()}
+        | {f"{where}, relative": round(median / first[where], 2) for where, median in row.items()}
         for name, row in medians.items()
-    ])  # fmt: skip
+    ]
 
 
 def _step_seconds(environment: Mapping[str, str], options: argparse.Namespace) -> Callable[[], float]:
@@ -286,8 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options["share"]("--dataset_dir", type=Path, metavar="FOLDER", help="its folder; not needed for the demo")
     options["disk"]("--cases", type=int, default=8, help="volumes, half of them labelled")
     options["threads"]("--side", type=int, default=32, help="side of the patches in voxels")
-    given = parser.parse_args(argv)
-    given.function(given)
+    run_measurement(parser, options, argv)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
     return paths[0] if isinstance(entry, str | Path) else paths
 
 
-def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_channels: int = 1) -> list[ImageFiles]:
+def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
     """Find the images in a folder and its subfolders, sorted by path, or those of a list in its order.
 
     Args:
@@ -93,8 +93,6 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_
             series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, image files of every
             format and folders of DICOM slices are found (`walk_images`).
         pattern: shell pattern (`imaging.nii.gz`) for the names of the files and folders found in `path`.
-        in_channels: channels of an image. With several, the files `NAME_0000`, `NAME_0001`, ... of a folder, nnU-Net's
-            notation, are one image, if all files of the folder are called so.
 
     Raises:
         UserError: if `path` does not exist, a list cannot be read, or the folder contains a broken link.
@@ -111,10 +109,11 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_
     found = sorted(str(image) for image in walk_images(root, passed) if image == root or fnmatch(image.name, pattern))
     if passed:
         logger.warning(passed_over(passed, root))
-    return _with_channels(found) if in_channels > 1 else list[ImageFiles](found)
+    return list[ImageFiles](found)
 
 
-def _with_channels(files: Sequence[str]) -> list[ImageFiles]:
+def grouped_channels(files: Sequence[str]) -> list[ImageFiles]:
+    """Make one image of `NAME_0000`, `NAME_0001`, ... of a folder, nnU-Net's notation, if all files have such names."""
     matches = [NNUNET_CHANNEL.fullmatch(case_name(file)) for file in files]
     groups: dict[tuple[str, str], list[str]] = {}
     for file, match in zip(files, matches, strict=True):

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from scripts.data.labels import LabelValues, declared_values
+from scripts.data.naming import split_roles
 from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, write_text
 from scripts.images.dicom_seg import write_dicom_seg
-from scripts.images.find import ImageFiles, first_file, output_names
+from scripts.images.find import ImageFiles, find_images, first_file, grouped_channels, output_names
 from scripts.images.header import NIFTI, SLICER
 from scripts.images.monai import label_dtype
 from scripts.images.write import DICOM_SEG, output_ending, require_output_format, write_volume
@@ -147,11 +149,49 @@ class Failure:
     what: str
 
 
+def images_to_segment(
+    path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_channels: int = 1
+) -> list[ImageFiles]:
+    """Find images as `find_images` does; of a folder, those whose names mark labels are left out.
+
+    Labels lie beside the images of a training set, and label volumes of an earlier run in an `output_dir` below the
+    folder. They are segmented if a pattern selects them, or if the folder holds nothing else.
+
+    Args:
+        path: see `find_images`.
+        pattern: see `find_images`.
+        in_channels: channels of an image; with several, the files of a folder are grouped by `grouped_channels`.
+
+    Raises:
+        UserError: see `find_images`.
+    """
+    found = find_images(path, pattern)
+    if not isinstance(path, str | Path) or not (root := Path(path).expanduser()).is_dir():
+        return found
+    files = [first_file(image) for image in found]
+    if pattern == "*":
+        files = _without_labels(files, root)
+    return grouped_channels(files) if in_channels > 1 else list[ImageFiles](files)
+
+
+def _without_labels(files: Sequence[str], root: Path) -> list[str]:
+    file_of = {PurePath(os.path.relpath(file, root)).as_posix(): file for file in files}
+    images, labels = split_roles(list(file_of))
+    if not images or not labels:
+        return list(files)
+    shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+    logger.warning(
+        f"{len(labels)} of {len(files)} images below {root} are labels by their names and are left out ({shown}). "
+        "--image_pattern selects images by name."
+    )
+    return [file_of[image] for image in images]
+
+
 def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: SegmentationWriter) -> list[Path]:
     """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
 
     Args:
-        images: as returned by `scripts.images.find.find_images`.
+        images: as returned by `images_to_segment`.
         segmenter: segments one image.
         writer: writes the files of one result.
 

@@ -29,7 +29,7 @@ import torch
 
 from scripts.data.demo import ensure_demo_dataset
 from scripts.experiments.accuracy import append_row, read_rows
-from tests import forked_command
+from tests import forked_command, parsed_once
 from tests.conftest import ROOT
 from tests.recorded_runs import differences, tiny_overrides
 
@@ -192,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     folder = options.folder.resolve()
     demo = ensure_demo_dataset(folder / "demo", num_training=6, num_validation=1, num_test=1, shape=(32, 28, 20))
+    parsed_once.install()
     forked_command.load_libraries()
     kinds = list(product(options.methods, options.workers))
     while (done := sum(int(row["kills"]) for row in read_rows(options.results))) < options.kills:

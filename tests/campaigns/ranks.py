@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--control", action="store_true", help="compare with one process whose weights were nudged")
     parser.add_argument("--output", type=Path, help="CSV file; each row is appended as soon as it is measured")
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)  # more do not survive the forks of `run_ranks`
     with tempfile.TemporaryDirectory() as scratch:
         demo = ensure_demo_dataset(
             Path(scratch) / "demo", num_training=8, num_validation=3, num_test=1, shape=(32, 28, 20)

@@ -58,7 +58,7 @@ class Bundle:
 @pytest.fixture
 def bundle(monkeypatch) -> Bundle:
     stand_in = Bundle()
-    monkeypatch.setattr(runs.subprocess, "run", stand_in)
+    monkeypatch.setattr(runs, "run_process", stand_in)
     return stand_in
 
 
@@ -99,7 +99,7 @@ def test_the_confidence_of_held_out_cases_calibrates_the_predicted_dice(tmp_path
                 table.write_text("\n".join(rows) + "\n")
             return done
 
-    monkeypatch.setattr(runs.subprocess, "run", WithConfidence())
+    monkeypatch.setattr(runs, "run_process", WithConfidence())
     result = runs.cross_validate(LISTS, tmp_path, argv=argv())
     assert result["use"] == "method"
     assert result["calibration"] == {"factor": 0.75, "cases": 3, "error": 0.0, "predicted": [0.6, 0.6]}
@@ -173,7 +173,7 @@ def test_an_error_of_an_earlier_attempt_is_not_reported_again(bundle, tmp_path, 
     bundle.fail_at = 1
     with pytest.raises(UserError, match="The disk of scans is gone"):
         runs.cross_validate(LISTS, tmp_path, argv=argv())
-    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
+    monkeypatch.setattr(runs, "run_process", lambda command, **_: subprocess.CompletedProcess(command, -9))
     with pytest.raises(UserError, match="code -9"):
         runs.cross_validate(LISTS, tmp_path, argv=argv())
 

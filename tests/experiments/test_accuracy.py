@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """The options of the commands that would be run; instead of running them, results are written."""
     called: list[dict[str, str]] = []
 
-    def run(command: list[str], **_: object) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
         words = command[command.index("run") + 1 :]
         called.append({"run_id": words[0], **dict(zip(words[1::2], words[2::2], strict=True))})
         datalist = called[-1].get("--datalist")
@@ -33,8 +34,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         best = called[-1].get("--checkpoint") == "model_best.pt"
         (out / "summary.json").write_text(json.dumps({**SUMMARY, **({"mean_dice": 0.6} if best else {})}))
         (out / "metrics.csv").write_text(METRICS)
+        return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(accuracy.subprocess, "run", run)
+    monkeypatch.setattr(accuracy, "run_process", run)
     return called
 
 
@@ -94,15 +96,15 @@ def test_the_best_checkpoint_on_the_test_cases_is_a_column_of_its_own(commands, 
 
 
 def test_the_network_of_the_labels_has_a_row_of_its_own(commands, run, monkeypatch) -> None:
-    recorded = accuracy.subprocess.run
+    recorded = accuracy.run_process
 
-    def write_model(command: list[str], **options: object) -> None:
-        recorded(command, **options)
+    def write_model(command: list[str], **options: object) -> subprocess.CompletedProcess:
         models = Path(command[command.index("--ckpt_dir") + 1])
         models.mkdir(exist_ok=True)
         (models / "model_labels_only.pt").touch()
+        return recorded(command, **options)
 
-    monkeypatch.setattr(accuracy.subprocess, "run", write_model)
+    monkeypatch.setattr(accuracy, "run_process", write_model)
     first, second = run("--methods", "self_training", "--seeds", "0")
     assert [c.get("--checkpoint") for c in commands] == [None, None, "model_labels_only.pt"]
     assert (first["method"], second["method"]) == ("self_training", "self_training, labels only")
@@ -115,18 +117,19 @@ def test_the_network_of_the_labels_has_a_row_of_its_own(commands, run, monkeypat
 def test_a_training_that_takes_longer_than_its_minutes_is_resumed_by_the_same_command(
     commands, run, monkeypatch, tmp_path, capsys
 ) -> None:
-    recorded, ended = accuracy.subprocess.run, accuracy.subprocess.TimeoutExpired
+    recorded = accuracy.run_process
 
-    def too_long(command: list[str], timeout: float | None = None, **options: object) -> None:
-        recorded(command, **options)
+    def too_long(command: list[str], timeout: float | None = None, **options: object) -> subprocess.CompletedProcess:
+        done = recorded(command, **options)
         if timeout is not None and len(commands) < 4:
             if len(commands) > 1:  # the first one ends before its first checkpoint
                 models = Path(commands[-1]["--ckpt_dir"])
                 models.mkdir(exist_ok=True)
                 (models / "checkpoint_00000004.pt").touch()
-            raise ended(command, timeout)
+            raise subprocess.TimeoutExpired(command, timeout)
+        return done
 
-    monkeypatch.setattr(accuracy.subprocess, "run", too_long)
+    monkeypatch.setattr(accuracy, "run_process", too_long)
     words = ["--methods", "default", "--seeds", "0", "1", "--minutes", "9", "--keep", str(tmp_path / "runs")]
     for _ in range(3):
         accuracy.main(["run", *words, "--results", str(tmp_path / "a.csv")])

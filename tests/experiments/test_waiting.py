@@ -56,8 +56,8 @@ def test_each_variant_has_a_line_with_the_median_of_its_repeats(tmp_path, monkey
     monkeypatch.setattr(waiting, "_train", train)
     waiting.main(["share", "--dataset", "left_atrium", "--dataset_dir", str(tmp_path)])
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| left_atrium | auto | 20.0 | 1.00 |",
-        "| left_atrium | 0 | 2.0 | 3.00 |",
+        "| left_atrium | auto | 20.0 | 1.0 |",
+        "| left_atrium | 0 | 2.0 | 3.0 |",
     ]
     same = {"files": ["datasets/left_atrium.yaml"], "dataset_dir": tmp_path}
     assert seen == [same | {"num_workers": workers} for workers in ("auto", "0")] * 3
@@ -83,8 +83,8 @@ def test_threads_are_compared_alone_and_beside_a_busy_process(monkeypatch, capsy
     waiting.main(["threads", "--repeats", "3"])
     assert asked == ["1", "2"] * 6  # in turn: alone, then beside another process, and again
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| 1 thread | 5 s (1.00) | 7 s (1.00) |",
-        "| 2 threads | 6 s (1.20) | 8 s (1.14) |",
+        "| 1 thread | 5.0 | 7.0 | 1.0 | 1.0 |",
+        "| 2 threads | 6.0 | 8.0 | 1.2 | 1.14 |",
     ]
 
 

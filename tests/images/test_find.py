@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import UserError
-from scripts.images.find import find_images, output_names, passed_over, walk_images
+from scripts.images.find import find_images, grouped_channels, output_names, passed_over, walk_images
 from scripts.images.header import case_name
 from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
@@ -188,14 +188,14 @@ def test_nnunets_channels_of_a_case_are_one_image(tmp_path):
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "x/a_0001.nii.gz", "x/a_0000.nii.gz", "b_0001.nii.gz")
     images = [[f"{tmp_path}/a_0000.nii.gz", f"{tmp_path}/a_0001.nii.gz"], f"{tmp_path}/b_0001.nii.gz",
               [f"{tmp_path}/x/a_0000.nii.gz", f"{tmp_path}/x/a_0001.nii.gz"]]  # fmt: skip
-    assert find_images(tmp_path, in_channels=2) == images
+    assert grouped_channels(find_images(tmp_path)) == images
     assert len(find_images(tmp_path)) == 5  # a network of one channel
 
 
 @pytest.mark.parametrize("other", ["scan.nii.gz", "a_001.nii.gz", "0000.nrrd"])
 def test_files_in_another_notation_are_images_of_their_own(tmp_path, other):
     touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", other)
-    assert len(find_images(tmp_path, in_channels=2)) == 3
+    assert len(grouped_channels(find_images(tmp_path))) == 3
 
 
 @pytest.mark.parametrize(

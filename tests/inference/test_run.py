@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import nibabel
@@ -18,7 +19,7 @@ from scripts.images.monai import VolumeReader
 from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
 from scripts.inference.alarms import ClassSums
-from scripts.inference.run import SegmentationWriter
+from scripts.inference.run import SegmentationWriter, images_to_segment
 from scripts.inference.segmenter import Segmentation, Segmenter
 from tests.volume_files import dicom_slices, oblique, stored_as, write_dicom
 
@@ -172,3 +173,27 @@ def test_a_picture_without_a_third_voxel_size_becomes_a_volume_of_one_slice(tmp_
     write_volume(tmp_path / "b.nii", np.zeros((6, 5, 1), np.uint8), np.eye(4), tmp_path / "a.nii")
     header = nibabel.load(tmp_path / "b.nii").header
     assert (header["sform_code"], header["qform_code"], header["pixdim"][3]) == (0, 0, 1)
+
+
+def test_labels_in_a_folder_of_images_are_left_out(tmp_path, caplog) -> None:
+    labels = ["labels/a.nii.gz", "out/a_seg.nii.gz"]
+    images = ["images/a.nii.gz", "images/a_mask_free.nii.gz", "out/a_confidence.nii.gz"]
+    for name in (*images, *labels):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(path=tmp_path, **options) -> list[str]:
+        return [os.path.relpath(image, tmp_path) for image in images_to_segment(path, **options)]
+
+    assert found() == images
+    assert "2 of 5" in caplog.text and labels[0] in caplog.text
+    assert found(pattern="a*.nii.gz") == sorted([*images, *labels]), "a pattern chooses"
+    assert found(tmp_path / "labels") == labels[:1], "there is nothing else"
+    assert images_to_segment([str(tmp_path / name) for name in labels]) == [str(tmp_path / name) for name in labels]
+
+
+def test_files_of_channels_are_images_and_not_labels(tmp_path) -> None:
+    for name in ("labels/a.nii.gz", "images/a_0000.nii.gz", "images/a_0001.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert images_to_segment(tmp_path, in_channels=2) == [[f"{tmp_path}/images/a_000{i}.nii.gz" for i in range(2)]]

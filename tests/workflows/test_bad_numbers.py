@@ -113,7 +113,7 @@ IN_BF16 = {
     "widths": [2, 2, 2, 2],
     "norm": "instance",  # bf16 is slow where it is emulated
     "batch_unlabelled": 0,
-    "roi_size": [64, 64, 48],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/training/precision.py
+    "roi_size": [48, 48, 32],  # on tinier grids a CPU's own bf16 gradients are NaN, scripts/training/precision.py
 }
 
 

@@ -16,8 +16,6 @@ for minutes:
 
     python -m scripts.experiments.accuracy run --dataset left_atrium_full --dataset_dir FOLDER --labelled 4 8 16 \
         --seeds 0 --results full.csv --keep runs --minutes 9
-
-Figures need matplotlib (requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from scripts.cli.runs import run_process
 from scripts.data.datalist import read_datalist
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice
+from scripts.experiments.figures import figure
 from scripts.files import csv_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,49 +301,50 @@ def _parts(method: str) -> tuple[str, str]:
 
 
 def draw(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
-    """For each dataset, draw mean Dice against number of labels and against minutes; bars span the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
+    """For each dataset and datalist, draw mean Dice by number of labels and, if known, minutes; bars span the seeds."""
     written = []
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        figure, (by_labels, by_minutes) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-        of_dataset = groups([row for row in rows if row["dataset"] == dataset])
-        for method in dict.fromkeys(key[2] for key in of_dataset):
-            points = [(key[3], group) for key, group in of_dataset.items() if key[2] == method and key[3].isdigit()]
-            points.sort(key=lambda point: int(point[0]))
-            if not points:
-                continue
-            dice = [[float(row["mean_dice"]) for row in group] for _, group in points]
-            means = [fmean(values) for values in dice]
-            spread = [
-                [m - min(v) for m, v in zip(means, dice, strict=True)],
-                [max(v) - m for m, v in zip(means, dice, strict=True)],
-            ]
-            line = by_labels.errorbar(
-                [int(labelled) for labelled, _ in points], means, spread, marker="o", capsize=3, label=method
-            )
-            for (labelled, group), y in zip(points, means, strict=True):
-                minutes = [float(row["train_s"]) / 60 for row in group if row["train_s"]]
-                if not minutes:
-                    continue
-                x = fmean(minutes)
-                by_minutes.plot(x, y, "o", color=line[0].get_color())
-                by_minutes.annotate(labelled, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
-        everything = [float(row["mean_dice"]) for row in rows if row["dataset"] == dataset and row["labelled"] == ALL]
-        for axes in (by_labels, by_minutes):
-            if everything:
-                axes.axhline(max(everything), linestyle=":", color="grey")
-            axes.grid(alpha=0.3)
-        by_labels.set(xlabel="labelled cases", ylabel="mean test Dice", title=dataset)
-        by_minutes.set(xlabel="training, minutes", title="numbers: labelled cases; dotted line: all labels")
-        by_labels.legend(fontsize=8)
-        written.append(folder / f"accuracy_{dataset}.png")
-        figure.savefig(written[-1], dpi=110)
-        pyplot.close(figure)
+    for dataset, datalist in dict.fromkeys((row["dataset"], row["datalist"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["datalist"]) == (dataset, datalist)]
+        lines: dict[str, dict[int, list[Mapping[str, str]]]] = {}
+        for (_, _, method, labelled, overrides), group in groups(own).items():
+            if labelled.isdigit():
+                lines.setdefault(" ".join(filter(None, (method, overrides))), {})[int(labelled)] = group
+        numbers = sorted({number for line in lines.values() for number in line})
+        if not numbers:
+            continue
+        timed = any(row["train_s"] for line in lines.values() for group in line.values() for row in group)
+        name = "_".join(["accuracy", dataset, *Path(datalist).stem.split()])
+        written.append(folder / f"{name}.png")
+        with figure(written[-1], 2 if timed else 1, share_y=True) as panels:
+            for index, (label, line) in enumerate(lines.items()):
+                style: dict[str, Any] = {"color": f"C{index}", "marker": "os^D"[index // 10 % 4]}
+                # beside each other, so that methods with equal numbers of labels do not cover each other
+                shift = min(0.1, 0.6 / len(lines)) * (index - (len(lines) - 1) / 2)
+                dice = {number: [float(row["mean_dice"]) for row in line[number]] for number in sorted(line)}
+                means = [fmean(values) for values in dice.values()]
+                below = [mean - min(values) for mean, values in zip(means, dice.values(), strict=True)]
+                above = [max(values) - mean for mean, values in zip(means, dice.values(), strict=True)]
+                places = [numbers.index(number) + shift for number in dice]
+                label = "\n   ".join(textwrap.wrap(label, 70))
+                panels[0].errorbar(places, means, [below, above], capsize=3, label=label, **style)
+                for number, mean in zip(dice, means, strict=True):
+                    minutes = [float(row["train_s"]) / 60 for row in line[number] if row["train_s"]]
+                    if minutes:
+                        panels[1].plot(fmean(minutes), mean, **style)
+                        panels[1].annotate(
+                            str(number), (fmean(minutes), mean), xytext=(5, 3), textcoords="offset points", fontsize=8
+                        )
+            everything = [float(row["mean_dice"]) for row in own if row["labelled"] == ALL]
+            for axes in panels:
+                if everything:
+                    axes.axhline(max(everything), linestyle=":", color="grey", label="all training cases labelled")
+            panels[0].set_xticks(range(len(numbers)), [str(number) for number in numbers])
+            panels[0].set(
+                xlim=(-0.5, len(numbers) - 0.5), xlabel="labelled cases", ylabel="mean Dice of the test cases",
+                title=", ".join(filter(None, (dataset, datalist))),
+            )  # fmt: skip
+            if timed:
+                panels[1].set(xlabel="training, minutes", title="by time; numbers: labelled cases")
     return written
 
 

@@ -27,6 +27,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from torch import nn
 
+from scripts.experiments.figures import draw_table
 from scripts.files import write_text
 from scripts.training.run_record import git_state, versions
 
@@ -165,7 +166,7 @@ def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argpars
 def run_measurement(
     parser: argparse.ArgumentParser, options: Mapping[str, Callable], argv: Sequence[str] | None = None
 ) -> None:
-    """Run the command that was asked for, print its rows as they come, and write them to the file of `--json`.
+    """Run the command that was asked for, print its rows as they come, and write them to the files that are asked for.
 
     Args:
         parser: sets `function` for each command, which takes the parsed options and returns or yields rows with equal
@@ -177,6 +178,7 @@ def run_measurement(
         option(
             "--json", type=Path, metavar="FILE", help="also write the table here, with machine, versions and command"
         )
+        option("--figure", type=Path, metavar="FILE", help="also draw the table into this .png, .svg or .pdf")
     given = parser.parse_args(argv)
     began, load = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()[0]
     rows = print_table(given.function(given))
@@ -192,6 +194,8 @@ def run_measurement(
             "rows": rows,
         }
         write_text(given.json, json.dumps(record, indent=2) + "\n")
+    if given.figure:
+        draw_table(rows, given.figure)
 
 
 def print_table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

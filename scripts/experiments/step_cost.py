@@ -3,15 +3,17 @@ r"""Measure time and peak memory of a training step with different settings.
 
     python -m scripts.experiments.step_cost settings --base norm=instance \
         accumulation_steps=2 train::inferer::activation_checkpointing=true
+    python -m scripts.experiments.step_cost growth roi_size [32,32,32] [48,48,48] [64,64,64] --figure growth.png
     python -m scripts.experiments.step_cost authors --reference SSNET
     python -m scripts.experiments.step_cost compile
 
 `settings` trains for a few steps with `configs/train.yaml` as it is and with each given override (several are joined by
 a comma outside of brackets), in turn, each time in a process of its own. All voxels and cases take part from the first
-step. `authors` runs `train_ss_3d.py` of a checkout of https://github.com/ycwu1997/SS-Net, unchanged, on noise, and
-`configs/methods/ssnet.yaml` with the same network, patch and batch, in turn. `compile` compares a forward and backward
-pass of `VNet` with and without torch.compile, and counts the calls of a forward hook. Processor time is measured, which
-other work on the machine affects less than wall time. All compute on the CPU in one thread.
+step. `growth` does the same for several values of one setting. `authors` runs `train_ss_3d.py` of a checkout of
+https://github.com/ycwu1997/SS-Net, unchanged, on noise, and `configs/methods/ssnet.yaml` with the same network, patch
+and batch, in turn. `compile` compares a forward and backward pass of `VNet` with and without torch.compile, and counts
+the calls of a forward hook. Processor time is measured, which other work on the machine affects less than wall time.
+All compute on the CPU in one thread.
 """
 
 from __future__ import annotations
@@ -64,14 +66,7 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 def settings(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Time and peak memory of a step of the default method, relative to the settings without an override."""
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ("", *options.settings)}
-    with tempfile.TemporaryDirectory() as folder:
-        ensure_demo_dataset(Path(folder, "demo"))
-        for _ in range(options.repeats):
-            for name, measured in rows.items():
-                overrides = {**parse_settings(options.base), **parse_settings(name)}
-                measured.append(in_process(_measured_run, options, overrides, folder))
-    medians = _medians(rows)
+    medians = _medians_in_turn(options, ["", *options.settings])
     return [
         {
             "settings": name or options.base or "as they are",
@@ -82,6 +77,31 @@ def settings(options: argparse.Namespace) -> list[dict[str, Any]]:
         }
         for name, values in medians.items()
     ]
+
+
+def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time and peak memory of a step of the default method for each value of a setting; of a list, its product."""
+    medians = _medians_in_turn(options, [f"{options.setting}={value}" for value in options.values])
+    return [
+        {
+            options.setting: int(np.prod(next(iter(parse_settings(name).values())))),
+            "step s": round(values["seconds"], 3),
+            "memory MiB": round(values["mebibytes"]),
+        }
+        for name, values in medians.items()
+    ]
+
+
+def _medians_in_turn(options: argparse.Namespace, settings: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Medians of `_measured_run` for each of some settings, each added to those of `--base`."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    with tempfile.TemporaryDirectory() as folder:
+        ensure_demo_dataset(Path(folder, "demo"))
+        for _ in range(options.repeats):
+            for name, measured in rows.items():
+                overrides = {**parse_settings(options.base), **parse_settings(name)}
+                measured.append(in_process(_measured_run, options, overrides, folder))
+    return _medians(rows)
 
 
 def _medians(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -227,13 +247,15 @@ def _compared(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    parser, options = command_line(__doc__, (settings, authors, compile))
-    option = options["settings"]
-    option("settings", nargs="*", help="overrides to measure, each beside the settings without it")
-    option("--base", default="", help="overrides of all, such as roi_size=[48,48,48],batch_labelled=2")
-    option("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
+    parser, options = command_line(__doc__, (settings, growth, authors, compile))
+    options["settings"]("settings", nargs="*", help="overrides to measure, each beside the settings without it")
+    options["growth"]("setting", help="key of the configuration, such as roi_size or batch_labelled")
+    options["growth"]("values", nargs="+", help="its values, such as [32,32,32] or 4")
+    for name in ("settings", "growth"):
+        options[name]("--base", default="", help="overrides of all, such as roi_size=[48,48,48],batch_labelled=2")
+        options[name]("--config", nargs="*", default=(), help="files in configs/ after train.yaml")
     options["authors"]("--reference", type=Path, required=True, help="folder of the checkout of SS-Net")
-    for name, steps, repeats in (("settings", 4, 3), ("authors", 2, 2)):
+    for name, steps, repeats in (("settings", 4, 3), ("growth", 4, 3), ("authors", 2, 2)):
         options[name]("--steps", type=int, default=steps, help="steps of a run, after one that is not counted")
         options[name]("--repeats", type=int, default=repeats, help="runs of each")
     options["compile"]("--patch", type=int, nargs=3, default=(48, 48, 32), help="voxels along each axis")

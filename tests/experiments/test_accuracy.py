@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
-from scripts.experiments import accuracy
+from scripts.experiments import accuracy, figures
 
 METRICS = "case,class,label,dice,status\na,organ,1,0.4,found\na,tumour,2,0.6,found\nb,organ,1,0.9,found\n"
 SUMMARY = {"mean_dice": 0.5, "mean_surface_dice": 0.75, "mean_hd95_voxel": 2.0, "mean_asd_voxel": 1.0, "missed": 0}
@@ -212,10 +213,39 @@ def test_without_supervised_runs_the_gap_is_that_of_a_runs_own_labels() -> None:
     assert gaps == ["50%", "", "", ""]
 
 
-def test_figures_are_drawn(tmp_path, capsys) -> None:
-    pytest.importorskip("matplotlib")
-    for row in ROWS:
+def test_each_dataset_and_datalist_has_a_figure(tmp_path, capsys) -> None:
+    for row in [*ROWS, {**ROWS[0], "datalist": "other volumes.json"}]:
         accuracy.append_row(tmp_path / "a.csv", accuracy.COLUMNS, row)
     accuracy.main(["report", str(tmp_path / "a.csv"), "--figures", str(tmp_path / "figures")])
-    assert (tmp_path / "figures/accuracy_demo.png").stat().st_size > 10_000
+    files = {file.name for file in (tmp_path / "figures").iterdir() if file.stat().st_size > 10_000}
+    assert files == {"accuracy_demo.png", "accuracy_demo_other_volumes.png"}
     assert "| demo | 2 | default |" in capsys.readouterr().out
+
+
+def test_a_figure_shows_means_and_the_span_of_the_seeds_of_each_method(tmp_path, monkeypatch) -> None:
+    kept = []
+
+    @contextmanager
+    def keep(path, panels, share_y):
+        with figures.figure(path, panels, share_y) as axes:
+            yield axes
+        kept.extend(axes)
+
+    monkeypatch.setattr(accuracy, "figure", keep)
+    rows = rows_of(
+        ("default", "16", "0", 0.9),
+        ("default", "4", "0", 0.6),
+        ("default", "4", "1", 0.8),
+        ("supervised", "4", "0", 0.5),
+        ("supervised", "all", "0", 0.95),
+    )
+    accuracy.draw(rows, tmp_path)
+    by_labels, _ = kept
+    assert [tick.get_text() for tick in by_labels.get_xticklabels()] == ["4", "16"]
+    first, second = by_labels.containers
+    assert first.get_label() == "default" and first.lines[0].get_ydata() == pytest.approx([0.7, 0.9])
+    (bars,) = first.lines[2]
+    assert bars.get_segments()[0][:, 1] == pytest.approx([0.6, 0.8])
+    assert list(second.lines[0].get_ydata()) == [0.5]
+    assert 0 < second.lines[0].get_xdata()[0] - first.lines[0].get_xdata()[0] < 0.5  # beside each other
+    assert any(list(line.get_ydata()) == [0.95, 0.95] for line in by_labels.lines)

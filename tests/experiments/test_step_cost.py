@@ -44,6 +44,22 @@ def test_runs_take_turns_and_the_table_is_relative_to_the_first(monkeypatch, cap
     ]
 
 
+def test_growth_has_a_row_for_each_value(monkeypatch, capsys) -> None:
+    def run(_options, overrides, _folder):
+        assert overrides["b"] == 2
+        return {"seconds": float(sum(overrides["roi_size"])), "mebibytes": 8.0}
+
+    monkeypatch.setattr(step_cost, "_measured_run", run)
+    monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder)
+    step_cost.main(["growth", "roi_size", "[2,3,4]", "[4,5,6]", "--base", "b=2", "--repeats", "1"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| roi_size | step s | memory MiB |",
+        "| --- | --- | --- |",
+        "| 24 | 9.0 | 8 |",
+        "| 120 | 15.0 | 8 |",
+    ]
+
+
 def test_a_step_of_the_real_configuration_is_measured(tiny_demo, monkeypatch, capsys) -> None:
     monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder.symlink_to(tiny_demo))
     tiny = "roi_size=[32,32,16],widths=[2,2,2,2],batch_labelled=1,batch_unlabelled=1,spacing=[3.0,3.0,4.0]"

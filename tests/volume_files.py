@@ -21,6 +21,14 @@ def stored_as(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.n
     return np.ascontiguousarray(apply_orientation(array, change)), affine @ inv_ornt_aff(change, array.shape)
 
 
+def touch(root: Path, *names: str, content: bytes = b"") -> Path:
+    """Write files with the same content below a folder, and return the folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
 def save(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
     """Write `(X, Y, Z)` with a RAS affine in the format of the path's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -118,13 +118,12 @@ def joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], s
 
 def _refuse_place(file: str, key: str, tree: Mapping[str, Any], error: Exception) -> None:
     """Raise an error about a nested key of a file below something that no earlier file holds."""
-    path = re.split("::|#", key.removeprefix("+"))
+    path = _parts(key)
     what = f"The key '{key}' in {file}"
     for depth, part in enumerate(path[:-1]):
         node = _below(tree, path[:depth])
-        names = list(
-            map(str, node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else ())
-        )
+        children = dict(enumerate(node)) if isinstance(node, list) else node
+        names = [str(name) for name in children] if isinstance(children, Mapping) else []
         if part not in names:
             near = difflib.get_close_matches(part, names, n=1)
             hint = f"did you mean {'::'.join([*path[:depth], *near, *path[depth + 1 :]])}?" if near else "correct it."
@@ -146,7 +145,7 @@ def _check_arguments(contents: Mapping[str, Mapping[str, Any]], tree: Mapping[st
     """Refuse an argument in a file of the user that its component does not have."""
     for file, content in contents.items():
         for key, value in () if _is_own(file) else content.items():
-            *above, last = re.split("::|#", key.removeprefix("+"))
+            *above, last = _parts(key)
             _check_component(file, "::".join(above), _below(tree, above), [last])
             for place, block in _nodes(value, key):
                 _check_component(file, place, block, list(block) if isinstance(block, Mapping) else [])
@@ -270,7 +269,12 @@ def _similar(name: str, known: Iterable[str]) -> str | None:
 
 def top_key(key: str) -> str:
     """The top-level key: `train` of `train::trainer::amp`, `terms` of `+terms` (MONAI's syntax to append)."""
-    return re.split("::|#", key.removeprefix("+"))[0]
+    return _parts(key)[0]
+
+
+def _parts(key: str) -> list[str]:
+    """The keys on the way to a nested one."""
+    return re.split("::|#", key.removeprefix("+"))
 
 
 def _is_own(file: str) -> bool:

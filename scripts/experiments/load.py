@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from scripts.data.demo import ensure_demo_dataset
 from scripts.experiments.measure import (
     CONFIGS,
     ROOT,
+    Rows,
     command_line,
     median_seconds,
     peak_mib,
@@ -51,9 +52,6 @@ from scripts.experiments.measure import (
 )
 from scripts.networks.vnet import VNet
 from scripts.training.precision import place
-
-Rows = Iterator[dict[str, Any]]
-"""Of a table, with equal keys."""
 
 STRUCTURES = ("first", "second", "third")
 SPACING = (0.8, 0.8, 2.5)

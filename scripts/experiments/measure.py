@@ -34,6 +34,9 @@ from scripts.training.run_record import git_state, versions
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
+Rows = Iterable[dict[str, Any]]
+"""Of a table, with equal keys."""
+
 EVERYTHING = {
     "restart": 1,  # without pseudo-labels of whole volumes, whose making is no part of a step
     "unlabelled_start": 0.0,
@@ -198,7 +201,7 @@ def run_measurement(
         draw_table(rows, given.figure)
 
 
-def print_table(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def print_table(rows: Rows) -> list[dict[str, Any]]:
     """Print rows with equal keys as a Markdown table, each as soon as it comes, and return them."""
     printed: list[dict[str, Any]] = []
     for row in rows:

@@ -24,15 +24,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scripts.data.demo import ensure_demo_dataset
-from scripts.experiments.measure import CONFIGS, ROOT, command_line, run_measurement
-
-Rows = list[dict[str, Any]]
-"""Of a table, with equal keys."""
+from scripts.experiments.measure import CONFIGS, ROOT, Rows, command_line, run_measurement
 
 TRAIN, PREDICT = "train, one step of the demo", "predict, one DICOM series"
 

@@ -46,15 +46,12 @@ from scripts.data.demo import ensure_demo_dataset
 from scripts.data.intensities import RandBlurd, RandContrastd, RandNoised, RandSmoothFieldd
 from scripts.data.patches import RandPatchd
 from scripts.experiments.load import write_volumes
-from scripts.experiments.measure import ROOT, command_line, median_seconds, run_measurement, training_run
+from scripts.experiments.measure import ROOT, Rows, command_line, median_seconds, run_measurement, training_run
 
 FIRST = 4
 """Steps that are not counted: files are computed at the first visits, and the network's first steps are slower."""
 
 CLASSES = 4
-
-Rows = list[dict[str, Any]]
-"""Of a table, with equal keys."""
 
 
 def share(options: argparse.Namespace) -> Rows:

@@ -8,6 +8,7 @@ import pytest
 from scripts.data.checks.finding import Kind
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import CaseLists
+from tests.volume_files import touch
 
 
 def cases(*names: str, label: bool = False) -> list[dict]:
@@ -17,12 +18,6 @@ def cases(*names: str, label: bool = False) -> list[dict]:
 @pytest.fixture
 def lists() -> CaseLists:
     return CaseLists(cases("a", label=True), cases("b", "c", "d"), cases("v", label=True), cases("t", label=True))
-
-
-def touch(folder, *names):
-    for name in names:
-        (folder / name).touch()
-    return folder
 
 
 def test_cases_with_a_file_are_appended_to_the_labelled_ones(lists, tmp_path) -> None:

@@ -13,14 +13,7 @@ from scripts.errors import UserError
 from scripts.images.find import find_images, grouped_channels, output_names, passed_over, walk_images
 from scripts.images.header import case_name
 from scripts.images.read import read_volume
-from tests.volume_files import affine, dicom_slices, volume, write_bare_dicom, write_dicom, write_other_dicom
-
-
-def touch(root: Path, *names: str, content: bytes = b"") -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
+from tests.volume_files import affine, dicom_slices, touch, volume, write_bare_dicom, write_dicom, write_other_dicom
 
 
 def found(root: Path, **options: str) -> list[str]:

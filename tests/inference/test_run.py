@@ -21,7 +21,7 @@ from scripts.images.write import write_volume
 from scripts.inference.alarms import ClassSums
 from scripts.inference.run import SegmentationWriter, images_to_segment
 from scripts.inference.segmenter import Segmentation, Segmenter
-from tests.volume_files import dicom_slices, oblique, stored_as, write_dicom
+from tests.volume_files import dicom_slices, oblique, stored_as, touch, write_dicom
 
 NAMES = ["background", "liver", "spleen"]
 
@@ -178,9 +178,7 @@ def test_a_picture_without_a_third_voxel_size_becomes_a_volume_of_one_slice(tmp_
 def test_labels_in_a_folder_of_images_are_left_out(tmp_path, caplog) -> None:
     labels = ["labels/a.nii.gz", "out/a_seg.nii.gz"]
     images = ["images/a.nii.gz", "images/a_mask_free.nii.gz", "out/a_confidence.nii.gz"]
-    for name in (*images, *labels):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, *images, *labels)
 
     def found(path=tmp_path, **options) -> list[str]:
         return [os.path.relpath(image, tmp_path) for image in images_to_segment(path, **options)]
@@ -193,7 +191,5 @@ def test_labels_in_a_folder_of_images_are_left_out(tmp_path, caplog) -> None:
 
 
 def test_files_of_channels_are_images_and_not_labels(tmp_path) -> None:
-    for name in ("labels/a.nii.gz", "images/a_0000.nii.gz", "images/a_0001.nii.gz"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, "labels/a.nii.gz", "images/a_0000.nii.gz", "images/a_0001.nii.gz")
     assert images_to_segment(tmp_path, in_channels=2) == [[f"{tmp_path}/images/a_000{i}.nii.gz" for i in range(2)]]

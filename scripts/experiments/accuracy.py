@@ -235,10 +235,10 @@ HEAD = ("data", "labelled", "method", "mean Dice, by seed", "mean", "share of th
 
 
 def groups(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
-    """Rows that differ only in seed and choice of labelled cases, in the order of the file."""
+    """Rows that differ only in the seed, in the order of the file."""
     found: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in RUN_COLUMNS if key not in ("seed", "choice")), []).append(row)
+        found.setdefault(tuple(row[key] for key in RUN_COLUMNS if key != "seed"), []).append(row)
     return found
 
 
@@ -251,27 +251,26 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """A Markdown table, one row for each group of runs.
 
     The gap lies between two means of the same dataset, datalist and network: the control with the same number of
-    labels, and any method with all labels, where no case is unlabelled. The control is `supervised`, or if it was not
-    run, what the method's own labels gave (`METHOD, labels only`).
+    labelled cases, and any method with all labels, where no case is unlabelled. The control is `supervised`, or if it
+    was not run, what the method's own labels gave (`METHOD, labels only`).
     """
     grouped = groups(rows)
     means = {key: fmean(float(row["mean_dice"]) for row in group) for key, group in grouped.items()}
-    # By dataset, datalist, network, number of labels, and method or `ALL`; overrides differ between methods.
+    # By dataset, datalist, network, labelled cases, and method or `ALL`; overrides differ between methods.
     values: dict[tuple[str, ...], list[float]] = {}
-    for (dataset, datalist, method, labelled, _), group in grouped.items():
+    for (dataset, datalist, method, labelled, choice, _), group in grouped.items():
         network, name = _parts(method)
-        kind = ALL if labelled == ALL else name
-        values.setdefault((dataset, datalist, network, labelled, kind), []).extend(
-            float(row["mean_dice"]) for row in group
-        )
+        kind = (ALL, ALL) if labelled == ALL else (labelled, choice, name)
+        values.setdefault((dataset, datalist, network, *kind), []).extend(float(row["mean_dice"]) for row in group)
     yield f"| {' | '.join(HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
     for key, group in grouped.items():
-        dataset, datalist, method, labelled, overrides = key
+        dataset, datalist, method, labelled, choice, overrides = key
         network, name = _parts(method)
         same = (dataset, datalist, network)
         everything = values.get((*same, ALL, ALL))
-        control = values.get((*same, labelled, CONTROL)) or values.get((*same, labelled, name + LABELS_ONLY))
+        chosen = (*same, labelled, choice)
+        control = values.get((*chosen, CONTROL)) or values.get((*chosen, name + LABELS_ONLY))
         gap = ""
         if name != CONTROL and not name.endswith(LABELS_ONLY) and labelled != ALL and control and everything:
             gap = f"{share_of_gap(means[key], fmean(control), fmean(everything)):.0%}"
@@ -279,7 +278,7 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         minutes = [float(row["train_s"]) / 60 for row in group if row["train_s"]]
         cells = [
             " ".join(filter(None, (dataset, datalist))),
-            labelled,
+            labelled if choice in ("", "0") else f"{labelled}, choice {choice}",
             f"{method} `{overrides}`" if overrides else method,
             ", ".join(row["mean_dice"] for row in group),
             f"{means[key]:.4f}",
@@ -301,12 +300,16 @@ def _parts(method: str) -> tuple[str, str]:
 
 
 def draw(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
-    """For each dataset and datalist, draw mean Dice by number of labels and, if known, minutes; bars span the seeds."""
+    """For each dataset and datalist, draw mean Dice by number of labels and, if known, minutes; bars span the seeds.
+
+    Rows of another `--choice` of labelled cases are left out.
+    """
     written = []
     for dataset, datalist in dict.fromkeys((row["dataset"], row["datalist"]) for row in rows):
         own = [row for row in rows if (row["dataset"], row["datalist"]) == (dataset, datalist)]
+        own = [row for row in own if row["choice"] in ("", "0")]
         lines: dict[str, dict[int, list[Mapping[str, str]]]] = {}
-        for (_, _, method, labelled, overrides), group in groups(own).items():
+        for (_, _, method, labelled, _, overrides), group in groups(own).items():
             if labelled.isdigit():
                 lines.setdefault(" ".join(filter(None, (method, overrides))), {})[int(labelled)] = group
         numbers = sorted({number for line in lines.values() for number in line})

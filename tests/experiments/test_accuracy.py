@@ -183,6 +183,20 @@ def rows_of(*entries: tuple[str, str, str, float]) -> list[dict[str, str]]:
     ]
 
 
+def keep_figures(monkeypatch) -> list:
+    """A list that gets the panels of every figure that `accuracy` draws."""
+    kept: list = []
+
+    @contextmanager
+    def keep(path, panels, share_y):
+        with figures.figure(path, panels, share_y) as axes:
+            yield axes
+        kept.extend(axes)
+
+    monkeypatch.setattr(accuracy, "figure", keep)
+    return kept
+
+
 ROWS = rows_of(
     ("supervised", "2", "0", 0.6),
     ("supervised", "2", "1", 0.7),
@@ -213,6 +227,18 @@ def test_without_supervised_runs_the_gap_is_that_of_a_runs_own_labels() -> None:
     assert gaps == ["50%", "", "", ""]
 
 
+def test_other_labelled_cases_have_a_row_and_a_control_of_their_own(tmp_path, monkeypatch) -> None:
+    first = rows_of(("default", "2", "0", 0.7), ("default, labels only", "2", "0", 0.5), ("default", "all", "0", 0.9))
+    other = rows_of(("default", "2", "0", 0.8), ("default, labels only", "2", "0", 0.6))
+    rows = [{**row, "choice": choice} for choice, part in (("0", first), ("1", other)) for row in part]
+    table = {tuple(line.strip("| ").split(" | ")[1:6]) for line in accuracy.report_lines(rows)}
+    assert ("2", "default", "0.7", "0.7000", "50%") in table
+    assert ("2, choice 1", "default", "0.8", "0.8000", "67%") in table
+    kept = keep_figures(monkeypatch)
+    accuracy.draw(rows, tmp_path)
+    assert [list(bars.lines[0].get_ydata()) for bars in kept[0].containers] == [[0.7], [0.5]]
+
+
 def test_each_dataset_and_datalist_has_a_figure(tmp_path, capsys) -> None:
     for row in [*ROWS, {**ROWS[0], "datalist": "other volumes.json"}]:
         accuracy.append_row(tmp_path / "a.csv", accuracy.COLUMNS, row)
@@ -223,15 +249,7 @@ def test_each_dataset_and_datalist_has_a_figure(tmp_path, capsys) -> None:
 
 
 def test_a_figure_shows_means_and_the_span_of_the_seeds_of_each_method(tmp_path, monkeypatch) -> None:
-    kept = []
-
-    @contextmanager
-    def keep(path, panels, share_y):
-        with figures.figure(path, panels, share_y) as axes:
-            yield axes
-        kept.extend(axes)
-
-    monkeypatch.setattr(accuracy, "figure", keep)
+    kept = keep_figures(monkeypatch)
     rows = rows_of(
         ("default", "16", "0", 0.9),
         ("default", "4", "0", 0.6),

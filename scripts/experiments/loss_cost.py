@@ -147,7 +147,7 @@ def _compare_one(
 
 
 def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time and memory of the memory update and the terms for each number of classes and of prototypes per class."""
+    """Processor time and memory of the update and the terms for each number of classes and of prototypes per class."""
     return [in_process(_grown, options, classes, stored) for classes in options.classes for stored in options.stored]
 
 
@@ -175,7 +175,7 @@ def _grown(options: argparse.Namespace, classes: int, stored: int) -> dict[str, 
     for name, term in terms.items():
         actions[name] = partial(_forward_and_backward, term, batch)
     before = peak_mib(reset=True)
-    seconds = median_seconds(actions, options.repeats)
+    seconds = median_seconds(actions, options.repeats, processor=True)
     return {
         "classes": classes,
         "prototypes": stored,

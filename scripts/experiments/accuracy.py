@@ -149,7 +149,7 @@ def run_once(
 
     def evaluate(output: str, *more: str) -> dict[str, Any]:
         bundle("evaluating", [*files, "configs/evaluate.yaml"], "--report", "false", *more, output=output)
-        return _results(folder / output)
+        return evaluation_results(folder / output)
 
     watched = ["--validate::dataset::data::items", "$@cases.test"]
     spent, start = folder / "seconds.txt", time.monotonic()
@@ -170,7 +170,7 @@ def run_once(
     return [{**row, "threads": os.environ.get("OMP_NUM_THREADS", "")} for row in rows]
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def evaluation_results(folder: Path) -> dict[str, Any]:
     """Columns of an evaluation's results."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = {key: summary[key] for key in RESULTS if key in summary}

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -17,6 +20,7 @@ LINE_SECONDS = 30.0
 """Least time between two lines of a bar where the output is no terminal."""
 
 PLAIN = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+BAR = "{desc}: {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 CONTROL = re.compile(r"[\r\n]|\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -51,7 +55,21 @@ def open_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     if not sys.stderr.isatty():
         # With a delay, tqdm shows nothing before the first step.
         options |= {"file": PlainLines(sys.stderr), "mininterval": LINE_SECONDS, "delay": 1e-9, "bar_format": PLAIN}
-    return tqdm(iterable, **options)
+    return tqdm(iterable, **{"bar_format": BAR, "dynamic_ncols": True, **options})
+
+
+_redirected = ExitStack()
+
+
+def log_above_bars() -> None:
+    """On a terminal, write log messages above open bars from now on, where they would continue the line of a bar."""
+    if sys.stderr.isatty():
+        loggers = [logger for logger in (logging.root, *_named_loggers()) if logger.handlers]
+        _redirected.enter_context(logging_redirect_tqdm(loggers))
+
+
+def _named_loggers() -> list[logging.Logger]:
+    return [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
 
 
 Progress = Callable[[Iterable, str], Iterable]

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
+from contextlib import ExitStack
 
 import pytest
 from ignite.engine import Engine
@@ -44,6 +46,22 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     list(open_bar(range(2), desc="cases"))
     assert "\r" in terminal.getvalue() and "cases: 100%" in terminal.getvalue()
+
+
+def test_messages_do_not_continue_the_line_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(progress, "_redirected", ExitStack())
+    logger = logging.Logger("of a test")
+    logger.addHandler(logging.StreamHandler(terminal))
+    monkeypatch.setitem(logging.root.manager.loggerDict, logger.name, logger)
+    with progress._redirected:
+        progress.log_above_bars()
+        with open_bar(range(2), desc="cases"):
+            logger.info("hello")
+    # The bar is wiped before the message, which has a line of its own, and drawn again after it.
+    shown = terminal.getvalue().split("hello\n")
+    assert len(shown) == 2 and shown[0].endswith("\r") and "cases:   0%" in shown[1]
 
 
 def test_an_evaluator_has_the_same_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from scripts.cli.words import parse_words, words_that_monai_keeps
 from scripts.distributed.threads import limit_threads
 from scripts.errors import UserError, print_error
 from scripts.files import require_folders
+from scripts.progress import log_above_bars
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
@@ -55,6 +56,7 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
         UserError: in the same cases as `begin`, and for a folder that is not writable.
     """
     check_command_line(tuple(sys.argv if argv is None else argv))
+    log_above_bars()  # here, because MONAI has read `logging.conf` by now
     require_folders(folders)
 
 

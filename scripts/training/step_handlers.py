@@ -264,5 +264,5 @@ class RunProgressBar(EngineProgress):
             name.removeprefix("Loss/"): value
             for name, value in self.loss.scalars(engine.state.output[0][Keys.LOSS]).items()
         }
-        self.bar.set_postfix({name: f"{value:.3f}" for name, value in parts.items()}, refresh=False)
+        self.bar.set_postfix({name: f"{value:.2f}" for name, value in parts.items()}, refresh=False)
         self.bar.update(step - self.bar.n)

@@ -44,9 +44,9 @@ class SelfTraining:
     Before the first step after `start` completed steps, the teacher segments every unlabelled case as a whole volume,
     on the training grid, and again in each further round; rounds have the same number of steps. It does so twice, on
     the image and on the image with another contrast. The mean of both is the pseudo-label, and their Dice is the
-    case's stability. Cases whose stability is an outlier (below the lower
-    quartile by more than 1.5 times the interquartile range, Tukey's fence) are left out of training. A class which is
-    one connected component in every labelled case keeps its largest component only.
+    case's stability. Cases whose stability is an outlier (below the lower quartile by more than 1.5 times the
+    interquartile range, Tukey's fence) are left out of training. A class which is one connected component in every
+    labelled case keeps its largest component only.
 
     Training then continues, and the transform `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the
     batches of unlabelled cases. The curve of the learning rate starts again in the first round (`restart`), which takes
@@ -73,6 +73,7 @@ class SelfTraining:
         dataset: the dataset block, whose preprocessing is recorded with these weights; it names the folder of other
             programs' labels.
         rounds: how many times the cases are labelled, at least 1.
+        fence: how many interquartile ranges below the lower quartile a case is an outlier; with `inf` none is.
 
     Raises:
         UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder; or for less
@@ -90,13 +91,14 @@ class SelfTraining:
         labels_only: str | Path,
         dataset: DatasetSpec,
         rounds: int = 1,
+        fence: float = 1.5,
     ) -> None:
         if rounds < 1:
             raise UserError(f"self_training::rounds must be at least 1, got {rounds} (for none, --restart 1).")
         self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
         self.stored = stored
         self.starts = sorted({start + round(index * (max_steps - start) / rounds) for index in range(rounds)})
-        self.labels_only, self.dataset = Path(labels_only), dataset
+        self.labels_only, self.dataset, self.fence = Path(labels_only), dataset, float(fence)  # inf: a word for MONAI
         self.selected = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
@@ -207,7 +209,7 @@ class SelfTraining:
                     f"The pseudo-label {path} is missing: restore it, or start without --resume; processes on several "
                     "machines need a ckpt_dir that they share."
                 )
-        lowest = lower_fence(values)
+        lowest = lower_fence(values, self.fence)
         kept = [index for index, value in enumerate(values) if value >= lowest]
         self.loader.batches.select_unlabelled(kept)
         self.selected = True
@@ -258,7 +260,7 @@ def agreement(first: torch.Tensor, second: torch.Tensor, num_classes: int) -> fl
     return sum(found) / len(found) if found else 1.0
 
 
-def lower_fence(values: Sequence[float]) -> float:
-    """Tukey's lower fence: the lower quartile minus 1.5 times the interquartile range."""
+def lower_fence(values: Sequence[float], ranges: float = 1.5) -> float:
+    """The lower quartile minus some interquartile ranges; Tukey's fence has 1.5."""
     low, high = np.quantile(values, [0.25, 0.75])
-    return float(low - 1.5 * (high - low))
+    return float(low - ranges * max(high - low, np.finfo(float).tiny))  # inf * 0 is no number

@@ -54,7 +54,16 @@ class Run:
     """The handler, attached to an engine that has what it needs of a trainer."""
 
     def __init__(
-        self, folder, labelled, unlabelled, start=5, step=lambda *_: None, batch_unlabelled=1, workers=0, rounds=1
+        self,
+        folder,
+        labelled,
+        unlabelled,
+        start=5,
+        step=lambda *_: None,
+        batch_unlabelled=1,
+        workers=0,
+        rounds=1,
+        **options,
     ):
         self.network = Threshold()
         self.teacher = Teacher(self.network)
@@ -71,6 +80,7 @@ class Run:
             folder / "labels_only.pt",
             DatasetSpec(folder),
             rounds,
+            **options,
         )
         self.folder = folder / "round_1"
         self.engine = Engine(step)
@@ -169,6 +179,9 @@ def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(t
     later.engine.state.iteration += 1
     later.handler.resume(later.engine)
     assert later.drawn() == set(range(8)) - {3}
+    tolerant = Run(tmp_path / "tolerant", [labelled_case((1, 4))], cases, fence="inf")
+    tolerant.label()
+    assert tolerant.drawn() == set(range(8))
 
 
 def test_cases_are_labelled_once_after_the_given_number_of_steps_and_unlabelled_cases_after_it(tmp_path):
@@ -304,6 +317,8 @@ def test_agreement_is_the_mean_dice_of_the_structures_that_are_found():
 
 def test_the_fence_is_tukeys():
     assert lower_fence([0.8, 0.9, 0.9, 1.0]) == pytest.approx(0.875 - 1.5 * 0.05)
+    assert lower_fence([0.9, 0.9, 0.9]) == pytest.approx(0.9)
+    assert lower_fence([0.8, 0.9, 0.9, 1.0], float("inf")) == lower_fence([0.9, 0.9], float("inf")) == float("-inf")
 
 
 def test_contrast_changes_but_not_the_order_of_the_values():

@@ -34,7 +34,8 @@ VALIDATION = "Validation"
 def training_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the record of a training (`run.json`) says, as titles and texts; what it lacks is left out."""
     settings = run.get("settings") or {}
-    network, terms = settings.get("network_def") or {}, settings.get("terms") or {}
+    network = settings.get("network_def") or {}
+    terms = [*(settings.get("terms") or {}), *(settings.get("network_terms") or {})]
     methods = [file for file in run.get("config_files") or [] if "methods/" in file]
     facts = [
         ("Method", ", ".join(methods) or ("the default of configs/train.yaml" if settings else "")),

@@ -112,13 +112,16 @@ def test_the_record_of_a_training_is_told(tmp_path: Path) -> None:
     run = {
         "started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T11:30:20+00:00", "steps": 900, "seed": 7,
         "config_files": ["configs/train.yaml", "configs/methods/ssnet.yaml"],
-        "settings": {"network_def": {"_target_": "scripts.networks.vnet.VNet"}, "terms": {"supervised": {}, "x": {}}},
+        "settings": {
+            "network_def": {"_target_": "scripts.networks.vnet.VNet"},
+            "terms": {"supervised": {}, "x": {}}, "network_terms": {"deep": {}},
+        },
         "command": "python -m monai.bundle run training <x>",
     }  # fmt: skip
     facts = dict(training_facts(run))
     assert facts["Method"] == "configs/methods/ssnet.yaml" and facts["Network"] == "VNet"
     assert (facts["Training time"], facts["Training steps"], facts["Seed"]) == ("1 h 30 min", "900", "7")
-    assert facts["Loss terms"] == "supervised, x"
+    assert facts["Loss terms"] == "supervised, x, deep"
     assert training_facts({"ended": None}) == []
     folder = write_evaluation(tmp_path, ["a"])
     write_events(folder, 1, 3)

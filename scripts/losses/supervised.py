@@ -182,22 +182,20 @@ def class_fractions(labels: torch.Tensor, num_classes: int, shape: Sequence[int]
         shape: of the coarser grid, `(d, h, w)`.
 
     Returns:
-        Fraction of each class in each cell, `(B, K, d, h, w)`, float32, and a bool mask `(B, d, h, w)` of the cells
-        without a voxel of `NO_CLASS`.
+        Fraction of each class among the voxels of a cell that have one, `(B, K, d, h, w)`, float32, and a bool mask
+        `(B, d, h, w)` of the cells with such a voxel. Of a slice that is labelled alone, no cell is lost.
     """
-    counted = one_hot(labels.clamp(min=0), num_classes).movedim(-1, 1).float()
+    known = (labels != NO_CLASS).float()[:, None]
+    counted = one_hot(labels.clamp(min=0), num_classes).movedim(-1, 1) * known
     cells = (shape[0], shape[1], shape[2])
-    ignored = (labels == NO_CLASS).float()[:, None]
     strides = [stride_of(side, count) or 0 for side, count in zip(labels.shape[1:], cells, strict=True)]
     # The last cell may reach beyond the image: the average is that of its voxels in the image.
     beyond = [
         max(0, stride * count - side) for stride, count, side in zip(strides, cells, labels.shape[1:], strict=True)
     ]
     padding = [amount for missing in reversed(beyond) for amount in (0, missing)]
-    inside, counted, ignored = (
-        adaptive_avg_pool3d(pad(volume, padding), cells) for volume in (torch.ones_like(ignored), counted, ignored)
-    )
-    return counted / inside, ignored[:, 0] == 0
+    known, counted = (adaptive_avg_pool3d(pad(volume, padding), cells) for volume in (known, counted))
+    return counted / torch.where(known > 0, known, 1.0), known[:, 0] > 0
 
 
 class DeepSupervisionTerm(LossTerm):

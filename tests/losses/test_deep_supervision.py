@@ -43,9 +43,19 @@ def test_fractions_equal_a_loop_and_cells_with_an_ignored_voxel_do_not_count():
     labels = batch_of(labelled=2).labels
     fractions, counted = class_fractions(labels, K, (2, 2, 2))
     assert torch.allclose(fractions, fractions_by_loop(labels, (2, 2, 2))) and counted.all()
-    labels[1, 3, 0, 0] = NO_CLASS
+    labels[1, 2:, :2, :2] = NO_CLASS
     _, counted = class_fractions(labels, K, (2, 2, 2))
     assert (~counted).nonzero().tolist() == [[1, 1, 0, 0]]
+
+
+def test_a_cell_with_one_labelled_slice_has_the_fractions_of_that_slice():
+    labels = torch.full((1, 4, 4, 4), NO_CLASS)
+    labels[0, 1] = torch.tensor([[0, 1, 2, 2], [1, 1, 2, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
+    fractions, counted = class_fractions(labels, K, (2, 2, 2))
+    assert counted[0, 0].all() and not counted[0, 1].any()
+    expected = [[[1, 3, 0], [1, 0, 3]], [[4, 0, 0], [3, 1, 0]]]  # of four voxels, by row, column and class
+    assert torch.equal(fractions[0, :, 0] * 4, torch.tensor(expected, dtype=torch.float32).movedim(-1, 0))
+    assert not fractions[0, :, 1].any()
 
 
 def by_loop(term, batch, labels):

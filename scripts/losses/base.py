@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch that a training step works on, the base class of its losses, and their weighted sum."""
+"""The batch of a training step, the base class of the loss terms, and their weighted sum."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from scripts.prototypes.voxels import NO_CLASS
 
 
 class ForwardPass(Protocol):
-    """A further pass of the network being trained, with the same autocast and padding as the step's own pass."""
+    """An additional pass of the network being trained, with the same autocast and padding as the step's main pass."""
 
     def __call__(
         self, images: torch.Tensor, keep_statistics: bool = True, fixed_parameters: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits `(B, K, D, H, W)` and features `(B, F, d, h, w)` of images `(B, C, D, H, W)`, float32.
 
-        With `keep_statistics` the running statistics of norms do not change. With `fixed_parameters` the result has a
-        gradient for the images only, and the pass keeps fewer activations.
+        With `keep_statistics`, the running statistics of norms do not change. With `fixed_parameters`, gradients flow
+        to the images only, and the pass stores fewer activations.
         """
 
 
@@ -34,7 +34,7 @@ TeacherPass = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingBatch:
-    """One training step's data and predictions: L labelled cases, then U unlabelled ones.
+    """Data and predictions of one training step: L labelled cases, followed by U unlabelled ones.
 
     `FeatureInferer` builds it once per step; `MemoryBankUpdater`, the losses and `GradientGuard` receive the same
     object. It is not a list of cases, so the trainer needs `decollate=False`.
@@ -48,7 +48,7 @@ class TrainingBatch:
         weak_images: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, or `None`.
         teacher_logits: the teacher's output for `weak_images`, `(U, K, D, H, W)`, or `None` without a teacher.
         teacher_pass: runs the teacher once more, or `None` without a teacher.
-        deep_features: outputs of further layers by their names, `(L + U, F, d, h, w)` each, for deep supervision.
+        deep_features: outputs of other layers by layer name, `(L + U, F, d, h, w)` each, for deep supervision.
         cases: names of the cases that this process loaded, for messages.
     """
 
@@ -105,8 +105,8 @@ class TrainingBatch:
 
     @cached_property
     def ignored(self) -> torch.Tensor | None:
-        """Labelled voxels to ignore, bool `(L, D, H, W)`; `None` if there are none."""
-        # Most datasets ignore nothing, and the minimum costs less than the mask.
+        """Mask of the labelled voxels to ignore, bool `(L, D, H, W)`; `None` if there are none."""
+        # Most datasets have no ignored voxels, and computing the minimum costs less than making the mask.
         if self.labels.numel() == 0 or int(self.labels.min()) > NO_CLASS:
             return None
         return self.labels == NO_CLASS
@@ -115,8 +115,8 @@ class TrainingBatch:
     def labelled_voxels(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels of the labelled voxels that are not ignored, for losses that sum over the whole batch.
 
-        `(L, K, D, H, W)` and `(L, D, H, W)` if no voxel is ignored. Otherwise the N remaining voxels in one line,
-        `(1, K, N)` and `(1, N)`; N may be 0.
+        Their shapes are `(L, K, D, H, W)` and `(L, D, H, W)` if no voxel is ignored. Otherwise the N remaining voxels
+        are flattened to `(1, K, N)` and `(1, N)`; N may be 0.
         """
         if self.ignored is None:
             return self.labelled_logits, self.labels
@@ -125,7 +125,7 @@ class TrainingBatch:
 
     @property
     def target_logits(self) -> torch.Tensor:
-        """Logits for pseudo-labels, without gradient: the teacher's, or the network's own if there is no teacher."""
+        """Logits for pseudo-labels, without gradient: the teacher's, or the network's if there is no teacher."""
         return (self.unlabelled_logits if self.teacher_logits is None else self.teacher_logits).detach()
 
 
@@ -145,22 +145,22 @@ class LossTerm(nn.Module):
         return float(self.weight if isinstance(self.weight, int | float) else self.weight.at(step, max_steps))
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:
-        """Return the unweighted loss, a scalar; 0 with a zero gradient if the batch holds nothing it applies to."""
+        """Return the unweighted loss, a scalar; 0 with a zero gradient if the term applies to nothing in the batch."""
         raise NotImplementedError
 
 
 class WeightedLoss(nn.Module):
     """Weighted sum of named loss terms; the `loss_function` of MONAI's `SupervisedTrainer`.
 
-    A term whose weight is 0 is not computed. Weights follow `step`, which `LossStep` sets before each iteration.
+    A term whose weight is 0 is not computed. Weights depend on `step`, which `LossStep` sets before each iteration.
 
     Args:
-        terms: name to `LossTerm`; at least one.
+        terms: maps names to `LossTerm` objects; at least one.
         max_steps: length of the run that schedules refer to.
-        device: where the parameters and the state of the terms go.
+        device: device of the parameters and buffers of the terms.
 
     Attributes:
-        values: unweighted values of the terms of the last call, scalars without gradient.
+        values: unweighted values of the terms in the last call, scalars without gradient.
 
     Raises:
         ValueError: for an empty mapping, a value that is not a `LossTerm`, or a term called `total`.
@@ -184,8 +184,8 @@ class WeightedLoss(nn.Module):
         """Compute the weighted sum, a scalar.
 
         Args:
-            batch: what `FeatureInferer` returned.
-            label: not used: MONAI's trainer passes the labels, which `batch` holds already.
+            batch: the output of `FeatureInferer`.
+            label: unused. MONAI's trainer passes the labels here, but `batch` already holds them.
         """
         total = batch.logits.new_zeros(())
         values: dict[str, torch.Tensor] = {}
@@ -196,20 +196,20 @@ class WeightedLoss(nn.Module):
                 values[name] = term(batch)
                 total = total + weight * values[name]
         if not values:
-            # The trainer calls `backward` even before the first ramp starts.
+            # All weights can be 0 before the first ramp starts, but the trainer still calls `backward`.
             total = batch.logits[:0].sum()
         self.values = {name: value.detach().to(total.dtype) for name, value in values.items()}
         return total
 
     @property
     def last(self) -> dict[str, float]:
-        """Unweighted values of the terms of the last call, fetched from the device in one transfer."""
+        """Return the unweighted values of the terms in the last call, in one transfer from the device."""
         if not self.values:
             return {}
         return dict(zip(self.values, torch.stack(list(self.values.values())).tolist(), strict=True))
 
     def scalars(self, total: torch.Tensor | float) -> dict[str, float]:
-        """`Loss/total`, and the unweighted value of each term of the last call as `Loss/<name>`."""
+        """Return `Loss/total`, and the unweighted value of each term in the last call as `Loss/<name>`."""
         return {
             "Loss/total": float(torch.as_tensor(total).detach()),
             **{f"Loss/{name}": value for name, value in self.last.items()},

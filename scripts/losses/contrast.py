@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast of features with the prototypes of their class, and with class means of the batch."""
+"""Loss terms that compare features with the prototypes of their class, or with class means of the batch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scripts.prototypes.voxels import labels_on_grid, pseudo_labels, sample_per_
 logger = logging.getLogger("ContrastTerm")
 
 PATIENCE = 50
-"""Number of consecutive steps without a pair after which a contrast logs a warning."""
+"""Number of consecutive steps without a pair of feature and prototype after which a term logs a warning."""
 
 
 class ContrastTerm(LossTerm):
-    """Base class of both contrasts: applies the loss and warns once if it never finds a pair.
+    """Base class of both contrast terms. It applies the loss, and warns once if there is no pair for many steps.
 
-    With two classes, and a memory that takes only correctly predicted foreground, a contrast can be zero for a whole
+    With two classes, and a memory that accepts only correctly predicted foreground, the loss can be zero for a whole
     run. The warning says what is missing.
 
     Args:
@@ -36,7 +36,7 @@ class ContrastTerm(LossTerm):
         self._steps_without_pair = 0
 
     def contrast(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of feature maps `(B, F, d, h, w)` and labels `(B, D, H, W)` on any grid."""
+        """Return the loss of feature maps `(B, F, d, h, w)`, given labels `(B, D, H, W)` on any grid."""
         labels = labels_on_grid(labels, features.shape[2:])
         value = self.loss(features, labels)
         self._steps_without_pair = 0 if self.loss.contributing else self._steps_without_pair + 1
@@ -75,7 +75,7 @@ class UnlabelledContrastTerm(ContrastTerm):
 
 
 class _ClusterTerm(LossTerm):
-    """Selects and projects embeddings; subclasses compute the loss from them."""
+    """Base class that selects and projects embeddings; subclasses compute the loss from them."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class _ClusterTerm(LossTerm):
             labels = torch.cat([labels, pseudo_labels(batch.target_logits, self.confidence)[0]])
         flat = labels_on_grid(labels, features.shape[2:]).reshape(-1)
         chosen = sample_per_class(flat, num_classes, self.samples_per_class)
-        if len(chosen) < 2:  # nothing to compare, and a batch norm in the head needs two embeddings
+        if len(chosen) < 2:  # there is no pair, and a batch norm in the head needs two embeddings
             return features[:0].sum()
         return self.distance(self.projection_head(voxel_embeddings(features, chosen)), flat[chosen], num_classes)
 
@@ -110,7 +110,7 @@ class _ClusterTerm(LossTerm):
 class CompactnessTerm(_ClusterTerm):
     """Distance of features to the mean direction of their class: `scripts.prototypes.loss.compactness`.
 
-    The intra-class loss of the method document. Gradients flow through features and means.
+    This is the intra-class loss of the method document. Gradients flow through features and means.
 
     Args:
         weight: number or schedule.
@@ -125,9 +125,9 @@ class CompactnessTerm(_ClusterTerm):
 
 
 class SeparationTerm(_ClusterTerm):
-    """Shortfall of the distance between class means below a margin: `scripts.prototypes.loss.separation`.
+    """Hinge loss on the distance between class means: `scripts.prototypes.loss.separation`.
 
-    The inter-class loss of the method document. Gradients reach the features of both classes.
+    This is the inter-class loss of the method document. Gradients reach the features of both classes.
 
     Args:
         weight: number or schedule.
@@ -135,7 +135,7 @@ class SeparationTerm(_ClusterTerm):
         unlabelled: see `CompactnessTerm`.
         confidence: see `CompactnessTerm`.
         samples_per_class: see `CompactnessTerm`.
-        margin: cosine distance in (0, 2] that two classes should keep: 1 is orthogonal, 2 opposite.
+        margin: minimum cosine distance in (0, 2] between two class means; 1 is orthogonal, 2 is opposite.
 
     Raises:
         ValueError: for a margin outside (0, 2].

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alignment of the covariance of unlabelled features with that of a pool of reliable features."""
+"""Alignment of the covariance of unlabelled features with the covariance of a pool of reliable features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.prototypes.voxels import NO_CLASS, labels_on_grid, pseudo_labels, s
 
 
 def covariance(embeddings: torch.Tensor) -> torch.Tensor:
-    """Covariance `(D, D)` of embeddings `(N, D)`, N at least 2, with the divisor N - 1; float32 or wider."""
+    """Covariance `(D, D)` of embeddings `(N, D)`, N at least 2, with divisor N - 1; float32 or wider."""
     width = embeddings.shape[1]
     # torch.cov returns a scalar for a 1 by 1 matrix.
     return torch.cov(embeddings.T.to(torch.promote_types(embeddings.dtype, torch.float32))).reshape(width, width)
@@ -29,15 +29,16 @@ def correlation_distance(first: torch.Tensor, second: torch.Tensor) -> torch.Ten
 
 
 def pool_distances(covariances: Sequence[torch.Tensor], pool: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Distances between P covariances `(d, d)` and Q others, flattened row by row to `(P * Q,)`."""
+    """Distances of P covariances `(d, d)` to Q others, flattened row by row to `(P * Q,)`."""
     return torch.stack([correlation_distance(first, second) for first in covariances for second in pool])
 
 
 def cross_view_entropy(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """`-1/n sum_i s_i log softmax(f)_i` of two views' distances f and s, both `(n,)`: CORN's published code.
+    """`-1/n sum_i s_i log softmax(f)_i` for the distances f and s of two views, both `(n,)`, as in CORN's code.
 
-    s is not a distribution and has a gradient: the value is smallest if the second view's distances to the covariances
-    of all classes vanish, and it hardly affects the first view while distances are small. With n = 1 it is 0.
+    s is not a distribution, and it receives a gradient. The value is therefore smallest if the second view has distance
+    0 to the covariances of all classes, and while distances are small it hardly affects the first view. With n = 1 it
+    is 0.
     """
     return cross_entropy(first, second) / len(first)
 
@@ -48,32 +49,35 @@ FORMS = ("aligned", "reference")
 class CorrelationTerm(LossTerm):
     """Correlation alignment with a dynamic feature pool: CORN (Li et al., BIBM 2024, arXiv 2410.15916).
 
-    The paper aligns second-order statistics of labelled and unlabelled features, keeps unreliable features out of a
-    pool by their confidence, and requires two models to agree on the similarities. In its code the pool holds
-    projections of labelled voxels that both models predict correctly; unlabelled voxels are used if both models predict
-    the same class; a class's covariance is compared with the pool's by d(A, B) = `|| A - B ||_F^2 / (4 d^2)`.
+    The paper aligns second-order statistics of labelled and unlabelled features, keeps features of low confidence out
+    of a pool, and requires two models to agree on the similarities. In the published code the pool holds projections of
+    labelled voxels that both models predict correctly. Unlabelled voxels are used if both models predict the same
+    class. The covariance of a class is compared with that of the pool by d(A, B) = `|| A - B ||_F^2 / (4 d^2)`.
 
-    Differences from the code: here the two views are passes of one network, on the unlabelled images of the step and on
-    the same images before intensity augmentation; there they are two decoders with their own heads. Here the pool is a
-    `PrototypeMemory` that `MemoryBankUpdater` writes (`fifo` keeps the newest); there it holds all voxels of the
-    labelled cases. Here voxels are drawn at random from those that agree and are confident; there the most and the
-    least confident ones that agree are used.
+    Differences from the published code:
+
+    - The code uses two decoders with separate heads as its two views. Here the views are two passes of one network, on
+      the unlabelled images of the step and on the same images before intensity augmentation.
+    - The code's pool holds all voxels of the labelled cases. Here it is a `PrototypeMemory` that `MemoryBankUpdater`
+      writes (`fifo` keeps the newest).
+    - The code uses the most and the least confident voxels on which the views agree. Here voxels are drawn at random
+      from those on which the views agree with enough confidence.
 
     Forms, with covariances A_c and B_c of the two views and P_c of the pool:
-        `aligned`: ours, from the abstract: `mean_c [ (d(A_c, P_c) + d(B_c, P_c)) / 2 + d(A_c, B_c) ]`; 0 if all three
-            are equal.
-        `reference`: the code: `cross_view_entropy` of both views' distances from every class to every class's pool. It
-            also pulls a class towards the pools of other classes.
+        `aligned`: our formula for the paper's abstract, `mean_c [ (d(A_c, P_c) + d(B_c, P_c)) / 2 + d(A_c, B_c) ]`; 0
+            if all three are equal.
+        `reference`: as in the code, `cross_view_entropy` of both views' distances from each class to the pool of each
+            class. It also pulls a class towards the pools of other classes.
 
     Args:
-        pool: projected embeddings of each class.
+        pool: memory with the projected embeddings of each class.
         projection_head: g, embeddings `(N, C)` to `(N, D)`, shared with the handler that fills the pool; `None` uses
             the features themselves.
         prediction_head: q, embeddings `(N, D)` to `(N, D)`, applied after g, or `None`. The pool holds g(f), as in the
             code.
         weight: number or schedule.
-        confidence: minimum probability in [0, 1] that both views give to their class; 0 requires only that they agree,
-            as in the code.
+        confidence: minimum probability in [0, 1] of the predicted class in both views; 0 only requires that the views
+            agree, as in the code.
         samples_per_class: maximum number of unlabelled voxels of a class, drawn at random, at least 2; `None` for all.
         form: `aligned` or `reference`.
 
@@ -121,20 +125,20 @@ class CorrelationTerm(LossTerm):
         if not present:
             return features[:0].sum()
         flat = flat[chosen]
-        # Both views in one call of the heads, so that their batch norms see all embeddings together.
+        # One call of the heads for both views, so that the batch norms see all embeddings together.
         views = torch.stack([voxel_embeddings(features)[chosen], voxel_embeddings(weak_features)[chosen]])
         views = self.prediction_head(self.projection_head(views.flatten(0, 1))).unflatten(0, views.shape[:2])
         first, second = ([covariance(view[flat == c]) for c in present] for view in views)
         return self._distance(first, second, present, stored)
 
     def _agreeing(self, logits: torch.Tensor, weak_logits: torch.Tensor) -> torch.Tensor:
-        """Classes `(U, D, H, W)` that both views predict confidently, `NO_CLASS` elsewhere."""
+        """Return the classes `(U, D, H, W)` that both views predict confidently, and `NO_CLASS` elsewhere."""
         first, _ = pseudo_labels(logits.detach(), self.confidence)
         second, _ = pseudo_labels(weak_logits.detach(), self.confidence)
         return first.masked_fill(first != second, NO_CLASS)
 
     def _usable(self, flat: torch.Tensor, stored: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Indices of sampled voxels, and their classes: those with two or more voxels that the pool holds."""
+        """Sample voxels of the classes that have two or more voxels and are in the pool; return indices and classes."""
         num_classes = self.pool.num_classes
         available = torch.bincount(flat[flat >= 0], minlength=num_classes).tolist()
         present = [c for c in stored if available[c] >= 2]

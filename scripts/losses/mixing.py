@@ -16,14 +16,14 @@ from scripts.prototypes.voxels import NO_CLASS
 
 
 def random_box(shape: Sequence[int], fraction: float, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Draw a box with `fraction` of each side of the volume, at a uniformly random position.
+    """Draw a box whose sides are `fraction` of the sides of the volume, at a uniformly random position.
 
     Its sides are rounded down to whole voxels, at least 1. The position is drawn from torch's generator on the CPU, so
     that all devices draw the same box.
 
     Args:
         shape: D, H, W.
-        fraction: in (0, 1).
+        fraction: side of the box relative to the volume, in (0, 1).
         device: device of the result.
 
     Returns:
@@ -41,8 +41,8 @@ def random_box(shape: Sequence[int], fraction: float, device: torch.device | str
 class CopyPasteTerm(LossTerm):
     """Bidirectional copy-paste: BCP (Bai et al., CVPR 2023), section 3.
 
-    Each labelled case is pasted into an unlabelled one and the reverse, through the same box. Labels and the teacher's
-    pseudo-labels are pasted in the same way, and the network segments both mixtures in a further pass:
+    Each labelled case is pasted into an unlabelled one and vice versa, with the same box. Labels and the teacher's
+    pseudo-labels are pasted in the same way, and the network segments both mixtures in an additional pass:
 
     `sum over the two directions of [ S(labelled part) + unlabelled_weight * S(unlabelled part) ]`,
     `S(part) = (Dice + cross-entropy) / 2`
@@ -50,17 +50,21 @@ class CopyPasteTerm(LossTerm):
     Dice is computed for each case over all classes, background included; cross-entropy is the mean over the part's
     voxels. If there are fewer cases of one kind than of the other, they are used several times.
 
-    Differences from the authors' code: it pastes half of the labelled cases one way and the other half the other way
-    (here each pair is pasted both ways, so that one case of each kind is enough); its box never reaches the last
-    position along an axis; its teacher runs in training mode; its running statistics come from mixtures only (here from
-    whole cases only, since this pass does not change them).
+    Differences from the authors' code:
+
+    - It pastes half of the labelled cases in one direction and the other half in the other direction. Here each pair is
+      pasted in both directions, so that one case of each kind is enough.
+    - Its box is never drawn at the last position along an axis.
+    - Its teacher runs in training mode.
+    - Its running statistics come from mixtures only. Here they come from whole cases only, because this pass does not
+      change them.
 
     Args:
         weight: number or schedule.
         fraction: side of the box relative to the patch, in (0, 1); 2/3 in the paper.
         unlabelled_weight: weight of the pseudo-labelled part, alpha in the paper, at least 0.
         largest_component: whether pseudo-labels keep only the largest connected component of each foreground class, as
-            in the authors' code; not for structures that have several components.
+            in the authors' code. Set it to false for structures that have several components.
 
     Raises:
         ValueError: for a fraction outside (0, 1) or a negative weight.
@@ -96,26 +100,27 @@ class CopyPasteTerm(LossTerm):
         return first[1] + second[0] + self.unlabelled_weight * (first[0] + second[1])
 
     def _pseudo_labels(self, batch: TrainingBatch) -> torch.Tensor:
-        labels = batch.target_logits.max(dim=1).indices  # on CPUs faster than `argmax`
+        labels = batch.target_logits.max(dim=1).indices  # on CPUs `max` is faster than `argmax`
         labels = largest_components(labels) if self.largest_component else labels
         return labels.masked_fill(batch.target_logits[:, 0].isnan(), NO_CLASS)
 
 
 def part_losses(logits: torch.Tensor, targets: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """Dice plus cross-entropy, halved, inside and outside of a box, for both halves of a batch of mixtures.
+    """Mean of Dice loss and cross-entropy, inside and outside of a box, for both halves of a batch of mixtures.
 
     The Dice loss of each case over all classes is `1 - (2 sum(p t) + s) / (sum p + sum t + s)` with s = 1e-5, as in
     MONAI's `MaskedDiceLoss`. One softmax and one pass over the voxels serve all four parts.
 
     Args:
         logits: `(2 P, K, D, H, W)`.
-        targets: classes `(2 P, D, H, W)`, int64 in [0, K), or `NO_CLASS` for voxels to leave out.
+        targets: classes `(2 P, D, H, W)`, int64 in [0, K), or `NO_CLASS` for voxels to ignore.
         box: bool `(D, H, W)`.
 
     Returns:
-        `(2, 2)`: the halves of the batch by (inside, outside); 0 with a zero gradient for a part without voxels.
+        Losses `(2, 2)`, with the halves of the batch as rows and (inside, outside) as columns; 0 with a zero gradient
+        for a part without voxels.
     """
-    sides = torch.stack([box, ~box], dim=-1).flatten(0, 2).to(logits.dtype)  # sums over voxels are products with it
+    sides = torch.stack([box, ~box], dim=-1).flatten(0, 2).to(logits.dtype)  # a product with it sums over voxels
     counted = (targets != NO_CLASS).to(logits.dtype)
     voxels = (counted.flatten(1) @ sides).unflatten(0, (2, -1)).sum(dim=1)
     ce = cross_entropy(logits, targets, ignore_index=NO_CLASS, reduction="none")

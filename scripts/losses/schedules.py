@@ -31,17 +31,18 @@ def sigmoid_rampup(step: float, length: float) -> float:
 class RampUp:
     """A weight that ramps up; start and end are fractions of the run, so that it scales with `max_steps`.
 
-    0 up to the step `start`, then `value * exp(-5 (1 - s)^2)` with s from 0 to 1 until `end`, then `value`
-    (Laine & Aila, ICLR 2017). With `unlabelled_start` as `start`, the first step with a weight is the first one with
+    The weight is 0 up to the step `start`, then `value * exp(-5 (1 - s)^2)` with s rising from 0 to 1 until `end`, then
+    `value` (Laine & Aila, ICLR 2017). If `start` is `unlabelled_start`, the weight is positive from the first step with
     unlabelled cases.
 
     Args:
         value: final weight.
         start: fraction of the run before which the weight is 0, in [0, 1].
         end: fraction of the run at which the weight reaches `value`, in [start, 1].
-        stairs: number of equal stairs of the ramp; 0 increases the weight in every step. UA-MT and SS-Net use 40 stairs
-            of 150 iterations, over the first 0.4 of 15,000 iterations. They count an iteration before they ask for its
-            weight, so that the first stair has 149 iterations: iteration n, from 1, is on stair n // 150.
+        stairs: number of equal steps in which the weight rises; with 0 it rises in every iteration. UA-MT and SS-Net
+            use 40 stairs of 150 iterations, over the first 0.4 of 15,000 iterations. They increment the iteration
+            before they look up its weight. Iteration n, counted from 1, is therefore on stair n // 150, and the first
+            stair has 149 iterations.
 
     Raises:
         ValueError: if not 0 <= start <= end <= 1, or for a negative number of stairs.
@@ -61,32 +62,32 @@ class RampUp:
         climbed = step - self.start * max_steps
         if self.stairs == 0 or length <= 0:
             return self.value * sigmoid_rampup(climbed, length)
-        # The small number corrects products that are rounded down.
+        # The small number corrects products that floating point rounds down.
         return self.value * sigmoid_rampup(math.floor(climbed / length * self.stairs + 1e-6), self.stairs)
 
 
 def warmed_decay(decay: float, updates: int) -> float:
     """Decay of an exponential moving average after n updates: `decay * (1 + n) / (10 + n)`.
 
-    The second factor alone weights the networks of the past by the ninth power of their step number, as if the average
-    covered the last tenth of the updates so far: untrained weights fade quickly. With the product the average is short
-    if either of them is, so `decay` counts from the first steps on, in short runs too.
+    With the factor `(1 + n) / (10 + n)` alone, past networks would be weighted by the ninth power of their step number,
+    so the average would cover roughly the last tenth of all updates, and untrained weights would fade quickly. The
+    product is below both factors, so `decay` also has an effect in the first steps and in short runs.
     """
     return decay * (1.0 + updates) / (10.0 + updates)
 
 
 def cosine_rate(step: int, max_steps: int, warmup: int = 0, lowest: float = 0.01, restart: float = 1.0) -> float:
-    """Factor on the learning rate: linear warm-up, then half a cosine to `lowest`, once or twice.
+    """Factor on the learning rate: linear warm-up, then half a cosine down to `lowest`, once or twice.
 
-    `max(lowest, (1 + cos(pi s / L)) / 2)` with s steps of L done (Loshchilov & Hutter, ICLR 2017). With self-training,
-    the curve starts anew when unlabelled cases take part.
+    `max(lowest, (1 + cos(pi s / L)) / 2)` after s of L steps (Loshchilov & Hutter, ICLR 2017). With self-training, the
+    curve restarts when training on unlabelled cases begins.
 
     Args:
-        step: number of steps done.
+        step: number of completed steps.
         max_steps: length of the run, at least 1.
         warmup: number of steps over which the factor increases from 1 / warmup.
         lowest: smallest factor after the warm-up, in [0, 1].
-        restart: fraction of the run, in (0, 1], at which the curve starts anew; 1: never.
+        restart: fraction of the run, in (0, 1], at which the curve restarts; with 1 it never does.
     """
     first = min(max_steps, round(restart * max_steps))
     done, length = (step, first) if step < first or first == max_steps else (step - first, max_steps - first)
@@ -97,23 +98,24 @@ def cosine_rate(step: int, max_steps: int, warmup: int = 0, lowest: float = 0.01
 def step_rate(step: int, max_steps: int, stages: int = 6, factor: float = 0.1) -> float:
     """Factor on the learning rate, multiplied by `factor` after each of `stages` equal parts of the run.
 
-    SS-Net (Wu et al., MICCAI 2022) and UA-MT divide by 10 every 2,500 of 15,000 iterations (six stages).
+    SS-Net (Wu et al., MICCAI 2022) and UA-MT divide the rate by 10 every 2,500 of 15,000 iterations (six stages).
 
     Args:
-        step: number of steps done.
+        step: number of completed steps.
         max_steps: length of the run, at least 1.
-        stages: at least 1.
-        factor: in (0, 1].
+        stages: number of parts, at least 1.
+        factor: multiplier per part, in (0, 1].
     """
     return factor ** (step * stages // max_steps)
 
 
 def warmed_rate(curve: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    """A curve of the learning rate with a linear warm-up in front of whatever it has itself.
+    """Add a linear warm-up to a curve of the learning rate, in addition to any warm-up that it already has.
 
     Args:
         curve: factor on the learning rate as a function of the number of completed steps.
-        warmup: number of steps over which the factor increases to the curve, from 1 / warmup of it; 0: none.
+        warmup: number of steps over which the curve is multiplied by a factor that rises linearly from 1 / warmup to 1;
+            0 for no warm-up.
 
     Example:
         >>> warmed_rate(lambda step: 0.5, warmup=4)(1)

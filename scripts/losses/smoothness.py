@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual adversarial training: the prediction should not change if the image changes slightly."""
+"""Virtual adversarial training: the prediction should not change when the image changes slightly."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AdversarialDirection(NamedTuple):
 
     Attributes:
         direction: unit direction per case, `(B, C, D, H, W)`, without gradient.
-        distances: distance between the clean and the probed prediction at each iteration, scalars without gradient.
-        gradient_norm: 2-norm per case of the last gradient, `(B,)`.
+        distances: distance between the clean and the probed prediction in each iteration, scalars without gradient.
+        gradient_norm: 2-norm of the last gradient for each case, `(B,)`.
     """
 
     direction: torch.Tensor
@@ -44,17 +44,17 @@ def adversarial_direction(
 ) -> AdversarialDirection:
     """Power iteration of virtual adversarial training (Miyato et al., TPAMI 2018, section 3.3).
 
-    Each iteration probes `images + probe * d` and replaces d by the normalised gradient of the linear Dice distance
-    between the probed and the clean prediction (SS-Net, Wu et al., MICCAI 2022, uses Dice as the divergence).
+    Each iteration predicts `images + probe * d`, and replaces d by the normalised gradient of the linear Dice distance
+    between this prediction and the clean one (SS-Net, Wu et al., MICCAI 2022, uses Dice as the divergence).
     Gradients stored in parameters are neither used nor changed.
 
     Args:
-        predict: images to probabilities `(B, K, D, H, W)`.
+        predict: function from images to probabilities `(B, K, D, H, W)`.
         images: `(B, C, D, H, W)`.
         clean: prediction for `images`, without gradient.
         start: random directions, the shape of `images`.
         probe: length of the probing step (xi), in intensity units.
-        iterations: at least 1.
+        iterations: number of power iterations, at least 1.
     """
     direction, _ = unit_directions(start)
     distances = []
@@ -77,12 +77,12 @@ def centred_noise(images: torch.Tensor) -> torch.Tensor:
 
 
 class SmoothnessTerm(LossTerm):
-    """Distance between the prediction for an image and that for the image moved in its adversarial direction.
+    """Distance between the predictions for an image and for the same image with an adversarial perturbation.
 
     `dice(softmax f(x + epsilon d), softmax f(x))` with the linear Dice distance and d from power iteration: virtual
     adversarial training (Miyato et al., TPAMI 2018) as SS-Net uses it (Wu et al., MICCAI 2022, equation 2). The clean
-    prediction and d are constants. Passes with moved images use the statistics of their batch and do not record them.
-    All cases are moved, labelled and unlabelled, as in SS-Net's code. Ignored voxels of labelled cases are left out.
+    prediction and d are constants. Passes of perturbed images use batch statistics and do not record them. All cases
+    are perturbed, labelled and unlabelled, as in SS-Net's code. Ignored voxels of labelled cases are left out.
 
     The linear Dice distance between identical soft predictions is not 0, so the term also rewards certainty.
 
@@ -91,8 +91,8 @@ class SmoothnessTerm(LossTerm):
         probe: xi, length of the probing step in intensity units, for images of unit variance.
         epsilon: length of the final step, in the same units (SS-Net's code: 10 on the left atrium, 6 for 2D).
         iterations: power iterations, at least 1.
-        clean_pass: `step` uses the step's prediction, at no cost; `own` predicts the images once more, which records
-            running statistics again and draws dropout anew (SS-Net's code).
+        clean_pass: `step` uses the step's prediction, at no cost; `own` predicts the images once more, which updates
+            running statistics again and uses new random dropout (SS-Net's code).
         noise: function that draws the starting direction, given the images.
 
     Raises:

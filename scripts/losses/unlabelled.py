@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the unlabelled cases: pseudo-labels, consistency and entropy minimisation."""
+"""Losses on unlabelled cases: pseudo-labels, consistency and entropy minimisation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PseudoLabelTerm(LossTerm):
     """Cross-entropy plus Dice of the unlabelled cases against the teacher's most probable classes.
 
     The teacher sees the image before intensity augmentation and the network sees it afterwards, so the network learns
-    to predict the same under different contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020). Voxels below the
-    confidence are left out of both parts; the loss is 0 if none remains.
+    to give the same prediction under different contrast, noise and blur (FixMatch, Sohn et al., NeurIPS 2020). Voxels
+    below the confidence are left out of both parts; the loss is 0 if no voxel remains.
 
     Args:
         weight: number or schedule.
@@ -64,11 +64,11 @@ class PseudoLabelTerm(LossTerm):
 class SoftPseudoLabelTerm(LossTerm):
     """Cross-entropy plus Dice of the unlabelled cases against the teacher's probabilities.
 
-    Soft targets keep classes that are not yet the most probable one: a thin structure with a probability of one half
-    contributes half as much, whereas hard labels would make it background.
+    Soft targets keep classes that are not yet the most probable ones. For example, a thin structure with a probability
+    just below one half still contributes with that weight, whereas hard labels would make it background.
 
-    Cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus squared Dice
-    (`scripts.losses.supervised.squared_dice_loss`, smoothing 1e-5), mean over the foreground classes.
+    The loss is the cross-entropy against probabilities (Hinton et al., 2015, at temperature 1) plus the squared Dice
+    loss (`scripts.losses.supervised.squared_dice_loss`, smoothing 1e-5), averaged over the foreground classes.
 
     Args:
         weight: number or schedule.
@@ -105,11 +105,11 @@ class EntropyTerm(LossTerm):
     """Entropy minimisation on the unlabelled cases (Grandvalet & Bengio, NeurIPS 2004).
 
     `mean_{u,v} ( -sum_k p_k log p_k ) / log K`, in [0, 1]: 0 if every voxel is certain, 1 if all classes are equally
-    likely. The division by log K, which is ours, lets one weight fit any number of classes.
+    likely. The division by log K is our addition; with it the same weight suits any number of classes.
 
     Args:
-        weight: number or schedule. If it is on before a class is learned, the network becomes certain that the class is
-            absent.
+        weight: number or schedule. If it is positive before a class is learned, the network becomes certain that the
+            class is absent.
     """
 
     def forward(self, batch: TrainingBatch) -> torch.Tensor:

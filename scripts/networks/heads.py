@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small perceptrons used only in training: projection and prediction heads, and the learned selector."""
+"""Small perceptrons that are used in training only: projection and prediction heads, and the learned selector."""
 
 from __future__ import annotations
 

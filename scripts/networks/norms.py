@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms: instance norm in channels-last layout, and passes that leave running statistics alone."""
+"""Normalisation layers: instance norm in channels-last layout, and passes that do not update running statistics."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Context in which norms of `network` in training mode use their batch's statistics and record nothing.
+    """Context in which the norms of a network in training mode use batch statistics, but do not record them.
 
-    For inputs outside the training distribution, such as adversarial (Miyato et al., TPAMI 2018, section 4.3) or mixed
-    images: the deployed network needs the statistics of real images.
+    Use it for inputs outside the training distribution, such as adversarial (Miyato et al., TPAMI 2018, section 4.3) or
+    mixed images, because the deployed network needs the statistics of real images.
     """
     batch_norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     instance_norms = [m for m in network.modules() if isinstance(m, INSTANCE_NORMS) and m.track_running_stats]
@@ -28,7 +28,7 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     try:
         for norm in batch_norms:
             norm.track_running_stats = False
-        for recording in instance_norms:  # torch's instance norm records even without tracking
+        for recording in instance_norms:  # torch's instance norm records statistics even without tracking
             recording.momentum = 0.0
         yield
     finally:
@@ -39,10 +39,10 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
-    """torch's instance norm with the same result and state dict, for inputs in channels-last layout.
+    """Instance norm that keeps the channels-last layout, with the same result and state dict as torch's.
 
-    torch copies such inputs to the other layout and returns the result in it, so that the layers behind it mix both
-    layouts. The batch norm of a single case is its instance norm, and keeps the layout.
+    torch's instance norm copies such inputs to the contiguous layout and returns the result in it, so that the layers
+    after it mix both layouts. Batch norm keeps the layout, and for a single case it equals instance norm.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

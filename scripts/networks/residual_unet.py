@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A residual U-Net whose first stage works at half resolution, built from MONAI's blocks."""
+"""A residual U-Net whose stages work at half resolution and below, built from MONAI's blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP_CHANNELS = 8
 
 
 def _norm_for(norm: str | tuple, channels: int) -> str | tuple:
-    """Complete a norm's name with arguments for a layer of `channels` channels."""
+    """Add the arguments that a norm needs for a layer of `channels` channels."""
     if norm == "group":
         return "group", {"num_groups": max(1, channels // GROUP_CHANNELS), "num_channels": channels}
     return (INSTANCE_NORM, {"affine": True}) if norm == "instance" else norm
@@ -28,10 +28,10 @@ def _norm_for(norm: str | tuple, channels: int) -> str | tuple:
 class ResidualUNet(nn.Module):
     """Residual U-Net: `(B, in_channels, D, H, W)` to logits `(B, out_channels, D, H, W)`.
 
-    A strided stem halves the resolution, so that the wide stages are cheap. Each encoder stage is one or more residual
-    blocks (He et al., CVPR 2016); the decoder has one convolution per stage and concatenates the encoder's output of
-    its scale (Ronneberger et al., MICCAI 2015). A light head brings the finest decoder stage back to full resolution,
-    joins it with the image and gives the logits. With `stem_stride=1` there is no such head.
+    A strided stem halves the resolution, so that the wide stages are cheap. Each encoder stage has one or more residual
+    blocks (He et al., CVPR 2016). Each decoder stage has one convolution, and concatenates the encoder's output at the
+    same scale (Ronneberger et al., MICCAI 2015). A light head upsamples the finest decoder stage to full resolution,
+    concatenates the image and computes the logits. With `stem_stride=1` there is no such head.
 
     Prototype methods and deep supervision name decoder stages as layers: `decoder.0` is the coarsest, and
     `decoder.<len(widths) - 2>` the finest, with `widths[0]` channels at the stem's resolution.
@@ -42,9 +42,9 @@ class ResidualUNet(nn.Module):
         widths: channels of the encoder's stages, finest first; at least 2.
         blocks: residual blocks of each stage.
         stem_stride: stride of the first convolution, one number or one per axis; 2 halves the resolution.
-        strides: stride of each stage after the first, one number or one per axis each; `None`: 2 everywhere. An axis
+        strides: stride of each stage after the first, each one number or one per axis; `None`: 2 everywhere. An axis
             with large voxels needs fewer halvings: `[[2, 2, 1], 2, 2]`.
-        norm: `group` (8 channels a group), `batch`, `instance`, or any argument of MONAI's norm factory.
+        norm: `group` (8 channels per group), `batch`, `instance`, or any argument of MONAI's norm factory.
         head_channels: channels of the full-resolution head.
         dropout_prob: probability in [0, 1) of dropping a channel after the coarsest stage.
 

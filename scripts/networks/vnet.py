@@ -14,11 +14,11 @@ from torch import nn
 from scripts.networks.norms import INSTANCE_NORM
 
 STAGE_LAYERS = (1, 2, 3, 3, 3)
-"""3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
+"""Number of 3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
 
 
 def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None:
-    """Complete a norm's name with arguments MONAI's factory needs: a group count that divides every width, affine."""
+    """Add the arguments that MONAI's norm factory needs: `affine`, and a number of groups that divides every width."""
     if not isinstance(norm, str):
         return norm
     if norm.lower() == "group":
@@ -29,7 +29,7 @@ def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None
 
 
 class _ConvStage(nn.Sequential):
-    """`layers` times (3x3x3 convolution, norm, ReLU); the first changes the number of channels."""
+    """A sequence of `layers` times (3x3x3 convolution, norm, ReLU); the first changes the number of channels."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, norm: str | tuple | None) -> None:
         super().__init__(
@@ -85,7 +85,7 @@ class VNetEncoder(nn.Module):
         self.dropout = Dropout["dropout", 3](dropout_prob)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the five scales, finest first; the last one after dropout."""
+        """Return the outputs of the five stages, finest first; dropout is applied to the last one."""
         x1 = self.stage1(x)
         x2 = self.stage2(self.down1(x1))
         x3 = self.stage3(self.down2(x2))
@@ -95,7 +95,7 @@ class VNetEncoder(nn.Module):
 
 
 class VNetDecoder(nn.Module):
-    """Four stages back up; each adds (does not concatenate) the encoder's output of its scale."""
+    """Four stages from the bottleneck to full resolution; each adds the encoder's output at its scale."""
 
     def __init__(self, out_channels: int, base_filters: int, norm: str | tuple | None, dropout_prob: float) -> None:
         super().__init__()
@@ -128,8 +128,8 @@ class VNet(nn.Module):
 
     Milletari et al., "V-Net", 3DV 2016, in the form shared by UA-MT (MICCAI 2019), SS-Net (MICCAI 2022) and their
     successors: 16-32-64-128-256 filters, 1/2/3/3/3 convolutions per stage, strided 2x2x2 convolutions down, transposed
-    convolutions up, no residual connection inside a stage. Parameters have the same order as in these published codes,
-    see `load_reference_backbone`.
+    convolutions up, no residual connection inside a stage. Parameters have the same order as in the published code of
+    these methods, see `load_reference_backbone`.
 
     Prototype methods use the output of `decoder.stage1` as features (`base_filters` channels at full resolution), or
     that of `decoder.dropout` to include dropout.
@@ -137,7 +137,7 @@ class VNet(nn.Module):
     Args:
         in_channels: image channels, at least 1.
         out_channels: classes, background included, at least 1.
-        base_filters: filters of the first stage; each next stage doubles them.
+        base_filters: filters of the first stage; each further stage doubles them.
         norm: `batch`, `group`, `instance`, `None`, or any argument of MONAI's norm factory, e.g.
             `("group", {"num_groups": 4})`.
         dropout_prob: probability in [0, 1) of dropping a channel, after the bottleneck and before the output layer.
@@ -197,17 +197,18 @@ BACKBONE_PREFIXES = ("encoder.", "decoder.")
 def load_reference_backbone(network: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     """Copy the encoder and decoder weights of a published state dict into `VNet`, entry by entry in order.
 
-    Both list the same layers in the same order under different names. Heads and selectors in `state` are skipped.
+    Both state dicts list the same layers in the same order under different names. Heads and selectors in `state` are
+    skipped.
 
     Args:
         network: a `VNet` with batch norm and the widths, channels and classes of `state`.
         state: the published state dict, in its original order.
 
     Returns:
-        `network`, loaded.
+        `network` with the loaded weights.
 
     Raises:
-        ValueError: if the number of entries differs, or the shape or kind of one entry.
+        ValueError: if the number of entries differs, or if an entry has another shape or kind.
     """
     theirs = [(key, value) for key, value in state.items() if key.startswith(BACKBONE_PREFIXES)]
     ours = network.state_dict()

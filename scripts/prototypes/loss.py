@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of features: contrast with class prototypes, compactness within a class, separation of the classes' means."""
+"""Losses on features: contrast with class prototypes, compactness within a class, separation of the class means."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scripts.prototypes.selectors import ClassSelectors
 from scripts.prototypes.voxels import check_counts, check_embeddings, group_by_class, sample_group, voxel_embeddings
 
 MIN_EMBEDDINGS = 2
-"""A class contributes if it has at least this many features and prototypes, as in the published codes."""
+"""A class contributes if it has at least this many features and this many prototypes, as in the published code."""
 
 SMALLEST_NORM = 1e-12
-"""Shorter embeddings have no direction; the limit of `torch.nn.functional.normalize`."""
+"""Embeddings shorter than this count as zero, without a direction; the limit of `torch.nn.functional.normalize`."""
 
 
 def cosine_similarity(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -47,7 +47,7 @@ def class_contrast(
         feature_weights: w `(N,)` with mean 1, or `None` for ones.
         memory_weights: v `(M,)` with mean 1, or `None` for ones.
     """
-    # One product per feature instead of one per pair, and a division of (N,) instead of (N, D):
+    # This form needs one dot product per feature instead of one per pair, and divides (N,) values instead of (N, D):
     # mean_m v_m (1 - cos(f, p_m)) = mean(v) - f . t / |f| with t = mean_m v_m p_m / |p_m|.
     if memory_weights is None:
         memory_weights = prototypes.new_ones(len(prototypes))
@@ -60,16 +60,17 @@ def class_contrast(
 def class_info_nce(
     features: torch.Tensor, prototypes: torch.Tensor, others: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Cross-entropy of finding a class's prototypes among those of all classes, given features of the class.
+    """Cross-entropy of picking a class's prototypes among those of all classes, given features of the class.
 
-    `mean_n [log sum_{all m} exp(cos(f_n, p_m) / t) - log sum_{own m} exp(cos(f_n, p_m) / t)]`: the supervised contrast
-    of Khosla et al. (NeurIPS 2020, eq. 3, with the sum inside the logarithm), against prototypes. At least 0. Both sums
-    are computed as logarithms, so a small t gives a finite value too.
+    `mean_n [log sum_{all m} exp(cos(f_n, p_m) / t) - log sum_{own m} exp(cos(f_n, p_m) / t)]`: the supervised
+    contrastive loss of Khosla et al. (NeurIPS 2020, eq. 3, with the sum inside the logarithm), with prototypes in place
+    of other samples. The value is at least 0. It is finite even for a small t, because both sums are computed in the
+    log domain.
 
     Args:
         features: `(N, D)`, N at least 1.
-        prototypes: of the class, `(M, D)`, M at least 1; constants.
-        others: of all other classes, `(L, D)`, L at least 1; constants.
+        prototypes: prototypes of the class, `(M, D)`, M at least 1; constants.
+        others: prototypes of all other classes, `(L, D)`, L at least 1; constants.
         temperature: t, above 0.
     """
     own, rest = (
@@ -86,7 +87,7 @@ def average_over_classes(losses: Sequence[torch.Tensor], num_classes: int, divis
         losses: one scalar per class that contributed, at least one.
         num_classes: K.
         divisor: `present` divides by `len(losses)`; `all` divides by K, so that skipped classes count as 0, as
-            in the published codes.
+            in the published code.
     """
     return torch.stack(list(losses)).sum() / (len(losses) if divisor == "present" else num_classes)
 
@@ -97,30 +98,30 @@ class ContrastivePrototypeLoss(nn.Module):
     For each class c with prototypes p: `L_c = mean_{n,m} (1 - cos(q(g(f_n)), p_m))` over the features f of the class,
     with projection head g and prediction head q; the memory holds projections g(f). Values lie in [0, 2]. This is the
     class-to-class contrast of SS-Net (Wu et al., MICCAI 2022) and SemiSeg-Contrastive (Alonso et al., ICCV 2021). With
-    selectors each distance is multiplied by the weights of its feature and its prototype; values are then not bounded
-    by 2.
+    selectors, each distance is multiplied by the weights of its feature and its prototype, so values can exceed 2.
 
-    Gradients reach the features, both heads and the selectors, but not the memory, which `MemoryBankUpdater` writes. In
-    training mode a call updates the running statistics of batch norms in heads and selectors, and sampling advances
-    torch's generator; nothing else changes. A NaN in a feature that is used makes the value NaN; `GradientGuard` then
-    undoes the step.
+    Gradients reach the features, both heads and the selectors. They do not reach the memory, which `MemoryBankUpdater`
+    writes. In training mode a call updates the running statistics of batch norms in heads and selectors, and sampling
+    advances torch's generator; nothing else changes. A NaN in a feature that is used makes the value NaN;
+    `GradientGuard` then undoes the step.
 
     Args:
-        memory: prototypes per class, width D.
+        memory: prototypes of each class, of width D.
         projection_head: g, embeddings `(N, C)` to `(N, D)`; `None` for features that are projected already (C = D).
         prediction_head: q, embeddings `(N, D)` to `(N, D)`, or `None`.
         selectors: learned weights, computed from q(g(f)) and p; `None` for equal weights.
         samples_per_class: maximum number of voxels of a class per call, drawn at random, at least 2; `None` for all.
-            Neighbouring voxels carry nearly the same information, and the heads' cost grows with their number.
-        divisor: `present` averages over the classes that contributed; `all` divides by K, as the published codes do.
+            Neighbouring voxels carry nearly the same information, and the heads' cost grows with the number of voxels.
+        divisor: `present` averages over the classes that contributed; `all` divides by K, as the published code does.
         temperature: `None` for the distance above, which only pulls features towards their class. A number above 0
             selects `class_info_nce` instead, which also pushes them away from other classes. Its values are at least 0
-            and unbounded, and a class contributes only if another class has prototypes. Not possible with selectors.
+            without an upper bound, and a class contributes only if another class has prototypes. It cannot be combined
+            with selectors.
         embeddings_through_heads: `used` sends only the sampled voxels through the heads; `all` sends every voxel, as in
-            the published codes, so that the heads' batch norms see all classes and all voxels. `all` costs more.
+            the published code, so that the heads' batch norms see all classes and all voxels. `all` costs more.
 
     Attributes:
-        contributing: the classes that contributed to the last call.
+        contributing: the classes that contributed in the last call.
 
     Raises:
         ValueError: at construction for an invalid argument; in `forward` if features and labels do not match.
@@ -169,7 +170,7 @@ class ContrastivePrototypeLoss(nn.Module):
         Args:
             features: maps `(B, C, D, H, W)` or embeddings `(N, C)`, before the heads; cast to the memory's type.
             labels: classes `(B, D, H, W)` or `(N,)` on the features' grid, int64 in [0, K), or `NO_CLASS` for voxels
-                to leave out.
+                to ignore.
 
         Returns:
             A scalar; 0 with a zero gradient if no class has enough features and prototypes.
@@ -234,16 +235,16 @@ class ContrastivePrototypeLoss(nn.Module):
     def _usable(self, available: Sequence[int], stored: Sequence[int]) -> list[int]:
         """Classes that have enough features and prototypes, given the numbers of both for each class."""
         if self.temperature is not None and sum(count > 0 for count in stored) < 2:
-            return []  # a single class in the memory is always found
+            return []  # with a single class there is nothing to tell it from
         return [c for c, counts in enumerate(zip(available, stored, strict=True)) if min(counts) >= MIN_EMBEDDINGS]
 
 
 def compactness(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Mean cosine distance of embeddings to the mean direction of their class, averaged over classes.
 
-    For unit embeddings u of class c with mean m_c that is `mean_n (1 - u_n . m_c / |m_c|) = 1 - |m_c|`, the circular
-    variance (Mardia & Jupp, Directional Statistics, 2000): 0 if all have one direction, 1 if the directions cancel out.
-    The mean depends on the embeddings, so the gradient pulls them together.
+    For unit embeddings u of class c with mean m_c, this is `mean_n (1 - u_n . m_c / |m_c|) = 1 - |m_c|`, the circular
+    variance (Mardia & Jupp, Directional Statistics, 2000). It is 0 if all embeddings have the same direction, and 1 if
+    the directions cancel out. The gradient also flows through the mean, and pulls the embeddings together.
 
     Args:
         features: embeddings `(N, D)`, of any length.
@@ -269,11 +270,11 @@ def check_margin(margin: float) -> None:
 
 
 def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, margin: float = 1.0) -> torch.Tensor:
-    """Shortfall of the cosine distance between two classes' means below a margin, averaged over pairs of classes.
+    """Hinge loss on the cosine distance between the means of two classes, averaged over pairs of classes.
 
     `mean_{c<d} max(0, margin - (1 - cos(m_c, m_d)))`, where m is the mean of a class's unit embeddings. The gradient
-    pushes the embeddings of two classes apart until the distance of their means is `margin`: 1 is orthogonal, 2 is
-    opposite (which only two classes can be).
+    pushes the embeddings of two classes apart until the distance of their means reaches `margin`. A distance of 1 means
+    orthogonal, and 2 means opposite; more than two classes cannot all be opposite to each other.
 
     Args:
         features: embeddings `(N, D)`, of any length.
@@ -298,7 +299,7 @@ def separation(features: torch.Tensor, labels: torch.Tensor, num_classes: int, m
 def _mean_directions(
     features: torch.Tensor, labels: torch.Tensor, num_classes: int, min_embeddings: int
 ) -> torch.Tensor:
-    """Means `(P, D)` of the unit embeddings of each class that has at least `min_embeddings`."""
+    """Return the means `(P, D)` of the unit embeddings of each class that has at least `min_embeddings`."""
     check_embeddings(features, labels, num_classes)
     used = labels >= 0
     members = one_hot(labels[used], num_classes).T.to(features.dtype)

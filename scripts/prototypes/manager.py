@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of the method document: memory, contrast and auxiliary losses behind four methods."""
+"""The class that the method document describes: memory, contrast and auxiliary losses in one object."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PREDICTIONS = ("logits", "probabilities")
 class ContrastivePrototypeManager(nn.Module):
     """Contrastive prototypes for a hand-written training loop: one call of `update_and_compute_loss` per step.
 
-    A thin layer over `PrototypeMemory`, `ContrastivePrototypeLoss` and `ClassSelectors`, which the bundle's own
-    training uses directly. Features must be projected already: `(N, D)`, or maps `(B, D, ...)` on a grid that may be
-    coarser than that of labels and predictions. `state_dict` holds memory and selectors.
+    This is a thin layer over `PrototypeMemory`, `ContrastivePrototypeLoss` and `ClassSelectors`, which the training of
+    this bundle uses directly. Features must be projected already: embeddings `(N, D)`, or maps `(B, D, ...)` on a grid
+    that may be coarser than the grid of labels and predictions. `state_dict` holds memory and selectors.
 
-    `docs/manager.md` lists where the document leaves a choice and what was chosen.
+    `docs/manager.md` lists the points that the document leaves open, and the choices made here.
 
     Args:
         num_classes: K, background included.
@@ -38,10 +38,10 @@ class ContrastivePrototypeManager(nn.Module):
         use_learned_selector: whether learned selectors weight features and prototypes.
         predictions: what `update_and_compute_loss` receives, `logits` or `probabilities`.
         confidence: minimum probability in [0, 1] for a pseudo-label to be used.
-        selection: which features of a class enter the memory if there are more than fit, see
-            `scripts.prototypes.selectors.select_indices`; `None` for `lowest` with selectors, which is the document's
-            sort (ascending, the first kept), and `random` without.
-        margin: cosine distance in (0, 2] that class means should keep from each other.
+        selection: which features of a class to store if there are more than fit in the memory, see
+            `scripts.prototypes.selectors.select_indices`. `None` selects `random` without selectors and `lowest` with
+            them, because the document sorts in ascending order and keeps the first.
+        margin: minimum cosine distance in (0, 2] between class means.
         divisor: see `ContrastivePrototypeLoss`.
         memory_weighting: see `ClassSelectors`.
 
@@ -112,12 +112,12 @@ class ContrastivePrototypeManager(nn.Module):
         """Replace each given class's prototypes by new features; other classes keep theirs.
 
         Args:
-            features_dict: class index to projected features `(N, D)`. Features with a NaN or an infinity are left
-                out.
-            probabilities: class index to the network's probabilities `(N,)`, for `selection="confidence"`.
+            features_dict: maps a class index to projected features `(N, D)`. Features with a NaN or an infinity are
+                ignored.
+            probabilities: maps a class index to the network's probabilities `(N,)`, for `selection="confidence"`.
 
         Raises:
-            ValueError: for a class or a width that the memory does not have.
+            ValueError: for a class that the memory does not have, or features of the wrong width.
         """
         self.memory.check(features_dict)
         limit, selectors = self.memory.elements_per_class, self.loss.selectors
@@ -131,7 +131,7 @@ class ContrastivePrototypeManager(nn.Module):
     def contrastive_class_to_class_learned_memory(
         self, features: torch.Tensor, class_labels: torch.Tensor
     ) -> torch.Tensor:
-        """`ContrastivePrototypeLoss` of projected features and their classes; does not write to the memory.
+        """Compute `ContrastivePrototypeLoss` of projected features and their classes, without writing to the memory.
 
         Args:
             features: `(N, D)` or maps `(B, D, ...)`.
@@ -154,22 +154,22 @@ class ContrastivePrototypeManager(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Write this step's features to the memory, then return the weighted sum of three losses.
 
-        The losses are the contrast with the memory and, among the features themselves, compactness within classes and
-        separation of classes (`scripts.prototypes.loss`). A loss whose weight is 0 is not computed.
+        The losses are the contrast of the features with the memory, the compactness of the features within classes, and
+        the separation between classes (`scripts.prototypes.loss`). A loss whose weight is 0 is not computed.
 
         Args:
             features: projected, `(N, D)` or maps `(B, D, ...)`.
             predictions: `(N, K)` or maps `(B, K, ...)`, logits or probabilities as set in the constructor.
-            labels: classes `(N,)`, `(B, ...)` or `(B, 1, ...)`, in [0, K) or -1 for no class; `None` for pseudo-labels:
-                the most probable class if its probability reaches the confidence.
+            labels: classes `(N,)`, `(B, ...)` or `(B, 1, ...)`, in [0, K) or -1 for no class. `None` selects
+                pseudo-labels: the most probable class if its probability is at least `confidence`.
             is_labeled: `False` ignores `labels` and uses pseudo-labels.
             contrastive_weight: weight of the contrast.
             intra_weight: weight of the compactness.
             inter_weight: weight of the separation.
 
         Returns:
-            The loss, a scalar, and as numbers its unweighted parts `contrastive`, `intra` and `inter` and their
-            weighted sum `total`. A part without suitable features is 0 with a zero gradient.
+            The loss, a scalar tensor, and a dictionary of numbers: its unweighted parts `contrastive`, `intra` and
+            `inter`, and their weighted sum `total`. A part without suitable features is 0 with a zero gradient.
 
         Raises:
             ValueError: for features with a NaN or an infinity, a wrong width or number of classes, labels out of range,
@@ -221,7 +221,7 @@ class ContrastivePrototypeManager(nn.Module):
             )
 
     def _probabilities(self, predictions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """Probabilities `(N, K)` on the features' grid."""
+        """Convert the predictions to probabilities `(N, K)` on the features' grid."""
         if predictions.ndim < 2 or predictions.shape[1] != self.memory.num_classes:
             raise ValueError(
                 f"predictions must have {self.memory.num_classes} classes on axis 1, got shape "
@@ -243,7 +243,7 @@ class ContrastivePrototypeManager(nn.Module):
         return voxel_embeddings(predictions)
 
     def _given_classes(self, labels: torch.Tensor, ndim: int, shape: torch.Size) -> torch.Tensor:
-        """Flat classes on the features' grid."""
+        """Bring the labels to the features' grid and flatten them."""
         check_labels(labels, self.memory.num_classes)
         labels = labels[:, 0] if labels.ndim == ndim else labels
         return (labels_on_grid(labels, shape) if labels.ndim > 1 else labels).reshape(-1).long()

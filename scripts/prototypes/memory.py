@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class-wise memory bank of prototypes."""
+"""Memory bank with prototypes for each class."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ STRATEGIES = ("replace", "fifo")
 
 
 class PrototypeMemory(nn.Module):
-    """Up to `elements_per_class` embeddings per class, the class's prototypes.
+    """Store up to `elements_per_class` embeddings of each class as the prototypes of the class.
 
     Only `update` writes; reading changes nothing. Prototypes and counts are buffers, so they move with `.to()` and are
     saved in checkpoints.
 
     Strategies:
-        `replace`: new embeddings of a class replace all its old ones, even if they are fewer (the method document and
-            SS-Net, Wu et al., MICCAI 2022).
-        `fifo`: first in, first out: new embeddings go to the front and the oldest are dropped (SemiSeg-Contrastive,
-            Alonso et al., ICCV 2021).
+        `replace`: new embeddings of a class replace all its old ones, even if there are fewer new ones (the method
+            document and SS-Net, Wu et al., MICCAI 2022).
+        `fifo`: first in, first out. New embeddings are added at the front and the oldest are dropped
+            (SemiSeg-Contrastive, Alonso et al., ICCV 2021).
 
     Args:
         num_classes: K, background included.
         feature_dim: D, width of an embedding.
         elements_per_class: maximum number of prototypes of a class.
         strategy: `replace` or `fifo`.
-        first_insertion: maximum size of a class's first insertion, at least `elements_per_class` (`None`: equal to it).
-            The published code of SemiSeg-Contrastive does not cut the first insertion of `fifo`; to reproduce it, give
-            the number of embeddings that a step offers.
+        first_insertion: maximum number of embeddings that the first update of a class stores, at least
+            `elements_per_class`, which is also the default. The published code of SemiSeg-Contrastive does not limit
+            the first update of `fifo`; to reproduce it, give the number of embeddings that a step supplies.
 
     Raises:
         ValueError: for a count below 1, an unknown strategy, or a `first_insertion` below `elements_per_class`.
@@ -92,7 +92,7 @@ class PrototypeMemory(nn.Module):
         return self.features[class_id, : int(self.counts[class_id])]
 
     def __getitem__(self, class_id: int) -> torch.Tensor:
-        """`prototypes(class_id)`, as the method document writes it.
+        """Return `prototypes(class_id)`, in the notation of the method document.
 
         Raises:
             IndexError: for a class outside [0, K).
@@ -102,7 +102,7 @@ class PrototypeMemory(nn.Module):
         return self.prototypes(class_id)
 
     def __len__(self) -> int:
-        """K: `list(memory)` are the prototypes of each class."""
+        """Return K, so that `list(memory)` gives the prototypes of each class."""
         return self.num_classes
 
     @torch.no_grad()
@@ -110,8 +110,9 @@ class PrototypeMemory(nn.Module):
         """Write new embeddings; a class without new finite embeddings keeps its prototypes.
 
         Args:
-            embeddings_by_class: class index to `(N, D)`, best or newest first. Those that do not fit are dropped, and
-                so are embeddings with a NaN or an infinity, which would otherwise stay for many steps.
+            embeddings_by_class: maps a class index to embeddings `(N, D)`, best or newest first. Embeddings that do not
+                fit are dropped. Embeddings with a NaN or an infinity are also dropped, because they would otherwise
+                stay in the memory for many steps.
 
         Raises:
             ValueError: for a class outside [0, K) or embeddings that are not `(N, D)`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned selectors, one per class for features and one for prototypes, and the choice of what enters the memory."""
+"""Learned selectors (for each class, one for features and one for prototypes), and selection for the memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MEMORY_WEIGHTINGS = ("reference", "normalised", "none")
 
 
 class ClassSelectors(nn.Module):
-    """Weights of features and prototypes in the contrast, learned with the loss (SemiSeg-Contrastive, ICCV 2021).
+    """Learned weights of features and prototypes in the contrastive loss (SemiSeg-Contrastive, ICCV 2021).
 
     A weight is a score divided by the mean score of its class, so weights have mean 1 and the contrast keeps its scale.
     Selectors send no gradient to the features or prototypes that they score.
 
     Memory weightings:
-        `reference`: as in the published codes of SemiSeg-Contrastive and SS-Net. They divide along the wrong axis, each
-            score by itself: all weights are 1, memory selectors learn nothing, and only the running statistics of their
-            batch norms change.
-        `normalised`: as in the papers: scores divided by their mean over the class's prototypes.
+        `reference`: as in the published code of SemiSeg-Contrastive and SS-Net, which divides along the wrong axis, so
+            that each score is divided by itself. All weights are then 1, the memory selectors learn nothing, and only
+            the running statistics of their batch norms change.
+        `normalised`: as in the papers. Each score is divided by the mean over the class's prototypes.
         `none`: all weights are 1, without memory selectors.
 
     Args:
@@ -57,7 +57,7 @@ class ClassSelectors(nn.Module):
         return scores / scores.mean()
 
     def memory_weights(self, class_id: int, prototypes: torch.Tensor) -> torch.Tensor:
-        """Weights `(M,)` with mean 1 of prototypes `(M, D)`; the selector receives them scaled to unit length."""
+        """Weights `(M,)` with mean 1 of prototypes `(M, D)`, which are scaled to unit length for the selector."""
         if self.memory_weighting == "none":
             return prototypes.new_ones(len(prototypes))
         scores = self.memory[class_id](normalize(prototypes.detach(), dim=1))
@@ -81,12 +81,12 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
     """Indices of the embeddings to keep, at most `limit` of `count`.
 
     Args:
-        count: number of embeddings offered.
-        limit: number of embeddings wanted; if `count` is not larger, all are kept in their order.
-        selection: `random` draws from torch's generator; `confidence` takes the highest of the network's probabilities;
-            `highest` and `lowest` rank the scores of a learned selector. The published codes of SS-Net and
-            SemiSeg-Contrastive sort selector scores in ascending order and keep the first (`lowest`); their papers say
-            `highest`.
+        count: number of embeddings available.
+        limit: maximum number of embeddings to keep. If `count` is not larger, all are kept in their order.
+        selection: `random` draws from torch's generator; `confidence` takes those with the highest probabilities;
+            `highest` and `lowest` rank by the scores of a learned selector. The published code of SS-Net and
+            SemiSeg-Contrastive sorts selector scores in ascending order and keeps the first (`lowest`); their papers
+            say `highest`.
         scores: `(count,)`, needed for all selections except `random`.
 
     Returns:
@@ -106,10 +106,10 @@ def select_indices(count: int, limit: int, selection: str, scores: torch.Tensor 
 
 
 def embeddings_per_image(capacity: int, images: int, num_classes: int, sampling: str = "image") -> int:
-    """Number of embeddings of a class that one image offers to a `fifo` memory, so that all images fill it once.
+    """Number of embeddings per class to store from one image, so that all images together fill a `fifo` memory once.
 
-    `image`: n = `round(capacity / images)`. `class`: `int(num_classes / 3 * n)`. The result is at least 1. Both rules
-    are from SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even.
+    `image` gives n = `round(capacity / images)`, and `class` gives `int(num_classes / 3 * n)`; the result is at least
+    1. Both rules are from SemiSeg-Contrastive (Alonso et al., ICCV 2021), whose code rounds half to even.
 
     Args:
         capacity: number of prototypes that the memory holds per class, at least 1.
@@ -138,12 +138,13 @@ def choose_embeddings(
 ) -> torch.Tensor:
     """Select at most `limit` features of a class, best first if they are ranked.
 
-    As in the published codes, selectors are evaluated only if there are more features than fit, and in their current
-    mode: a selector in training mode then updates its running statistics.
+    As in the published code, selectors are evaluated only if there are more features than `limit`. They are evaluated
+    in their current mode, so a selector in training mode updates its running statistics.
 
     Args:
         class_id: the features' class.
-        features: `(N, D)`, projected if selectors rank them. Those with a NaN or an infinity are left out first.
+        features: `(N, D)`; they must be projected if selectors rank them. Features with a NaN or an infinity are
+            removed first.
         limit: maximum number of features.
         selection: see `select_indices`.
         probabilities: `(N,)`, the network's probabilities of this class; needed for `confidence`.

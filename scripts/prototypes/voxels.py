@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From volumes to labelled embeddings: grids, pseudo-labels and sampling of voxels."""
+"""Convert volumes to labelled embeddings: grids, pseudo-labels and sampling of voxels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import torch
 from torch.nn.functional import interpolate
 
 NO_CLASS = -1
-"""Class of a voxel to leave out: an uncertain pseudo-label, or a label equal to the dataset's `ignore_value`."""
+"""Class of voxels to ignore: uncertain pseudo-labels, and labels equal to the dataset's `ignore_value`."""
 
 
 def stride_of(side: int, cells: int) -> int | None:
-    """Voxels per cell of a feature map whose last cell may reach beyond the image.
+    """Number of voxels per cell of a feature map whose last cell may extend beyond the image.
 
-    The networks halve their grids, and `FeatureInferer` keeps `ceil(side / stride)` cells of a padded patch. So this is
-    the power of two with that many cells (at most one, if there are two cells or more), or else the exact quotient.
+    The networks halve their grids, and `FeatureInferer` keeps `ceil(side / stride)` cells of a padded patch. The stride
+    is therefore the power of two that gives this number of cells; with two cells or more there is at most one. If there
+    is none, the stride is the quotient `side / cells`, which must be an integer.
 
     Args:
-        side: voxels of the image along an axis.
-        cells: of the feature map along that axis.
+        side: number of voxels of the image along an axis.
+        cells: number of cells of the feature map along that axis.
 
     Returns:
-        The stride; `None` if the grids do not fit in this way.
+        The stride, or `None` if there is neither such a power of two nor an integer quotient.
     """
     for power in range(side.bit_length() + 1):
         if -(-side // 2**power) == cells:
@@ -34,10 +35,10 @@ def stride_of(side: int, cells: int) -> int | None:
 
 
 def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Take the labels `(B, D, H, W)`, or any value per voxel, at the centres of the cells of a feature map.
+    """Sample labels `(B, D, H, W)`, or any other value per voxel, at the centres of the cells of a feature map.
 
-    Of a cell with an even number of voxels, as of any with a stride of two or more, the voxel after the centre is
-    taken; of a cell whose centre lies beyond the image, the last voxel. Where the grids have no common stride (see
+    If a cell has an even number of voxels, as with every even stride, the voxel after the centre is taken. If the
+    centre of a cell lies beyond the image, the last voxel is taken. If the grids have no common stride (see
     `stride_of`), labels are resampled by nearest neighbour.
 
     Args:
@@ -58,7 +59,7 @@ def labels_on_grid(labels: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Most probable class per voxel, `NO_CLASS` where its probability is below `threshold`.
+    """Return the most probable class of each voxel, or `NO_CLASS` where its probability is below `threshold`.
 
     Args:
         logits: `(B, K, D, H, W)`.
@@ -71,16 +72,16 @@ def pseudo_labels(logits: torch.Tensor, threshold: float) -> tuple[torch.Tensor,
 
 
 def confident_classes(probabilities: torch.Tensor, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`pseudo_labels` of probabilities `(B, K, ...)`. A voxel whose probabilities hold a NaN has no class."""
+    """As `pseudo_labels`, for probabilities `(B, K, ...)`. A voxel with a NaN among its probabilities has no class."""
     confidence, classes = probabilities.max(dim=1)
     return classes.masked_fill(~(confidence >= threshold), NO_CLASS), confidence
 
 
 def voxel_embeddings(features: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
-    """Feature maps `(B, C, D, H, W)` as one embedding per voxel, `(B * D * H * W, C)`, ordered as flattened labels.
+    """Reshape feature maps `(B, C, D, H, W)` to embeddings `(B * D * H * W, C)`, in the order of flattened labels.
 
     Args:
-        features: maps, or embeddings `(N, C)`, which stay as they are.
+        features: maps, or embeddings `(N, C)`, which are returned unchanged.
         chosen: indices of voxels, int64 `(M,)`; the result is `(M, C)`, and the other voxels are not copied. `None`
             for all voxels.
     """
@@ -129,10 +130,10 @@ def check_counts(embeddings: int, labels: torch.Tensor) -> None:
 
 
 def group_by_class(labels: torch.Tensor, num_classes: int) -> list[torch.Tensor]:
-    """Indices of the voxels of each class, K ascending int64 tensors; `NO_CLASS` is in none.
+    """Return the indices of the voxels of each class as K ascending int64 tensors, without voxels of `NO_CLASS`.
 
-    One sort finds all classes. The host waits for the device twice, however many classes there are: to check the labels
-    and to learn how many voxels each class has, from which it draws (see `draw_indices`).
+    One sort finds all classes. The host waits for the device only twice, whatever the number of classes: once to check
+    the labels, and once to get the number of voxels per class, which `draw_indices` needs.
 
     Args:
         labels: `(N,)`, in [0, K) or `NO_CLASS`.
@@ -149,13 +150,13 @@ def group_by_class(labels: torch.Tensor, num_classes: int) -> list[torch.Tensor]
 
 
 def draw_indices(count: int, limit: int) -> torch.Tensor:
-    """Draw `limit` of the indices in [0, `count`) without replacement, in random order; all if they are not more.
+    """Draw at most `limit` of the indices in [0, `count`) without replacement.
 
-    For a large `count` the time depends on `limit` alone, unlike that of `torch.randperm(count)`. The draw is made on
-    the CPU, so that a run on any device draws the same, and depends on torch's generator, from which it takes a seed.
+    For a large `count` the time depends on `limit` only, unlike the time of `torch.randperm(count)`. Indices are drawn
+    on the CPU, so that runs on different devices draw the same ones. The seed comes from torch's generator.
 
     Returns:
-        int64 indices on the CPU; in their order if all are taken.
+        int64 indices on the CPU, in random order; all indices in ascending order if `count` is at most `limit`.
     """
     if count <= limit:
         return torch.arange(count)

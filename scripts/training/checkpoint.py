@@ -30,10 +30,10 @@ PATTERN = "checkpoint_" + "[0-9]" * 8 + ".pt"
 def newest_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, Path | None]:
     """Load the newest readable checkpoint of a folder.
 
-    Truncated, damaged and foreign files are skipped with a warning.
+    Truncated files, damaged files and files of other programs are skipped with a warning.
 
     Args:
-        folder: holds files `checkpoint_<step>.pt`, or nothing, or does not exist.
+        folder: folder of the files `checkpoint_<step>.pt`; it may be empty or missing.
 
     Returns:
         Content and path of the checkpoint; `(None, None)` if no file can be read.
@@ -42,7 +42,7 @@ def newest_checkpoint(folder: str | Path) -> tuple[dict[str, Any] | None, Path |
         try:
             return _load(path), path
         except Exception as error:  # a damaged file can raise anything
-            logger.warning(f"{path} cannot be used ({first_line(error)}); trying the checkpoint before it.")
+            logger.warning(f"{path} cannot be used ({first_line(error)}); trying the previous checkpoint.")
     return None, None
 
 
@@ -63,37 +63,41 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class TrainingCheckpoint:
-    """One file that holds a whole run: the state of every object and the number of completed steps.
+    """Save and restore a whole run in one file: the state of every object and the number of completed steps.
 
-    It holds no state of random generators, because everything random is a function of seed and step
-    (`scripts.seeding`). A run that was killed and resumed ends with the same numbers as one that was not.
+    The file holds no state of random generators, because all random numbers are a function of the seed and the step
+    (`scripts.seeding`). A run that was killed and resumed therefore gives the same numbers as an uninterrupted run.
 
-    Files are written atomically, so a process that is killed while it writes leaves the checkpoints before intact.
+    Files are written atomically. If a process is killed while it writes, the previous checkpoints stay intact.
 
-    Attach it to the trainer after everything else that changes the objects at the end of an iteration (teacher,
-    learning-rate schedule), so that a checkpoint holds all of its own step, before `Validation`, which may fail, and
-    before `StopAtStep`, which reads the restored step.
+    The order of handlers matters. Attach this one to the trainer
 
-    With several ranks, which all hold the same state, the first reads and writes the files and sends the others what
-    it read. A run can be resumed with another number of ranks.
+    - after everything else that changes the objects at the end of an iteration (teacher, learning-rate schedule), so
+      that a checkpoint holds the complete state of its step;
+    - before `Validation`, which may fail;
+    - before `StopAtStep`, which reads the restored step.
+
+    All ranks hold the same state. The first rank reads and writes the files, and sends what it read to the others. A
+    run can be resumed with a different number of ranks.
 
     Args:
-        objects: name to object with `state_dict` and `load_state_dict`: network, loss, teacher, optimiser, ...; entries
-            that are `None` are left out.
+        objects: maps a name to an object with `state_dict` and `load_state_dict`, such as network, loss, teacher or
+            optimiser. Entries that are `None` are left out.
         ckpt_dir: folder of the files `checkpoint_<step>.pt`.
         interval: steps between two checkpoints, at least 1; the last step is always saved.
         max_steps: length of the run.
-        resume: `True` to continue from the newest readable checkpoint; without any the run starts from the beginning.
-        keep: number of checkpoints that are kept, at least 1.
-        outdated: files that a new run would not overwrite at once, such as the best model: a new run in the folder of a
-            finished one removes them, so that they are not mistaken for its own.
-        settings: name to value (JSON types) of what must not change during a run: a resume with another value is
-            refused.
+        resume: `True` to continue from the newest readable checkpoint. If there is none, the run starts from the
+            beginning.
+        keep: number of checkpoints to keep, at least 1.
+        outdated: files that a new run would not overwrite at once, such as the best model. When a new run starts in the
+            folder of a finished one, it removes these files, so that they are not mistaken for its own.
+        settings: settings that must not change during a run, as name to value (JSON types). Resuming with a different
+            value is an error.
         rank_dependent: names in `settings` that may change together with the number of ranks; a change is logged.
 
     Raises:
-        UserError: at the start of a new run if `ckpt_dir` holds an unfinished one; on a resume if no checkpoint is
-            readable, or the newest one does not fit the objects or the settings.
+        UserError: at the start of a new run if `ckpt_dir` holds an unfinished run; on resuming if no checkpoint is
+            readable, or if the newest one does not fit the objects or the settings.
     """
 
     def __init__(
@@ -113,14 +117,14 @@ class TrainingCheckpoint:
         self.objects = {name: item for name, item in objects.items() if item is not None}
         self.ckpt_dir, self.keep = Path(ckpt_dir), keep
         self.outdated = [Path(path) for path in outdated]
-        # MONAI's command line gives `--resume false` as a text.
+        # MONAI's command line passes `--resume false` as a string.
         self.interval, self.max_steps, self.resume = interval, max_steps, str(resume).lower() == "true"
-        # As JSON gives them back, so that a tuple equals the list that is read from a file.
+        # A round trip through JSON turns tuples into lists, so that they equal the lists read from a checkpoint.
         self.settings = json.loads(json.dumps(settings or {}, default=str))
         self.rank_dependent = tuple(rank_dependent)
 
     def attach(self, engine: Engine) -> None:
-        """Restore or clear at the start, save every `interval` steps and at the last."""
+        """Restore or clear at the start of the run; save every `interval` steps and at the last step."""
         engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save_if_due)
 
@@ -131,7 +135,7 @@ class TrainingCheckpoint:
         else:
             broadcast_from_rank0(self._clear_finished_run)
         if is_rank0():
-            for leftover in self.ckpt_dir.glob(".*.pt.*.tmp"):  # a process was killed while it wrote this file
+            for leftover in self.ckpt_dir.glob(".*.pt.*.tmp"):  # left by a process that was killed while writing
                 leftover.unlink(missing_ok=True)
 
     def save_if_due(self, engine: Engine) -> None:
@@ -153,7 +157,8 @@ class TrainingCheckpoint:
             "ranks": num_ranks(),
         }
         save_atomically(content, path)
-        # A checkpoint of a later step is damaged, as this run continues from one before it: it must not count.
+        # This run resumed from the newest readable checkpoint, so a checkpoint of a later step must be damaged. It
+        # does not count towards `keep`.
         for old in [other for other in checkpoint_paths(self.ckpt_dir) if other.name <= path.name][self.keep :]:
             old.unlink(missing_ok=True)
         return path
@@ -201,7 +206,7 @@ class TrainingCheckpoint:
             if allowed:
                 logger.warning(
                     f"{path} was written by {run['ranks']} process(es), with {', '.join(allowed)}; now there are "
-                    f"{num_ranks()}. The optimiser keeps its learning rate; steps have another number of cases."
+                    f"{num_ranks()}. The learning rate stays the same, but the number of cases per step changes."
                 )
         if changed:
             raise UserError(
@@ -225,17 +230,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """Save a checkpoint and end the process when it receives SIGINT or SIGTERM; a Ctrl-C after that ends it at once.
+    """Save a checkpoint and end the process when it receives SIGINT or SIGTERM; a later Ctrl-C ends it at once.
 
-    A second SIGTERM changes nothing: a scheduler sends it to the whole group of processes, and `torchrun` sends its own
-    processes another one. SIGKILL ends a process that takes too long.
+    A second SIGTERM has no effect, because one stop often sends two: a scheduler signals the whole process group, and
+    `torchrun` then signals its own processes again. SIGKILL ends a process that takes too long.
 
-    The current step, with a validation that follows it, is completed first, so that the checkpoint equals that of a run
-    which was never stopped. The exit code is 128 + signal, as shells and schedulers expect. All ranks stop after the
-    same step, even if only one of them received the signal.
+    The current step, and the validation that may follow it, is completed first, so that the checkpoint equals that of
+    an uninterrupted run. The exit code is 128 + signal, as shells and schedulers expect. All ranks stop after the same
+    step, even if only one of them received the signal.
 
-    Attach it after `TrainingCheckpoint`, before anything else that listens for errors, and before `StopAtStep`. Outside
-    the main thread, where Python handles no signals, it does nothing.
+    Attach it after `TrainingCheckpoint`, before any other handler of exceptions, and before `StopAtStep`. Outside the
+    main thread it does nothing, because Python handles signals in the main thread only.
 
     Args:
         checkpoint: saves the run.
@@ -250,7 +255,7 @@ class StopOnSignal:
         self._previous: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Listen while `engine` runs, and look after each iteration whether a signal came."""
+        """Install signal handlers while `engine` runs, and check for a signal after each iteration."""
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._restore)
@@ -270,14 +275,15 @@ class StopOnSignal:
         step = engine.state.iteration
         if step >= last_step(engine, self.checkpoint.max_steps):
             return  # the run is complete and ends by itself
-        # Every rank waits for the first one's file: `torchrun` kills the rest as soon as one of them has ended.
+        # All ranks wait until the first has written the file, because `torchrun` kills the other ranks as soon as one
+        # ends.
         path = broadcast_from_rank0(lambda: self.checkpoint.save(engine))
         self.logger.warning(
             f"Stopped by {number.name} after step {step}, saved in {path}. Run the same command with --resume true to "
             "continue."
         )
         self._restore(engine)
-        engine.logger.addFilter(lambda record: "due to exception" not in record.getMessage())  # it is no error
+        engine.logger.addFilter(lambda record: "due to exception" not in record.getMessage())  # not an error
         raise SystemExit(128 + number)
 
     def _listen(self, engine: Engine) -> None:
@@ -293,11 +299,11 @@ class StopOnSignal:
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._restore(engine)
-        raise error  # where anything listens for errors, ignite does not raise them itself
+        raise error  # ignite does not raise an exception that has a handler
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # A loader's workers inherit this handler and receive Ctrl-C too, but must live until the step is complete. For
-        # SIGTERM torch gives them a handler of its own.
+        # Worker processes of the data loader inherit this handler and also receive Ctrl-C, but they must live until the
+        # step is complete. For SIGTERM, torch installs its own handler in them.
         if self.received or os.getpid() != self._process:
             return
         self.received = number

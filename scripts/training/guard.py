@@ -26,14 +26,14 @@ class GradientGuard:
     prototypes) are restored to their values before the step. A warning names the step, the loss terms or parameters
     that are not finite, and the cases.
 
-    It acts on the trainer's network and loss function, which together hold everything that is trained.
+    The guard covers the trainer's network and loss function, which together hold all trained parameters.
 
     Args:
         max_norm: maximum 2-norm of the gradient over all parameters (12 in nnU-Net, Isensee et al., 2021).
         patience: number of consecutive bad steps after which the run ends with an error.
 
     Attributes:
-        undone: whether the current step was undone, for handlers that act after it.
+        undone: whether the current step was undone; later handlers read it.
         bad_steps: number of steps undone so far.
 
     Raises:
@@ -53,7 +53,7 @@ class GradientGuard:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.judge)
 
     def remember(self, engine: SupervisedTrainer) -> None:
-        """Copy all buffers: statistics and prototypes, which are small compared with the weights."""
+        """Copy all buffers (statistics and prototypes). They are small compared with the weights."""
         self._saved = [(buffer, buffer.clone()) for buffer in _trained(engine).buffers()]
 
     def judge(self, engine: SupervisedTrainer) -> None:
@@ -83,7 +83,7 @@ class GradientGuard:
             )
 
     def state_dict(self) -> dict[str, int]:
-        """Return the numbers of bad steps in total and in a row."""
+        """Return the total number of bad steps and the number of consecutive ones."""
         return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -92,7 +92,7 @@ class GradientGuard:
 
 
 def _trained(trainer: SupervisedTrainer) -> nn.Module:
-    """Network and loss function as one module, which lists parameters that they share only once."""
+    """Combine network and loss function in one module, which lists shared parameters only once."""
     assert isinstance(trainer.loss_function, nn.Module)
     return nn.ModuleDict({"network": trainer.network, "loss": trainer.loss_function})
 
@@ -104,7 +104,7 @@ def _reason(loss: float, loss_function: Any, parameters: dict[nn.Parameter, str]
         bad = [f"{name} is {value}" for name, value in terms if not math.isfinite(value)]
         return f"the loss is {loss}" + (f" (of its terms {', '.join(bad)})" if bad else "")
     names = [name for p, name in parameters.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    if not names:  # each number is finite, but the sum of their squares overflows
+    if not names:  # each gradient is finite, but the sum of their squares overflows
         return "the loss is finite, but the norm of its gradient is not"
     return (
         f"the loss is finite, but not its gradient, in {len(names)} of {len(parameters)} parameters, the last of "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that acts during training and its validations, attached in the order that it must have."""
+"""All handlers of training and validation, attached in the required order."""
 
 from __future__ import annotations
 
@@ -48,42 +48,45 @@ class TrainingHandlers:
 
     ignite calls the handlers of one event in the order in which they were attached. These orders matter:
 
-    - a checkpoint is written after the teacher's and the learning rate's update, so that a resumed run repeats neither
-      and misses neither, and before a validation, so that one that fails loses nothing; a resumed run repeats it;
-    - gradients are synchronised between ranks before the guard judges them, so that all ranks judge alike;
-    - the guard judges before the teacher moves, which does not follow a step that was undone;
-    - the run's record follows the checkpoint, which restores the step, and precedes the models, which contain it;
-    - a signal ends the run after the checkpoint is written, and `StopOnSignal` is the first to listen for exceptions,
-      because it raises them again, and ignite then calls no further listener; the stop at `max_steps` comes last.
+    - A checkpoint is written after the teacher and the learning rate are updated, so that a resumed run neither repeats
+      nor misses an update. It is written before a validation, so that nothing is lost if the validation fails; a
+      resumed run repeats the validation.
+    - Gradients are synchronised between ranks before the guard checks them, so that all ranks decide alike.
+    - The guard checks before the teacher is updated, because the teacher skips a step that was undone.
+    - The run's record comes after the checkpoint, which restores the step, and before the models, which contain it.
+    - A signal ends the run after the checkpoint is written. `StopOnSignal` is the first handler of exceptions; it
+      raises an exception again, and ignite then calls no further handler.
+    - The stop at `max_steps` comes last.
 
     Network, loss, optimiser, loader and inferer are those of the trainer, a `TwoStreamTrainer`.
 
     Args:
         teacher: averaged copy of the network; it is validated, and the final model is the teacher's.
         learning_rate_curve: factor on the learning rate as a function of the number of completed steps.
-        extra_optimizer: an optimiser of the method's own, or `None`.
+        extra_optimizer: a second optimiser that the method needs, or `None`.
         guard: undoes steps that are not finite.
-        method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first. `None`
-            stands for one that the configuration disables.
-        validator: evaluator of the validation cases; it may have none, and then does not run.
+        method_handlers: handlers that the method needs, such as `MemoryBankUpdater`; they are attached first. An entry
+            is `None` if the configuration disables it.
+        validator: evaluator of the validation cases; it does not run if there are no such cases.
         val_interval: steps between validations.
-        output_dir: folder of TensorBoard's files; the pictures of validation cases are in its folder `overlays`.
+        output_dir: folder of TensorBoard's files; its subfolder `overlays` gets the pictures of validation cases.
         ckpt_dir: folder of `model.pt`, `model_best.pt`, checkpoints, and the run's record, `run.json`.
         save_interval: steps between checkpoints.
-        keep_checkpoints: number of checkpoints that are kept.
+        keep_checkpoints: number of checkpoints to keep.
         resume: whether to continue from the newest checkpoint.
         max_steps: steps of the whole run.
         dataset: the dataset block.
         cases: the cases of its datalist.
-        initial_weights: file whose weights the network started from, or `None`.
+        initial_weights: file with the network's initial weights, or `None`.
         settings: what `scripts.cli.settings.run_settings` found on the command line, for the record.
-        warmup: steps over which the learning rate rises to its curve, in addition to a warm-up of the curve; `None`:
-            a tenth of the run with `initial_weights`, which are not to be lost at once, else none.
+        warmup: number of steps over which the learning rate rises linearly to its curve, in addition to any warm-up
+            that the curve has. `None` selects a tenth of the run if there are `initial_weights`, so that large steps do
+            not destroy them, and 0 otherwise.
         pictures: number of validation cases that are drawn.
         crossval_dir: folder of an earlier cross-validation of the dataset; `None`: below `output_dir`.
 
     Attributes:
-        handlers: those of the trainer, once they are attached.
+        handlers: the trainer's handlers, once they are attached.
         best_model: saver of the best model; its best value is part of a checkpoint.
     """
 
@@ -106,7 +109,7 @@ class TrainingHandlers:
         dataset: DatasetSpec,
         cases: CaseLists,
         initial_weights: str | Path | None = None,
-        settings: Mapping[str, Any] | None = None,  # MONAI leaves out what is None
+        settings: Mapping[str, Any] | None = None,  # optional, because MONAI drops arguments that are None
         warmup: int | None = None,
         pictures: int = 4,
         crossval_dir: str | Path | None = None,
@@ -126,11 +129,11 @@ class TrainingHandlers:
         self.handlers: list[Any] = []
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Attach all of them to the trainer and to its validator, in their order."""
+        """Attach all handlers to the trainer and to its validator, in the required order."""
         loss = engine.loss_function
         assert isinstance(loss, WeightedLoss)
         writer = summary_writer(self.output_dir)
-        self.validator.add_event_handler(  # before the saver of the best model, which writes the record into it
+        self.validator.add_event_handler(  # before the saver of the best model, which stores the record in its file
             Events.COMPLETED, lambda validator: self.run_record.note_validation(validator, engine.state.iteration)
         )
         for handler in self._of_validation(engine, writer):
@@ -201,7 +204,7 @@ class TrainingHandlers:
                 "loss": loss,
                 "optimizer": engine.optimizer,
                 "extra_optimizer": self.extra_optimizer,
-                "lr_scheduler": scheduler,  # after the optimiser, whose rate it sets
+                "lr_scheduler": scheduler,  # after the optimiser, because it sets the optimiser's rate
                 "best": self.best_model,
                 "guard": self.guard,
             },
@@ -229,10 +232,10 @@ class TrainingHandlers:
 
 
 def summary_writer(log_dir: str | Path) -> SummaryWriter | None:
-    """TensorBoard's writer on the first rank, `None` on the others.
+    """Return TensorBoard's writer on the first rank, `None` on the others.
 
     Args:
-        log_dir: folder of its files.
+        log_dir: folder of TensorBoard's files.
     """
     if not is_rank0():
         return None

@@ -25,23 +25,23 @@ from scripts.training.precision import mixed_precision
 class FeatureInferer(Inferer):
     """Run a training step's forward passes and return its `TrainingBatch`.
 
-    The features are the output of a named layer. A hook on that layer exists only during a pass, so copies, TorchScript
-    and plain calls of the network never see it. Inputs whose sides are not multiples of `divisor` are padded at the end
-    of each axis, and the results are cropped.
+    The features are the output of a named layer. They are read with a hook that exists only during a pass, so copies,
+    TorchScript exports and plain calls of the network are not affected. Inputs whose sides are not multiples of
+    `divisor` are padded at the end of each axis, and the results are cropped.
 
-    With several processes each one holds the whole batch, runs every pass on its share of the cases and receives the
-    results of all. Loss and memory are therefore the same as in one process with the whole batch.
+    With several processes, each holds the whole batch, runs every pass on its share of the cases, and receives the
+    results of all processes. Loss and memory bank are therefore the same as in one process with the whole batch.
 
-    The trainer is a `TwoStreamTrainer`, which hands the labels to the inferer.
+    The inferer needs a `TwoStreamTrainer`, which passes the labels to it.
 
     Args:
         layer: name of the layer as in `network.named_modules()`, e.g. `decoder.stage1` for `VNet`.
-        divisor: each side must be a multiple of it for the network in use (16 for `VNet`).
+        divisor: the network needs sides that are multiples of this number (16 for `VNet`).
         dtype: autocast's type, `torch.bfloat16`, or `None` for no autocast.
         teacher: network that computes `teacher_logits`, or `None`. It runs in evaluation mode without gradient.
         deep_layers: names of further layers whose outputs become `deep_features`, for deep supervision.
-        activation_checkpointing: whether the network's `stages` keep only their inputs for the backward pass and
-            compute the rest again there (Chen et al., 2016): less memory, more time, the same numbers.
+        activation_checkpointing: whether the network's `stages` store only their inputs and recompute their activations
+            in the backward pass (Chen et al., 2016). This needs less memory and more time, and gives the same numbers.
 
     Raises:
         UserError: when called, if the network has no such layer or the layer's output is not a feature map.
@@ -60,8 +60,8 @@ class FeatureInferer(Inferer):
         self.layer, self.divisor, self.dtype, self.teacher = layer, divisor, dtype, teacher
         self.deep_layers = tuple(deep_layers)
         self.activation_checkpointing = activation_checkpointing
-        self._seed: int | None = None  # torch's, which changes with every step
-        self._passes = 0  # since it changed
+        self._seed: int | None = None  # torch's seed, which changes with every step
+        self._passes = 0  # number of passes since the seed changed
 
     def __call__(
         self,
@@ -79,8 +79,8 @@ class FeatureInferer(Inferer):
             network: image to logits.
             label: classes of the labelled cases, `(L, 1, D, H, W)`.
             weak: the unlabelled cases before intensity augmentation, `(U, C, D, H, W)`, for the teacher.
-            stored: pseudo-labels of the unlabelled cases, `(U, 1, D, H, W)`, that `SelfTraining` stored; then the
-                teacher does not run.
+            stored: pseudo-labels of the unlabelled cases, `(U, 1, D, H, W)`, that `SelfTraining` stored. If they are
+                given, the teacher does not run.
             cases: names of the cases, for messages.
         """
         # Plain tensors: indexing a MetaTensor batch fails on its metadata, which a training step does not need.
@@ -117,7 +117,7 @@ class FeatureInferer(Inferer):
     def logits_and_features(self, inputs: torch.Tensor, network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one pass: images `(B, C, D, H, W)` to logits `(B, K, D, H, W)` and features `(B, F, d, h, w)`.
 
-        Both are float32 or wider, also under autocast.
+        Both are float32 or wider, even under autocast.
         """
         logits, outputs = self._logits_and_layers(inputs, network, (self.layer,))
         return logits, outputs[self.layer]
@@ -144,7 +144,7 @@ class FeatureInferer(Inferer):
         return logits, caught
 
     def _sharded_pass(self, inputs: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """Logits of all inputs; a hook on the network sees only this process's share of them."""
+        """Return the logits of all inputs; a hook on the network sees only this process's share of them."""
         part = shard_batch(inputs)
         if self._seed != torch.initial_seed():
             self._seed, self._passes = torch.initial_seed(), 0
@@ -153,7 +153,7 @@ class FeatureInferer(Inferer):
         with precision(network), fork_rng_per_rank(self._passes, part.device), stages:
             logits = network(self._padded(part))
         self._passes += 1
-        # A reduction over classes, as argmax, is many times slower where the classes lie next to each other.
+        # Contiguous: a reduction over classes, such as argmax, is many times slower in channels-last layout.
         return all_gather_batch(_wide(self._cropped(logits, part, "output")).contiguous(), len(inputs))
 
     @torch.no_grad()
@@ -177,11 +177,11 @@ class FeatureInferer(Inferer):
         missing = [-side % self.divisor for side in inputs.shape[2:]]
         if not any(missing):
             return inputs
-        # torch pads the last axis first. Padding at the end keeps coarse features in place.
+        # `pad` takes the last axis first. Padding at the end keeps coarse features aligned with the image.
         return pad(inputs, [amount for m in reversed(missing) for amount in (0, m)])
 
     def _cropped(self, output: torch.Tensor, inputs: torch.Tensor, layer: str) -> torch.Tensor:
-        """Crop the padding; a layer at 1/s of the resolution keeps ceil(side / s) cells."""
+        """Crop the padding from a layer's output; at 1/s of the resolution ceil(side / s) cells remain."""
         for axis in range(2, inputs.ndim):
             side = inputs.shape[axis]
             stride = (side + -side % self.divisor) // output.shape[axis]
@@ -192,13 +192,13 @@ class FeatureInferer(Inferer):
 
 
 CERTAIN = 20.0
-"""Logit of a certain class, 0 being that of the others: a probability of 1 - 2e-9 with two classes."""
+"""Logit of the labelled class in `certain_logits`; the others are 0. With two classes its probability is 1 - 2e-9."""
 
 
 def certain_logits(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Logits whose softmax is the one-hot form of `labels` `(B, D, H, W)`.
+    """Return logits whose softmax is the one-hot form of `labels` `(B, D, H, W)`.
 
-    Where a label is `NO_CLASS` they are NaN, to which `pseudo_labels` gives no class.
+    Where a label is `NO_CLASS`, the logits are NaN, and `pseudo_labels` gives the voxel no class.
 
     Returns:
         `(B, K, D, H, W)`, float32.
@@ -224,7 +224,7 @@ def _parameters_fixed(network: nn.Module) -> Iterator[None]:
 
 
 def stages(network: nn.Module) -> list[nn.Module]:
-    """The layers with names of two parts, such as `encoder.stage1` of `VNet` or `decoder.0` of `ResidualUNet`."""
+    """Return the layers at the second level, such as `encoder.stage1` of `VNet` or `decoder.0` of `ResidualUNet`."""
     network = getattr(network, "module", network)
     return [layer for name, layer in network.named_modules() if name.count(".") == 1]
 
@@ -233,12 +233,12 @@ def stages(network: nn.Module) -> list[nn.Module]:
 def _stages_recomputed(
     network: nn.Module, precision: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Context in which the stages of a network keep their inputs only and compute their activations again for backward.
+    """Context in which a network's stages store only their inputs and recompute activations in the backward pass.
 
-    The recomputation has the precision of the pass, and parameters are fixed in it if they are in the pass.
+    The recomputation uses the precision of the forward pass, and keeps parameters fixed if they were fixed there.
 
     Raises:
-        UserError: for a network with running statistics, which the recomputation would record a second time.
+        UserError: for a network with running statistics, which the recomputation would update a second time.
     """
     if any(name.endswith("running_mean") for name, _ in network.named_buffers()):
         raise UserError(

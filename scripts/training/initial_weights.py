@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a training from given weights instead of random ones."""
+"""Start training from given weights instead of random ones."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from scripts.errors import UserError
 logger = logging.getLogger("InitialWeights")
 
 LEAST_SHARE = 0.25
-"""Smallest share of the network's weights that a file must fit; below it, the file is of another network."""
+"""Minimum share of the network's weights that a file must provide; with less, it belongs to another network."""
 
 NUMBERS: list[Any] = [
     np.dtype,
-    # The function behind every NumPy number in a file, under its names of NumPy 1 and 2.
+    # Every pickled NumPy number calls this function, which has different names in NumPy 1 and 2.
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]
-"""What the training curves beside the weights of other programs (nnU-Net) are made of."""
+"""Types that `torch.load` must accept because checkpoints of other programs (nnU-Net) also store training curves."""
 
 
 @dataclass
 class Taken:
-    """What a file gives to a network.
+    """The weights that a network takes from a file.
 
     Attributes:
-        state: the network's state dict with the values of the file.
+        state: the network's state dict, with values of the file where they fit.
         keys: keys of `state` that have the file's values.
-        found: what the file has under each of the network's keys, of whatever shape.
-        unused: number of weights in the file that have no place in the network.
+        found: the file's tensors under the network's keys, whatever their shape.
+        unused: number of tensors in the file whose key the network does not have.
     """
 
     state: dict[str, torch.Tensor]
@@ -63,12 +63,12 @@ def with_initial_weights(network: nn.Module, weights: str | Path | None, dataset
 
     The file is `model.pt` of this bundle or of another MONAI bundle, or a checkpoint that holds such weights under any
     key (`state_dict`, `model`, `network_weights`, ...). A prefix that all names share, such as `module.`, is removed or
-    added. The last layer is left as it is, unless the file records the same classes; so is what the file does not hold
-    or has in another shape.
+    added. These weights keep their initial values: weights that the file does not hold, or holds in another shape, and
+    those of the last layer, unless the file records the same classes.
 
     Args:
         network: changed in place.
-        weights: the file; `None` changes nothing.
+        weights: the file; with `None` the network stays unchanged.
         dataset: the dataset block; its classes and preprocessing are compared with the file's record.
 
     Returns:
@@ -118,7 +118,7 @@ def with_initial_weights(network: nn.Module, weights: str | Path | None, dataset
 
 
 def last_layer(network: nn.Module, num_classes: int) -> str | None:
-    """Name of the layer that gives the logits, followed by a dot: the last convolution with one channel per class."""
+    """Name, with a trailing dot, of the layer of the logits: the last convolution with one channel per class."""
     names = [
         name
         for name, module in network.named_modules()
@@ -128,12 +128,12 @@ def last_layer(network: nn.Module, num_classes: int) -> str | None:
 
 
 def best_fit(content: Any, state: Mapping[str, torch.Tensor], kept: Sequence[str] = ()) -> Taken:
-    """The weights of a file that fit a network best, among the state dicts that it holds.
+    """Find the state dict in a file that fits a network best.
 
     Args:
-        content: what was loaded from the file: a state dict, or a mapping that holds some, also in its turn.
+        content: the loaded file: a state dict, or a mapping that holds state dicts at any depth.
         state: state dict of the network.
-        kept: beginnings of keys whose values are not taken.
+        kept: prefixes of keys whose values are not taken from the file.
     """
     best = Taken(dict(state), set(), {}, 0)
     for weights in _state_dicts(content):
@@ -159,7 +159,7 @@ def _state_dicts(content: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _prefixes(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Beginnings of keys up to a dot, of up to two parts, the empty one first."""
+    """Prefixes of keys, with one or two components and a trailing dot; the empty prefix comes first."""
     found = {".".join(key.split(".")[:depth]) + "." for key in state for depth in (1, 2) if key.count(".") >= depth}
     return ["", *sorted(found)]
 
@@ -212,6 +212,6 @@ def _remarks(taken: Taken, trained: Mapping[str, Any] | None, dataset: DatasetSp
     here = {key: value for key, value in preprocessing_record(dataset).items() if key != "label_names"}
     different = record_differences(trained, here)
     return [
-        *([f"{taken.unused} tensors of the file have no place in the network."] if taken.unused else []),
+        *([f"{taken.unused} tensors of the file match no name in the network."] if taken.unused else []),
         *([f"The file was trained with another preprocessing: {'; '.join(different)}."] if different else []),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before the first step: device memory, and headers of files."""
+"""Checks before the first training step: device memory and image headers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ logger = logging.getLogger("check")
 
 
 def activation_bytes(network: nn.Module, shape: Sequence[int], activation_checkpointing: bool = False) -> int:
-    """Bytes of all layer outputs of one forward pass in float32, counted on meta tensors.
+    """Count the bytes of all layer outputs of one forward pass in float32, on meta tensors.
 
     Args:
         network: image to logits.
         shape: input `(B, C, D, H, W)`.
-        activation_checkpointing: count the outputs of its `stages` only.
+        activation_checkpointing: count the outputs of the network's `stages` only.
     """
     ghost = copy.deepcopy(network).to("meta")
     total = 0
@@ -58,26 +58,27 @@ def check_memory(
     divisor: int,
     activation_checkpointing: bool = False,
 ) -> None:
-    """Compare the memory that a training step needs with what the network's device has left, before data is loaded.
+    """Compare the memory that a training step needs with the free memory of the network's device, before loading data.
 
-    The need is a lower bound: the outputs of all layers, weights, gradients, two moments of Adam, and the teacher.
+    The estimate is a lower bound: the outputs of all layers, weights, gradients, two moments of Adam, and the teacher.
 
     Args:
-        network: what is trained.
+        network: the network to train.
         in_channels: image channels.
         roi_size: patch in voxels.
         batch_size: patches per pass, both streams together.
-        divisor: sides are padded to multiples of it.
-        activation_checkpointing: of `FeatureInferer`.
+        divisor: the sides of a patch are padded to multiples of this number.
+        activation_checkpointing: see `FeatureInferer`.
 
     Raises:
-        UserError: if a step does not fit, with the numbers and what to lower; or if the network refuses such patches.
+        UserError: if a step does not fit (the message gives both amounts and says what to lower), or if the network
+            does not accept patches of this size.
     """
     shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     try:
         need = activation_bytes(network, shape, activation_checkpointing) + 5 * weights
-    except ValueError as error:  # torch's norms refuse to normalise a single value, as the deepest layer may hold
+    except ValueError as error:  # torch cannot normalise the single value that the deepest layer may hold
         raise UserError(
             f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
             f"{str(error).splitlines()[0].rstrip('.')}. Raise --roi_size."
@@ -104,21 +105,23 @@ def check_before_training(
 ) -> None:
     """Check memory and headers before any volume is loaded; it takes milliseconds per case. Test cases are not read.
 
-    Building the trainer fills the cache with volumes, so this function takes what it needs one by one.
+    The arguments are the parts of a trainer and not the trainer itself, because building the trainer loads volumes into
+    the cache.
 
     Args:
-        network: what is trained, on the device of the run.
+        network: the network to train, on the device of the run.
         dataset: the dataset block.
-        cases: of its datalist.
+        cases: the cases of its datalist.
         batch_labelled: labelled patches per step.
-        batch_unlabelled: unlabelled patches per step; 0: unlabelled cases are not used.
-        inferer: what runs the network on a batch.
-        accumulation_steps: parts of a step; the passes of one part need memory at a time.
-        self_training: whether the run is one of self-training, which alone uses `foreign_labels`.
+        batch_unlabelled: unlabelled patches per step; with 0, unlabelled cases are not used.
+        inferer: runs the network on a batch.
+        accumulation_steps: number of parts of a step; memory is needed for the passes of one part at a time.
+        self_training: whether the run does self-training; only then may `foreign_labels` be given.
 
     Raises:
-        UserError: if a step does not fit the device's memory, for the first header, or value of another program's
-            label, that would harm training, with the number of others; and for `foreign_labels` without self-training.
+        UserError: if a step does not fit the device's memory; if a header, or a value in another program's label, would
+            harm training (the message describes the first one and counts the others); for `foreign_labels` without
+            self-training.
     """
     if dataset.foreign_labels is not None and not self_training:
         raise UserError(
@@ -146,7 +149,7 @@ def check_headers_before_training(dataset: DatasetSpec, cases: CaseLists, with_u
     checked = check_all_headers(read, dataset, progress_bar)
     findings += [finding for each in checked for finding in each.findings]
     for each in checked:
-        if each.role == "unlabelled" and each.label is not None:  # transforms would meet its values in mid-training
+        if each.role == "unlabelled" and each.label is not None:  # bad values fail in mid-training
             findings += values_of_label(each.label.header.path, tally(each.label.voxels()), dataset)
     errors = [finding for finding in findings if finding.is_error]
     if errors:
@@ -162,11 +165,11 @@ def check_before_evaluation(cases: Sequence[Case], in_channels: int) -> None:
     """Check that every case has as many image channels as the network takes.
 
     Args:
-        cases: to evaluate.
-        in_channels: image channels.
+        cases: the cases to evaluate.
+        in_channels: number of image channels that the network takes.
 
     Raises:
-        UserError: naming the first file with another number, or that cannot be read.
+        UserError: names the first file that has a different number of channels or cannot be read.
     """
     for case in cases:
         for finding in number_of_channels([read_header(path) for path in images_of(case)], in_channels):

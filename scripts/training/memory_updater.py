@@ -30,27 +30,28 @@ ORIGINS = ("network", "teacher")
 class MemoryBankUpdater:
     """Write projected features of the current batch to a `PrototypeMemory`, once per step.
 
-    It acts between the forward pass and the loss, as in the method document and SS-Net, on MONAI's stock
-    `SupervisedTrainer` with `FeatureInferer`.
+    It runs between the forward pass and the loss, as in the method document and SS-Net. It works with MONAI's
+    `SupervisedTrainer` and `FeatureInferer`.
 
-    Labelled voxels enter with their label if the network predicts them correctly; unlabelled voxels enter with their
-    pseudo-label if it is confident enough. Labelled voxels come first if there is not room for all.
+    Labelled voxels are stored under their label if the network predicts them correctly. Unlabelled voxels are stored
+    under their pseudo-label if it is confident enough. Labelled voxels take precedence if there is not room for all.
 
     Args:
         memory: the memory to write to.
         projection_head: applied to embeddings in evaluation mode without gradient; `None` stores the features
             themselves.
         source: `labelled`, or `both` to fill the remaining room with confident unlabelled voxels.
-        features_from: `network` uses the step's own features; `teacher` runs the inferer's teacher on the labelled
-            images and uses its features and predictions (SemiSeg-Contrastive).
+        features_from: `network` uses the features of the training step; `teacher` runs the inferer's teacher on the
+            labelled images and uses its features and predictions (SemiSeg-Contrastive).
         confidence: minimum probability in [0, 1] of an unlabelled voxel's pseudo-label.
         labelled_confidence: minimum probability in [0, 1] of a labelled voxel's label (SemiSeg-Contrastive: 0.95).
         only_correct: whether wrongly predicted labelled voxels are left out.
         include_background: whether class 0 has prototypes.
-        selection: which voxels to take if there are more than wanted: `random`; `confidence`, by the probability of the
-            class; `highest` or `lowest`, by the score of the class's selector (published codes: `lowest`).
+        selection: which voxels to take if there are more than needed: `random` ones; those with the highest probability
+            of the class (`confidence`); or those with the `highest` or `lowest` score of the class's selector (the
+            published codes use `lowest`).
         selectors: needed for `highest` and `lowest`.
-        embeddings_per_step: maximum number of embeddings of a class per step; `None` for the memory's size.
+        embeddings_per_step: maximum number of embeddings per class and step; `None` for the memory's size.
 
     Raises:
         ValueError: at construction for an invalid argument; when called, for labels out of range.
@@ -126,16 +127,18 @@ class MemoryBankUpdater:
 
     @torch.no_grad()
     def sample(self, batch: TrainingBatch, per_class: int) -> dict[str, dict[int, torch.Tensor]]:
-        """Projected features of random voxels of a batch, for pictures; the memory is not changed.
+        """Return projected features of random voxels of a batch, for plots; the memory is not changed.
 
         Args:
             batch: a training step's data and predictions.
-            per_class: maximum number of voxels of a class and kind.
+            per_class: maximum number of voxels for each kind and class.
 
         Returns:
-            `(N, D)` by kind and class: labelled voxels by their label, unlabelled ones by the predicted class.
+            Embeddings `(N, D)` by kind and class: labelled voxels by their label, unlabelled ones by the predicted
+            class.
         """
-        # The network's features also where the memory has the teacher's: one process alone cannot run the teacher.
+        # These are the network's features even if the memory stores the teacher's, because only the first process
+        # calls this method, and a single process cannot run the teacher.
         parts = {"labelled voxel": (batch.labelled_features, batch.labels)}
         if batch.num_unlabelled > 0:
             parts["unlabelled voxel"] = (batch.unlabelled_features, pseudo_labels(batch.target_logits, 0.0)[0])
@@ -149,7 +152,7 @@ class MemoryBankUpdater:
         return found
 
     def _labelled_pass(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and features of the labelled cases, of the network or of the teacher."""
+        """Return logits and features of the labelled cases, from the network or the teacher."""
         if self.features_from == "network":
             return batch.labelled_logits, batch.labelled_features
         if batch.teacher_pass is None:
@@ -160,10 +163,10 @@ class MemoryBankUpdater:
         return batch.teacher_pass(batch.labelled_images)
 
     def _labelled_classes(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Classes of the voxels that may enter, and the probabilities of their labels if they are needed."""
+        """Return the classes of the voxels that may be stored, and the probabilities of their labels if needed."""
         scores = None
         if self.selection == "confidence" or self.labelled_confidence > 0:
-            # The score is the probability of the label, which is not the largest one for a wrongly predicted voxel.
+            # The score is the probability of the label; for a wrongly predicted voxel it is not the largest one.
             scores = logits.softmax(dim=1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
             labels = labels.masked_fill(scores < self.labelled_confidence, NO_CLASS)
         if self.only_correct:  # on CPUs `max` is faster than `argmax`
@@ -186,7 +189,7 @@ class MemoryBankUpdater:
             for c, where in enumerate(groups):
                 room = self.embeddings_per_step - sum(len(part) for part in chosen.get(c, []))
                 if (c > 0 or self.include_background) and len(where) > 0 and room > 0:
-                    if self.selection == "random":  # drawn before the embeddings are copied
+                    if self.selection == "random":  # draw first, so that only the drawn embeddings are copied
                         where = sample_group(where, room)
                     part = voxel_embeddings(features, where)
                     own = None if probabilities is None else probabilities[where]
@@ -196,7 +199,7 @@ class MemoryBankUpdater:
     def _choose(
         self, class_id: int, embeddings: torch.Tensor, room: int, probabilities: torch.Tensor | None
     ) -> torch.Tensor:
-        if self.selection in BY_SELECTOR:  # selectors score projections, so all candidates are projected
+        if self.selection in BY_SELECTOR:  # selectors score projections, so project all candidates
             return choose_embeddings(
                 class_id, self._project(embeddings), room, self.selection, selectors=self.selectors
             )

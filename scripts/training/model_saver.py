@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save the weights that are deployed: the final averaged ones, and the best ones on validation cases."""
+"""Save the weights for deployment: the final averaged weights, and the best ones on validation cases."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ logger = logging.getLogger("ModelSaver")
 
 
 class FinalModelSaver:
-    """Save the state dict of `network` when the run is complete. With several ranks the first writes the file.
+    """Save the state dict of `network` when the run is complete. With several ranks, the first writes the file.
 
     Args:
-        network: the network that is deployed: the teacher's averaged copy.
+        network: the network to deploy, which is the teacher's averaged copy.
         path: the file, such as `outputs/models/model.pt`.
         max_steps: length of the run. A run that ends before this step and before the last of its `max_epochs` writes
             nothing.
-        dataset: the dataset block, whose preprocessing is recorded in the file; `None`: no record.
-        record: of the run, also for the file; `None`: no record.
+        dataset: the dataset block, whose preprocessing is recorded in the file; `None` records no preprocessing.
+        record: the record of the run, which is also stored in the file; `None` stores none.
     """
 
     def __init__(
@@ -55,11 +55,10 @@ class FinalModelSaver:
 
 
 class BestModelSaver:
-    """Save the state dict of `network` after each validation whose key metric is higher than all before it.
+    """Save the state dict of `network` after each validation whose key metric is the highest so far.
 
     The best value is part of a checkpoint (`state_dict`), so that a resumed run does not overwrite a better model. A
-    metric that is NaN is ignored. With several ranks, which all have the metric of all cases, the first writes the
-    file.
+    metric that is NaN is ignored. All ranks have the metric of all cases, and the first writes the file.
 
     Args:
         network: the network that is validated.
@@ -92,7 +91,7 @@ class BestModelSaver:
             logger.info(f"Best validation so far: {engine.state.key_metric_name} {value:.4f}, written to {self.path}.")
 
     def state_dict(self) -> dict[str, float | None]:
-        """The best value so far, a Python float, which `torch.load` accepts with `weights_only`."""
+        """Return the best value so far as a Python float, which `torch.load` accepts with `weights_only`."""
         return {"best_metric": self.best_metric}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:

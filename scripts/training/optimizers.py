@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class RateOnCurve(LambdaLR):
-    """`LambdaLR` whose restored rate is that of the present curve.
+    """`LambdaLR` that takes the rate from its current curve when it is restored, and not from the checkpoint.
 
-    A resumed run may have more steps than before. The rate in its checkpoint belongs to the old curve: it is 0 at the
-    end of a finished run.
+    A resumed run may have more steps than before. The rate in its checkpoint belongs to the old curve, which is 0 at
+    the end of a finished run.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the number of completed steps and set the optimiser's rates, which must be restored already."""
+        """Restore the number of completed steps and set the rates of the optimiser, which must be restored before."""
         super().load_state_dict(state_dict)
         self._last_lr = [
             base * curve(self.last_epoch) for base, curve in zip(self.base_lrs, self.lr_lambdas, strict=True)
@@ -31,14 +31,14 @@ class RateOnCurve(LambdaLR):
 
 
 class ExtraOptimizer:
-    """Step a second optimiser in every iteration, directly after the trainer's.
+    """Step a second optimiser in every iteration, directly after the trainer's optimiser.
 
     MONAI's `SupervisedTrainer` has one optimiser; the method document trains the learned selectors with another one.
     Gradients are cleared to `None` before the forward pass, so a parameter that a step does not use, or whose gradient
     `GradientGuard` removed, does not change.
 
     Args:
-        optimizer: its parameters must not be in the trainer's optimiser; see `remaining_parameters`.
+        optimizer: the second optimiser. It must share no parameter with the trainer's; see `remaining_parameters`.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run computes: number format, and memory layout of the network."""
+"""Floating-point format and memory layout of the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scripts.errors import UserError
 def autocast_dtype(precision: str, device: str | torch.device) -> torch.dtype | None:
     """Resolve `auto`, `fp32` or `bf16` to autocast's type, or `None` for fp32.
 
-    `auto` selects bf16 if the hardware computes it, else fp32.
+    `auto` selects bf16 if the hardware supports it, else fp32.
 
     Args:
         precision: `auto`, `fp32` or `bf16`.
@@ -45,14 +45,14 @@ def _cpu_has_bf16() -> bool:
 
 @contextmanager
 def mixed_precision(network: nn.Module, device_type: str, dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast for passes of `network`, without the convolutions that torch computes wrongly.
+    """Context that applies autocast to passes of `network`, except for convolutions that torch computes wrongly.
 
-    On a CPU, torch 2.13 (oneDNN) returns wrong bf16 weight gradients, up to NaN, for a 3D convolution whose kernel is
-    longer than the input along the first spatial axis, as 3x3x3 over 2x4x4. Such layers compute in fp32.
-    A test in tests/training/test_precision.py fails as soon as a release of torch no longer has this fault.
+    On a CPU, torch 2.13 (oneDNN) returns wrong bf16 weight gradients, even NaN, for a 3D convolution whose kernel is
+    longer than the input along the first spatial axis, such as 3x3x3 over 2x4x4. Such layers compute in fp32.
+    A test in tests/training/test_precision.py will fail once a release of torch fixes this bug.
 
     Args:
-        network: its layers are hooked inside this context only.
+        network: its layers have hooks inside this context only.
         device_type: `cpu` or `cuda`.
         dtype: autocast's type; `None`: no autocast.
     """
@@ -90,14 +90,14 @@ def _leave_fp32(layer: nn.Conv3d, args: tuple[torch.Tensor], _output: Any) -> No
 
 
 def place(network: nn.Module, device: str | torch.device) -> nn.Module:
-    """Move a network to a device, on a CPU with the weights of its 3D convolutions in channels-last layout.
+    """Move a network to a device; on a CPU, also change the weights of its 3D convolutions to channels-last layout.
 
-    The layout changes the speed and the rounding, not the result. `python -m scripts.experiments.load patch-cost`
-    compares both. Activations follow the weights' layout.
+    The layout affects speed and rounding only. `python -m scripts.experiments.load patch-cost` compares both layouts.
+    Activations take the layout of the weights.
 
     Args:
         network: changed in place.
-        device: where it goes.
+        device: the target device.
 
     Returns:
         `network`.

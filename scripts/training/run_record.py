@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A record of a training run, as `run.json` beside its weights and inside them."""
+"""A record of a training run, which is saved as `run.json` beside the weights and also inside the weights files."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from scripts.losses.base import WeightedLoss
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("monai", "torch", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 LOCAL = ("command", "paths")
-"""Entries of `run.json` that are not copied into the weights, because they describe this machine."""
+"""Entries of `run.json` that are not copied into the weights files, because they describe this machine."""
 
 STEPS = 20
 """Steps between two updates of `run.json`."""
 
 
 class RunRecord:
-    """Write `run.json` when a training starts, every 20 steps, and when it ends; weights files get its content.
+    """Write `run.json` when training starts, every 20 steps, and when it ends; weights files contain the same record.
 
-    The record says what is needed to repeat the run: the settings with all overrides, the seed, the versions of the
+    The record holds what is needed to repeat the run: the settings with all overrides, the seed, the versions of the
     libraries, digests of the data list and of the cases in each role, the state of the git repository, times, and the
     last losses and validation metrics. `run.json` also has the command and the paths of this machine.
 
-    A resumed run keeps the time at which the first one started, and adds the step and time at which it continued.
+    A resumed run keeps the start time of the first run, and adds the step and time at which it resumed.
 
     Args:
         path: the file, such as `outputs/models/run.json`.
         dataset: the dataset block.
         cases: the cases of its datalist.
         settings: what `scripts.cli.settings.run_settings` found on the command line; `None` if there is none.
-        initial_weights: file whose weights the network started from, or `None`.
+        initial_weights: file with the network's initial weights, or `None`.
 
     Attributes:
-        training_cases: measures the cases, for the weights alone; `None`: they are not measured.
+        training_cases: measures the training cases; the result is stored in weights files only. `None` measures none.
     """
 
     training_cases: TrainingCases | None = None
@@ -82,13 +82,13 @@ class RunRecord:
         }
 
     def attach(self, engine: Engine) -> None:
-        """Write when `engine`, the trainer, starts, goes on and ends. Attach it after `TrainingCheckpoint`."""
+        """Write when the trainer `engine` starts, at intervals, and when it ends. Attach after `TrainingCheckpoint`."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=STEPS), self.progress)
         engine.add_event_handler(Events.COMPLETED, self.end)
 
     def start(self, engine: SupervisedTrainer) -> None:
-        """Note the time, the seed, the device, and whether an earlier run continues."""
+        """Record the time, the seed, the device, and whether an earlier run is resumed."""
         step, device = engine.state.iteration, engine.state.device
         earlier = self._earlier() if step > 0 else {}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -103,7 +103,7 @@ class RunRecord:
         self._write()
 
     def note_validation(self, validator: Engine, step: int) -> None:
-        """Note the key metric of a validation, and its best value so far with its step."""
+        """Record the key metric of a validation, and its best value so far with the step of that value."""
         name = validator.state.key_metric_name
         value, best = rounded(validator.state.metrics[name]), self.content["metrics"].get(f"best_{name}")
         if best is None or value > best["value"]:
@@ -112,19 +112,19 @@ class RunRecord:
         self.content["steps"] = step
 
     def progress(self, engine: SupervisedTrainer) -> None:
-        """Note the number of steps, and the losses of the last one."""
+        """Record the number of steps and the losses of the last one."""
         losses = engine.loss_function.last if isinstance(engine.loss_function, WeightedLoss) else {}
         self.content["metrics"] |= {f"Loss/{name}": rounded(value) for name, value in losses.items()}
         self.content["steps"] = engine.state.iteration
         self._write()
 
     def end(self, engine: SupervisedTrainer) -> None:
-        """Note the time too."""
+        """Record the progress and the end time."""
         self.content["ended"] = now()
         self.progress(engine)
 
     def for_weights(self) -> dict[str, Any]:
-        """The record without what describes this machine alone."""
+        """Return the record without the entries that describe this machine only."""
         kept = {key: value for key, value in self.content.items() if key not in LOCAL}
         return json.loads(json.dumps(kept, default=str))
 
@@ -141,17 +141,17 @@ class RunRecord:
 
 
 def now() -> str:
-    """The time in UTC, to the second: `2026-11-29T13:34:48+00:00`."""
+    """Return the current time in UTC, to the second: `2026-11-29T13:34:48+00:00`."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def rounded(value: float | torch.Tensor) -> float:
-    """A number with six significant digits."""
+    """Round a number to six significant digits."""
     return float(f"{float(value):.6g}")
 
 
 def file_digest(path: str | Path) -> str | None:
-    """SHA-256 of a file; `None` if it does not exist."""
+    """Return the SHA-256 digest of a file; `None` if it does not exist."""
     if not Path(path).is_file():
         return None
     with Path(path).open("rb") as file:
@@ -159,10 +159,10 @@ def file_digest(path: str | Path) -> str | None:
 
 
 def data_digests(dataset: DatasetSpec, cases: CaseLists) -> dict[str, Any]:
-    """Digest of the data list, and for each role the number of cases and the digest of their sorted names.
+    """Return a digest of the data list, and for each role the number of cases and a digest of their sorted names.
 
-    Names of cases may name patients, so they are not part of the record. Two runs have the same digests if they used
-    the same cases in the same roles, wherever the files lay.
+    Case names may identify patients, so they are not part of the record. Two runs have the same digests if they used
+    the same cases in the same roles, wherever the files were stored.
     """
     roles = {role: sorted(str(case["case"]) for case in getattr(cases, role)) for role in ROLES}
     return {
@@ -178,13 +178,13 @@ def data_digests(dataset: DatasetSpec, cases: CaseLists) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this bundle, of Python and of the libraries that compute or read images."""
+    """Return the versions of this bundle, of Python, and of the libraries for computing and for reading images."""
     found = {"bundle": json.loads(read_text(ROOT / "configs/metadata.json"))["version"]}
     return found | {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the repository that a folder is the root of, and whether files differ from it; `None` if it is none."""
+    """Return the commit of a git repository, and whether files differ from it; `None` if `folder` is not its root."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
@@ -192,17 +192,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
-            return None  # an unpacked bundle inside another project
+            return None  # the bundle was unpacked inside another project's repository
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def describe_weights(path: str | Path) -> dict[str, Any]:
-    """What a weights file says about itself: its size and digest, network, preprocessing and run; JSON types.
+    """Describe a weights file by its size, digest, network, preprocessing and run, as JSON types.
 
     Raises:
-        UserError: if it is no weights file.
+        UserError: if the file is not a weights file.
     """
     state = read_weights(path, "give the path of a model.pt")
     tensors = [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
@@ -212,7 +212,7 @@ def describe_weights(path: str | Path) -> dict[str, Any]:
         name: record_of(state, entry)
         for name, entry in (("network", NETWORK), ("preprocessing", ENTRY), ("run", RUN), ("training_cases", CASES))
     }
-    if records["training_cases"] is not None:  # without the picture of 512 numbers
+    if records["training_cases"] is not None:  # leave out the thumbnail, which has 512 numbers
         records["training_cases"] = {k: v for k, v in records["training_cases"].items() if k != "small"}
     return {
         "file": str(path),

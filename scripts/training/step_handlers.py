@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small handlers around every training step: seeds, schedules, validation, the progress bar, the end of the run."""
+"""Small handlers that run around each training step: seeds, schedules, validation, progress bar, end of the run."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("Validation")
 
 CONFIDENT = 0.95
-"""Probability of a class from which on a curve counts a voxel as confident."""
+"""Minimum probability of the most probable class for a voxel to count as confident in a curve."""
 
 PICTURED_VOXELS = 50
-"""Voxels of each class and kind that are shown beside the prototypes."""
+"""Number of voxels of each class and kind that are plotted with the prototypes."""
 
 
 def last_step(engine: Engine, max_steps: int) -> int:
-    """The step at which a run is complete: `max_steps`, or earlier if the trainer has fewer epochs.
+    """Return the step at which a run is complete: `max_steps`, or earlier if the trainer has fewer epochs.
 
-    MONAI Label and federated clients set the trainer's `max_epochs` and know nothing of steps.
+    MONAI Label and federated clients set only the trainer's `max_epochs`, and not `max_steps`.
     """
     epochs, length = engine.state.max_epochs, engine.state.epoch_length
     return max_steps if epochs is None or length is None else min(max_steps, epochs * length)
 
 
 class StepSeeder:
-    """Seed all generators from (seed, iteration) before each step, so that dropout and sampling repeat on a resume.
+    """Seed all generators from (seed, iteration) before each step, so that a resumed run repeats dropout and sampling.
 
-    Every rank gets the same seed, because all compute loss and memory alike and must draw the same. Sharded passes of
-    the network draw their own (`collectives.fork_rng_per_rank`).
+    All ranks get the same seed, because they compute the same loss and memory and must draw the same numbers. Only
+    passes of the network on a rank's share of the cases use a different generator (`collectives.fork_rng_per_rank`).
 
     Args:
         seed: the run's seed, at least 0.
@@ -67,17 +67,17 @@ class StepSeeder:
 
 
 class LossStep:
-    """Tell `WeightedLoss` the number of each step, so that its schedules follow the run.
+    """Set the current step in `WeightedLoss`, so that its schedules follow the run.
 
     Args:
-        loss: its `step` is set.
+        loss: the loss whose `step` is set.
     """
 
     def __init__(self, loss: WeightedLoss) -> None:
         self.loss = loss
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start of each iteration of `engine`."""
+        """Set the step at the start of each iteration of `engine`."""
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -88,9 +88,9 @@ class LossStep:
 class Validation:
     """Validate after every `interval` steps, once the step's checkpoint is written.
 
-    A validation that fails or is killed then loses no step. A run that is resumed at a step with a validation repeats
-    it, because the checkpoint does not know its result. Where a single process runs out of memory, a line says so and
-    the run goes on; several processes wait for each other's results, so there the run ends.
+    If a validation fails or is killed, no step is therefore lost. A run that is resumed at a step with a validation
+    repeats it, because the checkpoint does not contain its result. If a single process runs out of memory, a warning is
+    logged and training continues. Several processes wait for each other's results, so in that case the run ends.
 
     Attach it after `TrainingCheckpoint`.
 
@@ -103,7 +103,7 @@ class Validation:
         self.validator, self.interval = validator, interval
 
     def attach(self, engine: Engine) -> None:
-        """Act when a resumed run starts, and after every `interval` iterations."""
+        """Validate when a resumed run starts, and after every `interval` iterations."""
         engine.add_event_handler(Events.STARTED, self)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -117,7 +117,7 @@ class Validation:
         except (RuntimeError, MemoryError) as error:
             if num_ranks() > 1 or not is_out_of_memory(error):
                 raise
-            # Otherwise ignite takes the next run for the rest of this one.
+            # Without this, ignite would continue the failed validation instead of starting the next one.
             self.validator._internal_run_generator = None
             logger.warning(
                 f"The validation after step {step} ran out of memory ({first_line(error)}), so there is no result; "
@@ -126,14 +126,14 @@ class Validation:
 
 
 class BatchAsItem:
-    """Make a step's output a list of one item, the whole batch, where MONAI's handlers expect decollated items.
+    """Wrap a step's output in a list of one item, the whole batch, because MONAI's handlers expect decollated items.
 
-    A batch of two streams cannot be decollated, because it has more images than labels. But MONAI's usual access to the
-    loss, `from_engine(["loss"], first=True)` in its MLflow tracking and other handlers, needs a list.
+    A batch of two streams cannot be decollated, because it has more images than labels. But MONAI's MLflow tracking and
+    other handlers read the loss with `from_engine(["loss"], first=True)`, which needs a list.
     """
 
     def attach(self, engine: Engine) -> None:
-        """Act when the model update is complete, where MONAI decollates."""
+        """Wrap the output when the model update is complete, which is when MONAI decollates."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -142,15 +142,18 @@ class BatchAsItem:
 
 
 class CourseCurves:
-    """Write what a report shows of the course of a run to TensorBoard, besides the losses and validations.
+    """Write the training curves of a report to TensorBoard, except for losses and validations.
 
-    `Weight/<term>`, `Rate/learning_rate`, `Time/step` (seconds, the mean since the last point; validations and the
-    writing of checkpoints are part of it), `Memory/<class>`, the number of prototypes, and `Confident/unlabelled`, the
-    share of voxels in unlabelled patches whose most probable class has a probability of at least `CONFIDENT`.
+    - `Weight/<term>`: weight of a loss term.
+    - `Rate/learning_rate`.
+    - `Time/step`: mean seconds per step since the last point, including validations and the writing of checkpoints.
+    - `Memory/<class>`: number of prototypes.
+    - `Confident/unlabelled`: share of voxels in unlabelled patches whose most probable class has a probability of at
+      least `CONFIDENT`.
 
     Args:
         writer: TensorBoard's writer.
-        loss: the loss function, with the memory in one of its terms, if there is one.
+        loss: the loss function; if there is a memory, one of its terms holds it.
         optimizer: the main optimiser.
         interval: steps between two points, at least 1.
     """
@@ -161,12 +164,12 @@ class CourseCurves:
         self.last = (0, 0.0)
 
     def attach(self, engine: Engine) -> None:
-        """Note the time when `engine` starts, and write after every `interval` iterations."""
+        """Record the time when `engine` starts, and write after every `interval` iterations."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self)
 
     def start(self, engine: Engine) -> None:
-        """Note step and time."""
+        """Record step and time."""
         self.last = engine.state.iteration, time.perf_counter()
 
     def __call__(self, engine: Engine) -> None:
@@ -192,12 +195,12 @@ class CourseCurves:
 class MemoryEmbeddings:
     """Write prototypes and voxels of the last batch for TensorBoard's projector when the run ends.
 
-    TensorBoard reads `<step>/memory/tensors.tsv`, an embedding per line, and `metadata.tsv` beside it, with kind
-    (prototype, labelled or unlabelled voxel) and class. The report shows them in two dimensions.
+    TensorBoard reads `<step>/memory/tensors.tsv`, with one embedding per line, and `metadata.tsv` beside it, with the
+    kind (prototype, labelled or unlabelled voxel) and the class. The report shows them in two dimensions.
 
     Args:
         writer: TensorBoard's writer.
-        updater: of the memory.
+        updater: the handler that writes the memory.
     """
 
     def __init__(self, writer: SummaryWriter, updater: MemoryBankUpdater) -> None:
@@ -208,21 +211,21 @@ class MemoryEmbeddings:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Write what there is."""
+        """Write the embeddings, if there are any."""
         memory = self.updater.memory
         kinds = {"prototype": {c: memory[c] for c in range(memory.num_classes) if len(memory[c])}}
         if engine.state.output:  # none if a finished run is resumed
             kinds |= self.updater.sample(engine.state.output[0][Keys.PRED], PICTURED_VOXELS)
         rows = [[kind, str(c)] for kind, groups in kinds.items() for c, group in groups.items() for _ in group]
         if rows:
-            # Files of an earlier run at the same step, about which `add_embedding` would print a warning.
+            # Remove files of an earlier run at the same step; otherwise `add_embedding` would print a warning.
             shutil.rmtree(Path(self.writer.log_dir) / f"{engine.state.iteration:05}/memory", ignore_errors=True)
             points = torch.cat([group.float().cpu() for groups in kinds.values() for group in groups.values()])
             self.writer.add_embedding(points, rows, None, engine.state.iteration, "memory", ["kind", "class"])
 
 
 class StopAtStep:
-    """End the run after `max_steps` iterations, also in the middle of an epoch; attach it last.
+    """End the run after `max_steps` iterations, even in the middle of an epoch; attach it last.
 
     Args:
         max_steps: number of iterations, at least 1.
@@ -232,7 +235,7 @@ class StopAtStep:
         self.max_steps = max_steps
 
     def attach(self, engine: Engine) -> None:
-        """Check at the start of the run (it may be a finished one, resumed) and after each iteration."""
+        """Check at the start (a finished run may have been resumed) and after each iteration."""
         engine.add_event_handler(Events.STARTED, self)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
@@ -256,7 +259,7 @@ class RunProgressBar(EngineProgress):
         self.loss, self.max_steps = loss, max_steps
 
     def move(self, engine: Engine) -> None:
-        """Show the step that was just done; the bar opens with the first one."""
+        """Show the completed step; the first step opens the bar."""
         step = engine.state.iteration
         if self.bar is None:
             self.bar = open_bar(total=self.max_steps, initial=step - 1, unit="step", mininterval=0.5, desc="training")

@@ -16,15 +16,15 @@ from scripts.training.guard import GradientGuard
 
 
 class Teacher(AveragedModel):
-    """A copy of a network whose weights are a moving average of those of the network.
+    """A copy of a network whose weights are an exponential moving average of the network's weights.
 
-    torch's `AveragedModel` with a decay that warms up: the first update copies the weights, and update n + 1 averages
-    with `decay * (1 + n) / (10 + n)`. Buffers (batch norm) are copied at each update. The attribute `module` is the
-    averaged network, with the keys of `network`.
+    This is torch's `AveragedModel` with a decay that warms up: the first update copies the weights, and update n + 1
+    averages with `decay * (1 + n) / (10 + n)`. Buffers (batch norm) are copied at each update. The attribute `module`
+    is the averaged network; its state dict has the keys of `network`.
 
     Args:
         network: the student.
-        decay: share of the old average, in [0, 1).
+        decay: weight of the old average, in [0, 1).
 
     Raises:
         ValueError: for a decay outside [0, 1).
@@ -50,16 +50,16 @@ class TeacherUpdater:
     """Update the teacher after each optimiser step.
 
     Args:
-        teacher: the average.
+        teacher: the averaged network.
         network: the student.
-        guard: after a step that it has undone, the teacher is not updated.
+        guard: if it has undone a step, the teacher is not updated after that step.
     """
 
     def __init__(self, teacher: Teacher, network: nn.Module, guard: GradientGuard | None = None) -> None:
         self.teacher, self.network, self.guard = teacher, network, guard
 
     def attach(self, engine: Engine) -> None:
-        """Act after each optimiser step of the engine."""
+        """Update after each optimiser step of the engine."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

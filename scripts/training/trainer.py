@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's trainer for batches of two streams."""
+"""MONAI's trainer, adapted to batches of labelled and unlabelled cases."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from scripts.losses.base import TrainingBatch, WeightedLoss
 class TwoStreamTrainer(SupervisedTrainer):
     """`SupervisedTrainer` with the settings that batches of a `TwoStreamLoader` and `FeatureInferer` need.
 
-    - `prepare_batch` hands the labels and further volumes of a batch to the inferer;
-    - `decollate` is false, as a batch of two streams cannot be split into cases;
-    - `optim_set_to_none` is true: otherwise an unused parameter has a gradient of 0, but none after a resume.
+    - `prepare_batch` passes the labels and the other volumes of a batch to the inferer.
+    - `decollate` is false, because a batch of two streams cannot be split into cases.
+    - `optim_set_to_none` is true. Otherwise an unused parameter would have a gradient of 0, but none after resuming.
 
-    MONAI attaches handlers before it sets the trainer's network, loss function, optimiser and inferer. Here they are
-    attached last, so that `attach` finds all of these.
+    MONAI attaches handlers before it sets the trainer's network, loss function, optimiser and inferer. Here handlers
+    are attached last, so that `attach` can use all of these.
 
-    With `accumulation_steps` n above 1, a step needs less memory: part r of n takes the cases r, r + n, ... of each
-    stream through forward and backward pass, and one optimiser step follows the last part. MONAI's trainer would count
-    each part as an iteration; here an iteration is an optimiser step, and its events fire once, after the last backward
-    pass, with the whole batch. The loss is the mean over the parts. This is the loss of the undivided batch for terms
-    that are means over equally many voxels per case. The memory bank is filled after the losses, which therefore see
-    the prototypes of the step before.
+    With `accumulation_steps` n above 1, a step needs less memory. Part r of n runs the forward and the backward pass of
+    the cases r, r + n, ... of each stream, and one optimiser step follows the last part. MONAI's trainer would count
+    each part as an iteration; here an iteration is an optimiser step. Its events fire once, after the last backward
+    pass, with the whole batch. The loss is the mean over the parts. For terms that average over the same number of
+    voxels in every case, it equals the loss of the undivided batch. The memory bank is filled after the losses are
+    computed, so they use the prototypes of the previous step.
 
     Args:
-        args: of `SupervisedTrainer`.
+        args: positional arguments of `SupervisedTrainer`.
         train_handlers: handlers to attach, in this order.
-        kwargs: of `SupervisedTrainer`; the three settings above may be among them.
+        kwargs: keyword arguments of `SupervisedTrainer`; they may override the three settings above.
 
     Raises:
-        UserError: if the parts of a step would differ in size; for `compile`.
+        UserError: if the parts of a step would differ in size, or if `compile` is set.
     """
 
     __signature__ = inspect.signature(SupervisedTrainer)  # overrides of its arguments are checked by their names
@@ -109,9 +109,9 @@ def _check_equal_parts(batches: TwoStreamBatchSampler, parts: int) -> None:
 def _part(
     image: torch.Tensor, volumes: dict[str, Any], number: int, of: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
-    """Cases number, number + of, ... of each stream, from what `prepare_two_stream_batch` returned.
+    """Take the cases `number`, `number + of`, ... of each stream from the result of `prepare_two_stream_batch`.
 
-    So `CopyPasteTerm` pairs the same cases as in the undivided batch.
+    With this choice `CopyPasteTerm` pairs the same cases as in the undivided batch.
     """
     image, num_labelled = image.as_subclass(torch.Tensor), len(volumes["label"])
     inputs = torch.cat([stream[number::of] for stream in (image[:num_labelled], image[num_labelled:])])
@@ -124,7 +124,7 @@ def _part(
 
 
 def _joined(parts: Sequence[TrainingBatch]) -> TrainingBatch:
-    """The batch of which `parts` are the parts, in its order and without gradients or deep features."""
+    """Join the parts to one batch, in the original order of cases and without gradients or deep features."""
 
     def whole(name: str) -> Any:
         tensors = [getattr(part, name) for part in parts]
@@ -148,13 +148,13 @@ def _joined(parts: Sequence[TrainingBatch]) -> TrainingBatch:
 def prepare_two_stream_batch(
     batch: dict[str, Any], device: torch.device, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, Any]]:
-    """`prepare_batch` of MONAI's `SupervisedTrainer`: images, labels, and what `FeatureInferer` wants by name.
+    """`prepare_batch` for MONAI's `SupervisedTrainer`: images, labels, and the keyword arguments of `FeatureInferer`.
 
-    Of several ranks each receives the cases of all of them, labelled ones first, in the order of one process's batch.
+    With several ranks, each receives the cases of all ranks, labelled cases first, in the order of a single process.
 
     Args:
-        batch: what `collate` made, on every rank with as many cases of each stream.
-        device: where tensors go.
+        batch: the result of `collate`; all ranks must have the same number of cases of each stream.
+        device: the target device of the tensors.
         non_blocking: see `torch.Tensor.to`.
         kwargs: further arguments of `torch.Tensor.to`, for the images only.
     """
@@ -166,7 +166,7 @@ def prepare_two_stream_batch(
     if stored is not None:
         stored = all_gather_batch(stored.to(device, non_blocking=non_blocking))
     streams = image.split([len(label), len(image) - len(label)])
-    if num_ranks() > 1:  # a step before `unlabelled_start` has no second stream
+    if num_ranks() > 1:  # steps before `unlabelled_start` have no unlabelled stream
         image = torch.cat([all_gather_batch(stream) for stream in streams if len(stream) > 0])
     label = all_gather_batch(label)
     return image, label, (), {"label": label, "weak": weak, "stored": stored, "cases": batch.get("case", ())}

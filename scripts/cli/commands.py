@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: the words after `python -m scripts`; `None` takes those of this process.
+        argv: the arguments after `python -m scripts`; `None` takes those of this process.
 
     Returns:
-        The exit code: 0; 2 for a mistake in arguments, config files or the data given; 1 for any other error; 130 after
-        Ctrl-C.
+        The exit code: 0 on success, 2 for a mistake in arguments, config files or the given data, 1 for any other
+        error, and 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The text of `python -m scripts --help`."""
+    """Return the text of `python -m scripts --help`."""
     lines = [f"  {name:21}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return f"""\
 usage: {PROGRAM} COMMAND ...
@@ -258,13 +258,13 @@ def _run_on_dataset(
 
 
 def _advised_method(files: Sequence[Path], options: Sequence[str]) -> list[Path]:
-    """The method that `crossval` has chosen for the dataset of some config files."""
+    """Return the method that `crossval` has chosen for the dataset of the given config files."""
     from scripts.cli.overrides import read_mapping
     from scripts.crossval.estimate import advised_method
 
     names = [content["dataset_name"] for content in map(read_mapping, files) if "dataset_name" in content]
     given = option_value(options, "--crossval_dir")
-    # A training may have another output_dir than its cross-validation.
+    # Training may use a different output_dir than the cross-validation did.
     folders = [folder for folder in (option_value(options, "--output_dir"), ROOT / "outputs") if folder]
     chosen, sentence = advised_method(
         [given] if given else [Path(f, "crossval", names[-1]) for f in folders], names[-1]

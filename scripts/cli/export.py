@@ -100,10 +100,10 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     path = Path(options.filepath)
     models = options.ckpt_file.parent if options.ckpt_file else ROOT / "models"
     options.ckpt_file = models / "model.pt"
-    # The dataset of the weights in models/, which inference.yaml describes without naming it.
+    # The dataset of the weights in models/. inference.yaml has its settings but does not refer to its file.
     files = files or [str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/hippocampus.yaml")]
     settings = _settings(options, files, overrides)
-    settings.network()  # refuses weights that do not fit the configuration
+    settings.network()  # raises an error if the weights do not fit the configuration
     copies = {f"configs/{name}": text for name, text in json_configs(settings).items()}
     if options.place:
         texts, without = texts_for(options.place, settings, options.license, options.weights_url)
@@ -121,7 +121,7 @@ def _as_list(text: str) -> list[str]:
 
 
 def _literal(text: str) -> Any:
-    """A value as MONAI's command line reads it: a number, list, ..., otherwise the text itself."""
+    """Parse a value as MONAI's command line does: as a number, list and so on, or else as a string."""
     if text in ("true", "false"):
         return text == "true"
     try:

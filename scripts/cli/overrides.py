@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the options of `python -m monai.bundle run`: MONAI itself silently ignores unknown ones."""
+"""Check the options of `python -m monai.bundle run`, because MONAI silently ignores unknown ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts.errors import UserError, first_line
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 RENAMED = {"cache_rate": "cache", "unlabelled_from": "unlabelled_start", "tap_layer": "feature_layer"}
-"""Former keys, and those that do their work now."""
+"""Former keys, and the keys that replace them."""
 
 COMPONENT_KEYS = {"_target_", "_requires_", "_disabled_", "_mode_", "_desc_"}
 REFERENCE = re.compile(r"[@%]([A-Za-z_]\w*(?:::\w+)+)")
@@ -41,7 +41,7 @@ def is_command_line(argv: Sequence[str]) -> bool:
 
 
 def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
-    """Refuse options and keys of config files that would have no effect, and words that belong to no option.
+    """Raise an error for options and config keys that would have no effect, and for arguments without an option.
 
     Args:
         argv: the whole command line.
@@ -50,7 +50,7 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
         The content of the config files, overridden by the values of the command line.
 
     Raises:
-        UserError: names the option or key and the most similar known one.
+        UserError: names the option or key, and the most similar known one.
     """
     options, alone, files = parts_of(argv)
     contents = {file: read_mapping(file) for file in files}
@@ -59,7 +59,7 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
     known = RUN_ARGUMENTS | set(tree) | referred
     if "tracking" in options:
         known |= set(DEFAULT_MLFLOW_SETTINGS["configs"])
-    # The first word without an option is the list to run.
+    # The first argument without an option is the name of the list to run.
     for word in alone[1:]:
         name = word if word in known else "NAME"
         raise UserError(f"'{word}' belongs to no option: write --{name} VALUE.")
@@ -81,14 +81,14 @@ def check_overrides(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def parts_of(argv: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The options, the words that belong to no option, and the config files of `python -m monai.bundle run`."""
+    """Return options, arguments without an option, and config files of `python -m monai.bundle run`."""
     options, alone = parse_words(argv[2:])
     arguments = read_mapping(options["args_file"]) if "args_file" in options else {}
     return options, alone, config_files_of(options.get("config_file", arguments.get("config_file")))
 
 
 def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
-    """Those of some options that would have an effect on config files.
+    """Select the options that would have an effect on the config files.
 
     Args:
         files: config files; later ones replace keys of earlier ones.
@@ -104,12 +104,12 @@ def accepted_options(files: Sequence[str], options: Mapping[str, str]) -> dict[s
 
 
 def joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], set[str]]:
-    """The content of config files as MONAI joins it, and the names that they refer to."""
+    """Merge config files as MONAI does; return the merged content and the names that the files refer to."""
     parser = ConfigParser({})
     for file, content in contents.items():
         for key, value in content.items():
             try:
-                merge_kv(parser, key, deepcopy(value))  # a later file changes what is merged
+                merge_kv(parser, key, deepcopy(value))  # later files change merged values in place
             except (LookupError, TypeError, ValueError) as error:
                 _refuse_place(file, key, parser.get(), error)
     text = "".join(Path(file).read_text(encoding="utf-8") for file in contents)
@@ -117,7 +117,7 @@ def joined(contents: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], s
 
 
 def _refuse_place(file: str, key: str, tree: Mapping[str, Any], error: Exception) -> None:
-    """Raise an error about a nested key of a file below something that no earlier file holds."""
+    """Raise an error about a nested key of a file whose parent does not exist in any earlier file."""
     path = _parts(key)
     what = f"The key '{key}' in {file}"
     for depth, part in enumerate(path[:-1]):
@@ -133,7 +133,7 @@ def _refuse_place(file: str, key: str, tree: Mapping[str, Any], error: Exception
 
 
 def _below(node: Any, path: Sequence[str]) -> Any:
-    """The node at a path; `None` if there is none, as a later file may replace a block that an earlier one changed."""
+    """Return the node at a path, or `None`: a later file may have replaced a block that an earlier file changed."""
     with suppress(LookupError, TypeError, ValueError):
         for part in path:
             node = node[int(part)] if isinstance(node, list) else node[part]
@@ -142,7 +142,7 @@ def _below(node: Any, path: Sequence[str]) -> Any:
 
 
 def _check_arguments(contents: Mapping[str, Mapping[str, Any]], tree: Mapping[str, Any]) -> None:
-    """Refuse an argument in a file of the user that its component does not have."""
+    """Raise an error for an argument in a user's file that the component does not have."""
     for file, content in contents.items():
         for key, value in () if _is_own(file) else content.items():
             *above, last = _parts(key)
@@ -164,7 +164,7 @@ def _check_component(file: str, place: str, node: Any, names: Sequence[str]) -> 
 
 
 def read_mapping(file: str | Path) -> dict[str, Any]:
-    """The content of a config file.
+    """Read a config file.
 
     Raises:
         UserError: if it does not exist, is not valid YAML or JSON, holds no keys, or holds a duplicate key
@@ -189,9 +189,9 @@ def read_mapping(file: str | Path) -> dict[str, Any]:
 
 
 def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: set[str]) -> None:
-    """Refuse a key of a later config file that no other file holds or refers to: it is probably misspelt.
+    """Raise an error for a key of a later config file that no other file has or refers to; it is probably misspelt.
 
-    The file of a dataset holds keys for all commands, so keys of all config files of the bundle are known.
+    Dataset files have keys for all commands, so the keys of all config files of the bundle count as known.
     """
     keys = {file: [top_key(key) for key in content] for file, content in contents.items()}
     own = {name for file in CONFIGS.glob("*.yaml") for name in TOP_KEY.findall(file.read_text(encoding="utf-8"))}
@@ -205,7 +205,7 @@ def _check_keys_of_files(contents: Mapping[str, Mapping[str, Any]], referred: se
 
 
 def _check_values_of_file(file: str, node: Any, place: str = "") -> None:
-    """Refuse text with a #, which MONAI would turn into ::."""
+    """Raise an error for a string with a #, which MONAI would change to ::."""
     if isinstance(node, Mapping | list):
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             if key != "_desc_":
@@ -216,10 +216,10 @@ def _check_values_of_file(file: str, node: Any, place: str = "") -> None:
 
 
 def _check_blocks(sources: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a block that replaces another one without a part that is needed: MONAI does not join blocks.
+    """Raise an error for a block that replaces another one but lacks a required part; MONAI does not merge blocks.
 
     Args:
-        sources: content of the config files, and the options under `COMMAND_LINE`, in the order in which MONAI takes
+        sources: content of the config files, and the options under `COMMAND_LINE`, in the order in which MONAI applies
             them.
     """
     parser = ConfigParser({})
@@ -255,7 +255,7 @@ def _refuse_block(source: str, key: str, value: Any, lack: str) -> None:
 
 
 def _nodes(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """All nodes of a configuration with their places, single values in front of the blocks that hold them."""
+    """Yield all nodes of a configuration with their paths; values come before the blocks that contain them."""
     if isinstance(node, Mapping | list):
         for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _nodes(value, f"{place}::{key}" if place else str(key))
@@ -263,17 +263,17 @@ def _nodes(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _similar(name: str, known: Iterable[str]) -> str | None:
-    """The key that was probably meant."""
+    """Return the known key that was probably meant."""
     return RENAMED.get(name) or next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
 def top_key(key: str) -> str:
-    """The top-level key: `train` of `train::trainer::amp`, `terms` of `+terms` (MONAI's syntax to append)."""
+    """Return the top-level key: `train` of `train::trainer::amp`, `terms` of `+terms` (MONAI's syntax to append)."""
     return _parts(key)[0]
 
 
 def _parts(key: str) -> list[str]:
-    """The keys on the way to a nested one."""
+    """Split the path of a nested key into keys."""
     return re.split("::|#", key.removeprefix("+"))
 
 
@@ -292,7 +292,7 @@ def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, An
         return
     for depth, key in enumerate(path[1:], start=1):
         above = "::".join(path[:depth])
-        if above in options:  # the command line replaces the whole block
+        if above in options:  # an option replaces the whole block
             return
         names = _names_in(node, options.get(f"{above}::_target_"))
         if names is None:
@@ -306,7 +306,7 @@ def _check_option(option: str, options: Mapping[str, str], tree: Mapping[str, An
 
 
 def _names_in(node: Any, target: str | None) -> set[str] | None:
-    """Keys that are allowed below a node of the configuration; `None` if they are unknown."""
+    """Return the keys that are allowed below a node of the configuration; `None` if they are unknown."""
     if isinstance(node, list):
         return {str(i) for i in range(len(node))}
     if not isinstance(node, Mapping):
@@ -321,7 +321,7 @@ def _names_in(node: Any, target: str | None) -> set[str] | None:
 
 
 def _arguments_of(target: str) -> set[str] | None:
-    """Argument names of a `_target_`; `None` if it accepts any keyword or cannot be found."""
+    """Return the argument names of a `_target_`; `None` if it accepts any keyword or cannot be found."""
     located = ConfigComponent({"_target_": target}, "", ComponentLocator()).resolve_module_name()
     found = pydoc.locate(located) if isinstance(located, str) else located
     try:
@@ -338,7 +338,7 @@ def _refuse(option: str, hint: str) -> None:
 
 
 def config_files_of(value: Any) -> list[str]:
-    """The config files as a list, from a path, a list of paths, or such a list as a string."""
+    """Return the config files as a list, given a path, a list of paths, or such a list as a string."""
     if value is None:
         raise UserError("No config file is given: add --config_file FILE.")
     if isinstance(value, str):

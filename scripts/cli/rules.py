@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allowed values of the top-level config keys, so that a wrong value is reported before any work begins."""
+"""Allowed values of the top-level config keys, so that an invalid value is reported before any work begins."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Rule:
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
-    """Refuse invalid values of top-level keys.
+    """Check the values of top-level keys.
 
     Args:
         values: values of the top-level keys of the config files. Expressions (`$...`), references (`@...`) and blocks
             with a `_target_` are skipped, because they are evaluated later.
 
     Raises:
-        UserError: for the first key whose value breaks its rule, or for another number of weights than of classes.
+        UserError: for the first key with an invalid value, or if the numbers of weights and of classes differ.
     """
-    rules = RULES | {"dataset_dir": IMAGES} if "image_pattern" in values else RULES  # of configs/inference.yaml
+    rules = RULES | {"dataset_dir": IMAGES} if "image_pattern" in values else RULES  # configs/inference.yaml has it
     for key, rule in rules.items():
         if key not in values:
             continue
@@ -81,8 +81,8 @@ def _three(value: Any, each: Callable[[Any], bool]) -> bool:
 def _is_device(value: Any) -> bool:
     try:
         device = torch.device(value)
-        if device.type != "cuda":  # not tried, because that would set up the GPU
-            torch.empty(0, device=device)  # torch knows names of devices that it was not built for
+        if device.type != "cuda":  # skip CUDA: a test would initialise the GPU
+            torch.empty(0, device=device)  # torch parses names of devices that it was not built for
     except (AssertionError, ImportError, RuntimeError, TypeError):
         return False
     return device.type != "meta" and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count())
@@ -130,7 +130,7 @@ IMAGES = Rule(
     "the path of a folder, an image or a list file, or a list of images",
     lambda v: _is_text(v) or (isinstance(v, list | tuple) and all(_is_text(item) or _are_texts(item) for item in v)),
 )
-SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # a command line gives strings
+SWITCH = Rule("true or false", lambda v: isinstance(v, bool) or v in ("true", "false"))  # options are strings
 LABEL_VALUES = Rule("a list of at least two different whole numbers or lists of them", _are_label_values)
 FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 

@@ -33,11 +33,11 @@ YAML_ENDINGS = (".yaml", ".yml", ".json")
 
 
 def find_dataset(name: str) -> Path:
-    """The config file of a dataset.
+    """Find the config file of a dataset.
 
     Args:
-        name: path of the file, path of a folder that holds it, or a name. A name is searched in the current folder,
-            `configs/datasets`, `data` and its subfolders, and among the datasets that `new-dataset` wrote.
+        name: path of the file, path of the folder that contains it, or a name. A name is searched in the current
+            folder, `configs/datasets`, `data` and its subfolders, and among the datasets that `new-dataset` wrote.
 
     Raises:
         UserError: if there is no such file; the message suggests the most similar name.
@@ -57,7 +57,7 @@ def find_dataset(name: str) -> Path:
 
 
 def find_part(kind: str, name: str) -> Path:
-    """The config file of a network or a method: a path, or a name in `configs/networks` or `configs/methods`.
+    """Find the config file of a network or a method by path, or by name in `configs/networks` or `configs/methods`.
 
     Args:
         kind: `network` or `method`.
@@ -86,12 +86,12 @@ def _dataset_files() -> Iterator[tuple[str, Path]]:
 
 
 def _memory() -> Path:
-    """JSON file that maps dataset names to YAML files; tests replace it with the environment variable."""
+    """Return the JSON file that maps dataset names to YAML files; tests replace it with the environment variable."""
     return Path(os.environ.get("BUNDLE_DATASETS") or DATA / "datasets.json")
 
 
 def remembered() -> dict[str, str]:
-    """The datasets that `new-dataset` wrote, as a map from name to YAML file."""
+    """Return the datasets that `new-dataset` wrote, as a map from name to YAML file."""
     try:
         content = json.loads(_memory().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -108,13 +108,13 @@ def remember(name: str, file: Path) -> None:
 
 
 def run_words(run_id: str | None, files: Sequence[Path], options: Sequence[str] = ()) -> list[str]:
-    """The arguments of `python -m monai.bundle` that run config files from the current folder.
+    """Return the arguments of `python -m monai.bundle` that run config files from the current folder.
 
-    In the bundle's folder, paths of its files are relative. In other folders they are absolute and `--bundle_root` is
-    added.
+    If the current folder is the bundle's folder, the paths of its files are relative. Otherwise they are absolute, and
+    `--bundle_root` is added.
 
     Args:
-        run_id: the list in the config files to run; `None` for `run`.
+        run_id: name of the list in the config files to run; `None` for `run`.
         files: config files; later ones replace keys of earlier ones.
         options: further arguments.
     """
@@ -126,20 +126,20 @@ def run_words(run_id: str | None, files: Sequence[Path], options: Sequence[str] 
 
 
 def shown_path(path: Path) -> str:
-    """The path relative to the bundle's folder if that is the current folder and holds it; otherwise absolute."""
+    """Return a relative path if the current folder is the bundle's folder and contains it; else an absolute path."""
     path = path.absolute()
     return str(path.relative_to(ROOT) if Path.cwd() == ROOT and path.is_relative_to(ROOT) else path)
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """The arguments as a line for a POSIX shell, with double quotes around lists of files."""
+    """Join the arguments to a line for a POSIX shell, with double quotes around lists of files."""
     return " ".join(
         f'"{word}"' if "'" in word and not re.search(r'["$`\\!]', word) else shlex.quote(word) for word in words
     )
 
 
 def run_in_monai(words: Sequence[str]) -> None:
-    """Print `python -m monai.bundle WORDS` and do the same in this process.
+    """Print `python -m monai.bundle WORDS`, and run this command in the current process.
 
     Raises:
         UserError: for a mistake in options or config files, before anything is run.
@@ -147,14 +147,14 @@ def run_in_monai(words: Sequence[str]) -> None:
     """
     words = [words[0], *words_that_monai_keeps(words[1:])]
     print(shell_line(["python", "-m", "monai.bundle", *words]), flush=True)
-    gc.disable()  # searching for garbage would lengthen the import of MONAI
+    gc.disable()  # garbage collection would slow down the import of MONAI
     import monai.bundle
 
     gc.enable()
 
     from scripts.cli.start import check_command_line
 
-    # MONAI's hints about foreign config files (docs/SECURITY.md repeats them) and about files in several folders.
+    # Hide MONAI's warnings about untrusted config files (docs/SECURITY.md repeats them) and about several folders.
     warnings.filterwarnings("ignore", message="parsing config_file")
     logging.getLogger("monai.bundle.workflows").addFilter(lambda record: "Not all config files" not in record.msg)
 
@@ -169,15 +169,15 @@ def run_in_monai(words: Sequence[str]) -> None:
 
 
 def run_process(command: Sequence[str], timeout: float | None = None, **options: Any) -> subprocess.CompletedProcess:
-    """Run a command like `subprocess.run`, which kills a command that has to end early; this one may save its state.
+    """Run a command like `subprocess.run`, but terminate it gracefully on a timeout or signal instead of killing it.
 
-    After `timeout` seconds, or when this process receives SIGINT or SIGTERM, the command gets SIGTERM, with which a
-    training completes and saves its step. This process waits for it. Use it in the main thread.
+    After `timeout` seconds, or when this process receives SIGINT or SIGTERM, the command gets SIGTERM. A training run
+    then completes its step and saves it, and this process waits until it ends. Call this in the main thread.
 
     Args:
         command: the program and its arguments.
-        timeout: seconds; `None`: no limit.
-        options: of `subprocess.Popen`.
+        timeout: time limit in seconds; `None` for no limit.
+        options: options of `subprocess.Popen`.
 
     Raises:
         subprocess.TimeoutExpired: after `timeout`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a run as plain values, from the config files and options of its command line."""
+"""The settings of a run as plain values, from the config files and the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.cli.words import RUN_ARGUMENTS
 from scripts.distributed.collectives import num_ranks
 
 ENGINE = {"train", "validate", "initialize", "finalize", "training", "check_data", "run", "imports", "device"}
-"""Keys that are not settings: how the run is put together, which a version of the bundle determines."""
+"""Keys that are not settings. They describe how a run is assembled, which depends on the bundle version only."""
 
 PATHS = {"bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir", "crossval_dir", "initial_weights"}
 
@@ -27,10 +27,10 @@ REFERENCE = re.compile(r"@([A-Za-z_]\w*)")
 
 
 def run_settings(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """The command, the config files, the overrides, and the values of all settings, as JSON types.
+    """Return the command, the config files, the overrides, and the values of all settings, as JSON types.
 
-    A reference is replaced by the value that it refers to, and an expression by its value, as far as no object has to
-    be built for that: `terms` and `network_def` stay descriptions. Expressions with paths stay as they are.
+    References and expressions are replaced by their values, unless an object would have to be built for that: `terms`
+    and `network_def` stay descriptions. Expressions with paths stay unchanged.
 
     Args:
         argv: the command line; `None` takes that of this process.
@@ -59,7 +59,7 @@ def run_settings(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
 
 
 def _plain(node: Any, content: Mapping[str, Any], inside: tuple[str, ...] = ()) -> Any:
-    """A node of the configuration with references and simple expressions replaced by their values."""
+    """Replace references and simple expressions in a node of the configuration by their values."""
     if isinstance(node, Mapping):
         return {key: _plain(value, content, inside) for key, value in node.items()}
     if isinstance(node, list):
@@ -73,14 +73,14 @@ def _plain(node: Any, content: Mapping[str, Any], inside: tuple[str, ...] = ()) 
     if not all(_is_value(value) for value in values.values()):
         return node
     parser = ConfigParser({**values, "wanted": node})
-    with suppress(Exception):  # an expression may need an import of the configuration
+    with suppress(Exception):  # an expression may use an import in the configuration
         value = parser.get_parsed_content("wanted")
         return value if _is_value(value) else node
     return node
 
 
 def _is_value(value: Any) -> bool:
-    """Whether a value is of JSON's types and contains no description of an object and no expression."""
+    """Whether a value has JSON types only, and contains neither a description of an object nor an expression."""
     if isinstance(value, Mapping):
         return "_target_" not in value and all(_is_value(each) for each in value.values())
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First entries of `initialize` and of each list to run: check the command line and seed the random generators."""
+"""First entries of `initialize` and of each list to run. They check the command line and seed random generators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scripts.progress import log_above_bars
 
 
 def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
-    """First entry of the `initialize` list of every config.
+    """Check the command line and seed random generators; the first entry of `initialize` in every config file.
 
     Args:
         seed: seed of all random generators, set before anything is built so that initial weights are reproducible.
@@ -43,20 +43,20 @@ def begin(seed: int | None = None, argv: Sequence[str] | None = None) -> None:
 
 
 def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> None:
-    """First entry of every list that is run.
+    """Check the command line and the output folders; the first entry of every list that is run.
 
-    It checks the command line too: in `run training seed 3`, MONAI takes `seed` for the name of the list to initialise
-    with, so that `begin` does not run.
+    The command line is checked again, because `begin` may not have run: in `run training seed 3`, MONAI takes `seed` as
+    the name of the list for initialisation.
 
     Args:
-        folders: folders that will be written to.
+        folders: folders that the run writes to.
         argv: the command line; `None` takes that of this process.
 
     Raises:
         UserError: in the same cases as `begin`, and for a folder that is not writable.
     """
     check_command_line(tuple(sys.argv if argv is None else argv))
-    log_above_bars()  # here, because MONAI has read `logging.conf` by now
+    log_above_bars()  # MONAI has read `logging.conf` before this point
     require_folders(folders)
 
 
@@ -64,10 +64,10 @@ def ready(folders: Sequence[str | Path], argv: Sequence[str] | None = None) -> N
 def check_command_line(argv: tuple[str, ...]) -> None:
     """Check the options and config files of `python -m monai.bundle run`, once per process; ignore other commands.
 
-    If MONAI drops or changes a value, the process is replaced by one with words that it keeps.
+    If MONAI would drop or change a value, the process is replaced by one whose arguments MONAI passes on unchanged.
 
-    After this call, an exception that ends the process is printed as a one-line message, and Python and torch are set
-    up for a run.
+    After this call, an exception that ends the process is printed as a one-line message, and Python and torch are
+    configured for a run.
 
     Raises:
         UserError: for an unknown option or key, or a value out of range.
@@ -78,17 +78,17 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     if words != list(argv[2:]):
         again = ["-m", "monai.bundle", "run", *words]
         print(f"MONAI drops None and changes #, so this starts again: {shell_line(['python', *again])}", flush=True)
-        if sys.platform == "win32":  # a replaced process would end for the shell that waits for it
+        if sys.platform == "win32":  # on Windows the waiting shell would see the process end
             raise SystemExit(subprocess.call([sys.executable, *again]))
         os.execv(sys.executable, [sys.executable, *again])
     options = parse_words(argv[2:])[0]
     debug = options.get("debug", "false").lower() != "false"
     sys.excepthook = lambda _type, error, _traceback: print_error(error, debug)
     check_settings(check_overrides(argv))
-    # Where pydicom is installed, MONAI's `LoadImage` warns twice that one of its readers, which is not used here, lacks
-    # a decoder.
+    # If pydicom is installed, MONAI's `LoadImage` warns twice that one of its readers lacks a decoder. That reader is
+    # not used here.
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-    # A filter, because MONAI's reading of `logging.conf` resets the levels of its loggers.
+    # A filter and not a level, because MONAI resets the levels of its loggers when it reads `logging.conf`.
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").addFilter(lambda record: record.levelno >= logging.ERROR)
-    gc.freeze()  # the half million objects of imported modules stay: Python need not search them for garbage again
+    gc.freeze()  # exclude the half million objects of imported modules from garbage collection
     limit_threads()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of a command line, of `python -m scripts COMMAND WORDS` and of `python -m monai.bundle run WORDS`."""
+"""Parse the arguments of `python -m scripts COMMAND` and of `python -m monai.bundle run`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ OPTION = re.compile(r"--?([A-Za-z_][^=]*)(=.*)?", re.DOTALL)
 
 
 def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options with their values, and words that belong to no option, parsed like Python Fire does for MONAI.
+    """Parse arguments as Python Fire does for MONAI; return options with their values, and arguments without an option.
 
-    Accepts `--key value`, `--key=value`, both with one dash, and `--key` alone. A dash inside a key is an underscore.
+    Accepts `--key value`, `--key=value`, both also with one dash, and `--key` alone. Dashes inside a key count as
+    underscores.
     """
     options: dict[str, str] = {}
     alone: list[str] = []
@@ -48,13 +49,13 @@ def parse_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def words_that_monai_keeps(words: Sequence[str]) -> list[str]:
-    r"""The words of a command line with values as expressions where MONAI would drop or change them.
+    r"""Replace values that MONAI would drop or change by expressions that give the same value.
 
-    MONAI ignores an option whose value is None, and turns every # in a value into ::. An expression keeps both:
+    MONAI ignores an option whose value is None, and changes every # in a value to ::. An expression avoids both:
     `--labelled_cases None` (or null) becomes `--labelled_cases $None`, and `ha#sh` becomes `$'ha\x23sh'`.
 
     Args:
-        words: options and other words, after `run`.
+        words: the arguments after `run`.
     """
     kept: list[str] = []
     key = None
@@ -72,11 +73,11 @@ def words_that_monai_keeps(words: Sequence[str]) -> list[str]:
 
 
 def kept_value(key: str, value: str) -> str:
-    """The value of an option, or an expression that gives it where MONAI would drop or change the value.
+    """Return the value of an option, or an equivalent expression if MONAI would drop or change the value.
 
     Args:
         key: name of the option.
-        value: a word of the command line.
+        value: value on the command line.
     """
     if key in RUN_ARGUMENTS or value.startswith(("$", "@", "%")):
         return value
@@ -85,16 +86,16 @@ def kept_value(key: str, value: str) -> str:
     if "#" not in value:
         return value
     parsed = DefaultParseValue(value)
-    # Fire takes what follows a # outside of quotes for a comment.
+    # Fire treats the text after a # outside of quotes as a comment.
     meant = parsed if isinstance(parsed, list | tuple | dict) or value[0] in "\"'" else value
     text = repr(meant)
-    if isinstance(meant, list | tuple | dict) and re.search(r"['\"][$@%]", text):  # holds expressions of its own
+    if isinstance(meant, list | tuple | dict) and re.search(r"['\"][$@%]", text):  # contains expressions
         return value
     return "$" + text.replace("#", r"\x23").replace("@", r"\x40")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises `UserError`, refuses abbreviations and knows `--debug`."""
+    """A parser that raises `UserError`, does not accept abbreviations, and has the option `--debug`."""
 
     def __init__(self, command: Callable[[list[str]], int], name: str, text: str = "") -> None:
         super().__init__(
@@ -111,11 +112,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide a command line into words for our own parser and words that are passed on.
+    """Split a command line into arguments for our own parser and arguments that are passed on to MONAI.
 
     Args:
-        words: options, each followed by its values. Leading words without dashes are our own.
-        own: names of our own options.
+        words: options, each followed by its values. Leading arguments without dashes are for our own parser.
+        own: names of the options of our own parser.
     """
     ours: list[str] = []
     passed: list[str] = []
@@ -128,7 +129,7 @@ def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], li
 
 
 def option_value(words: Sequence[str], option: str) -> str | None:
-    """The value of an option given as `--option VALUE` or `--option=VALUE`; `None` if it is not given."""
+    """Return the value of an option given as `--option VALUE` or `--option=VALUE`; `None` if it is missing."""
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if name == option:

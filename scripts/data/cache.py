@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep resampled volumes between visits: in memory, or on disk where memory has no room for them."""
+"""Cache resampled volumes in memory, or on disk if they do not fit in memory."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from scripts.progress import open_bar
 logger = logging.getLogger("cache")
 
 MEMORY_SHARE = 0.75
-"""Fraction of the free memory that volumes may take with `auto`; a step needs the rest."""
+"""Fraction of the free memory that cached volumes may use with `auto`; training steps need the rest."""
 
 FLOAT32, INT8 = 4, 1  # bytes
 
 SOURCES = ("data", "images")
-"""Folders of `scripts` whose code decides what a cached volume holds."""
+"""Folders of `scripts` whose code determines the content of a cached volume."""
 
 
 class VolumeCache:
-    """Where the resampled volumes of a run's datasets are kept between visits.
+    """Decide where the resampled volumes of a run's datasets are cached.
 
     Args:
-        cache: `memory`, `disk`, or `auto`: a dataset is kept in memory as long as all of them together take at most
-            `MEMORY_SHARE` of what is free at the start.
+        cache: `memory`, `disk` or `auto`. With `auto` a dataset is cached in memory if all datasets so far together use
+            at most `MEMORY_SHARE` of the memory that is free at the start.
         directory: folder of the files on disk.
         dataset: the dataset block.
     """
@@ -62,19 +62,18 @@ class VolumeCache:
         self.free = psutil.virtual_memory().available * (1.0 if cache == "memory" else MEMORY_SHARE)
 
     def takes_memory(self, cases: Sequence[Case]) -> bool:
-        """Choose where the volumes of `cases` are kept, log disk or over 1 GiB, and count the memory as taken.
+        """Decide whether the volumes of `cases` are cached in memory, and if so, reserve the memory.
 
-        Every process of a run keeps all of them in its memory; on disk they share them.
+        The decision is logged if it is disk, or more than 1 GiB of memory. Each process of a run caches all volumes in
+        its own memory; on disk, all processes share one copy.
 
         Raises:
-            UserError: if `memory` is chosen and they do not fit.
+            UserError: if `memory` is chosen and the volumes do not fit.
         """
         need = num_local_ranks() * sum(_case_bytes(case, self.dataset) for case in cases)
         volumes = f"{len(cases)} resampled cases ({_gib(need)})"
         if self.cache == "memory" and need > self.free:
-            raise UserError(
-                f"{volumes} do not fit into the {_gib(self.free)} of memory that are left: give --cache disk."
-            )
+            raise UserError(f"{volumes} do not fit into the {_gib(self.free)} of free memory: use --cache disk.")
         in_memory = self.cache != "disk" and need <= self.free
         self.free -= need if in_memory else 0
         if cases and is_rank0() and (need > 2**30 or not in_memory):
@@ -83,14 +82,14 @@ class VolumeCache:
 
 
 def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache) -> Dataset:
-    """A dataset that computes the transforms in front of the first random one once.
+    """Return a dataset that caches the result of the transforms before the first random one.
 
-    Random transforms must not write into their input: they receive the cached volumes themselves, not copies.
+    Random transforms must not write to their input, because they receive the cached volumes and not copies of them.
 
     Args:
         data: the cases.
-        transform: of an item.
-        cache: chooses where the volumes are kept.
+        transform: the transforms of an item.
+        cache: decides where the volumes are cached.
     """
     if cache.takes_memory(data):
         with one_thread():
@@ -102,15 +101,15 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
 
 
 def prepared_item(dataset: CacheDataset | PersistentDataset, index: int) -> Mapping[str, Any]:
-    """A case after its deterministic transforms, from the cache."""
+    """Return a case after its deterministic transforms, from the cache."""
     if isinstance(dataset, CacheDataset):
         return dataset._cache[index]
     return dataset._cachecheck(dataset.data[index])
 
 
 def _name_absent_classes(prepared: Sequence[Mapping[str, Any]], dataset: DatasetSpec) -> None:
-    """Warn about classes that no labelled case holds, where the prepared items list the voxels of each class."""
-    key = "label_cls_indices"  # of MONAI's `ClassesToIndicesd`
+    """Warn about classes that no labelled case has, provided that the items list the voxels of each class."""
+    key = "label_cls_indices"  # set by MONAI's `ClassesToIndicesd`
     items = [item[key] for item in prepared if isinstance(item, Mapping) and key in item]
     counts = Counter({value: sum(len(item[c]) for item in items) for c, value in enumerate(dataset.values)})
     if items:
@@ -119,34 +118,37 @@ def _name_absent_classes(prepared: Sequence[Mapping[str, Any]], dataset: Dataset
 
 
 class MemoryCacheDataset(CacheDataset):
-    """MONAI's `CacheDataset` that computes the volumes in the calling thread.
+    """MONAI's `CacheDataset`, but the volumes are computed in the calling thread.
 
-    MONAI uses a pool of one thread. After an error that thread goes on with the other cases while Python ends, which
-    then often aborts ("terminate called without an active exception", exit code 134).
+    MONAI uses a pool of one thread. After an error, that thread continues with the other cases while Python shuts down,
+    and the process then often aborts ("terminate called without an active exception", exit code 134).
     """
 
     def _fill_cache(self, indices: Sequence[int] = ()) -> list:
-        # Closed in case of an error too: an open bar would be drawn again below the error's sentence.
+        # The context closes the bar after an error too; an open bar would be drawn again below the error message.
         with open_bar(indices, desc="loading cases", disable=not indices, leave=False) as bar:
             return [self._load_cache_item(index) for index in bar]
 
 
 class DiskCacheDataset(PersistentDataset):
-    """MONAI's `PersistentDataset` with files that several runs may share, and of which a visit reads only a part.
+    """MONAI's `PersistentDataset`, but several runs can share its files, and files are memory-mapped.
 
-    A case's volumes are computed at the first visit. The name of their file is a hash of the case, of size and time of
-    its files, of the transforms, and of the code that reads and transforms. So whatever changes leads to a new file; an
-    old one is never read again and may be deleted. MONAI moves a file in from another folder, which is not atomic, and
-    loads it whole. Here it is renamed into place and mapped, so that cropping reads the pages of a patch.
+    The volumes of a case are computed when the case is first used. The name of its file is a hash of the case, the size
+    and time of its image files, the transforms, and the code that reads and transforms. Any change therefore leads to a
+    new file; an old file is never read again and may be deleted.
 
-    The process that writes the last file of the labelled cases warns about classes that none of them holds; if all
-    files are there at the start, the first process does.
+    MONAI moves a new file from another folder, which is not atomic, and loads whole files. Here the file is written
+    atomically by renaming it, and is memory-mapped, so that cropping reads only the pages of a patch.
+
+    The process that writes the last file of the labelled cases warns about classes that no labelled case has. If all
+    files exist at the start, the first process warns.
 
     Args:
         data: the cases.
-        transform: of an item; what it makes of the deterministic part must be tensors, texts, numbers, lists of them.
+        transform: the transforms of an item. The result of the deterministic ones must consist of tensors, strings,
+            numbers, and lists of these.
         cache_dir: folder of the files, which is created.
-        dataset: declares the classes; `None`: no warning.
+        dataset: declares the classes; with `None` there is no warning.
 
     Raises:
         UserError: if a transform cannot be hashed.
@@ -183,17 +185,17 @@ class DiskCacheDataset(PersistentDataset):
         except FileNotFoundError:
             pass
         except (OSError, RuntimeError, UnpicklingError, EOFError):
-            logger.warning(f"{file} is damaged and is computed anew.")
+            logger.warning(f"{file} is damaged and is computed again.")
         with one_thread():
             item = self._pre_transform(deepcopy(item_transformed))
-        item = with_name(item)  # before the metadata goes
+        item = with_name(item)  # first, because plain tensors lose the metadata
         save_atomically(convert_to_tensor(item, track_meta=False, convert_numeric=False), file)
         if "label" in item_transformed:
             self._warn_if_filled()
         return _mapped(file)
 
     def _file_of(self, case: Case) -> Path:
-        """The file of a case, found once per process: hashing looks at each slice of a DICOM folder."""
+        """Return the file of a case; remembered, because hashing looks at each slice of a DICOM folder."""
         key = repr(case)
         if key not in self._known_files:
             name = hashlib.sha256(self.hash_func(case) + self.transform_hash.encode()).hexdigest()
@@ -206,14 +208,14 @@ def _mapped(file: Path) -> Any:
 
 
 def _fingerprint(case: Mapping[str, Any]) -> bytes:
-    """Hash a case, size and time of its files, and the code."""
+    """Hash a case, the size and time of its files, and the code."""
     paths = [Path(path) for path in [*images_of(dict(case)), *([case["label"]] if "label" in case else [])]]
     stats = [(str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for path in paths for file in _files(path)]
     return pickle_hashing([dict(case), stats, _code()])
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a volume: a folder's slices, of which a series may be named, a header's detached data."""
+    """List the files of a volume: the slices of a folder (or of one series in it), or a header and its data file."""
     path = Path(split_series(path)[0])
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())

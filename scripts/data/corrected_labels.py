@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files that are not in the datalist: those that annotators corrected, and those of other programs."""
+"""Label files that are not in the datalist: labels corrected by annotators, and labels made by other programs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ logger = logging.getLogger("datalist")
 def unique_names(cases: Sequence[Case]) -> list[str]:
     """Return a unique name for each case, under which its label or prediction is stored.
 
-    Cases with the same name (`a/imaging.nii.gz`, `b/imaging.nii.gz`) get their folders in front, as in the output of
-    inference.
+    If cases have the same name (`a/imaging.nii.gz`, `b/imaging.nii.gz`), the folder is added to the name, as in the
+    output of inference.
 
     Args:
         cases: all training and validation cases, so that the names do not depend on `labelled_cases`.
@@ -41,11 +41,11 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files in any format, named like the cases (a `.seg.nrrd` too); it need not exist.
+        folder: folder of label files in any format (including `.seg.nrrd`), named like the cases; it need not exist.
 
     Returns:
-        The cases; and findings about files that belong to no training case, and about cases with two files. A file for
-        a case that has a label in the datalist is ignored: the datalist's label is used.
+        The cases, and findings about files that belong to no training case and about cases with two files. If a case
+        already has a label in the datalist, the file is ignored and the datalist's label is used.
     """
     by_name = _files_by_name(lists, folder)
     if not by_name:
@@ -69,11 +69,11 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files named like the cases; `None`: nothing changes.
+        folder: folder of label files named like the cases; with `None` the lists stay unchanged.
 
     Returns:
-        The cases; and findings about cases with two files, and about files that belong to no unlabelled case (a
-        warning, because a fold of `crossval` leaves out cases). A file for a labelled case is ignored.
+        The cases, and findings about cases with two files and about files that belong to no unlabelled case. The latter
+        is only a warning, because a fold of `crossval` leaves out cases. A file for a labelled case is ignored.
 
     Raises:
         UserError: if the folder does not exist.
@@ -81,7 +81,7 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
     if folder is None:
         return lists, []
     if not folder.is_dir():
-        raise UserError(f"foreign_labels names {folder}, which is no folder: correct the path, or leave it out.")
+        raise UserError(f"foreign_labels names {folder}, which is not a folder: correct the path, or leave it out.")
     unlabelled, findings, strange = _with_files(lists, _files_by_name(lists, folder), "unlabelled")
     for file in strange:
         sentence = f"{file} does not have the name of an unlabelled case, so it is not used: rename it."
@@ -92,7 +92,7 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
 def _with_files(
     lists: CaseLists, by_name: Mapping[str, Sequence[Path]], role: str
 ) -> tuple[list[Case], list[Finding], list[Path]]:
-    """Unlabelled cases with their label file as `label`, findings about second files, and files of no training case."""
+    """Add label files to unlabelled cases; also return findings about second files, and files without a case."""
     cases, findings = [], []
     for case in lists.unlabelled:
         files = by_name.get(case["case"], [])
@@ -106,7 +106,7 @@ def _with_files(
 
 
 def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
-    """The label files in a folder, which need not exist, by the names of their cases."""
+    """Map case names to the label files in a folder, which need not exist."""
     files = sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
     by_name: dict[str, list[Path]] = {}
     labels, others = image_files([file for file in files if file.is_file()])
@@ -114,7 +114,7 @@ def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
     for file in labels:
         name = case_name(file)
         if ending_of(file) in SLICER and f"{name}.seg" in known:
-            name += ".seg"  # the image itself is called so
+            name += ".seg"  # the name of the image itself ends in `.seg`
         by_name.setdefault(name, []).append(file)
     others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
     if others:

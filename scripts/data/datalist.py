@@ -26,19 +26,19 @@ SECTIONS = ("training", "unlabeled", "validation", "test")
 def load_cases(dataset: DatasetSpec) -> CaseLists:
     """Read a datalist in the form of the Medical Segmentation Decathlon.
 
-    `training` (cases with labels), and where present `unlabeled`, `validation` and `test`. A case is
-    `{"image": path or list of channel paths, "label": path}`, or a path alone for an image without label. A case may
-    have a name of its own under `case`; without one the first image's file names it.
+    Its lists are `training` (cases with labels) and, optionally, `unlabeled`, `validation` and `test`. A case is
+    `{"image": path or list of channel paths, "label": path}`, or only a path for an image without label. The key `case`
+    may give the name of a case; by default it is derived from the first image file.
 
-    The first `labelled_cases` of `training` are labelled; corrected labels come on top. The last `validation_cases` of
-    them are held out, in addition to the cases under `validation`.
+    The first `labelled_cases` of `training` are labelled, and cases with corrected labels are added to them. The last
+    `validation_cases` of the labelled cases are held out, in addition to the cases under `validation`.
 
     Args:
         dataset: where the datalist is, and how many of its cases are labelled and held out.
 
     Raises:
-        UserError: for a missing folder or file, a file that is no datalist, too few labelled cases, a validation case
-            without label, an image in two roles, or files that do not exist.
+        UserError: for a missing folder or file, a file that is not a datalist, too few labelled cases, a validation
+            case without label, an image in two roles, or files that do not exist.
     """
     lists, findings = read_cases(dataset)
     raise_first_error(findings)
@@ -50,7 +50,7 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
 
 
 def raise_first_error(findings: Sequence[Finding]) -> None:
-    """Raise the first error among some findings as a `UserError`, with the number of others."""
+    """Raise the first error among the findings as a `UserError` that also gives the number of other errors."""
     errors = [finding.sentence for finding in findings if finding.is_error]
     if errors:
         others = f" ({len(errors) - 1} more mistakes in the datalist)" if errors[1:] else ""
@@ -58,7 +58,7 @@ def raise_first_error(findings: Sequence[Finding]) -> None:
 
 
 def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
-    """`load_cases`, or no cases if it raises: for a report on an evaluation, which needs no training cases."""
+    """As `load_cases`, but return no cases if it fails. An evaluation report uses this; it can do without them."""
     try:
         return load_cases(dataset)
     except UserError:
@@ -66,7 +66,7 @@ def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
 
 
 def load_cases_if_listed(dataset: DatasetSpec) -> CaseLists:
-    """`load_cases`, or no cases if the datalist does not exist: for programs that bring their own cases.
+    """As `load_cases`, but return no cases if the datalist does not exist, for programs that supply their own cases.
 
     Raises:
         UserError: as `load_cases`, except for a datalist that does not exist.
@@ -79,16 +79,18 @@ def load_cases_if_listed(dataset: DatasetSpec) -> CaseLists:
 
 
 def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
-    """`load_cases` that continues after a mistake and returns all mistakes.
+    """As `load_cases`, but continue after a mistake and return all mistakes.
 
     Args:
         dataset: see `load_cases`. Numbers of cases that are out of range are replaced by the nearest possible ones.
 
     Returns:
-        The lists, in which files may be missing and labelled, validation and test cases may have no `label`; findings.
+        The lists and the findings. Files in the lists may be missing, and labelled, validation and test cases may have
+        no `label`.
 
     Raises:
-        UserError: for a missing folder or file, a file that is no datalist, or numbers of cases that are not whole.
+        UserError: for a missing folder or file, a file that is not a datalist, or numbers of cases that are not
+            integers.
     """
     root, labelled_cases, validation_cases = Path(dataset.directory), dataset.labelled_cases, dataset.validation_cases
     _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
@@ -124,14 +126,14 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
 
 
 def load_test_cases(dataset: DatasetSpec) -> list[Case]:
-    """Read the cases under `test`. Other lists may be absent, and `labelled_cases` and `validation_cases` do not count.
+    """Read the cases under `test`. Other lists may be absent; `labelled_cases` and `validation_cases` are ignored.
 
     Args:
         dataset: where the datalist is.
 
     Raises:
-        UserError: for a missing folder or file, a file that is no datalist, a test image that is in another list too,
-            or a file of a test case that does not exist.
+        UserError: for a missing folder or file, a file that is not a datalist, a test image that is also in another
+            list, or a file of a test case that does not exist.
     """
     root = Path(dataset.directory)
     content = read_datalist(root, dataset.datalist, for_training=False)
@@ -147,10 +149,10 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
 
 
 def named_files(dataset_dir: str | Path, datalist: str = "dataset.json") -> tuple[list[str], list[str]]:
-    """Paths of all images and all labels in a datalist, including labels that are not used.
+    """Return the paths of all images and of all labels in a datalist, including labels that are not used.
 
     Raises:
-        UserError: for a missing folder or file, or a file that is no datalist.
+        UserError: for a missing folder or file, or a file that is not a datalist.
     """
     content = read_datalist(Path(dataset_dir), datalist)
     cases = [case for name in SECTIONS for case in _cases(content[name], Path(dataset_dir), name, [])]
@@ -192,15 +194,15 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[str, Any]:
-    """The file's content; each of `SECTIONS` is a list in it.
+    """Read the content of a datalist; each of `SECTIONS` is a list in the result.
 
     Args:
         root: folder of the data.
-        datalist: path of the file, from `root` on.
-        for_training: whether `training` must name a case.
+        datalist: path of the file, relative to `root`.
+        for_training: whether `training` must list at least one case.
 
     Raises:
-        UserError: for a missing folder or file, or a file that is no datalist.
+        UserError: for a missing folder or file, or a file that is not a datalist.
     """
     if not root.is_dir():
         raise UserError(f"The folder {root} (dataset_dir) does not exist. Give the data's folder by --dataset_dir.")
@@ -229,7 +231,7 @@ def _case(entry: Any, root: Path, section: str) -> Case:
         raise UserError(f"An entry of `{section}` has no `image`: {entry!r}. docs/data.md shows the form.")
     images = images_of(entry)
     if not all(isinstance(path, str) for path in [*images, entry.get("label") or ""]):
-        raise UserError(f"A path in `{section}` is no text: {entry!r}. docs/data.md shows the form.")
+        raise UserError(f"A path in `{section}` is not a string: {entry!r}. docs/data.md shows the form.")
     paths = [_inside(root, image) for image in images]
     case: Case = {
         "image": paths if isinstance(entry["image"], list) else paths[0],
@@ -241,9 +243,9 @@ def _case(entry: Any, root: Path, section: str) -> Case:
 
 
 def _inside(root: Path, path: str) -> str:
-    """Make a path absolute. A relative one must stay inside the data's folder."""
+    """Make a path absolute. A relative path must not leave the data folder."""
     if "\\" in path and not (root / path).exists():
-        path = path.replace("\\", "/")  # written on Windows
+        path = path.replace("\\", "/")  # a datalist written on Windows
     full = root / path
     if not Path(path).is_absolute() and ".." in Path(path).parts:
         raise UserError(f"The path {path} in the datalist leaves {root}. If that is intended, write an absolute path.")
@@ -255,14 +257,14 @@ def _without_label(case: Case) -> Case:
 
 
 def with_references(cases: list[Case], role: str) -> list[Case]:
-    """Cases for evaluation, with the label's path under `reference`, so that label transforms leave it alone.
+    """Return cases for evaluation, with the label's path under `reference`, so that label transforms skip it.
 
     Args:
-        cases: of `load_cases`.
-        role: their role, for the message.
+        cases: cases from `load_cases`.
+        role: their role, for the error message.
 
     Raises:
-        UserError: for no case, or one without a label.
+        UserError: if there is no case, or a case has no label.
     """
     if not cases:
         raise UserError(f"The datalist names no {role} cases, so there is nothing to evaluate: add a list `{role}`.")

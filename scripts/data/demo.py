@@ -45,11 +45,11 @@ def ensure_demo_dataset(
 ) -> Path:
     """Generate the demo dataset, unless `directory` already holds a `dataset.json`.
 
-    The volumes are written to a hidden folder beside `directory`, which is then renamed. An interruption leaves no
-    partial dataset, and several processes may call this function at the same time.
+    The volumes are written to a hidden folder next to `directory`, which is renamed at the end. Therefore an
+    interruption leaves no partial dataset, and several processes may call this function at the same time.
 
     Args:
-        directory: folder for `dataset.json`, `images/` and `labels/`; it may be empty or not exist.
+        directory: folder for `dataset.json`, `images/` and `labels/`; it may be empty or missing.
         seed: non-negative; the same seed gives the same voxels.
         num_training: number of cases, at least 1. The voxels of a case do not depend on it.
         num_validation: number of cases, at least 0.
@@ -60,8 +60,8 @@ def ensure_demo_dataset(
         The absolute path of the dataset folder.
 
     Raises:
-        UserError: `directory` is a file, or a folder with files but without `dataset.json`.
-        ValueError: a count, the seed or `shape` is out of range.
+        UserError: if `directory` is a file, or a folder with files but without `dataset.json`.
+        ValueError: if a count, the seed or `shape` is out of range.
     """
     target = Path(directory).expanduser().resolve()
     if num_training < 1 or min(num_validation, num_test) < 0:
@@ -79,7 +79,7 @@ def ensure_demo_dataset(
         try:
             new.rename(target)
         except OSError:
-            if not (target / "dataset.json").is_file():  # otherwise another process made the dataset first
+            if not (target / "dataset.json").is_file():  # if it exists, another process was faster
                 raise
     return target
 
@@ -100,7 +100,7 @@ def make_demo_case(
         `LABELS`) and the affine (4 x 4, voxel indices to mm in RAS; axes run RAS+ or, in some cases, LPS+).
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: if an argument is out of range.
     """
     if len(shape) != 3 or min(shape) < 16:
         raise ValueError(f"shape must be three sizes of at least 16 voxels, not {tuple(shape)}")
@@ -125,7 +125,7 @@ def make_demo_case(
 
 
 def _smooth_field(rng: Generator, size: Sequence[int], knots: Sequence[int]) -> np.ndarray:
-    """A random field of about unit variance, cubic between `knots` random values along each axis."""
+    """A random field of about unit variance, a cubic interpolation of `knots` random values along each axis."""
     return ndimage.zoom(rng.standard_normal(knots, dtype=np.float32), np.divide(size, knots), order=3, mode="nearest")
 
 
@@ -140,7 +140,7 @@ def _patient_coordinates(rng: Generator, size: Sequence[int], step: np.ndarray) 
     points += rng.uniform((-3, -3, -8), (3, 3, 8)).astype(np.float32)[:, None, None, None]
     points = _rotate(points, rng.uniform((-12, -7, -7), (12, 7, 7)))
     points /= rng.uniform((0.85, 0.85, 0.85), (1.08, 1.08, 1.15)).astype(np.float32)[:, None, None, None]
-    # Coarse and fine deformation, for body shape and organ shape. At these amplitudes the map seldom folds.
+    # Coarse deformation for the body shape, fine deformation for organs. At these amplitudes the map seldom folds.
     for knots, amplitude in (((4, 4, 4), 3.0), ((7, 6, 6), 1.3)):
         points += amplitude * np.stack([_smooth_field(rng, size, knots) for _ in range(3)])
     return points
@@ -160,7 +160,7 @@ def _organ(
 def _tube(
     rng: Generator, points: np.ndarray, at: Sequence[float], radii: Sequence[float] | np.ndarray, fork: float
 ) -> np.ndarray:
-    """Signed distance to a winding tube along z; below a random level it forks into two legs with slope `fork`."""
+    """Signed distance to a winding tube along z, which forks into two legs with slope `fork` below a random level."""
     x, y, z = points
     turn, sway = 2 * np.pi * z / rng.uniform(55, 90), rng.uniform(1.0, 3.0)
     x = x - at[0] - rng.uniform(-2, 2) - sway * np.sin(turn + rng.uniform(0, 6.28))

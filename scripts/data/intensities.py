@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random changes of intensity that MONAI has too, made cheap enough that a network on a CPU does not wait for them.
+"""Fast versions of MONAI's random intensity transforms, so that a network on a CPU does not wait for them.
 
-They draw from the same distributions as their namesakes in MONAI. Those compute noise and fields in float64, filter by
-dense convolutions, or take powers and standard deviations by slow kernels.
+They draw from the same distributions as the MONAI transforms that they name. MONAI computes noise and fields in
+float64, filters with dense convolutions, and uses slow kernels for powers and standard deviations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TINY = 1e-7
 
 
 class _RandIntensityd(RandomizableTransform, MapTransform):
-    """Change images with a probability.
+    """Base class that changes images with a given probability.
 
     Args:
         keys: images `(C, D, H, W)`; the result holds plain float32 tensors.
@@ -35,7 +35,7 @@ class _RandIntensityd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with changed images, or with the same ones."""
+        """Return `data` with changed images, or with the original ones."""
         result = dict(data)
         self.randomize(None)
         if self._do_transform:
@@ -45,16 +45,16 @@ class _RandIntensityd(RandomizableTransform, MapTransform):
 
     @abstractmethod
     def change(self, image: torch.Tensor) -> torch.Tensor:
-        """Draw what is done, and return a new image."""
+        """Draw the random parameters and return the new image."""
 
 
 class RandNoised(_RandIntensityd):
-    """Add Gaussian noise, as MONAI's `RandGaussianNoised`.
+    """Add Gaussian noise, as MONAI's `RandGaussianNoised` does.
 
     Args:
         keys: images.
         prob: probability.
-        std: largest standard deviation; it is drawn uniformly from 0 on.
+        std: maximum standard deviation; the standard deviation is drawn uniformly from [0, std).
     """
 
     def __init__(self, keys: KeysCollection, prob: float = 0.1, std: float = 0.1) -> None:
@@ -69,12 +69,12 @@ class RandNoised(_RandIntensityd):
 
 
 class RandBlurd(_RandIntensityd):
-    """Blur with a Gaussian, as MONAI's `RandGaussianSmoothd`, but repeat the edge where that assumes zeros.
+    """Blur with a Gaussian, as MONAI's `RandGaussianSmoothd` does, but pad with edge values instead of zeros.
 
     Args:
         keys: images.
         prob: probability.
-        sigma: least and largest standard deviation, voxels; drawn for each axis.
+        sigma: minimum and maximum standard deviation in voxels; drawn for each axis.
     """
 
     def __init__(self, keys: KeysCollection, prob: float = 0.1, sigma: Sequence[float] = (0.5, 1.0)) -> None:
@@ -92,8 +92,8 @@ class RandContrastd(_RandIntensityd):
     Args:
         keys: images.
         prob: probability.
-        gamma: least and largest exponent of intensities that are scaled to [0, 1].
-        invert_prob: probability that the correction is made on the inverted image, as MONAI's `invert_image`.
+        gamma: minimum and maximum exponent; it is applied to intensities scaled to [0, 1].
+        invert_prob: probability that the correction is applied to the inverted image, as with MONAI's `invert_image`.
     """
 
     def __init__(
@@ -120,15 +120,16 @@ class RandContrastd(_RandIntensityd):
 
 
 class RandSmoothFieldd(_RandIntensityd):
-    """Multiply by the exponential of a random polynomial of degree 3, as MONAI's `RandBiasFieldd`, above the minimum.
+    """Multiply by the exponential of a random polynomial of degree 3, as `RandBiasFieldd`, relative to the minimum.
 
-    The coils of an MR scanner multiply a signal that is 0 in air. Normalised images are negative there, and a field
-    that multiplied their values would change contrast where they are far from 0 and leave brightness near 0 as it is.
+    The coils of an MR scanner multiply a signal that is 0 in air. Normalised images are negative in air. Multiplying
+    their values by a field would change the contrast where values are far from 0, and would not change the brightness
+    where they are close to 0. Here the minimum of the image is subtracted first and added afterwards.
 
     Args:
         keys: images.
         prob: probability.
-        coefficients: least and largest coefficient of a product of Legendre polynomials, each on [-1, 1].
+        coefficients: minimum and maximum coefficient of a product of Legendre polynomials, each on [-1, 1].
     """
 
     def __init__(self, keys: KeysCollection, prob: float = 0.1, coefficients: Sequence[float] = (-0.1, 0.1)) -> None:
@@ -145,7 +146,7 @@ class RandSmoothFieldd(_RandIntensityd):
 
 
 def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Multiply each axis of a volume by a matrix of its own.
+    """Multiply each axis of a volume by the matrix for that axis.
 
     Args:
         volume: `(C, A, B, E)`.
@@ -160,11 +161,11 @@ def along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor]) -> torch.
 
 
 def blur_matrix(side: int, sigma: float) -> torch.Tensor:
-    """The convolution with a Gaussian as a matrix `(side, side)`; beyond its ends the axis repeats them.
+    """Return the convolution with a Gaussian as a matrix `(side, side)`, with edge values as padding.
 
     Args:
-        side: voxels of the axis.
-        sigma: standard deviation, voxels.
+        side: number of voxels along the axis.
+        sigma: standard deviation in voxels.
     """
     kernel = gaussian_1d(torch.tensor(sigma), normalize=True).float()
     reach = len(kernel) // 2

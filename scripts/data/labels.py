@@ -15,7 +15,7 @@ from scripts.errors import UserError
 from scripts.prototypes.voxels import NO_CLASS
 
 SLAB_VOXELS = 2**20  # voxels counted at once, so that counting needs only a few MiB more than the volume
-MOST_VALUES = 256  # distinct values in a label file; a file with more is taken for an image
+MOST_VALUES = 256  # distinct values in a label file; a file with more is assumed to be an image
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Tally:
     """Number of voxels of each value.
 
     Attributes:
-        whole: number of voxels per whole number, including values rounded to it.
-        other: number of voxels per value that is not a whole number, including NaN and infinity.
+        whole: number of voxels per integer value, including values rounded to it.
+        other: number of voxels per non-integer value, including NaN and infinity.
         rounded: number of voxels whose value was rounded.
         complete: false if counting stopped because there are more than `MOST_VALUES` values.
     """
@@ -52,7 +52,7 @@ def tally(voxels: np.ndarray) -> Tally:
 def _add(result: Tally, value: float, number: int) -> None:
     if not math.isfinite(value) or abs(value - round(value)) > ROUNDING:
         result.other[math.nan if math.isnan(value) else value] += (
-            number  # a single key for NaN, as NaN is not equal to itself
+            number  # one key for all NaNs, because NaN is not equal to itself
         )
         return
     result.whole[round(value)] += number
@@ -64,10 +64,11 @@ SAME_NEIGHBOURS = 0.7
 
 
 def looks_like_label(channel: np.ndarray) -> bool:
-    """Whether a volume holds labels rather than intensities, judged by its values.
+    """Guess from the values of a volume whether it holds labels rather than intensities.
 
-    It does if all values are whole numbers and there are at most `FEW_VALUES` of them; or at most `MOST_VALUES`, and of
-    neighbouring voxels that are not both 0 a fraction of at least `SAME_NEIGHBOURS` is equal, as noise never is.
+    All values of a label volume are integers, and one of two conditions holds: there are at most `FEW_VALUES` distinct
+    values; or there are at most `MOST_VALUES`, and among pairs of neighbouring voxels that are not both 0, a fraction
+    of at least `SAME_NEIGHBOURS` is equal. Noise never meets the second condition.
 
     Args:
         channel: `(X, Y, Z)`.
@@ -86,25 +87,25 @@ def looks_like_label(channel: np.ndarray) -> bool:
 
 
 LARGEST_VALUE = 2**53
-"""Largest label value: beyond it float64, in which labels are read, does not hold every whole number."""
+"""Largest label value. Labels are read as float64, which cannot represent every larger integer."""
 
 ROUNDING = 1e-3
-"""Values this close to a whole number are rounded: scaled or floating-point files may store 0.9999 for 1."""
+"""Values this close to an integer are rounded, because scaled or floating-point files may store 0.9999 for 1."""
 
 
 def value_text(value: float) -> str:
-    """A label value for messages: a whole number with all its digits, any other to seven."""
+    """Format a label value for messages: an integer with all its digits, any other number with seven."""
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.7g}"
 
 
 LabelValues = Sequence[int | Sequence[int]]
-"""Value of each class in label files; a class with several values is their union."""
+"""Value of each class in label files; several values of a class are merged."""
 
 
 def declared_values(
     num_classes: int, label_values: LabelValues | None = None, ignore_value: int | None = None
 ) -> list[int]:
-    """Return the value of each class that is written, the first of `merged_values`.
+    """Return the value with which each class is written to files, the first one of `merged_values`.
 
     Args:
         num_classes: see `merged_values`.
@@ -124,12 +125,12 @@ def merged_values(
 
     Args:
         num_classes: K, background included.
-        label_values: value of each class, or a list of values that are one class; `None` for 0, 1, ..., K - 1.
+        label_values: value of each class, or a list of values that form one class; `None` for 0, 1, ..., K - 1.
         ignore_value: value of voxels to ignore; `None` for none.
 
     Raises:
-        UserError: if `label_values` are not K classes of different whole numbers up to `LARGEST_VALUE`, or
-            `ignore_value` is not such a number or is a value of a class.
+        UserError: if `label_values` does not give different integers up to `LARGEST_VALUE` for each of K classes, or if
+            `ignore_value` is not such an integer or is the value of a class.
 
     Example:
         >>> merged_values(2, [0, [1, 2, 4]])
@@ -164,7 +165,7 @@ def merged_values(
 
 
 def class_type(num_classes: int) -> torch.dtype:
-    """The smallest type that holds class indices and `NO_CLASS`: int8, or int16 for more than 128 classes."""
+    """Return the smallest type that holds class indices and `NO_CLASS`: int8, or int16 for more than 128 classes."""
     return torch.int8 if num_classes <= 128 else torch.int16
 
 
@@ -174,7 +175,7 @@ def to_classes(
     """Convert label values to class indices, and find a value that is not declared.
 
     Args:
-        volume: label values, any shape and type; values within `ROUNDING` of a whole number are rounded.
+        volume: label values, any shape and type; values within `ROUNDING` of an integer are rounded.
         values: label value of each of K classes, or a list of values for a class.
         ignore_value: value of voxels to ignore, or `None`.
 
@@ -187,7 +188,7 @@ def to_classes(
     }
     if ignore_value is not None:
         classes[ignore_value] = NO_CLASS
-    volume = volume.double()  # float32 does not tell neighbours above 2^24 apart
+    volume = volume.double()  # float32 cannot distinguish all integers above 2^24
     declared = torch.tensor(sorted(classes), dtype=volume.dtype, device=volume.device)
     indices = torch.tensor(
         [classes[value] for value in sorted(classes)], dtype=class_type(len(values)), device=volume.device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derive the case, its part of the dataset, the channel and the patient from the names of files and folders."""
+"""Derive the case, the part of the dataset, the channel and the patient from the names of files and folders."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ PART_WORDS = {
 }
 
 PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
-"""Names of folders that contain many cases, never only one."""
+"""Names of folders that contain many cases and never a single one."""
 
 SEPARATOR = r"[ _.\-]"
 _PART = rf"(tr|train|training|{'|'.join(PART_WORDS)})"
 
 
 def _image_folder_pattern() -> re.Pattern[str]:
-    """Match a word, also before a part: `imagesTr`, `imagesTs_old`. Behind a mere word (`scan_7`) it may be a case."""
+    """Match an image word alone or before a part: `imagesTr`, `imagesTs_old`. `scan_7` may be a case: no match."""
     return re.compile(rf"(?:{'|'.join(IMAGE_WORDS)}){SEPARATOR}?(?:{_PART}\d*(?:{SEPARATOR}.*)?)?", re.IGNORECASE)
 
 
 def _label_folder_pattern() -> re.Pattern[str]:
     """Match names that begin or end with a word: `labelsTr`, `labels_old`, `labels2`, `expert_labels`.
 
-    Not those that deny it (`no_labels`), name both (`images_and_masks`) or number a case (`mask_7`).
+    Names that negate the word (`no_labels`), name both roles (`images_and_masks`) or number a case (`mask_7`) do not
+    match.
     """
     both = rf".*{SEPARATOR}(?:and|with){SEPARATOR}|.*(?:{'|'.join(IMAGE_WORDS)}){SEPARATOR}(?:{'|'.join(LABEL_WORDS)})$"
     return re.compile(
@@ -67,8 +68,8 @@ _LABEL_FILE, _IMAGE_FILE = _file_pattern(LABEL_WORDS), _file_pattern(IMAGE_WORDS
 
 
 def stem_of(path: str) -> str:
-    """Return the file name without its image ending, but with `.seg`, in NFC, for accented letters to compare equal."""
-    mark = ".seg" if ending_of(path) in SLICER else ""  # the ending of a label file says that it is one
+    """Return the file name without its image ending, but with `.seg`; in NFC, so that accents compare equal."""
+    mark = ".seg" if ending_of(path) in SLICER else ""  # this ending marks label files
     return unicodedata.normalize("NFC", case_name(path) + mark)
 
 
@@ -93,7 +94,7 @@ BIDS_LABELS = {"dseg", "probseg", "mask", "msk", "seg"}
 
 
 def bids_parts(stem: str) -> tuple[dict[str, str], set[str]] | None:
-    """Entities and suffixes of a name in the form of BIDS; `None` for other names.
+    """Return the entities and suffixes of a BIDS name; `None` for other names.
 
     >>> bids_parts("sub-01_ses-2_T1w")
     ({'sub': '01', 'ses': '2'}, {'T1w'})
@@ -105,10 +106,10 @@ def bids_parts(stem: str) -> tuple[dict[str, str], set[str]] | None:
 
 
 def bids_agreement(label: str, image: str) -> int:
-    """Number of entities that two stems in the form of BIDS share; 0 if they cannot be of one image.
+    """Return the number of entities that two BIDS stems share; 0 if they cannot belong to the same image.
 
-    Entities of both must agree, and an image must have the suffix that a label names beside its own (`T1w` of
-    `sub-01_T1w_label-lesion_dseg`).
+    Entities that both have must agree. If the label also names the suffix of an image (`T1w` in
+    `sub-01_T1w_label-lesion_dseg`), the image must have it.
     """
     of_label, of_image = bids_parts(label), bids_parts(image)
     if of_label is None or of_image is None:
@@ -124,10 +125,10 @@ def split_roles(paths: Sequence[str], label_folder: str | None = None) -> tuple[
 
     Args:
         paths: POSIX paths of image files.
-        label_folder: the folder of labels, relative to the same folder; only files in it are labels. By default, files
-            in folders with names such as `labels` or `masks` are labels, and so are files outside of folders of
-            images whose own name contains such a word. Those outside of a given `label_folder` are neither, unless
-            nothing else is an image.
+        label_folder: the folder of labels, relative to the same folder as `paths`; only files in it are labels. By
+            default, files are labels if they are in folders with names such as `labels` or `masks`, or if their own
+            name contains such a word and they are not in a folder of images. If `label_folder` is given, such files
+            outside of it count neither as labels nor as images, unless there are no other images.
     """
     if label_folder is not None:
         below = label_folder.rstrip("/") + "/"
@@ -181,7 +182,7 @@ def place_of(path: str) -> tuple[str, ...]:
 
 def part_of(path: str) -> str:
     """Return `test` or `validation` if a folder of the path marks it (`imagesTs`, `test`, `val`), else `training`."""
-    if path.startswith("/"):  # absolute paths are outside of the searched folder, so its parts do not apply
+    if path.startswith("/"):  # an absolute path is outside of the searched folder, so its folders say nothing
         return TRAINING
     for folder in reversed(PurePosixPath(path).parent.parts):
         match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
@@ -208,23 +209,30 @@ def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str
     return None
 
 
-MOST_CASES = 4  # of a patient, unless there are more patients than that
-FEWEST_PATIENTS = 3  # fewer groups are rather sites or years
+MOST_CASES = 4  # maximum cases per patient, unless there are more patients than that
+FEWEST_PATIENTS = 3  # fewer groups are more likely sites or years
 
 
 def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], str]:
     """Group cases into patients.
 
-    Cases are of one patient if they share, in this order: a BIDS subject (`sub-01`); a folder; the beginning of a name
-    up to a separator, if it has a digit (`patient001_frame01`); the leading digits of a number whose last one or two
-    digits count from 0 or 1 for each patient (`study_0300`, `study_0301`). What does not give several patients with few
-    cases each, but sites or plain numbers, is not used.
+    Cases belong to the same patient if they share one of the following, tried in this order:
+
+    - a BIDS subject (`sub-01`);
+    - a folder;
+    - the beginning of the name up to a separator, if it has a digit (`patient001_frame01`);
+    - the leading digits of a number whose last one or two digits count from 0 or 1 for each patient (`study_0300`,
+      `study_0301`).
+
+    A criterion is used only if it gives several patients with few cases each; otherwise the groups are probably sites
+    or plain numbers.
 
     Args:
         cases: name and image file of each case; names are unique.
 
     Returns:
-        The patient of each case by name, empty if every case is taken for a patient; and a sentence that says so.
+        The patient of each case by name (empty if every case counts as a separate patient), and a sentence that
+        describes the grouping (empty if there is none).
 
     Example:
         >>> guess_patients([(f"p{n}_{v}", f"p{n}_{v}.nii") for n in range(3) for v in "ab"])[0]["p2_b"]
@@ -248,7 +256,7 @@ def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], st
 
 
 def _candidates(cases: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Yield what cases may share, and the key of each case; a case without that is alone."""
+    """Yield criteria for grouping: a description, and the key of each case, which is unique for a case without one."""
     names = [name for name, _ in cases]
     subjects = [re.search(r"(?<![a-z0-9])sub-[a-z0-9]+", path, re.IGNORECASE) for _, path in cases]
     if all(subjects):
@@ -268,7 +276,7 @@ def _candidates(cases: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[st
 
 
 def _places(paths: Sequence[str]) -> list[tuple[str, ...]]:
-    """The folders of each file below those that all share, without folders of images, labels or parts."""
+    """Return the folders of each file, without those that all files share and those for images, labels or parts."""
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
     root = os.path.commonpath(folders) if folders else ""
     return [tuple(filter(_may_be_a_patient, os.path.relpath(folder, root).split(os.sep))) for folder in folders]
@@ -279,7 +287,7 @@ def _may_be_a_patient(folder: str) -> bool:
 
 
 def _count_visits(names: Sequence[str], digits: int) -> bool:
-    """Whether the last digits of all names count from 0 or 1 for each beginning, and never reach their end."""
+    """Whether the last digits count from 0 or 1 for each beginning of the names, and never use up all numbers."""
     if not all(re.fullmatch(r".*\d{3,}", name) for name in names):
         return False
     visits = defaultdict(list)
@@ -292,12 +300,12 @@ def _count_visits(names: Sequence[str], digits: int) -> bool:
 
 
 def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
-    """The patient of a case.
+    """Return the patient of a case.
 
     Args:
         name: name of the case.
-        pattern: regular expression that finds the patient in the name, or the patients by name (`guess_patients`). The
-            whole name is the patient if there is no pattern or no match.
+        pattern: regular expression that finds the patient in the name, or a mapping from case names to patients
+            (`guess_patients`). Without a pattern or a match, the whole name is the patient.
 
     Raises:
         UserError: for an invalid regular expression.
@@ -312,11 +320,11 @@ def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
 
 
 def patients_of(cases: Sequence[tuple[str, str]], pattern: str | None) -> tuple[dict[str, str], str]:
-    """The patient of each case by name, from a pattern or guessed; and a sentence about the guess, empty without one.
+    """Return the patient of each case by name, and a sentence about the guess (empty if there was none).
 
     Args:
         cases: name and image file of each case; names are unique.
-        pattern: see `patient_of`; `None`: patients are guessed.
+        pattern: see `patient_of`; with `None` the patients are guessed.
 
     Raises:
         UserError: for an invalid regular expression.

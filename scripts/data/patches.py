@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training patches: crop, rotation, scale, shear, elastic deformation and mirroring in a single resampling.
 
-MONAI crops first and moves the crop (`RandAffined`), so that the corners of a rotated patch hold reflections, and its
-elastic transforms smooth noise at full resolution. Here each voxel of a patch is looked up where it comes from in the
-whole volume. Beyond the volume the edge is repeated, in images and labels, as the sliding windows of validation and
-inference do (`padding_mode: replicate`).
+MONAI crops first and then transforms the crop (`RandAffined`), so the corners of a rotated patch hold reflections, and
+its elastic transforms smooth noise at full resolution. Here each voxel of a patch is sampled directly from the whole
+volume. Outside the volume, edge values are repeated in images and labels, as in the sliding windows of validation and
+inference (`padding_mode: replicate`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scripts.data.intensities import along_axes
 from scripts.data.spec import with_name
 
 NODES = 4
-"""Intervals of the elastic deformation's control grid along the longest side of a patch."""
+"""Number of intervals of the control grid for elastic deformation along the longest side of a patch."""
 
 SPLINE_SD = (151 / 315) ** 1.5
 """Standard deviation of a cubic B-spline in three dimensions whose coefficients are white noise of unit variance: the
@@ -39,36 +39,38 @@ integral of its squared kernel is 151 / 315."""
 
 
 class RandPatchd(Randomizable, MapTransform):
-    """Draw a patch of a volume, moved at random.
+    """Draw a patch at a random position of a volume, with random geometric augmentation.
 
     Each patch is rotated, scaled and sheared with probability `prob`, deformed with `elastic_prob`, and mirrored with
-    `flip_prob` along each axis. A patch that is neither moved nor deformed is a plain crop, to the bit. Rotations and
-    deformations act in millimetres, so that anisotropic voxels do not shear what they rotate.
+    `flip_prob` along each axis. Without any of these, the patch is an exact crop. Rotations and deformations act in
+    millimetres, so that rotating anisotropic voxels does not shear the anatomy.
 
-    Where the item has lists of voxels, one per class (MONAI's `ClassesToIndicesd`), a class is drawn, and then one of
-    its voxels as the centre, moved where the crop would reach beyond the volume; otherwise the position is drawn
-    uniformly. Along an axis on which the volume is smaller than the patch, it lies in the middle. `jitter` then moves
-    the patch by some voxels, also beyond the volume, so that a patch as large as the volume has no fixed position.
+    If the item has lists of voxels, one per class (MONAI's `ClassesToIndicesd`), a class is drawn, and one of its
+    voxels becomes the centre of the patch. The patch is shifted if it would extend beyond the volume. Without such
+    lists, the position is drawn uniformly. Along an axis on which the volume is smaller than the patch, the volume is
+    centred. `jitter` then shifts the patch by some voxels, also beyond the volume, so that a patch as large as the
+    volume has no fixed position.
 
     Args:
         keys: volumes `(C, D, H, W)` on one grid. Items of the result are plain tensors `(C, *patch_size)`, and get a
             name, `case`, if they have none.
-        patch_size: voxels.
-        spacing: size of a voxel, mm.
+        patch_size: size of the patch in voxels.
+        spacing: voxel size in mm.
         mode: `bilinear` (trilinear, float32) or `nearest` (the values and type of the volume), for each key.
-        class_voxels: key of the lists of voxels; items without it, and `None`: uniform positions.
-        jitter: largest shift of the position along each axis, as a fraction of the patch's side.
+        class_voxels: key of the lists of voxels. Positions are uniform if it is `None` or an item does not have it.
+        jitter: maximum shift of the position along each axis, as a fraction of the patch's side.
         prob: probability of rotation, scale and shear together.
-        rotate: largest angle, radians; one number, or one for each axis about which it turns.
-        scale: largest enlargement, above 0; 0.25 draws factors from 1 / 1.25 to 1.25, uniformly in their logarithm.
-        anisotropy: the same for a further factor of each axis.
-        shear: largest shear between two axes.
+        rotate: maximum angle in radians; one number, or one for each axis of rotation.
+        scale: maximum enlargement, above 0; 0.25 draws factors from 1 / 1.25 to 1.25, uniformly in their logarithm.
+        anisotropy: as `scale`, for an additional factor of each axis.
+        shear: maximum shear between two axes.
         elastic_prob: probability of elastic deformation.
-        elastic: its largest strength: the standard deviation of the displacement, as a fraction of the distance of its
-            control points, which is a quarter of the patch's longest side. Up to 0.1 it does not fold.
+        elastic: maximum strength of the deformation: the standard deviation of the displacement, as a fraction of the
+            distance between control points, which is a quarter of the patch's longest side. Up to 0.1 the deformation
+            does not fold.
         flip_axes: axes along which the patch may be mirrored.
-        flip_prob: probability for each of them.
-        allow_missing_keys: whether items without some of the keys pass.
+        flip_prob: probability of mirroring along each of these axes.
+        allow_missing_keys: whether items may lack some of the keys.
     """
 
     def __init__(
@@ -109,11 +111,11 @@ class RandPatchd(Randomizable, MapTransform):
         self.flips: list[int] = []
 
     def randomize(self, shape: Sequence[int], class_voxels: Sequence[torch.Tensor] | None = None) -> None:
-        """Draw the patch's place, `start` (its first voxel if nothing moves it), and what is done to it.
+        """Draw the position of the patch, `start` (its first voxel before augmentation), and the augmentation.
 
         Args:
-            shape: voxels of the volume.
-            class_voxels: flat indices of voxels of each class; `None`: the place is drawn uniformly.
+            shape: size of the volume in voxels.
+            class_voxels: flat indices of voxels of each class; with `None` the position is drawn uniformly.
         """
         start = self._draw_start(shape, class_voxels)
         self.start = [first + int(self.R.randint(-r, r + 1)) for first, r in zip(start, self.reach, strict=True)]
@@ -123,7 +125,7 @@ class RandPatchd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with patches in place of volumes, and without the lists of voxels."""
-        result = with_name(data)  # before the metadata goes
+        result = with_name(data)  # first, because plain tensors lose the metadata
         class_voxels = result.pop(self.class_voxels, None)
         volumes = [(key, mode, data[key]) for key, mode in self.key_iterator(data, self.modes)]
         shape = tuple(volumes[0][2].shape[1:])
@@ -152,24 +154,25 @@ class RandPatchd(Randomizable, MapTransform):
         ]
 
     def _draw_affine(self) -> np.ndarray:
-        """The matrix from offsets in the patch to offsets in the volume, both from the centre of the patch, in mm."""
+        """Draw the matrix that maps offsets in the patch to offsets in the volume, in mm from the patch's centre."""
         angles = self.R.uniform(-self.rotate, self.rotate)
         first, second, third = self.R.uniform(-self.shear, self.shear, 3)
         factors = np.exp(self.R.uniform(-self.scale, self.scale) + self.R.uniform(-self.anisotropy, self.anisotropy, 3))
-        # Rotation, an upper triangle and a diagonal: every linear map has this form (its QR decomposition).
+        # A rotation times an upper triangular and a diagonal matrix: by QR decomposition every linear map without
+        # reflection has this form.
         matrix = create_rotate(3, angles) @ create_shear(3, (first, second, 0.0, third)) @ create_scale(3, factors)
         return np.asarray(matrix)[:3, :3]
 
     def _draw_displacement(self) -> np.ndarray:
-        """Coefficients of the displacement's B-spline, mm, with a margin of a node: `(*(intervals + 3), 3)`."""
+        """Draw the displacement's B-spline coefficients in mm, with a margin of nodes: `(*(intervals + 3), 3)`."""
         strength = self.R.uniform(0, self.elastic) * self.node_distance / SPLINE_SD
         return strength * self.R.standard_normal((*(n + 3 for n in self.intervals), 3))
 
     def _sampling_grid(self, shape: Sequence[int]) -> torch.Tensor:
-        """Where each voxel of the patch comes from, `(*patch_size, 3)`, in the form that `grid_sample` wants.
+        """Compute the source position of each voxel of the patch, `(*patch_size, 3)`, in the format of `grid_sample`.
 
-        Affine positions are linear in each axis, so a spline through a few control points gives them exactly, as it
-        gives the deformation: the fine grid is a product of three small matrices with the control points.
+        Affine positions are linear along each axis, so a spline with a few control points represents them exactly, as
+        it does the deformation. The fine grid is therefore the product of the control points with three small matrices.
         """
         intervals = [1, 1, 1] if self.displacement is None else self.intervals
         weights = [_spline_weights(side, n) for side, n in zip(self.patch_size, intervals, strict=True)]
@@ -190,7 +193,7 @@ class RandPatchd(Randomizable, MapTransform):
 
 @lru_cache
 def _spline_weights(points: int, intervals: int) -> torch.Tensor:
-    """Weights of `intervals + 3` coefficients of a uniform cubic B-spline at evenly spaced points, `(points, .)`."""
+    """Weights of the `intervals + 3` coefficients of a uniform cubic B-spline at evenly spaced points."""
     position = torch.arange(points, dtype=torch.float64) * (intervals / max(1, points - 1))
     cell = position.floor().clamp(max=intervals - 1)
     t = position - cell
@@ -200,7 +203,7 @@ def _spline_weights(points: int, intervals: int) -> torch.Tensor:
 
 
 def _crop(volume: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """A crop `(C, *size)`; beyond the volume its edge is repeated."""
+    """Crop a volume to `(C, *size)`; outside the volume, edge values are repeated."""
     for axis, (first, length) in enumerate(zip(start, size, strict=True), 1):
         side = volume.shape[axis]
         if first >= 0 and first + length <= side:
@@ -213,7 +216,8 @@ def _crop(volume: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> to
 def _sample(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
     if mode != "nearest":
         return functional.grid_sample(volume[None], grid[None], mode, "border", align_corners=False)[0]
-    # A lookup keeps the type, and reads only the patch's part of a volume on disk; grid_sample wants all as float32.
+    # Indexing keeps the type and reads only the part of a volume on disk that the patch needs; grid_sample would need
+    # the whole volume as float32.
     index = torch.zeros(grid.shape[:-1], dtype=torch.int64)
     for axis, side in enumerate(volume.shape[1:]):
         place = grid[..., 2 - axis].mul(side / 2).add_((side - 1) / 2).round_().clamp_(0, side - 1)

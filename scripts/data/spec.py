@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The description of a dataset, and its cases by role, as every part of a run receives them."""
+"""The description of a dataset and its cases by role, which are passed to every part of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Case = dict[str, Any]
-"""`image`: a path or a list with a path per channel; `label`: a path, absent if unlabelled; `case`: the name."""
+"""`image`: a path, or a list with a path per channel; `label`: a path, missing if unlabelled; `case`: the name."""
 
 
 ROLES = ("labelled", "unlabelled", "validation", "test")
@@ -39,10 +39,10 @@ def cases_with_roles(lists: CaseLists, *roles: str) -> list[tuple[Case, str]]:
 
 
 def with_name(item: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A copy of a loaded item with its name, `case`.
+    """Return a copy of a loaded item with its name under `case`.
 
-    Cases from another program (MONAI Label) have only the file of their image, which transforms may forget. An item
-    without a name whose file is unknown stays without one.
+    Cases from another program (MONAI Label) have no name. It is derived from the image file while the item still
+    records it, because later transforms may drop that record. If the file is unknown, the item gets no name.
     """
     file = getattr(item.get("image"), "meta", {}).get("filename_or_obj")
     return dict(item) if "case" in item or file is None else {**item, "case": case_name(file)}
@@ -62,20 +62,21 @@ class DatasetSpec:
         datalist: file that lists the cases (docs/data.md), relative to `directory` or absolute.
         labelled_cases: number of training cases whose labels are used; the rest are unlabelled. `None`: every training
             case that has a label.
-        validation_cases: number of labelled cases, the last ones, held out for validation.
-        corrected_labels: folder, relative to `directory` or absolute, of label files that make unlabelled cases
-            labelled ones (docs/labelling.md). It need not exist; `None`: there is none.
-        foreign_labels: folder, relative to `directory` or absolute, of label files of unlabelled cases that another
-            program made; self-training leaves out the voxels where they contradict its pseudo-labels. `None`: none.
-        in_channels: channels of an image.
+        validation_cases: number of labelled cases held out for validation; the last ones in the list are taken.
+        corrected_labels: folder of label files, relative to `directory` or absolute. An unlabelled case with a file in
+            it becomes a labelled case (docs/labelling.md). The folder need not exist; `None` for no folder.
+        foreign_labels: folder, relative to `directory` or absolute, with label files that another program made for
+            unlabelled cases. Self-training ignores the voxels where they contradict its pseudo-labels. `None` for no
+            folder.
+        in_channels: number of image channels.
         label_names: name of each class, background first.
-        label_values: value of each class in label files, or a list of values that are one class; `None`: 0, 1, 2, ...
-        regions: what evaluation reports instead of the classes: name to names of the classes that it consists of.
-            `None`: the classes.
-        ignore_value: value of voxels in label files that are ignored; `None`: there is none.
-        spacing: voxel size to which volumes are resampled, mm.
+        label_values: value of each class in label files, or a list of values that form one class; `None`: 0, 1, 2, ...
+        regions: regions that evaluation reports instead of the classes; maps the name of a region to the names of its
+            classes. `None` reports the classes.
+        ignore_value: value of voxels in label files that are ignored; `None` if there is none.
+        spacing: voxel size in mm to which volumes are resampled.
         intensity: normalisation, a transform of the key `image`; `None`: unknown.
-        roi_size: training patch, voxels.
+        roi_size: size of a training patch in voxels.
         name: name of the dataset.
 
     >>> DatasetSpec("scans", label_names=["background", "liver"]).num_classes
@@ -105,7 +106,7 @@ class DatasetSpec:
 
     @property
     def values(self) -> list[int]:
-        """Value of each class in label files that are written; the first of those that it has in files to read.
+        """Value of each class in label files that are written: the first one if it has several values.
 
         Raises:
             UserError: see `merged_values`.
@@ -132,7 +133,7 @@ class DatasetSpec:
         return None if self.foreign_labels is None else Path(self.directory) / self.foreign_labels
 
     def fixed_settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it continues; folders and files may move."""
+        """Return the settings that a resumed run must share with the original run; folders and files may move."""
         left_out = {"directory", "datalist", "labelled_cases", "validation_cases", "corrected_labels", "intensity"}
         left_out |= {"regions", "foreign_labels"}
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in left_out}

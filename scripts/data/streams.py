@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of two streams, labelled and unlabelled, with a fixed number of cases of each.
 
-Which case is drawn and how it is augmented is a pure function of (seed, stream, iteration, batch_index). A resumed run
-therefore needs no sampler state, and the number of loader workers changes nothing. Each rank loads its own part of one
-large batch.
+The choice of a case and its augmentation are a pure function of (seed, stream, iteration, batch_index). A resumed run
+therefore needs no sampler state, and the number of loader workers does not affect the result. Each rank loads its own
+part of one large batch.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ logger = logging.getLogger("loader")
 
 
 def heed_loader_alone(worker: int = 0) -> None:
-    """Make a loader worker obey SIGTERM only from its own loader; a `worker_init_fn` of PyTorch's `DataLoader`.
+    """Make a loader worker react to SIGTERM only from its parent; a `worker_init_fn` for PyTorch's `DataLoader`.
 
-    Schedulers and `torchrun` tell every process of a group to end. A worker that obeyed would fail the step that the
-    main process is finishing before it saves. When the main process is gone, PyTorch's workers end by themselves.
+    Schedulers and `torchrun` send SIGTERM to every process of a group. If a worker ended, the step that the main
+    process is completing before it saves would fail. PyTorch's workers end by themselves when the main process is gone.
 
-    Where a signal's sender cannot be told (macOS, Windows) workers stay as PyTorch has them.
+    On systems where the sender of a signal cannot be determined (macOS, Windows), workers keep PyTorch's behaviour.
 
     Args:
-        worker: its number, not used.
+        worker: number of the worker; unused.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that are created later inherit this
     threading.Thread(target=_end_when_told_by_parent, daemon=True).start()
 
 
@@ -62,7 +62,7 @@ LABELLED, UNLABELLED = "labelled", "unlabelled"
 
 
 class TwoStreamDataset(Dataset):
-    """Look up cases of two datasets by their keys, and seed their random transforms with the key's seed.
+    """Look up cases of two datasets by their keys, and seed their random transforms with the seed in the key.
 
     Args:
         labelled: MONAI dataset with a `transform`; its items hold `image` and `label`.
@@ -73,13 +73,13 @@ class TwoStreamDataset(Dataset):
         self.datasets = {LABELLED: labelled, UNLABELLED: unlabelled}
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Item of the key, augmented as its seed says."""
+        """Return the item of the key, augmented with the seed in the key."""
         stream, index, seed = key
         dataset = self.datasets[stream]
         dataset.transform.set_random_state(seed)
         with one_thread():
             item = dataset[index]
-        # Cropping transforms return a list of samples; here it has one.
+        # Cropping transforms return a list of samples, here with a single one.
         return item[0] if isinstance(item, list) else item
 
 
@@ -87,11 +87,12 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
     """Endless batches of keys: labelled cases first, then unlabelled ones.
 
     Each stream goes through all its cases in a new order on every pass. Iteration begins at `start`, the number of
-    batches used by earlier parts of the run. Batches before `unlabelled_start` hold labelled cases only: steps in which
-    no term uses unlabelled cases cost half as much without them.
+    batches used by earlier parts of the run. Batches before `unlabelled_start` hold labelled cases only, because steps
+    in which no loss term uses unlabelled cases cost half as much without them.
 
-    With several ranks, each draws its share of the batch that one process with the summed batch sizes would draw, so a
-    pass over the batches of all ranks holds every case once, also after a resume with another number of ranks.
+    With several ranks, each draws its share of the batch that one process with the summed batch sizes would draw. A
+    pass over the batches of all ranks therefore holds every case once, even after resuming with a different number of
+    ranks.
 
     Args:
         labelled_size: number of labelled cases, at least 1.
@@ -131,15 +132,15 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
         self.lap_length = -(-labelled_size // (batch_labelled * num_ranks()))
 
     def __len__(self) -> int:
-        """Batches until every labelled case was seen once; the iterator itself does not end."""
+        """Number of batches until every labelled case was drawn once; the iterator itself does not end."""
         return self.lap_length
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        """Batches from `start` on."""
+        """Yield batches, beginning at `start`."""
         return (self.batch(iteration) for iteration in itertools.count(self.start))
 
     def batch(self, iteration: int) -> list[SampleKey]:
-        """The keys of one iteration, counted from 0."""
+        """Return the keys of one iteration, counted from 0."""
         return [
             (
                 stream,
@@ -153,12 +154,12 @@ class TwoStreamBatchSampler(Sampler[list[SampleKey]]):
         ]
 
     def select_unlabelled(self, kept: Sequence[int]) -> None:
-        """Draw only the unlabelled cases of these indices from now on; at least one."""
+        """Draw only the unlabelled cases with these indices (at least one) from now on."""
         self.kept[UNLABELLED] = kept
 
 
 def _places_of_rank(per_rank: int) -> list[tuple[int, int]]:
-    """(batch_index, places in all) of this rank for `per_rank` cases per rank, ordered as by `all_gather_batch`."""
+    """Return (index in the whole batch, size of that batch) of this rank's cases, ordered as by `all_gather_batch`."""
     total = per_rank * num_ranks()
     return [(batch_index, total) for batch_index in range(rank(), total, num_ranks())]
 
@@ -171,8 +172,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack a batch as plain tensors, labelled cases first.
 
     Returns:
-        `image` `(L + U, C, D, H, W)`, `label` `(L, 1, D, H, W)`, `case` (names), and where items hold `weak` (the image
-        before intensity augmentation) or `stored` (pseudo-labels) those of the unlabelled items, `(U, C, D, H, W)`.
+        `image` `(L + U, C, D, H, W)`, `label` `(L, 1, D, H, W)` and `case` (names). If the unlabelled items have `weak`
+        (the image before intensity augmentation) or `stored` (pseudo-labels), also these, `(U, C, D, H, W)`.
     """
     for key in ("image", "label", "weak", "stored"):
         _check_shapes(key, [item for item in items if key in item])
@@ -189,9 +190,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _sendable(value: Any) -> Any:
-    """What a loader process sends: a tensor in shared memory, or an array, which goes through a pipe, if that is full.
+    """Move a tensor to shared memory; if that is full, return an array, which is sent through a pipe.
 
-    Left to itself torch shares tensors in a thread of the queue, where an error is printed and the batch is lost.
+    By default torch moves tensors to shared memory in a thread of the queue. An error there is only printed, and the
+    batch is lost.
     """
     if not isinstance(value, torch.Tensor):
         return value
@@ -225,14 +227,14 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 MOST_WORKERS = 4
-"""More loader processes than these fill the memory with patches that wait for the network."""
+"""Maximum number of loader processes; more would fill the memory with patches that wait for the network."""
 
 
 def loader_workers(num_workers: int | str) -> int:
     """Number of loader processes.
 
     Args:
-        num_workers: a number, or `auto`: one less than there are cores for this rank, at most `MOST_WORKERS`.
+        num_workers: a number, or `auto` for one less than the number of cores per rank, but at most `MOST_WORKERS`.
     """
     if num_workers != "auto":
         return int(num_workers)
@@ -240,7 +242,7 @@ def loader_workers(num_workers: int | str) -> int:
 
 
 LONGEST_WAIT = 1200
-"""Seconds without a batch after which loader processes are taken for stuck; the first may have to compute volumes."""
+"""Seconds without a batch after which loader processes count as stuck; the first batch may need uncached volumes."""
 
 
 class TwoStreamLoader(DataLoader):
@@ -248,16 +250,16 @@ class TwoStreamLoader(DataLoader):
 
     Args:
         labelled: MONAI dataset of the labelled cases.
-        unlabelled: MONAI dataset of the unlabelled cases, may be empty.
+        unlabelled: MONAI dataset of the unlabelled cases; may be empty.
         batch_labelled: labelled cases per batch of this rank.
         batch_unlabelled: unlabelled cases per batch of this rank.
         seed: the run's seed.
-        num_workers: loader processes, or `auto`, see `loader_workers`; results do not depend on it.
+        num_workers: number of loader processes, or `auto`, see `loader_workers`; it does not affect results.
         unlabelled_start: fraction of the run before which batches hold labelled cases only.
         max_steps: length of the run.
 
     Attributes:
-        batches: its batch sampler.
+        batches: the batch sampler.
     """
 
     dataset: TwoStreamDataset
@@ -288,23 +290,23 @@ class TwoStreamLoader(DataLoader):
         )
 
     def __iter__(self) -> Any:
-        """Batches from the sampler's start on, as `collate` made them."""
+        """Yield batches made by `collate`, beginning at the sampler's `start`."""
         for batch in super().__iter__():
             yield {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}
 
 
 class StreamPosition:
-    """Start the loader's streams at the current iteration; it reads it after a checkpoint was restored.
+    """Start the loader's streams at the current iteration, which a restored checkpoint may have set.
 
     Args:
-        loader: of the run.
+        loader: the loader of the run.
     """
 
     def __init__(self, loader: TwoStreamLoader) -> None:
         self.sampler = loader.batches
 
     def attach(self, engine: Engine) -> None:
-        """Act at the start of each epoch: the engine makes a new iterator only after that event."""
+        """Set the position at the start of each epoch, because the engine makes a new iterator after that event."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cases of a training look like, by which inference recognises an image of another kind.
+"""Measurements of the training cases, with which inference recognises images that are unlike them.
 
-The same measurements are made of a training case with its label and of a new image with its prediction, on the grid
-and with the intensities that the network sees.
+A training case with its label and a new image with its prediction are measured in the same way, on the grid and with
+the intensities that the network sees.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from scripts.prototypes.voxels import NO_CLASS
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 SAMPLE = 2**18
-"""Voxels from which the percentiles of an image are computed, evenly spaced."""
+"""Number of evenly spaced voxels from which the percentiles of an image are computed."""
 
 SIDE = 8
-"""Sides of the small image by which orientations are compared, voxels."""
+"""Side in voxels of the small image that is used to compare orientations."""
 
 FLIPS = [list(axes) for axes in chain.from_iterable(combinations(range(3), size) for size in (1, 2, 3))]
 MIN_IMAGES = 6
-"""Orientations are compared if training had at least this many images."""
+"""Orientations are compared if there were at least this many training images."""
 
 MOST_CASES = 100
-"""The largest number of labelled and of unlabelled cases that are measured, evenly spaced in their list."""
+"""Maximum number of labelled and of unlabelled cases that are measured, evenly spaced in their list."""
 
 
 class CaseMeasures:
-    """Measurements of an image, and of structures in it whose voxels may come in parts.
+    """Measurements of an image and of the structures in it; the class indices may be added in parts.
 
     Args:
-        image: `(C, D, H, W)`, axes to R, A, S, as the network sees it.
-        file_spacing: voxel size in the file along R, A and S, mm.
-        spacing: voxel size of `image`, mm.
+        image: preprocessed image `(C, D, H, W)`, with axes towards R, A, S.
+        file_spacing: voxel size in the file along R, A and S in mm.
+        spacing: voxel size of `image` in mm.
         num_classes: K, background included.
     """
 
@@ -67,11 +67,11 @@ class CaseMeasures:
         self.written_ml: np.ndarray | None = None
 
     def add(self, classes: torch.Tensor, axis: int = 0, start: int = 0) -> None:
-        """Add a part of the volume that begins at index `start` of `axis` and is whole along the other axes.
+        """Add a part of the volume, which begins at index `start` of `axis` and covers the other axes completely.
 
         Args:
-            classes: `(D, H, W)` of the part, class indices.
-            axis: along which parts are adjacent.
+            classes: class indices `(D, H, W)` of the part.
+            axis: axis along which parts are adjacent.
             start: index along `axis` where the part begins.
         """
         part = self.image.narrow(axis + 1, start, classes.shape[axis])
@@ -87,13 +87,13 @@ class CaseMeasures:
                     self.at_border[classes.select(other, end).unique().cpu().numpy()] = True
 
     def note_written(self, classes: np.ndarray, voxel_ml: float) -> None:
-        """Take volumes, and which structures reach the border, from the label volume that is written.
+        """Measure volumes, and which structures reach the border, in the label volume that is written.
 
-        It is on the file's grid, and components may have been removed from it.
+        That volume is on the file's grid, and components may have been removed from it.
 
         Args:
-            classes: `(X, Y, Z)`, class indices.
-            voxel_ml: volume of its voxels.
+            classes: class indices `(X, Y, Z)`.
+            voxel_ml: volume of a voxel in ml.
         """
         number = len(self.voxels)
         planes = (np.bincount(classes[..., k].ravel(order="K"), minlength=number) for k in range(classes.shape[2]))
@@ -104,7 +104,7 @@ class CaseMeasures:
                 self.at_border[np.unique(classes.take(end, axis))] = True
 
     def structures(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """For each structure its `volume_ml`, `intensity` (mean of each channel; `None` if absent) and `at_border`."""
+        """Return each structure's `volume_ml`, `intensity` (mean of each channel; `None` if absent) and `at_border`."""
         volumes = self.voxels * self.voxel_ml if self.written_ml is None else self.written_ml
         measured = zip(names, volumes, self.voxels, self.intensity_sums.T, self.at_border, strict=True)
         return {
@@ -118,22 +118,22 @@ class CaseMeasures:
 
 
 def small_image(image: torch.Tensor) -> torch.Tensor:
-    """An image `(C, D, H, W)` as `SIDE ** 3` means of its channels, with mean 0 and length 1: `(8, 8, 8)`."""
+    """Reduce an image `(C, D, H, W)` to `(8, 8, 8)` means over all channels, with mean 0 and length 1."""
     small = adaptive_avg_pool3d(image.float().mean(dim=0)[None], SIDE)[0].double()
     return normalize((small - small.mean()).reshape(1, -1))[0].reshape(small.shape)
 
 
 def flip_gains(small: torch.Tensor, reference: torch.Tensor) -> dict[tuple[int, ...], float]:
-    """By how much mirroring along each of `FLIPS` raises the correlation of a small image with the reference."""
+    """Return by how much each flip of `FLIPS` raises the correlation of a small image with the reference."""
     plain = float((small * reference).sum())
     return {tuple(axes): float((small.flip(axes) * reference).sum()) - plain for axes in FLIPS}
 
 
 class TrainingCases:
-    """Ranges of what is measured in the cases of a training, computed when the first weights are saved.
+    """Ranges of the measurements over the training cases, computed when the first weights are saved.
 
-    Voxel sizes, sizes and intensities are those of labelled and unlabelled images, volumes and intensities of
-    structures those of labels. Labels with ignored voxels are left out, because their volumes are incomplete.
+    Voxel sizes, image sizes and intensities come from labelled and unlabelled images. Volumes and intensities of
+    structures come from labels. Labels with ignored voxels are left out, because their volumes are incomplete.
 
     Args:
         labelled: cached dataset of the labelled cases.
@@ -154,13 +154,18 @@ class TrainingCases:
 
     @cached_property
     def content(self) -> dict[str, Any] | None:
-        """The ranges as JSON, each `[lowest, highest]`; `None` if a configuration has datasets without a cache.
+        """Return the ranges as JSON, each `[lowest, highest]`; `None` if a dataset of the configuration has no cache.
 
-        `images` and `labels` (how many were measured), `spacing_mm` and `size_mm` along R, A, S, `intensity` for each
-        channel and percentile, `structures` (by name: `volume_ml`, `intensity` of each channel, `at_border` and
-        `always`: whether a label reaches the border of the image, and whether all have the structure), `small` (mean
-        of the small images), `flips` (those that lower the correlation with `small` in every training image), and
-        `calibration` (of `crossval.json`).
+        The keys are:
+
+        - `images` and `labels`: how many were measured.
+        - `spacing_mm` and `size_mm`, along R, A, S.
+        - `intensity`, for each channel and percentile.
+        - `structures`, by name: `volume_ml`, `intensity` of each channel, `at_border` (whether it reaches the border of
+          the image in any label) and `always` (whether every label has the structure).
+        - `small`: mean of the small images.
+        - `flips`: those that lower the correlation with `small` in every training image.
+        - `calibration`, from `crossval.json`.
         """
         if not all(isinstance(each, CacheDataset | PersistentDataset) for each in (self.labelled, self.unlabelled)):
             return None
@@ -197,7 +202,7 @@ class TrainingCases:
 
 
 def _ranges(values: Sequence[Any]) -> Any:
-    """Lowest and highest of each number, of equally nested lists of numbers."""
+    """Return the minimum and the maximum of each number over lists of numbers with the same nesting."""
     array = np.array(values, dtype=float)
     return np.stack([array.min(axis=0), array.max(axis=0)], axis=-1).tolist()
 
@@ -213,7 +218,7 @@ def _of_structure(labels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _orientation(small: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """The mean small image, and the flips by which each image becomes less like the mean of the others."""
+    """Return the mean small image, and the flips that make every image less similar to the mean of the others."""
     if len(small) < MIN_IMAGES:
         return {"small": None, "flips": []}
     total = torch.stack(list(small)).sum(dim=0)

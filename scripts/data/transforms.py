@@ -25,18 +25,18 @@ from scripts.prototypes.voxels import NO_CLASS
 
 
 class LabelsToClassesd(MapTransform):
-    """Turn the values of a label file into class indices, and refuse undeclared values.
+    """Convert the values of a label file to class indices, and raise an error for undeclared values.
 
-    An undeclared value would otherwise be a wrong target without a warning. Ignored voxels get the class `NO_CLASS`
-    (-1), which all loss terms, the memory and the metrics leave out.
+    Without the error, an undeclared value would silently become a wrong target. Ignored voxels get the class `NO_CLASS`
+    (-1), which all loss terms, the memory and the metrics ignore.
 
     Args:
-        keys: label volumes, values as in their files.
+        keys: label volumes with the values of their files.
         dataset: declares the values of the classes and of ignored voxels.
-        allow_missing_keys: whether cases without these keys pass.
+        allow_missing_keys: whether cases may lack these keys.
 
     Raises:
-        UserError: if the values do not fit together, see `scripts.data.labels.declared_values`.
+        UserError: if the declared values are invalid, see `scripts.data.labels.declared_values`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LabelsToClassesd(MapTransform):
         """Return `data` with class indices, int8 or int16, in place of values.
 
         Raises:
-            UserError: naming the file and an undeclared value in it, or the file that holds ignored voxels only.
+            UserError: for an undeclared value, or a file with ignored voxels only; the message names the file.
         """
         result = dict(data)
         for key in self.key_iterator(data):
@@ -76,16 +76,17 @@ class LabelsToClassesd(MapTransform):
 
 
 class LabelOnImaged(MapTransform):
-    """Put a label on the grid of its image: the image's order of axes, and exactly its affine.
+    """Put a label on the grid of its image, with the image's order of axes and exactly the image's affine.
 
-    Headers differ by rounding, or by a spacing of 1.5 in one file and 1.503 in the other. `Spacingd` would then round
-    image and label to different sizes. A label that was cut to its painted part is placed by its offset.
+    The headers may differ by rounding, for example a spacing of 1.5 in one file and 1.503 in the other. `Spacingd`
+    would then round image and label to different sizes. A label that was cropped to its painted part is placed at its
+    offset.
 
     Args:
-        keys: volumes of class indices `(1, X, Y, Z)`; voxels outside of a cut label get the class 0, background.
+        keys: volumes of class indices `(1, X, Y, Z)`; voxels outside of a cropped label get class 0, background.
         image_key: the image, `(C, X, Y, Z)`.
-        allow_missing_keys: whether cases without a label pass.
-        only_cut: whether labels that are not cut remain as they are, on any grid.
+        allow_missing_keys: whether cases may lack a label.
+        only_cut: whether to leave labels that are not cropped unchanged, on any grid.
     """
 
     def __init__(
@@ -124,12 +125,12 @@ def _header_of(volume: Any, key: str) -> VolumeHeader:
 
 
 class IgnoredToBackgroundd(MapTransform):
-    """Background wherever the reference is to be ignored, in the reference itself and in what is compared with it.
+    """Set ignored voxels of the reference to background, both in the reference and in the volumes compared with it.
 
-    No structure then has voxels there, on either side, so that metrics count none.
+    Then no structure has voxels there in either volume, and metrics do not count them.
 
     Args:
-        keys: volumes of class indices `(1, D, H, W)`, on the reference's grid; the reference among them.
+        keys: volumes of class indices `(1, D, H, W)` on the reference's grid, including the reference.
         reference_key: volume in which `NO_CLASS` marks voxels to ignore.
     """
 
@@ -138,7 +139,7 @@ class IgnoredToBackgroundd(MapTransform):
         self.reference_key = reference_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with copies of the volumes; the same volumes where nothing is to be ignored."""
+        """Return `data` with changed copies of the volumes; the same volumes if no voxel is ignored."""
         result = dict(data)
         ignored = _plain(data[self.reference_key]) == NO_CLASS
         if bool(ignored.any()):
@@ -169,7 +170,7 @@ class KeepLargestd(MapTransform):
         self.classes = classes_to_reduce(structures, label_names)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with copies of the volumes; the same volumes if no structure is named."""
+        """Return `data` with changed copies of the volumes; the same volumes if no structure is named."""
         result = dict(data)
         if self.classes:
             for key in self.key_iterator(data):
@@ -184,16 +185,16 @@ def _plain(volume: Any) -> torch.Tensor:
 
 
 class StoredLabels:
-    """Folder of pseudo-labels, which holds a folder for each round of labelling.
+    """Folder of pseudo-labels, with a subfolder for each round of labelling.
 
-    The transform that reads them and the handler that makes them share this object. Each round has files of its own,
-    so that a resumed run reads those of its step, also if a later round had begun before it was killed.
+    The transform that reads pseudo-labels and the handler that makes them share this object. Each round has separate
+    files, so that a resumed run reads the files of its step, even if a later round had begun before it was killed.
 
     Args:
         directory: the folder; it need not exist.
 
     Attributes:
-        round: the present round, counted from 1.
+        round: the current round, counted from 1.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -201,27 +202,28 @@ class StoredLabels:
 
     @property
     def folder(self) -> Path:
-        """Folder of the present round, with a file `<case>.npz` for each case."""
+        """Folder of the current round, with a file `<case>.npz` for each case."""
         return self.directory / f"round_{self.round}"
 
 
 class StoredLabelsd(RandomizableTrait, MapTransform):
     """Add the pseudo-label that `scripts.training.self_training.SelfTraining` stored for an unlabelled case.
 
-    It is on the training grid. Items with a label remain as they are. MONAI's caches keep what comes before the first
-    `RandomizableTrait`; the files do not exist yet when the cache is filled.
+    The pseudo-label is on the training grid. Items with a label stay unchanged. The class is a `RandomizableTrait`,
+    because MONAI caches the result of the transforms before the first such trait, and the files do not exist yet when
+    the cache is filled.
 
     Args:
-        keys: of the result, `(1, D, H, W)`, class indices or `NO_CLASS`.
-        stored: the pseudo-labels; `None`: no case has one.
+        keys: keys of the result, `(1, D, H, W)`, class indices or `NO_CLASS`.
+        stored: the pseudo-labels; `None` if no case has one.
     """
 
-    def __init__(self, keys: KeysCollection, stored: StoredLabels | None = None) -> None:  # MONAI leaves out None
+    def __init__(self, keys: KeysCollection, stored: StoredLabels | None = None) -> None:  # optional: MONAI drops None
         super().__init__(keys)
         self.stored = stored
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Read the file.
+        """Add the pseudo-label from its file.
 
         Raises:
             UserError: see `read_pseudo_label`.
@@ -234,7 +236,7 @@ class StoredLabelsd(RandomizableTrait, MapTransform):
 
 
 def read_pseudo_label(path: Path) -> dict[str, np.ndarray]:
-    """The content of the file of a stored pseudo-label.
+    """Read the file of a stored pseudo-label.
 
     Raises:
         UserError: if the file is missing or damaged.

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files that carry the settings of their preprocessing and of their network.
+"""Weights files that also store the settings of the preprocessing and of the network.
 
-A network whose images are prepared in another way than those it was trained on gives wrong labels without an error.
-So `model.pt` holds, beside the weights, the values of the dataset block that decide what the network sees, the
-arguments of the network, which can then be built without the config files of the training, how it was trained, and what
-the training cases look like.
-They lie in the state dict's `_metadata`, where torch keeps the version of each module: they are saved and loaded with
-the tensors, also with `weights_only`, add no key to the state dict, and cannot be lost as a second file could.
+A network whose images are preprocessed differently from the training images gives wrong labels without an error. So
+`model.pt` holds, in addition to the weights:
+
+- the values of the dataset block that determine the input of the network;
+- the arguments of the network, so that it can be built without the config files of the training;
+- a record of the training, and measurements of the training cases.
+
+These records are in the `_metadata` of the state dict, where torch keeps the version of each module. They are saved and
+loaded with the tensors, even with `weights_only`, add no key to the state dict, and cannot be lost as a second file
+could.
 """
 
 from __future__ import annotations
@@ -33,20 +37,20 @@ NETWORK = "network"
 RUN = "run"
 CASES = "training_cases"
 TEST_INTENSITIES = (-1024.0, -500.0, -150.0, -50.0, 0.0, 1.0, 50.0, 150.0, 500.0, 1000.0, 3000.0)
-"""Values in which the windows and normalisations of CT and MR differ."""
+"""Intensities for which the windows and normalisations of CT and MR give different results."""
 
 NETWORKS: dict[str, type[nn.Module]] = {network.__name__: network for network in (VNet, ResidualUNet)}
-"""A file may build these networks only, so that opening it cannot run other code."""
+"""The only networks that a file may build, so that opening it cannot run other code."""
 
 
 def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
-    """The values of a dataset block that decide what the network sees, as JSON.
+    """Return the values of a dataset block that determine the input of the network, as JSON.
 
-    Left out are the values of classes in label files, which may differ between training and inference. The size of the
-    window is recorded, because a network that was trained on small patches segments larger windows badly: how much of
-    the anatomy it sees, and the statistics of its instance norms, are then others. Of `intensity` there is only the
-    transform and not the block that describes it, so the record holds what it makes of `TEST_INTENSITIES`, for each
-    channel; `None` if it cannot be applied to a test image.
+    The label values of the classes are left out, because they may differ between training and inference. The window
+    size is recorded, because a network that was trained on small patches segments larger windows badly: the visible
+    part of the anatomy and the statistics of instance norms then differ. For `intensity` only the transform object is
+    known and not the block that describes it, so the record holds its output for `TEST_INTENSITIES` in each channel, or
+    `None` if it cannot be applied to a test image.
 
     Args:
         dataset: the dataset block.
@@ -72,9 +76,9 @@ def preprocessing_record(dataset: DatasetSpec) -> dict[str, Any]:
 
 
 def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
-    """Differences between two records, one short text per key; none if `trained` is `None`, which cannot be compared.
+    """Describe the differences between two records, one short text per key; if `trained` is `None`, there are none.
 
-    Numbers are compared to a relative 1e-3, as the record of an intensity transform is computed.
+    Numbers are compared with a relative tolerance of 1e-3, because the record of an intensity transform is computed.
     """
     found = []
     for key, now in here.items():
@@ -83,7 +87,7 @@ def record_differences(trained: Mapping[str, Any] | None, here: Mapping[str, Any
             continue
         if key != "intensity":
             found.append(f"{key} {then} in training, {now} now")
-        elif len(then) == len(now):  # in_channels differs otherwise
+        elif len(then) == len(now):  # otherwise in_channels differs, which is reported already
             value, before, after = next(
                 (value * (channel + 1), before, after)
                 for channel in range(len(now))
@@ -101,14 +105,14 @@ def save_weights(
     run: Mapping[str, Any] | None = None,
     cases: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a network's state dict with the records of its preprocessing, of itself and of its training, atomically.
+    """Write a network's state dict with records of its preprocessing, network and training, atomically.
 
     Args:
-        network: the one that is deployed; its record is left out if it is not a network of this bundle.
+        network: the network to deploy; its record is left out if it is not a network of this bundle.
         path: the file.
-        dataset: the dataset block; `None`: no record of the preprocessing.
-        run: the record of the training (`scripts/training/run_record.py`), JSON types; `None`: none.
-        cases: what the training cases look like (`scripts/data/training_cases.py`), JSON types; `None`: no record.
+        dataset: the dataset block; `None` to record no preprocessing.
+        run: the record of the training (`scripts/training/run_record.py`), JSON types; `None` for no record.
+        cases: measurements of the training cases (`scripts/data/training_cases.py`), JSON types; `None` for no record.
 
     Raises:
         UserError: if the file cannot be written.
@@ -119,12 +123,12 @@ def save_weights(
     records: dict[str, Any] = {ENTRY: dataset and preprocessing_record(dataset), NETWORK: network_record(network)}
     records |= {RUN: run, CASES: cases}
     modules[""] = {**modules.get("", {}), **{key: value for key, value in records.items() if value is not None}}
-    setattr(marked, "_metadata", modules)  # torch's own place, which is not declared  # noqa: B010
+    setattr(marked, "_metadata", modules)  # torch uses this undeclared attribute  # noqa: B010
     save_atomically(marked, path)
 
 
 def read_weights(path: str | Path, hint: str) -> Any:
-    """Load a file that `torch.save` wrote, on the CPU and with `weights_only`, which runs no code of the file.
+    """Load a file that `torch.save` wrote, on the CPU and with `weights_only`, so that no code in the file is run.
 
     Args:
         path: the file.
@@ -143,7 +147,7 @@ def read_weights(path: str | Path, hint: str) -> Any:
 
 
 def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:
-    """A record in a loaded state dict: `ENTRY`, `NETWORK`, `RUN` or `CASES`; `None` if it has none."""
+    """Return a record in a loaded state dict: `ENTRY`, `NETWORK`, `RUN` or `CASES`; `None` if it is missing."""
     modules = getattr(state, "_metadata", {})
     record = modules.get("", {}).get(entry) if isinstance(modules, Mapping) else None
     return record if isinstance(record, dict) else None
@@ -152,12 +156,12 @@ def record_of(state: object, entry: str = ENTRY) -> dict[str, Any] | None:
 def _response(intensity: Transform | None, in_channels: int) -> list[list[float]] | None:
     if intensity is None:
         return None
-    # Channels differ, so that a normalisation of each channel differs from one of all channels together.
+    # Channels get different values, so that per-channel normalisation differs from joint normalisation.
     ramp = torch.tensor(TEST_INTENSITIES)
     image = torch.stack([ramp * (channel + 1) for channel in range(in_channels)])[:, :, None, None].repeat(1, 1, 2, 2)
     try:
         result = torch.as_tensor(intensity({"image": image})["image"])[:, :, 0, 0]
-    except Exception:  # a transform of the user's own may need other keys or a real image
+    except Exception:  # a user's transform may need other keys or a real image
         return None
     return [[float(f"{value:.6g}") for value in channel] for channel in result.tolist()]
 
@@ -171,7 +175,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def network_record(network: nn.Module) -> dict[str, Any] | None:
-    """Class and arguments of a network, as JSON; `None` for a network that is not of this bundle.
+    """Return class and arguments of a network, as JSON; `None` for a network that is not part of this bundle.
 
     Example:
         >>> network_record(VNet(in_channels=2, out_channels=3, base_filters=4))["class"]
@@ -183,7 +187,7 @@ def network_record(network: nn.Module) -> dict[str, Any] | None:
 
 
 def network_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The config block (`_target_` and arguments) of a recorded network.
+    """Return the config block (`_target_` and arguments) of a recorded network.
 
     Raises:
         ValueError: if this version of the bundle has no such network.
@@ -193,11 +197,11 @@ def network_config(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_network(record: Mapping[str, Any]) -> nn.Module:
-    """The recorded network, with new weights.
+    """Build the recorded network, with random weights.
 
     Raises:
         ValueError: if this version of the bundle has no such network.
-        TypeError: if it has other arguments.
+        TypeError: if the network has other arguments in this version.
     """
     return _class_of(record)(**record["arguments"])
 

@@ -41,13 +41,13 @@ def compare_runs(runs: Sequence[str | os.PathLike] | None, output_dir: str | os.
 
 
 def read_dice(run: str | os.PathLike) -> dict[str, dict[str, float]]:
-    """Dice by class and case from the `metrics.csv` of an evaluation; absent structures are left out.
+    """Read the Dice by class and case from the `metrics.csv` of an evaluation; absent structures are left out.
 
     Args:
         run: the file, or the folder that holds it.
 
     Raises:
-        UserError: if there is no such file, or it is not one of `scripts.evaluation.report.write_report`.
+        UserError: if there is no such file, or it was not written by `scripts.evaluation.report.write_report`.
     """
     path = Path(run) / "metrics.csv" if Path(run).is_dir() else Path(run)
     try:
@@ -66,14 +66,15 @@ def read_dice(run: str | os.PathLike) -> dict[str, dict[str, float]]:
 
 
 def compare_dice(a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Paired differences b - a of the mean Dice per case, and of the Dice of each class.
+    """Compute the paired differences b - a of the mean Dice per case, and of the Dice of each class.
 
-    The mean Dice of a case is that over the classes which are counted there in this run: a structure that only one run
-    predicts, and the reference has not, counts with Dice 0 in that run and not at all in the other.
+    The mean Dice of a case is the mean over the classes that are counted for this case in the run. If only one run
+    predicts a structure that the reference does not have, it counts with Dice 0 in that run and is not counted in the
+    other.
 
     Args:
-        a: Dice by class and case, as from `read_dice`.
-        b: the same of the other run.
+        a: Dice by class and case, as returned by `read_dice`.
+        b: the same for the other run.
 
     Returns:
         The entries of `paired`, the same for each class in `per_class`, and a sentence, `conclusion`.
@@ -91,17 +92,17 @@ def compare_dice(a: Mapping[str, Mapping[str, float]], b: Mapping[str, Mapping[s
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, Any]:
-    """Differences b - a of the values of the same cases.
+    """Compute the differences b - a of the values of the same cases.
 
     Args:
         a: value by case.
-        b: the same of the other run.
+        b: the same for the other run.
 
     Returns:
-        `num_cases` in both, `only_in_a` and `only_in_b` (names), `mean_a`, `mean_b`, `mean_difference`,
+        `num_cases` (cases in both runs), `only_in_a` and `only_in_b` (names), `mean_a`, `mean_b`, `mean_difference`,
         `difference_interval` (as in `bootstrap_interval`), `better`, `worse`, `equal` (numbers of cases, b compared
-        with a) and the two-sided `p_value` of the Wilcoxon signed-rank test, which leaves out cases that are equal and
-        is `None` if there is no other. Without a common case, all means are `None`.
+        with a), and the two-sided `p_value` of the Wilcoxon signed-rank test. The test leaves out cases with equal
+        values; `p_value` is `None` if all cases are equal. Without a common case, all means are `None`.
 
     Example:
         >>> result = paired({"x": 0.5, "y": 0.5}, {"x": 0.75, "y": 0.5, "z": 0.9})
@@ -127,7 +128,7 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, Any]:
 
 
 def conclusion(result: Mapping[str, Any]) -> str:
-    """What the test shows about the mean Dice, in one sentence, from the entries of `paired`."""
+    """Say in one sentence what the test shows about the mean Dice, from the entries of `paired`."""
     count = result["better"] + result["worse"]
     if count == 0:
         return f"All {result['num_cases']} cases have the same Dice in both runs."
@@ -149,7 +150,7 @@ def conclusion(result: Mapping[str, Any]) -> str:
 
 
 def format_comparison(result: Mapping[str, Any]) -> str:
-    """The comparison as a plain-text table with a line for each class and the mean, unmatched cases, and conclusion."""
+    """Format the comparison as text: a table with a line per class and the mean, unmatched cases, and conclusion."""
     lines = [["Dice", "cases", "A", "B", "B - A", "95 % interval", "better", "worse", "equal", "p"]]
     for name, entry in [*result["per_class"].items(), ("mean", result)]:
         interval = interval_text(entry["difference_interval"])
@@ -164,6 +165,6 @@ def format_comparison(result: Mapping[str, Any]) -> str:
 
 
 def mean_per_case(dice: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean Dice of each case over the classes that are counted in it, from Dice by class and case."""
+    """Average the Dice of each case over the classes that are counted in it, from Dice by class and case."""
     cases = dict.fromkeys(case for of_class in dice.values() for case in of_class)
     return {case: fmean(d[case] for d in dice.values() if case in d) for case in cases}

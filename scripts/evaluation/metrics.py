@@ -3,14 +3,17 @@
 
 The whole bundle uses this convention:
 
-* absent in the reference and in the prediction (`absent`): every metric is NaN and excluded from means;
-* in the reference but not predicted (`missed`), or predicted but not in the reference (`false_positive`): Dice,
-  Jaccard and surface Dice are 0, and both distances are the diagonal of the volume, the largest possible distance;
-* in both (`found`): all metrics are computed.
+* A structure that is absent in the reference and in the prediction (`absent`): every metric is NaN and excluded from
+  means.
+* A structure that is in the reference but not predicted (`missed`), or predicted but not in the reference
+  (`false_positive`): Dice, Jaccard and surface Dice are 0, and both distances are the diagonal of the volume, the
+  largest possible distance.
+* A structure that is in both (`found`): all metrics are computed.
 
-MONAI's `HausdorffDistanceMetric` differs in two ways. It takes the larger of the two directed
-percentiles, where the semi-supervised literature (MedPy's `hd95`) takes one percentile of both directions pooled; and
-with a percentile it gives NaN for a missed structure, and its mean excludes NaN, so that a miss improves the mean.
+MONAI's `HausdorffDistanceMetric` differs in two ways. First, it takes the larger of the two directed percentiles,
+whereas the semi-supervised literature (MedPy's `hd95`) takes one percentile of the pooled distances of both directions.
+Second, with a percentile it gives NaN for a missed structure and excludes NaN from its mean, so that a missed structure
+improves the mean.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ def overlap_metrics(prediction: NdarrayOrTensor, reference: NdarrayOrTensor) -> 
         reference: binary mask of the same shape.
 
     Returns:
-        `(dice, jaccard)`, each in [0, 1]; both NaN if both masks are empty, both 0 if only one is.
+        `(dice, jaccard)`, each in [0, 1]. Both are NaN if both masks are empty, and 0 if only one is empty.
 
     Raises:
         ValueError: if a mask is not three-dimensional or not binary, or the shapes differ.
@@ -57,20 +60,21 @@ def surface_distances(
 ) -> tuple[float, float]:
     """95 % Hausdorff distance and average surface distance of one structure.
 
-    The surface is every mask voxel with a face neighbour outside the mask; outside the volume counts as outside the
-    mask, so mask voxels on the volume's border are surface. Distances are Euclidean, between voxel centres. 95HD is
-    the 95th percentile (linear interpolation) of the distances of both directions pooled; ASD is the mean of the
-    distances from the predicted surface to the reference's, one direction only. Both are what MedPy 0.5.2 computes as
-    `hd95` and `asd`, which gave the published numbers of UA-MT, SS-Net and their successors.
+    The surface consists of the mask voxels with a face neighbour outside the mask. Everything outside the volume counts
+    as outside the mask, so mask voxels on the border of the volume belong to the surface. Distances are Euclidean,
+    between voxel centres. 95HD is the 95th percentile (linear interpolation) of the pooled distances of both
+    directions. ASD is the mean distance from the predicted surface to the reference surface, in this direction only.
+    Both equal `hd95` and `asd` of MedPy 0.5.2, which were used for the published numbers of UA-MT, SS-Net and their
+    successors.
 
     Args:
         prediction: binary mask `(D, H, W)`, boolean or of zeros and ones.
         reference: binary mask of the same shape.
-        spacing: size of a voxel along D, H, W in mm; `None` for distances in voxels.
+        spacing: voxel size along D, H, W in mm; `None` for distances in voxels.
 
     Returns:
-        `(hd95, asd)`, at least 0, in the unit of `spacing`; NaN if both masks are empty; if only one is, the
-        volume's diagonal from corner to corner (longer than any distance between two of its voxels).
+        `(hd95, asd)`, at least 0, in the unit of `spacing`. Both are NaN if both masks are empty. If only one is empty,
+        both are the volume's diagonal from corner to corner (longer than any distance between two of its voxels).
 
     Raises:
         ValueError: if a mask is not three-dimensional or not binary, the shapes differ, or `spacing` is not three
@@ -87,22 +91,22 @@ def structure_metrics(
     spacing: Sequence[float] | None,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, Any]:
-    """All metrics of one structure, with distances in voxels and in mm, and its status.
+    """Compute all metrics of one structure, with distances in voxels and in mm, and its status.
 
     Surface Dice is the fraction of the voxels of both surfaces whose distance to the other surface is at most
     `tolerance_mm` (Nikolov et al. 2018, arXiv:1809.04430), with surfaces and distances as in `surface_distances`. It
-    is MONAI's `compute_surface_dice(use_subvoxels=False)`, without a second distance transform.
+    equals MONAI's `compute_surface_dice(use_subvoxels=False)`, but needs no second distance transform.
 
     Args:
         prediction: binary mask `(D, H, W)`, boolean or of zeros and ones.
         reference: binary mask of the same shape.
-        spacing: size of a voxel along D, H, W in mm; `None` if it is unknown.
-        tolerance_mm: the largest distance that surface Dice accepts.
+        spacing: voxel size along D, H, W in mm; `None` if it is unknown.
+        tolerance_mm: maximum distance in mm that surface Dice accepts.
 
     Returns:
-        `dice`, `jaccard` in [0, 1], `hd95_voxel`, `asd_voxel` in voxels, `hd95_mm`, `asd_mm` in mm and
-        `surface_dice` in [0, 1] (all three NaN if `spacing` is `None`), all floats, and `status`, one of `STATUSES`.
-        See `overlap_metrics` and `surface_distances`; the convention for empty masks is at the top of this module.
+        Floats `dice` and `jaccard` in [0, 1], `hd95_voxel` and `asd_voxel` in voxels, `hd95_mm` and `asd_mm` in mm, and
+        `surface_dice` in [0, 1] (the last three are NaN if `spacing` is `None`); and `status`, one of `STATUSES`. See
+        `overlap_metrics` and `surface_distances`; the convention for empty masks is at the top of this module.
 
     Raises:
         ValueError: as in `surface_distances`.
@@ -130,20 +134,20 @@ def _distances(
     size: tuple[float, float, float],
     tolerance: float,
 ) -> tuple[float, float, float]:
-    """95HD, ASD and surface Dice, the distances and the tolerance in the unit of `size`."""
+    """Compute 95HD, ASD and surface Dice; distances and tolerance are in the unit of `size`."""
     status = _status(*masks)
     if status == "absent":
         return math.nan, math.nan, math.nan
     if status != "found":
-        # The diagonal of the whole volume, not of the box that MONAI crops to before it looks for edges.
+        # The diagonal of the whole volume, not of the box that MONAI crops before it computes surfaces.
         diagonal = math.hypot(*(n * s for n, s in zip(masks[0].shape, size, strict=True)))
         return diagonal, diagonal, 0.0
     there = get_surface_distance(edges[0], edges[1], spacing=size).double().numpy()
     back = get_surface_distance(edges[1], edges[0], spacing=size).double().numpy()
     pooled = np.concatenate([there, back])
-    # Affines in files have rounding errors: a shift by one voxel of 1.0000001 mm is within a tolerance of 1 mm.
+    # Allow for rounding errors in affines: a shift by one voxel of 1.0000001 mm is within a tolerance of 1 mm.
     within = pooled <= tolerance * (1 + 1e-5)
-    # NumPy's percentile, because torch.quantile refuses more than 2**24 values.
+    # NumPy's percentile, because torch.quantile fails with more than 2**24 values.
     return float(np.percentile(pooled, 95)), float(there.mean()), float(within.mean())
 
 
@@ -163,7 +167,7 @@ def _mask_pair(prediction: NdarrayOrTensor, reference: NdarrayOrTensor) -> tuple
 
 
 def _mask(name: str, array: NdarrayOrTensor) -> torch.Tensor:
-    # Always on the CPU: MONAI takes other code paths on a GPU, and a report must not depend on the device.
+    # Always on the CPU: MONAI uses different code on a GPU, and a report must not depend on the device.
     mask = convert_to_tensor(array, device="cpu", track_meta=False)
     if mask.ndim != 3:
         raise ValueError(f"{name} must be three-dimensional (D, H, W), got shape {tuple(mask.shape)}.")
@@ -187,8 +191,8 @@ class StructureDice(CumulativeIterationMetric):
     """Dice of each foreground class, averaged over cases and then over classes, for MONAI's `IgniteMetricHandler`.
 
     As in `scripts.evaluation.statistics.summarise`, a structure that is predicted but not in the reference scores 0,
-    and one in neither is not counted. MONAI's `DiceMetric` either ignores the first or scores the second 1. A
-    checkpoint chosen by it may predict structures that are not there.
+    and a structure in neither is not counted. MONAI's `DiceMetric` either ignores the former or gives the latter a
+    score of 1, so a checkpoint that is chosen by it may predict structures that do not exist.
 
     Args:
         num_classes: K, background included.
@@ -199,7 +203,7 @@ class StructureDice(CumulativeIterationMetric):
         self.num_classes = num_classes
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Dice `(B, K - 1)` per case and foreground class of label volumes `(B, 1, D, H, W)`; NaN if in neither."""
+        """Dice `(B, K - 1)` of cases and foreground classes from label volumes `(B, 1, D, H, W)`; NaN if in neither."""
         dice = [
             [overlap_metrics(pred == label, reference == label)[0] for label in range(1, self.num_classes)]
             for pred, reference in zip(y_pred[:, 0], y[:, 0], strict=True)
@@ -207,5 +211,5 @@ class StructureDice(CumulativeIterationMetric):
         return torch.tensor(dice, device=y_pred.device)
 
     def aggregate(self) -> torch.Tensor:
-        """The mean as a scalar; 0 if no structure was counted."""
+        """Return the mean as a scalar; 0 if no structure was counted."""
         return self.get_buffer().nanmean(dim=0).nanmean().nan_to_num()

@@ -19,20 +19,20 @@ from scripts.images.label_names import COLOURS
 
 PALETTE = np.array(COLOURS)
 
-SIDE, CAPTION, TITLE, GAP = 240, 20, 32, 6  # pixels: a panel, its caption, the title of all panels, between panels
+SIDE, CAPTION, TITLE, GAP = 240, 20, 32, 6  # pixels: panel, caption, title, gap between panels
 
 
 def overlay_panels(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Three orthogonal slices through the centre of the foreground, with the reference, then with the prediction.
+    """Draw three orthogonal slices through the foreground's centre, with the reference and then the prediction.
 
     Args:
-        image: `(D, H, W)`, any range.
+        image: `(D, H, W)`, any range of intensities.
         label: reference `(D, H, W)`, classes from 0. If it has no foreground, the centre of the volume is used.
         prediction: `(D, H, W)`, classes from 0.
 
     Returns:
-        For each panel its caption and its picture, uint8 `(rows, columns, 3)`; the first axis of a slice runs to the
-        right, the second one up.
+        Caption and picture of each panel, uint8 `(rows, columns, 3)`. The first axis of a slice points to the right,
+        and the second one points up.
     """
     centre = np.argwhere(label > 0).mean(axis=0).astype(int) if (label > 0).any() else np.array(label.shape) // 2
     low, high = np.percentile(image, [1, 99])
@@ -49,7 +49,7 @@ def overlay_panels(image: np.ndarray, label: np.ndarray, prediction: np.ndarray)
 
 
 def draw_panels(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Image.Image:
-    """Panels of `overlay_panels` in two rows of three, with captions and a title."""
+    """Arrange the panels of `overlay_panels` in two rows of three, with captions and a title."""
     picture = Image.new("RGB", (3 * SIDE, TITLE + 2 * (CAPTION + SIDE)), "white")
     pen = ImageDraw.Draw(picture)
     pen.text((picture.width / 2, TITLE / 2), title, "black", ImageFont.load_default(15), anchor="mm")
@@ -67,14 +67,15 @@ def draw_panels(panels: Sequence[tuple[str, np.ndarray]], title: str) -> Image.I
 class OverlayPictures:
     """Write `NAME.png` and, if a writer is given, a TensorBoard image for the first cases of each run of an evaluator.
 
-    Needs a decollated batch and output; `pred` and `label` are label volumes `(1, D, H, W)` or one-hot `(K, D, H, W)`.
+    The batch and the output must be decollated; `pred` and `label` are label volumes `(1, D, H, W)` or one-hot
+    `(K, D, H, W)`.
 
     Args:
         output_dir: folder for the pictures, created if needed.
         summary_writer: TensorBoard writer, or `None`.
         limit: number of cases to draw.
-        image_key: entry of the batch with the image `(C, D, H, W)` on the grid of `label`; its first channel is drawn.
-        step: returns the training step that the pictures belong to; `None` for a trained model.
+        image_key: key of the image `(C, D, H, W)` in the batch, on the grid of `label`; its first channel is drawn.
+        step: function that returns the training step of the pictures; `None` for a trained model.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class OverlayPictures:
             step = self.step() if self.step is not None else None
             panels = overlay_panels(image, label, prediction)
             picture = draw_panels(panels, name if step is None else f"{name}, step {step}")
-            # Names come from the datalist: a slash in one must not lead out of the folder.
+            # Names come from the datalist: a slash in a name must not lead to another folder.
             file = re.sub(r"[/\\]", "_", name) + ".png"
             with atomic_write(self.output_dir / file) as beside:
                 picture.save(beside, format="png")

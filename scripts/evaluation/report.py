@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of MONAI's evaluator that write what an evaluation found: `metrics.csv`, `summary.json`, label volumes."""
+"""Handlers for MONAI's evaluator that write the results: `metrics.csv`, `summary.json` and label volumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts.images.monai import label_dtype
 from scripts.images.write import write_volume
 
 CONFIDENCE = "confidence"
-"""Optional key of an output and last column of `metrics.csv`: confidence of each class, of an evaluated network."""
+"""Optional key of an output, and last column of `metrics.csv`: the network's confidence for each class."""
 
 T = TypeVar("T")
 
@@ -35,14 +35,13 @@ ENDINGS = (".gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".h5", ".hdf5", ".np
 
 
 class CaseHandler:
-    """Collects something of every case of an evaluation, and writes it at the end.
+    """Base class of handlers that collect data of every case of an evaluation and write it at the end.
 
-    Subclasses implement `collect`, which receives the batch and the output of an iteration and appends to `cases`, and
-    `finish`.
+    Subclasses implement `collect`, which appends the cases of an iteration to `cases`, and `finish`, which writes them.
     """
 
     cases: list[tuple[str, Any]]
-    """The file that names each case, and what was collected."""
+    """The file that names each case, and the collected data."""
 
     def attach(self, engine: Engine) -> None:
         """Register the handler with an evaluator that decollates its batches."""
@@ -58,7 +57,7 @@ class CaseHandler:
         raise NotImplementedError
 
     def finish(self, engine: Engine) -> None:
-        """Write what was collected."""
+        """Write the collected data."""
         raise NotImplementedError
 
 
@@ -66,23 +65,26 @@ class SegmentationReport(CaseHandler):
     """Handler that reports the metrics of all cases of a `SupervisedEvaluator`.
 
     After each iteration it reads `engine.state.output`, a decollated list of dicts in which `pred` and `label` are
-    label volumes `(1, D, H, W)` on the grid of the reference file (so postprocessing must have inverted resampling
-    and taken the argmax). The spacing is that of the label's MetaTensor. The case is named after the file of the image
-    or, if that is unknown, of the label. At the end of a run the handler writes the report, logs the table and sets
-    `engine.state.summary`. In distributed evaluation rank 0 writes the cases of all ranks, and a case that several
-    ranks evaluated counts once. If an output has a `confidence` of each class, `metrics.csv` has it too.
+    label volumes `(1, D, H, W)` on the grid of the reference file; postprocessing must already have inverted the
+    resampling and taken the argmax. The spacing is taken from the label's MetaTensor. A case is named after its image
+    file or, if that is unknown, its label file. If an output has a `confidence` for each class, it is written to
+    `metrics.csv`.
+
+    At the end of a run the handler writes the report, logs the table and sets `engine.state.summary`. In distributed
+    evaluation, rank 0 writes the cases of all ranks, and a case that several ranks evaluated counts once.
 
     Args:
         label_names: name of each label value; 0 is background and gets no row.
         output_dir: folder for `metrics.csv` and `summary.json`.
-        extra: further entries of `summary.json`.
+        extra: additional entries of `summary.json`.
         surface_tolerance_mm: tolerance of surface Dice, the same for all cases; also an entry of `summary.json`.
-        regions: what is reported instead of the classes: name to names of the classes that it consists of. They may
-            overlap, and the means are those over the regions. `None`: the classes.
+        regions: regions to report instead of the classes; maps the name of a region to the names of its classes.
+            Regions may overlap, and means are taken over the regions. `None` reports the classes.
 
     Raises:
         UserError: if a region does not consist of classes.
-        ValueError: if `label_names` has no foreground or repeats a name; during a run, if a volume is not as above.
+        ValueError: if `label_names` has no foreground or repeats a name; during a run, if a volume is not as described
+            above.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class SegmentationReport(CaseHandler):
 def reported(
     label_names: Mapping[int, str], regions: Mapping[str, Sequence[str]] | None
 ) -> tuple[dict[int, str], dict[int, list[int]] | None]:
-    """What the rows of a report are: `label_names` and `members` of `case_rows`, of regions or of the classes.
+    """Return `label_names` and `members` of `case_rows`, for a report on the regions or on the classes.
 
     Raises:
         UserError: if a region does not consist of classes.
@@ -157,13 +159,13 @@ def write_report(
         rows: rows of `scripts.evaluation.statistics.case_rows`.
         label_names: name of each label value; 0 is background.
         output_dir: created if needed; existing files are replaced.
-        extra: further entries of the summary that can be written as JSON, such as checkpoint and split.
+        extra: additional entries of the summary that can be written as JSON, such as checkpoint and split.
 
     Returns:
-        The summary as written: that of `summarise`, and `extra`.
+        The written summary, which consists of the result of `summarise` and `extra`.
 
     Raises:
-        ValueError: if `extra` repeats a key of the summary or contains NaN or infinity, and as in `summarise`.
+        ValueError: if `extra` repeats a key of the summary or contains NaN or infinity; also as in `summarise`.
     """
     summary = summarise(rows, label_names)
     taken = sorted(set(summary) & set(extra or {}))
@@ -179,7 +181,7 @@ def write_report(
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Format a summary of `summarise` as a plain-text table: one line per class, then the mean over classes."""
+    """Format the result of `summarise` as a plain-text table: one line per class, then the mean over classes."""
     head = ["class", "cases", "dice", "95 % interval", "std", "jaccard", "95hd vox", "asd vox", "95hd mm", "asd mm"]
     head += ["surf dice", "missed", "false+"]
     lines = [head]
@@ -193,26 +195,26 @@ def format_summary(summary: Mapping[str, Any]) -> str:
 
 
 def case_file(batch: Mapping[str, Any], label: Any, number: int) -> str:
-    """The file that names a case: that of the image or, if that is unknown, of the label, or else a number.
+    """Return the file that names a case: its image or, if that is unknown, its label; if both are unknown, a number.
 
     Args:
         batch: a decollated item of an evaluator's batch.
-        label: its label volume.
-        number: of the case on this process, from 1.
+        label: label volume of the item.
+        number: number of the case in this process, counted from 1.
     """
     return _file_of(batch.get(CommonKeys.IMAGE)) or _file_of(label) or _number_of(number)
 
 
 def case_names(paths: Sequence[str]) -> list[str]:
-    """Short and distinct names of cases, from the paths of their files, in the same order.
+    """Return short and distinct names of cases from the paths of their files, in the same order.
 
-    A name is the file name without its ending. If several paths give the same name, the parent folder is put in front
-    of each, then the folder above it, until they differ. The second of two equal paths gets `#2`.
+    A name is the file name without its ending. If several paths give the same name, the parent folder is prepended to
+    each of them, then the folder above it, until the names differ. The second of two equal paths gets `#2`.
     """
     depths = [1] * len(paths)
     while True:
         names = [_name(path, depth) for path, depth in zip(paths, depths, strict=True)]
-        # A name cannot have more parts than its path, which also ends the loop for equal paths.
+        # A name cannot have more parts than its path, so the loop also ends for equal paths.
         grown = [
             depth + 1 if len({p for p, n in zip(paths, names, strict=True) if n == name}) > 1 else depth
             for name, depth in zip(names, depths, strict=True)
@@ -238,24 +240,24 @@ def _cells(entry: Mapping[str, Any], std_dice: float | None) -> list[str]:
 
 
 def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A plain-text table: the first column to the left, the others to the right, and a rule above the last row."""
+    """Format a text table: first column left-aligned, others right-aligned, and a rule above the last row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return [*text[:-1], "-" * len(text[0]), text[-1]]
 
 
 def decimals(value: float | None) -> str:
-    """A number with four decimals; a dash for `None`."""
+    """Format a number with four decimals; `None` becomes a dash."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
-    """An interval with three decimals; a dash for `None`."""
+    """Format an interval with three decimals; `None` becomes a dash."""
     return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The columns `COLUMNS` of rows as CSV, and their confidence if they have one; NaN is an empty cell."""
+    """Format the columns `COLUMNS` of rows, and their confidence if they have one, as CSV; NaN is an empty cell."""
     columns = (*COLUMNS, CONFIDENCE) if any(CONFIDENCE in row for row in rows) else COLUMNS
     cells = [[row[column] for column in columns] for row in rows]
     return csv_text(columns, [["" if isinstance(v, float) and math.isnan(v) else v for v in row] for row in cells])
@@ -289,7 +291,7 @@ def _file_of(item: Any) -> str | None:
 
 
 def _number_of(count: int) -> str:
-    # Each rank counts its own cases; equal names on two ranks would be taken for the same case.
+    # Each rank counts its own cases, and cases with equal names on two ranks would count as one case.
     return f"case_{count}_of_rank_{distributed.get_rank()}" if distributed.is_initialized() else f"case_{count}"
 
 
@@ -301,18 +303,19 @@ def _volume(name: str, tensor: Any) -> Any:
 
 MANIFEST = "cases.json"
 KINDS = {"prediction": "", "reference": "_reference"}
-"""Volumes that are kept of each case, and what follows its name in their files' names."""
+"""Volumes that are kept for each case, and the suffix of their file names after the name of the case."""
 
 
 class KeptVolumes(CaseHandler):
     """Handler that writes prediction and reference of each case as class indices, on the grid of the label file.
 
-    After each iteration it reads `engine.state.batch` and `engine.state.output` as `SegmentationReport` does, and names
-    the cases alike. The files are `NAME.nii.gz` (prediction) and `NAME_reference.nii.gz`; `cases.json` lists them with
-    the file of the image. In distributed evaluation each process writes its own cases, and the first one the list.
+    After each iteration it reads `engine.state.batch` and `engine.state.output`, and names the cases, as
+    `SegmentationReport` does. The files are `NAME.nii.gz` (prediction) and `NAME_reference.nii.gz`; `cases.json` lists
+    them with the image file. In distributed evaluation each process writes its own cases, and the first process writes
+    the list.
 
     Args:
-        output_dir: folder for the files, created if needed; `None`: nothing is kept.
+        output_dir: folder for the files, created if needed; with `None` nothing is written.
         label_names: name of each class, background first.
     """
 
@@ -321,7 +324,7 @@ class KeptVolumes(CaseHandler):
         self.cases: list[tuple[str, dict[str, Any]]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler, unless nothing is kept."""
+        """Register the handler, unless `output_dir` is `None`."""
         if self.output_dir is not None:
             super().attach(engine)
 
@@ -332,7 +335,7 @@ class KeptVolumes(CaseHandler):
             label, number = output[CommonKeys.LABEL], len(self.cases) + 1
             case: dict[str, Any] = {"image": getattr(batch.get(CommonKeys.IMAGE), "meta", {}).get("filename_or_obj")}
             for kind in KINDS:
-                # Short names are known only when all cases are, because files in two folders may have the same one.
+                # Final names are known only at the end, because files in two folders may have the same name.
                 case[kind] = f"case_{number}_of_process_{rank()}_{kind}.nii.gz"
                 volume = output[CommonKeys.PRED] if kind == "prediction" else label
                 classes = volume[0].cpu().numpy().astype(dtype)
@@ -346,7 +349,7 @@ class KeptVolumes(CaseHandler):
             return
         listed = []
         for name, (_, case) in zip(case_names([path for path, _ in cases]), cases, strict=True):
-            # Names come from the datalist: a slash in one must not lead out of the folder.
+            # Names come from the datalist: a slash in a name must not lead to another folder.
             files = {kind: re.sub(r"[/\\]", "_", name) + f"{ending}.nii.gz" for kind, ending in KINDS.items()}
             for kind, file in files.items():
                 (self.output_dir / case[kind]).replace(self.output_dir / file)

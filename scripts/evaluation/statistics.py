@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a case as rows, one per class, means over cases and classes, and their bootstrap intervals."""
+"""Metrics of a case as rows, one per class; means over cases and classes; bootstrap intervals of the means."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ COLUMNS = ("case", "class", "label", *METRICS, "status")
 BACKGROUND = 0
 RESAMPLES = 9999
 MIN_CASES = 6
-"""No 95 % interval is given for fewer cases. A bootstrap interval of a mean lies within the range of the values. The
-range of n values of a symmetric distribution contains its mean with a probability of 1 - 2 / 2**n, which is 93.75 % for
-5 values: no interval from 5 cases can be trusted at 95 %."""
+"""Minimum number of cases for a 95 % interval. A bootstrap interval of a mean lies within the range of the values. For
+a symmetric distribution, the range of n values contains the mean with a probability of 1 - 2 / 2**n. This is 93.75 %
+for 5 values, so an interval from 5 cases cannot reach 95 %."""
 INTERVAL_NOTE = (
     "The interval is a 95 % percentile bootstrap of the mean Dice over cases. There is none if a class has fewer than "
     f"{MIN_CASES} cases, because even the range from the lowest to the highest of {MIN_CASES - 1} values misses the "
@@ -44,21 +44,21 @@ def case_rows(
 
     Args:
         case_name: value of the column `case`.
-        prediction: label volume `(D, H, W)`, whole numbers of any type.
+        prediction: label volume `(D, H, W)`, integer values of any type.
         reference: label volume of the same shape.
-        spacing_mm: size of a voxel along D, H, W in mm; `None` if it is unknown.
+        spacing_mm: voxel size along D, H, W in mm; `None` if it is unknown.
         label_names: name of each label value; 0 is background and gets no row. Voxels whose value has no
             name belong to no class.
-        tolerance_mm: of surface Dice.
-        members: the label values in the volumes that make up each label of `label_names`, which may overlap (see
-            `region_labels`); `None`: each is its own.
+        tolerance_mm: tolerance of surface Dice in mm.
+        members: the label values in the volumes that form each label of `label_names`; labels may overlap (see
+            `region_labels`). With `None` each label is one value.
 
     Returns:
-        Dicts with the keys `COLUMNS`, in the order of the label values: `class` is the name, `label` the value in the
-        volumes, and the others are described in `structure_metrics`.
+        Dicts with the keys `COLUMNS`, in the order of the label values. `class` is the name, `label` is the value in
+        the volumes, and `structure_metrics` describes the other keys.
 
     Raises:
-        ValueError: if a volume is not three-dimensional or not of whole numbers, the shapes differ, `spacing_mm` is
+        ValueError: if a volume is not three-dimensional or has non-integer values, the shapes differ, `spacing_mm` is
             not three positive numbers, or `label_names` has no foreground or repeats a name.
     """
     volumes = _label_volume("prediction", prediction), _label_volume("reference", reference)
@@ -74,11 +74,11 @@ def case_rows(
 def region_labels(
     label_names: Mapping[int, str], regions: Mapping[str, Sequence[str]]
 ) -> tuple[dict[int, str], dict[int, list[int]]]:
-    """Labels for the rows of regions: 1, 2, ... in their order; and the label values that each consists of.
+    """Number the regions 1, 2, ... in their order, and find the label values of each.
 
     Args:
         label_names: name of each label value in the volumes.
-        regions: name of a region to names of the classes that it consists of.
+        regions: maps the name of a region to the names of its classes.
 
     Returns:
         `label_names` and `members` of `case_rows`.
@@ -101,20 +101,20 @@ def region_labels(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str]) -> dict[str, Any]:
-    """Means over cases and foreground classes, as values that JSON can represent.
+    """Average metrics over cases and foreground classes; all results can be written as JSON.
 
     Means are taken over the cases of each class and then over the classes, so that every class has the same weight,
-    regardless of the number of cases in which it occurs. Rows of status `absent` are not counted.
+    regardless of the number of cases in which it occurs. Rows with status `absent` are not counted.
 
     Args:
-        rows: rows of `case_rows`, of any number of cases.
+        rows: rows of `case_rows` from any number of cases.
         label_names: as in `case_rows`.
 
     Returns:
         `mean_<metric>` for each of `METRICS`, `dice_interval` (`[low, high]` or `None`, see `bootstrap_interval`),
         `num_cases` (distinct names), `missed`, `false_positives`, `per_class` (by name: the same means and interval,
         `std_dice` (population), `num_cases` counted, `missed`, `false_positives`), `convention` and `interval_note`.
-        A mean of nothing is `None`, never NaN.
+        A mean over no values is `None`, never NaN.
 
     Raises:
         ValueError: if a row has a label that `label_names` does not name, or `label_names` is invalid as in
@@ -139,15 +139,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], label_names: Mapping[int, str])
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float] | None:
-    """95 % percentile bootstrap interval, over cases, of the mean over cases and then over classes.
+    """Compute the 95 % percentile bootstrap interval of the mean over cases and then over classes.
 
-    All classes of a case are drawn together, and the seed is fixed, so that the same values give the same interval.
+    Cases are resampled with all their classes. The seed is fixed, so that the same values give the same interval.
 
     Args:
         values: `(N, K)`, one row per case and one column per class; NaN is not counted.
 
     Returns:
-        `[low, high]`; `None` if a class that is counted at all has fewer than `MIN_CASES` values, or none is counted.
+        `[low, high]`; `None` if there are no values, or if a class has some values but fewer than `MIN_CASES`.
 
     Example:
         >>> bootstrap_interval(np.full((8, 1), 0.5))
@@ -160,7 +160,7 @@ def bootstrap_interval(values: np.ndarray) -> list[float] | None:
 
     def mean(cases: np.ndarray, axis: int = -1) -> np.ndarray:
         drawn = values[cases]  # (..., N, K)
-        with np.errstate(invalid="ignore"):  # a resample may lack a class, which then does not count
+        with np.errstate(invalid="ignore"):  # a class may be missing in a resample; it is then not counted
             of_classes = np.nansum(drawn, axis=-2) / (~np.isnan(drawn)).sum(axis=-2)
         return np.nanmean(of_classes, axis=-1)
 
@@ -171,10 +171,10 @@ def bootstrap_interval(values: np.ndarray) -> list[float] | None:
 
 
 def foreground(label_names: Mapping[int, str]) -> dict[int, str]:
-    """`label_names` without background, in the order of the label values.
+    """Return `label_names` without background, in the order of the label values.
 
     Raises:
-        ValueError: if no foreground is left, a label value is not a whole number, or a name occurs twice.
+        ValueError: if no foreground is left, a label value is not an integer, or a name occurs twice.
     """
     if not all(isinstance(label, int) and not isinstance(label, bool) for label in label_names):
         raise ValueError(f"label_names must have whole numbers as keys, got {list(label_names)}.")
@@ -191,7 +191,7 @@ def _label_volume(name: str, array: NdarrayOrTensor) -> torch.Tensor:
     if volume.ndim != 3:
         raise ValueError(f"{name} must be a label volume of shape (D, H, W), got shape {tuple(volume.shape)}.")
     if volume.is_floating_point() and not (volume == volume.round()).all():
-        # Probabilities passed by mistake would otherwise score 0 without a warning.
+        # Without this check, probabilities passed by mistake would score 0 without a warning.
         other = volume[volume != volume.round()][0].item()
         raise ValueError(f"{name} must be a label volume of whole numbers, got a voxel of value {other}.")
     return volume
@@ -221,6 +221,6 @@ def _dice_table(rows: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> np.
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    # A NaN is a metric in mm of a case whose spacing is unknown.
+    # Metrics in mm are NaN if the spacing of a case is unknown.
     known = [v for v in values if v is not None and not math.isnan(v)]
     return fmean(known) if known else None

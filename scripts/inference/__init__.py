@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment images with a trained network; `Segmenter.from_bundle` is the way in from Python (docs/python.md)."""
+"""Segment images with a trained network; in Python, start with `Segmenter.from_bundle` (docs/python.md)."""
 
 from scripts.inference.segmenter import Segmenter
 

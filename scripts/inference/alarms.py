@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far to trust a segmentation: its confidence, and what of the image lies outside the training cases' range."""
+"""Confidence of a segmentation, and warnings about images that lie outside the range of the training cases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def normalised_entropy(probabilities: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class ClassSums:
-    """Sums over voxels for each class, from which the confidence of a case is computed; a volume may come in parts.
+    """Sums over voxels for each class, from which the confidence of a case is computed; a volume may be added in parts.
 
     Attributes:
         predicted: `(K,)`, number of voxels assigned to the class.
@@ -63,10 +63,10 @@ class ClassSums:
         self.expected += probabilities.flatten(1).sum(dim=1, dtype=torch.float64).cpu()
 
     def confidences(self) -> list[float]:
-        """Soft Dice of the prediction and its own probabilities for each class, in [0, 1].
+        """Soft Dice between the predicted labels and the predicted probabilities of each class, in [0, 1].
 
-        `2 sum_{v of class c} p_c(v) / (number of voxels of c + sum_v p_c(v))`: the expected Dice if the probabilities
-        are right (soft Dice confidence, Borges et al. 2024). A class without voxels has 0.
+        `2 sum_{v of class c} p_c(v) / (number of voxels of c + sum_v p_c(v))` is the expected Dice if the probabilities
+        are correct (soft Dice confidence, Borges et al. 2024). It is 0 for a class without voxels.
         """
         total = self.predicted + self.expected
         return (2 * self.agreeing / total.clamp(min=torch.finfo(torch.float64).tiny)).tolist()
@@ -98,30 +98,30 @@ class AddConfidenced(MapTransform):
 SPACING_FACTOR = 1.25
 SIZE_FACTOR = 1.25
 VOLUME_FACTOR = 1.5
-"""A value is unusual if it exceeds the range of training by more than this factor."""
+"""A value is unusual if it is outside the training range by more than this factor."""
 
 INTENSITY_MARGIN = 0.5
 LEAST_MARGIN = 0.1
-"""Intensities are unusual if they exceed the range of training by more than this fraction of the range, and by more
-than this fraction of the difference of the 95th and the 5th percentile of a training image."""
+"""Intensities are unusual if they are outside the training range by more than this fraction of the range, and also by
+more than this fraction of the difference between the 95th and the 5th percentile of a training image."""
 
 DICE_MARGIN = 0.02
-"""A predicted Dice is unusual if it is lower by more than this than that of every held-out case."""
+"""A predicted Dice is unusual if it is below the lowest predicted Dice of the held-out cases by more than this."""
 
 
 class Alarms:
-    """Compare images and their segmentations with the cases of a training.
+    """Compare images and their segmentations with the training cases.
 
     Args:
         training: content of `scripts.data.training_cases.TrainingCases`.
-        label_names: names of the classes of the network, background first.
+        label_names: names of the network's classes, background first.
     """
 
     def __init__(self, training: Mapping[str, Any], label_names: Sequence[str]) -> None:
         self.training, self.label_names = training, list(label_names)
 
     def measures(self, image: MetaTensor) -> CaseMeasures:
-        """Measurements of a preprocessed image `(C, D, H, W)` with axes to R, A, S; its structures are to be added."""
+        """Measure a preprocessed image `(C, D, H, W)` with axes towards R, A, S; the caller then adds structures."""
         spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
         affine = np.asarray(image.meta[MetaKeys.ORIGINAL_AFFINE], float)
         in_file = np.linalg.norm(affine[:3, :3], axis=0)
@@ -130,15 +130,15 @@ class Alarms:
 
     @property
     def dice_factor(self) -> float:
-        """Dice divided by confidence on the held-out cases of the cross-validation; 1 without one."""
+        """Ratio of Dice to confidence on the held-out cases of the cross-validation; 1 without cross-validation."""
         return 1.0 if self.training["calibration"] is None else self.training["calibration"]["factor"]
 
     def sentences(self, case: CaseMeasures, predicted_dice: float) -> list[str]:
-        """The alarms of a case, each a sentence; none if nothing is unusual.
+        """Return the alarms of a case, each a sentence; an empty list if nothing is unusual.
 
         Args:
-            case: with the predicted structures added.
-            predicted_dice: of the case.
+            case: measurements of the case, including the predicted structures.
+            predicted_dice: predicted Dice of the case.
         """
         return [
             *self._of_axes("Voxel size", case.spacing_mm, self.training["spacing_mm"], SPACING_FACTOR),
@@ -152,7 +152,7 @@ class Alarms:
     def _of_axes(
         self, what: str, values: Sequence[float], ranges: Sequence[Sequence[float]], factor: float
     ) -> Iterator[str]:
-        # One sentence for the axis that is farthest outside.
+        # Report only the axis that is farthest outside its range.
         excess = [max(low / value, value / high) for value, (low, high) in zip(values, ranges, strict=True)]
         axis = int(np.argmax(excess))
         if excess[axis] > factor:
@@ -171,7 +171,7 @@ class Alarms:
                 )
 
     def _spread(self, channel: int) -> float:
-        """Difference of the 95th and the 5th percentile in training, from the middles of their ranges."""
+        """Difference between the 95th and the 5th percentile in training, each at the middle of its range."""
         ranges = self.training["intensity"][channel]
         return float(np.mean(ranges[PERCENTILES.index(95)]) - np.mean(ranges[PERCENTILES.index(5)]))
 
@@ -210,21 +210,21 @@ class Alarms:
 
 
 def alarms_of(network: Any, label_names: Sequence[str]) -> Alarms | None:
-    """The alarms of a loaded model whose file records its training cases; of an ensemble, those of its first file.
+    """Create the alarms of a loaded model whose file records its training cases; for an ensemble, of its first file.
 
     Args:
-        network: of `scripts.inference.models.load_model`, or a `MirroredNetwork` of it.
+        network: the result of `scripts.inference.models.load_model`, or a `MirroredNetwork` of it.
         label_names: names of the classes, background first.
 
     Returns:
-        `None` for a model without the record, as older weights and other formats than `.pt` are.
+        The alarms; `None` for a model without the record, such as older weights and formats other than `.pt`.
     """
     training = getattr(network, "training_cases", None)
     return None if training is None else Alarms(training, label_names)
 
 
 def _excess(value: float, span: Sequence[float], spread: float) -> float:
-    """How far a value is outside a range and its margin, in units of `spread`; 0 or less inside."""
+    """Return how far a value is outside a range with its margin, in units of `spread`; 0 or less inside."""
     low, high = span
     margin = max(INTENSITY_MARGIN * (high - low), LEAST_MARGIN * spread)
     return (max(low - value, value - high) - margin) / max(spread, 1e-6)

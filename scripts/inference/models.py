@@ -39,25 +39,25 @@ def load_weights(
     dataset: DatasetSpec | None = None,
     hint: str = TRAIN_FIRST,
 ) -> nn.Module:
-    """Load a network from a weights file, after checking that it fits; the file is read once, with `weights_only`.
+    """Load a network from a weights file after checking that it fits. The file is read once, with `weights_only`.
 
-    A file that records its network (`scripts/data/weights.py`) needs no config file for it.
+    A file that records its network (`scripts/data/weights.py`) needs no config file of the network.
 
-    A warning is logged if the file was trained with another preprocessing than that of `dataset`.
+    A warning is logged if the model was trained with different preprocessing than that of `dataset`.
 
     Args:
-        path: file of a state dict, such as `models/model.pt`.
+        path: file with a state dict, such as `models/model.pt`.
         network: used for a file that does not record its network. It receives the weights if all of them fit;
             otherwise it is not changed.
-        dataset: the dataset block of this configuration; `None` to compare nothing.
+        dataset: the dataset block of this configuration; `None` skips the comparison of the preprocessing.
         hint: what to do if the file does not exist.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        UserError: if the file is missing or damaged, or does not fit the network; names the file and the first weight
-            that is missing, unexpected, of another shape or not finite.
+        UserError: if the file is missing or damaged, or does not fit the network. The message names the file and the
+            first weight that is missing, unexpected, of another shape or not finite.
     """
     return _weights_and_cases(path, network, dataset, hint)[0]
 
@@ -65,7 +65,7 @@ def load_weights(
 def _weights_and_cases(
     path: str | Path, network: nn.Module, dataset: DatasetSpec | None, hint: str
 ) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The network of `load_weights`, and the file's record of its training cases, or `None`."""
+    """Return the network of `load_weights`, and the file's record of its training cases or `None`."""
     state = read_weights(path, hint)
     record = record_of(state, NETWORK)
     if record is not None:
@@ -92,7 +92,7 @@ def _weights_and_cases(
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
-    """The first reason why a loaded object does not fit a network, or `None` if it fits."""
+    """Return the first reason why a loaded object does not fit a network, or `None` if it fits."""
     wanted = network.state_dict()
     if not isinstance(state, Mapping) or not any(key in wanted for key in state):
         return "it contains none of the network's weights"
@@ -108,12 +108,13 @@ def first_mistake(state: object, network: nn.Module) -> str | None:
 
 
 class InferenceNetwork(nn.Module):
-    """A network under autocast, whose logits are float32.
+    """A network that runs under autocast and returns float32 logits.
 
     Args:
         network: maps windows `(B, C, D, H, W)` to logits.
         dtype: type for autocast, or `None` for fp32.
-        training_cases: the record of the training cases in its file (`scripts/data/training_cases.py`), or `None`.
+        training_cases: the record of the training cases in the model file (`scripts/data/training_cases.py`), or
+            `None`.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class OnnxNetwork:
 
     Args:
         path: `.onnx` file with one input, whose first output is the logits.
-        device: a GPU is used if the installed ONNX Runtime has its provider, otherwise the CPU.
+        device: device to run on. A GPU is used only if the installed ONNX Runtime has a provider for it.
 
     Raises:
         UserError: if ONNX Runtime is not installed, or cannot read the file.
@@ -148,7 +149,7 @@ class OnnxNetwork:
         providers = [name for name in wanted if name in runtime.get_available_providers()]
         try:
             self.session = runtime.InferenceSession(str(path), providers=[*providers, "CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no other base class
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise UserError(f"{path} cannot be read as an ONNX model: export it again.") from error
         entry = self.session.get_inputs()[0]
         self.input_name, batch = entry.name, entry.shape[0]
@@ -177,7 +178,7 @@ def _runtime(path: str | Path) -> ModuleType:
 
 
 def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
-    """Logarithms of probabilities, finite: that of 0 is minus infinity, which no other window could outweigh."""
+    """Return finite logarithms of probabilities. Log 0 would be -inf, which no overlapping window could outweigh."""
     return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
@@ -205,7 +206,7 @@ MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
 
 def model_files(directory: str | Path, checkpoint: str | Sequence[str]) -> Path | list[Path]:
-    """The files that the option `checkpoint` names: one, or those of an ensemble.
+    """Return the file that the option `checkpoint` names, or the files of an ensemble.
 
     Args:
         directory: folder of relative paths.
@@ -226,12 +227,12 @@ def load_model(
     """Load the network in a file, in evaluation mode.
 
     Args:
-        path: `model.pt` (weights), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or
-            `model.onnx`; several files are an ensemble.
+        path: `model.pt` (weights), `model.ts` (TorchScript), `model.pt2` (`torch.export`) or `model.onnx`; several
+            files form an ensemble.
         network_def: receives the weights of a `.pt` file that does not record its network; the other formats contain
-            theirs.
+            the network.
         device: device of the network.
-        dataset: the dataset block of this configuration; `load_weights` compares it with that of a `.pt` file.
+        dataset: the dataset block of this configuration; `load_weights` compares it with the record of a `.pt` file.
         dtype: type for autocast of a `.pt` file, or `None` for fp32. The other formats compute in fp32.
 
     Raises:
@@ -241,8 +242,9 @@ def load_model(
         return Ensemble([load_model(each, deepcopy(network_def), device, dataset, dtype) for each in path])
     path = Path(path)
     require_file(path, TRAIN_FIRST)
-    # `place` makes weights channels-last, where torch's fp32 norms round more coarsely. Probabilities then differ by
-    # less than 1e-4, and labels only where two classes are equally probable (tests/inference/test_models.py).
+    # `place` converts weights to channels-last layout, in which torch's fp32 norms round more coarsely. Probabilities
+    # then differ by less than 1e-4, and labels only where two classes are equally probable
+    # (tests/inference/test_models.py).
     loaders = {
         ".pt": lambda: _inference_network(path, network_def, device, dataset, dtype),
         ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
@@ -279,8 +281,8 @@ def check_model(
     """Run the network on one window of zeros, so that a wrong model fails once instead of for every case.
 
     Args:
-        network: accepts windows on the CPU.
-        path: its file or files, for the message.
+        network: a network that accepts windows on the CPU.
+        path: file or files of the network, for the error message.
         in_channels: number of image channels.
         num_classes: number of classes K.
         window: sides of a window in voxels.

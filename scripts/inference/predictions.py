@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate label volumes that any program has made, without a network."""
+"""Evaluate label volumes from any program, without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scripts.prototypes.voxels import NO_CLASS
 logger = logging.getLogger("predictions")
 
 POSTFIXES = ("", "_seg")
-"""What programs append to the name of a case: most nothing, `predict` and others `_seg`."""
+"""Suffixes that programs append to the name of a case: most append nothing; `predict` and others append `_seg`."""
 
 
 def evaluate_predictions(
@@ -41,16 +41,17 @@ def evaluate_predictions(
     prediction_values: LabelValues | None = None,
     largest_component: bool | str | Sequence[str] = False,
 ) -> dict[str, Any]:
-    """Compare label volumes with the references of some cases, as `evaluating` compares those of a network.
+    """Compare label volumes with the reference labels of cases, as `evaluating` does with predictions of a network.
 
     Args:
-        cases: with labels.
-        folder: holds a label volume per case (see `find_predictions`), or a folder per case with a mask per structure.
-        dataset: classes and the values of the references.
-        output_dir: for `metrics.csv` and `summary.json`.
-        surface_tolerance_mm: of surface Dice.
-        prediction_values: value of each class in the predictions, other values are background; `None`: the values of
-            the references, and no others.
+        cases: cases with labels.
+        folder: folder with a label volume per case (see `find_predictions`), or with a subfolder per case that holds a
+            mask per structure.
+        dataset: declares the classes and their values in the references.
+        output_dir: folder for `metrics.csv` and `summary.json`.
+        surface_tolerance_mm: tolerance of surface Dice in mm.
+        prediction_values: value of each class in the predictions; other values are background. With `None` the
+            predictions must have the values of the references, and no others.
         largest_component: structures of which only the largest connected component is kept.
 
     Returns:
@@ -85,16 +86,17 @@ def evaluate_predictions(
 
 
 def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
-    """The prediction of each case: a label volume, or a folder of masks (`structure.nii.gz`).
+    """Find the prediction of each case: a label volume, or a folder of masks (`structure.nii.gz`).
 
-    It is named after the case, its image as `predict` names its output, or its label file, with `_seg` or without.
+    A prediction has the name of the case, of the image (as in the output of `predict`), or of the label file, with or
+    without `_seg`.
 
     Args:
-        cases: of `with_references`.
-        folder: where the predictions are.
+        cases: cases from `with_references`.
+        folder: folder of the predictions.
 
     Raises:
-        UserError: if the folder does not exist, or a case has no prediction or two.
+        UserError: if the folder does not exist, or if a case has no prediction or more than one.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -109,7 +111,7 @@ def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
         output_names([images_of(case)[0] for case in cases]),
         [case_name(case["reference"]) for case in cases],
     ]
-    # A name that several cases share, such as segmentation.nii.gz in the folder of each, belongs to none of them.
+    # A name that several cases share identifies none of them, for example segmentation.nii.gz in each case's folder.
     shared = {name for names in columns for name, count in Counter(names).items() if count > 1}
     found, missing = [], []
     for names in zip(*columns, strict=True):
@@ -130,7 +132,7 @@ def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
 def _classes(
     path: str | Path, values: Sequence[Sequence[int]], ignore_value: int | None, hint: str
 ) -> tuple[VolumeHeader, np.ndarray]:
-    """Header and class indices `(X, Y, Z)`, int16, of a label file; the hint says what to do about another value."""
+    """Read header and class indices `(X, Y, Z)`, int16, of a label file; `hint` says how to fix undeclared values."""
     header, voxels = read_volume(path)
     if len(voxels) > 1:
         raise UserError(f"{path} has {len(voxels)} channels: save it as one channel with a value per class.")
@@ -142,10 +144,10 @@ def _classes(
 
 
 def _on_image(image: str, header: VolumeHeader, reference: np.ndarray) -> tuple[VolumeHeader, np.ndarray]:
-    """A reference that was cut to its painted part on the grid of its image; others, and those of no image, as given.
+    """Put a reference that was cropped to its painted part on the grid of its image; return other references unchanged.
 
     Raises:
-        UserError: for a cut reference that is not on voxels of its image.
+        UserError: for a cropped reference whose voxels do not coincide with voxels of its image.
     """
     grid = read_header(image) if exists(image) else header
     if cut_start(grid, header) is None:
@@ -158,7 +160,7 @@ def _on_image(image: str, header: VolumeHeader, reference: np.ndarray) -> tuple[
 def _prediction(
     path: Path, reference: VolumeHeader, dataset: DatasetSpec, prediction_values: LabelValues | None
 ) -> np.ndarray:
-    """Class indices of a prediction on the grid of its reference."""
+    """Read the class indices of a prediction on the grid of its reference."""
     if path.is_dir():
         predicted = np.zeros(reference.shape, np.int16)
         for index, name in enumerate(dataset.label_names[1:], start=1):

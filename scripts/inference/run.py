@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment a list of images one after the other, write the files of each case, and list the cases that failed."""
+"""Segment a list of images, write the files of each case, and list the cases that failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from scripts.progress import open_bar
 logger = logging.getLogger("inference")
 
 IGNORED = "ignored"
-"""Name of the value that says nothing, in labels of which a part is to be corrected."""
+"""Name of the ignored value, in label volumes of which only a part is to be corrected."""
 
 
 @dataclass
@@ -38,10 +38,10 @@ class SegmentationWriter:
     Args:
         output_dir: folder for the files, created if needed.
         label_names: names of the classes, background first.
-        label_values: value of each class in label volumes; `None` for 0, 1, 2, ...; of a class with several values
-            the first is written.
-        output_format: of label volumes: `nifti`; `input` for the format of the image (DICOM becomes NIfTI); `seg_nrrd`
-            for 3D Slicer's segmentations; `dicom_seg` for DICOM series.
+        label_values: value of each class in label volumes; `None` for 0, 1, 2, ... If a class has several values, the
+            first is written.
+        output_format: format of label volumes: `nifti`; `input` for the format of the image (DICOM becomes NIfTI);
+            `seg_nrrd` for 3D Slicer's segmentations; `dicom_seg` for DICOM series.
         checkpoint: name of the model file, recorded in the JSON file of each label volume.
         postfix: appended to the case name to form the name of the label volume.
 
@@ -68,7 +68,7 @@ class SegmentationWriter:
         """Check that the label volume of an image can be written in `output_format`.
 
         Raises:
-            UserError: if not.
+            UserError: if it cannot.
         """
         output_ending(first_file(image), self.output_format)
 
@@ -83,8 +83,8 @@ class SegmentationWriter:
         Args:
             result: result of a segmenter.
             name: name of the case.
-            kept: bool, broadcast to the volume: where the label volume has the segmentation; elsewhere it has
-                `ignore_value`. `None`: everywhere.
+            kept: bool mask, broadcast to the volume, of the voxels at which the segmentation is written; the others get
+                `ignore_value`. `None` writes it everywhere.
             ignore_value: see `kept`.
 
         Returns:
@@ -112,7 +112,7 @@ class SegmentationWriter:
         if kept is not None and ignore_value is not None:
             wide = label_dtype([*self.values, ignore_value])
             values = np.where(kept, values, np.asarray(ignore_value, wide)).astype(wide, copy=False)
-            names = {**names, ignore_value: IGNORED}  # 3D Slicer loses voxels that no segment has
+            names = {**names, ignore_value: IGNORED}  # 3D Slicer drops voxels without a segment
         if ending == DICOM_SEG:
             write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint)
         else:
@@ -152,15 +152,16 @@ class Failure:
 def images_to_segment(
     path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_channels: int = 1
 ) -> list[ImageFiles]:
-    """Find images as `find_images` does; of a folder, those whose names mark labels are left out.
+    """Find images as `find_images` does; in a folder, skip files whose names mark them as labels.
 
-    Labels lie beside the images of a training set, and label volumes of an earlier run in an `output_dir` below the
-    folder. They are segmented if a pattern selects them, or if the folder holds nothing else.
+    A folder may hold the labels of a training set next to its images, or label volumes of an earlier run in an
+    `output_dir` inside the folder. They are segmented only if a pattern selects them, or if the folder holds nothing
+    else.
 
     Args:
         path: see `find_images`.
         pattern: see `find_images`.
-        in_channels: channels of an image; with several, the files of a folder are grouped by `grouped_channels`.
+        in_channels: number of image channels; if there are several, `grouped_channels` groups the files of a folder.
 
     Raises:
         UserError: see `find_images`.
@@ -199,7 +200,7 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
         The paths of the label volumes.
 
     Raises:
-        UserError: after the last case, naming the cases that failed.
+        UserError: after the last case, if any case failed; the message names the failed cases.
     """
     written: list[Path] = []
     rows: list[tuple[object, ...]] = []
@@ -227,11 +228,11 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
 def each_case(
     cases: Sequence[tuple[ImageFiles, str]], work: Callable[[ImageFiles, str], None], title: str = "inference"
 ) -> list[Failure]:
-    """Call `work` for each case, with a progress bar; an exception ends that case, and the next one follows.
+    """Call `work` for each case, with a progress bar; after an exception, continue with the next case.
 
     Args:
         cases: image and name of each case.
-        work: called with image and name.
+        work: function that is called with image and name.
         title: title of the progress bar.
 
     Returns:
@@ -243,7 +244,7 @@ def each_case(
             bar.set_postfix_str(name, refresh=True)
             try:
                 work(image, name)
-            except Exception as error:  # any exception: the other cases do not depend on this one
+            except Exception as error:  # any exception, because the other cases do not depend on this one
                 mistake = root_user_error(error)
                 what = str(mistake) if mistake else f"{type(error).__name__}: {first_line(error)}"
                 failures.append(Failure(name, first_file(image), what))
@@ -253,7 +254,7 @@ def each_case(
 
 
 def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | Path) -> None:
-    """Write `failed.csv`; if no case failed, remove that of an earlier run.
+    """Write `failed.csv`; if no case failed, remove the file of an earlier run.
 
     Raises:
         UserError: if any case failed.
@@ -270,7 +271,7 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
 
 
 def volume_rows(name: str, result: Segmentation, writer: SegmentationWriter) -> Iterator[tuple[object, ...]]:
-    """Yield a row of `VOLUME_COLUMNS` for each structure; the alarms are those of the case, separated by spaces."""
+    """Yield a row of `VOLUME_COLUMNS` for each structure; each row has all alarms of the case, separated by spaces."""
     millilitres = abs(np.linalg.det(result.affine[:3, :3])) / 1000
     voxels = np.bincount(result.classes.ravel(order="K"), minlength=len(writer.label_names))
     alarms = " ".join(result.alarms or ())

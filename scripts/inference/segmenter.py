@@ -30,15 +30,15 @@ from scripts.inference.streaming import BlockResampler, longest_axis, stitched_r
 
 
 class MirroredNetwork(nn.Module):
-    """The mean prediction over an image and its mirror images along each subset of some axes.
+    """Average the predictions over an image and its mirror images along each subset of the given axes.
 
     MONAI's `TestTimeAugmentation` draws random transforms and keeps the whole volume of each in memory. Mirroring needs
-    at most 8 views and no interpolation, and works window by window.
+    at most 8 views and no interpolation, and is done window by window.
 
     Args:
         network: maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
-        axes: axes to mirror, 0, 1, 2 for D, H, W; without axes the network runs once, with three axes 8 times.
-        device: device of the network; windows are moved there and results back.
+        axes: axes to mirror, 0, 1, 2 for D, H, W. The network runs once without axes, and 8 times with three axes.
+        device: device of the network; windows are moved there, and results are moved back.
 
     Raises:
         UserError: if an axis is not 0, 1 or 2, or occurs twice.
@@ -77,11 +77,11 @@ class MirroredNetwork(nn.Module):
 
 
 EMPTY_LOGIT = 10.0
-"""Logit of class 0 in a window that is not given to the network; those of the other classes are 0."""
+"""Logit of class 0 in windows for which the network is not run; the logits of the other classes are 0."""
 
 
 class EmptyWindowsSkipped:
-    """Class 0 for windows in which every channel has a single value; the network computes the others.
+    """Assign class 0 to windows in which every channel is constant; run the network on the other windows.
 
     Args:
         predictor: maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`.
@@ -109,8 +109,8 @@ class Segmentation:
     """The result for one image, on the grid of its first file with axes `(X, Y, Z)`.
 
     Attributes:
-        image: the file or files of the image, one per channel; for an image in memory, its type.
-        affine: `(4, 4)`, voxel index to mm (RAS), of the first file.
+        image: the file or files of the image, one per channel; for an image in memory, the name of its type.
+        affine: `(4, 4)`, voxel index to mm (RAS), from the first file.
         classes: class index of each voxel, uint8, or int16 for more than 256 classes.
         sums: sums over voxels, from which the confidence of the case is computed.
         label_names: names of the classes, background first.
@@ -119,8 +119,9 @@ class Segmentation:
         probabilities: `(X, Y, Z, K)`, float32, or `None` if not requested; kept in a temporary file while this object
             exists.
         oriented: whether the first file states the directions of its axes.
-        dice_factor: Dice to expect, divided by the confidence; 1 without a cross-validation (docs/alarms.md).
-        alarms: reasons not to trust the result, each a sentence; `None` if the model records no training cases.
+        dice_factor: ratio of expected Dice to confidence; 1 without a cross-validation (docs/alarms.md).
+        alarms: reasons not to trust the result, each a sentence; `None` if the model does not record its training
+            cases.
     """
 
     image: ImageFiles
@@ -136,27 +137,27 @@ class Segmentation:
     alarms: list[str] | None = None
 
     def predicted_dice(self) -> float:
-        """The Dice to expect, in [0, 1], as a mean over the structures that were found; 0 if none was."""
+        """The expected Dice in [0, 1], averaged over the structures that were found; 0 if none was found."""
         return min(1.0, self.dice_factor * self.sums.confidence())
 
     def predicted_dices(self) -> list[float]:
-        """The Dice to expect of each class, in [0, 1]; 0 for a class without voxels."""
+        """The expected Dice of each class, in [0, 1]; 0 for a class without voxels."""
         return [min(1.0, self.dice_factor * value) for value in self.sums.confidences()]
 
 
 class Segmenter:
     """Preprocess an image, run the network on sliding windows, and resample the result to the grid of the file.
 
-    The result equals that of MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax in sequence, but no volume
-    of all classes is held in memory: windows are stitched row by row, and each finished row is resampled to the grid
-    of the file.
+    The result equals that of MONAI's `SlidingWindowInferer`, softmax, `Invertd` and argmax in sequence, but the scores
+    of all classes are never in memory for the whole volume: windows are stitched row by row, and each finished row is
+    resampled to the grid of the file.
 
     Boolean arguments may also be the strings `true` and `false`, as MONAI's command line passes them.
 
     Args:
         preprocessing: maps `{"image": files}` to `{"image": MetaTensor (C, D, H, W)}`, as in training; its first
             transform is `LoadImaged`.
-        inferer: its window, overlap and blending are used.
+        inferer: inferer whose window, overlap and blending are used.
         predictor: maps windows `(B, C, *window)` to logits `(B, K, *window)`.
         in_channels: number of image channels.
         label_names: names of the K classes, background first.
@@ -165,8 +166,9 @@ class Segmenter:
         confidence: whether results include the volume `confidence`.
         uncertainty: whether results include the volume `uncertainty`.
         probabilities: whether results include the volumes `probabilities`.
-        scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's.
-        skip_empty: whether windows in which every channel has a single value get class 0 without the network.
+        scratch_dir: folder for temporary files of `probabilities`, created if needed; `None` for the system's
+            temporary folder.
+        skip_empty: whether windows in which every channel is constant get class 0 without running the network.
         alarms: compares the image and its segmentation with the training cases; `None` if they are not known.
 
     Raises:
@@ -217,12 +219,12 @@ class Segmenter:
     def from_bundle(
         cls, bundle_root: str | Path = ".", dataset: str | Path | None = None, **settings: Any
     ) -> Segmenter:
-        """The segmenter that `configs/inference.yaml` of a bundle describes, in a clone or an unpacked zip file.
+        """Build the segmenter that `configs/inference.yaml` of a bundle describes.
 
         Args:
-            bundle_root: folder that holds `configs/`.
-            dataset: YAML file of the dataset that the model was trained on. The model is then
-                `outputs/models/model.pt`, otherwise the one that comes with the bundle.
+            bundle_root: folder that holds `configs/`, in a clone or an unpacked zip file.
+            dataset: YAML file of the dataset that the model was trained on. If it is given, the model is
+                `outputs/models/model.pt`; otherwise it is the one that comes with the bundle.
             settings: keys of `configs/inference.yaml` and their values, such as `ckpt_dir="models"`, `device="cpu"`,
                 `checkpoint=["a.pt", "b.pt"]`, `mirror_axes=[0]`, `largest_component=True`, `save_uncertainty=True`.
 
@@ -269,7 +271,7 @@ class Segmenter:
         Args:
             image: path of a file or of a folder of DICOM slices, or a list with a path per channel; a nibabel image; an
                 ITK image; or an array `(X, Y, Z)` or `(channels, X, Y, Z)`.
-            affine: of an array, `(4, 4)`, voxel index to mm, RAS.
+            affine: affine of an array, `(4, 4)`, voxel index to mm (RAS).
 
         Raises:
             UserError: as `__call__`; for an array without an affine, or another kind of object.
@@ -349,13 +351,13 @@ class Segmenter:
             yield from to_file.take(start, logits.softmax(dim=0))
 
     def _empty(self, image: ImageFiles, meta: Mapping[str, Any]) -> Segmentation:
-        """An empty result. Its arrays have Fortran order, in which the files are written."""
+        """Return an empty result. Its arrays have Fortran order, because files are written in that order."""
         shape = tuple(int(side) for side in meta[MetaKeys.SPATIAL_SHAPE])
         probabilities = None
         if self.with_probabilities:
             if self.scratch_dir is not None:
                 Path(self.scratch_dir).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.scratch_dir) as file:  # the map keeps the deleted file open
+            with tempfile.TemporaryFile(dir=self.scratch_dir) as file:  # the memory map keeps the deleted file open
                 probabilities = np.memmap(file, np.float32, "w+", shape=(*shape, self.num_classes), order="F")
         return Segmentation(
             image,

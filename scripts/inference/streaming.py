@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sliding windows and resampling in blocks, so that memory does not grow with the volume."""
+"""Sliding windows and resampling in blocks, so that memory use does not grow with the size of the volume."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from monai.utils import GridSampleMode, ensure_tuple_rep
 
 
 def longest_axis(shape: Sequence[int], window: Sequence[int]) -> int:
-    """The axis along which a volume is longest in units of the window; rows across it need the least memory."""
+    """Return the axis with the largest ratio of volume to window; rows across this axis need the least memory."""
     return max(range(len(shape)), key=lambda axis: shape[axis] / window[axis])
 
 
 def stitched_rows(
     image: torch.Tensor, inferer: SlidingWindowInferer, predictor: Callable[[torch.Tensor], torch.Tensor], axis: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The result of `inferer` for the whole volume, in blocks from one end of `axis` to the other.
+    """Compute the result of `inferer` for the whole volume, in blocks from one end of `axis` to the other.
 
-    All windows that begin at the same index of `axis` form a row. MONAI's inferer stitches each row; where rows
-    overlap, their results are averaged with the weights of their windows, as MONAI does within one volume. Memory
-    holds a few copies of the logits of one row, however long the axis is.
+    All windows that begin at the same index of `axis` form a row. MONAI's inferer stitches each row. Where rows
+    overlap, their results are averaged with the weights of their windows, as MONAI does within one volume. Only a few
+    copies of the logits of one row are in memory at a time, however long the axis is.
 
     Args:
         image: `(C, D, H, W)`.
-        inferer: its window (`roi_size`, three sides), overlap and blending are used. `sw_batch_size` is the largest
-            batch: the windows of a row are divided evenly, because torch convolves a batch of one small window slowly
-            (`python -m scripts.experiments.load patch-cost`).
+        inferer: inferer whose window (`roi_size`, three sides), overlap and blending are used. `sw_batch_size` is the
+            maximum batch size: the windows of a row are divided into equal batches, because torch is slow for a batch
+            of one small window (`python -m scripts.experiments.load patch-cost`).
         predictor: maps windows `(B, C, *roi_size)` to logits `(B, K, *roi_size)`.
         axis: 0, 1 or 2 for D, H or W.
 
@@ -56,7 +56,7 @@ def stitched_rows(
         row = inferer(image.narrow(axis + 1, start, window)[None], predictor)[0] * row_weights
         if total is None:
             total, weights = row, row_weights.clone()
-        else:  # what is left in total begins where this row begins
+        else:  # what remains of earlier rows begins where this row begins
             total = _laid_over(total, row, axis + 1)
             weights = _laid_over(weights, row_weights, axis)
         done = following - start
@@ -66,12 +66,12 @@ def stitched_rows(
 
 
 class LabelInferer(Inferer):
-    """The most probable class of each voxel, without holding the logits of the whole volume.
+    """Compute the most probable class of each voxel without holding the logits of the whole volume in memory.
 
-    The result is the argmax of what `inferer` returns. It is stitched on the CPU, so a GPU holds windows only.
+    The result equals the argmax of the output of `inferer`. It is stitched on the CPU, so a GPU holds only windows.
 
     Args:
-        inferer: its window, overlap and blending are used.
+        inferer: inferer whose window, overlap and blending are used.
     """
 
     def __init__(self, inferer: SlidingWindowInferer) -> None:
@@ -81,7 +81,7 @@ class LabelInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Class indices `(B, 1, D, H, W)`, int16, of images `(B, C, D, H, W)`, on their device.
+        """Return class indices `(B, 1, D, H, W)`, int16, of images `(B, C, D, H, W)`, on the device of the images.
 
         Args:
             inputs: images, on the device of the network.
@@ -103,7 +103,7 @@ class LabelInferer(Inferer):
 
 
 def _with_even_batches(inferer: SlidingWindowInferer, shape: Sequence[int], axis: int) -> SlidingWindowInferer:
-    """The inferer with the batch size that divides the windows of a row across `axis` into batches of equal size."""
+    """Copy the inferer, with a batch size that divides the windows of a row across `axis` into equal batches."""
     overlaps = ensure_tuple_rep(inferer.overlap, 3)
     windows = math.prod(
         len(_row_starts(max(shape[a], inferer.roi_size[a]), inferer.roi_size[a], overlaps[a]))
@@ -129,7 +129,7 @@ def _row_starts(side: int, window: int, overlap: float) -> list[int]:
 
 
 def _summed_weights(shape: Sequence[int], inferer: SlidingWindowInferer) -> torch.Tensor:
-    """Sum of the weights of all windows over a volume of `shape` `(D, H, W)`, by which MONAI divides."""
+    """Sum the weights of all windows over a volume of `shape` `(D, H, W)`; MONAI divides by this sum."""
     window = list(inferer.roi_size)
     padded = [max(side, w) for side, w in zip(shape, window, strict=True)]
     overlaps = ensure_tuple_rep(inferer.overlap, 3)
@@ -146,10 +146,10 @@ def _summed_weights(shape: Sequence[int], inferer: SlidingWindowInferer) -> torc
 
 
 ALIGNED_VOXELS = 0.01
-"""Two grids are aligned if their planes deviate by at most this many voxels over the whole volume."""
+"""Two grids count as aligned if their planes deviate by at most this many voxels over the whole volume."""
 
 BLOCK_VOXELS = 2**22
-"""Voxels of the target that are resampled at once; MONAI holds three coordinates for each of them."""
+"""Number of target voxels that are resampled at once; MONAI stores three coordinates for each of them."""
 
 
 class BlockResampler:
@@ -164,7 +164,7 @@ class BlockResampler:
         axis: axis of the source along which blocks arrive.
         target_affine: `(4, 4)`, voxel index to mm, of the target grid.
         target_shape: `(D, H, W)` of the target grid.
-        dtype: type of the coordinates; values are float32.
+        dtype: type of the coordinates; voxel values are float32.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class BlockResampler:
         self.target_axis = int(np.abs(row[:3] * self.target_shape).argmax())
         others = [abs(row[a]) * self.target_shape[a] for a in range(3) if a != self.target_axis]
         self.aligned = max(others) <= ALIGNED_VOXELS
-        # The middle of the other axes, which contribute almost nothing if the grids are aligned.
+        # Use the middle of the other axes; they contribute almost nothing if the grids are aligned.
         middle = sum(row[a] * (self.target_shape[a] - 1) / 2 for a in range(3) if a != self.target_axis)
         places = row[self.target_axis] * np.arange(self.target_shape[self.target_axis]) + row[3] + middle
         places = places.clip(0, self.source_side - 1)
@@ -237,7 +237,7 @@ class BlockResampler:
 
     @staticmethod
     def _shifted(affine: np.ndarray, axis: int, voxels: int) -> np.ndarray:
-        """The affine of a volume without its first `voxels` planes along `axis`."""
+        """Return the affine of a volume without its first `voxels` planes along `axis`."""
         result = affine.copy()
         result[:3, 3] += affine[:3, axis] * voxels
         return result
@@ -246,8 +246,8 @@ class BlockResampler:
 class BlockSpatialResample(SpatialResample):
     """`SpatialResample` in blocks for linear interpolation; other modes are passed to MONAI's class.
 
-    It needs less memory: MONAI holds three 64-bit coordinates for each voxel of the result, and 64-bit copies of both
-    volumes. The result equals MONAI's up to rounding, but `Invertd` cannot invert it.
+    It needs less memory than MONAI's class, which holds three 64-bit coordinates for each voxel of the result and
+    64-bit copies of both volumes. The results are equal up to rounding, but `Invertd` cannot invert this transform.
     """
 
     def __call__(
@@ -281,7 +281,7 @@ class BlockSpatialResample(SpatialResample):
 
 
 def with_block_spacing(preprocessing: Any) -> Any:
-    """A copy of a `Compose` whose `Spacingd` transforms work in blocks; anything else is returned unchanged."""
+    """Copy a `Compose` so that its `Spacingd` transforms work in blocks; return anything else unchanged."""
     if not isinstance(preprocessing, Compose):
         return preprocessing
     preprocessing = copy.deepcopy(preprocessing)

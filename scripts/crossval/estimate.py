@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cross-validation says: the Dice to expect on a further scan, and whether the unlabelled scans help."""
+"""Results of a cross-validation: the expected Dice on a new scan, and whether the unlabelled scans help."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ LEVEL = 0.9
 RESULT = "crossval.json"
 
 Dice = Mapping[str, Mapping[str, float]]
-"""Dice by class and case, as from `scripts.evaluation.comparison.read_dice`."""
+"""Dice by class and case, as returned by `scripts.evaluation.comparison.read_dice`."""
 
 PLAIN = ""
-"""Name of the evaluation without an option."""
+"""Name of the evaluation without options."""
 
 ALONE = "Nothing was compared with training on the labels alone: `train --method auto` uses the labels alone."
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The interval between two order statistics into which a further value falls with a known probability.
+    """Return the interval between two order statistics that contains a new value with a known probability.
 
-    If n values and a further one are exchangeable, the further one lies between the k-th lowest and the k-th highest
-    with a probability of (n + 1 - 2 k) / (n + 1), whatever their distribution (Wilks, 1941). k is the largest number
-    for which this is at least 90 %, or 1: fewer than 19 values cannot give 90 %.
+    If n values and a new one are exchangeable, the new value lies between the k-th lowest and the k-th highest with a
+    probability of (n + 1 - 2 k) / (n + 1), whatever their distribution (Wilks, 1941). k is the largest number for which
+    this is at least 90 %, or 1 if there is none, because fewer than 19 values cannot give 90 %.
 
     Args:
         values: n values.
 
     Returns:
-        Low end, high end and probability.
+        Lower end, upper end and probability.
 
     Example:
         >>> prediction_interval([0.8, 0.9, 0.85, 0.7])
@@ -57,22 +57,27 @@ def evaluate_folds(
 ) -> dict[str, Any]:
     """Compare the method with its control on the held-out cases, and choose one of them.
 
-    The method is chosen if its mean Dice over the held-out cases is higher, and more of them are better than worse. The
-    same rule says which options of evaluation and inference help the chosen one.
+    The method is chosen if its mean Dice over the held-out cases is higher, and more cases are better than worse. The
+    same rule decides which options of evaluation and inference help the chosen one.
 
     Args:
         control: Dice of the held-out cases after training on labels alone, by option of evaluation, such as
-            `--largest_component true`; `PLAIN` is the evaluation without an option.
-        method: the same of the method; `None` if there is no other method than the control.
+            `--largest_component true`; `PLAIN` is the evaluation without options.
+        method: the same for the method; `None` if the method is the control.
         unlabelled: number of unlabelled cases.
         folds: names of the held-out cases of each fold.
-        confidence: mean confidence of each case, by `control` and `method`; `None` if it was not measured.
+        confidence: mean confidence of each case, for `control` and `method`; `None` if it was not measured.
 
     Returns:
-        `use` (`method` or `control`), `control` and `method` (mean Dice by case; `method` may be `None`), `expected`
-        (`mean`, `low`, `high`, `probability`, see `prediction_interval`; of the chosen one), `comparison` (of
-        `compare_dice`, or `None`), `options` (those that help), `calibration` (of `calibrate`, or `None`) and
-        `sentences`, the last one about the method.
+        A dictionary with these keys:
+
+        - `use`: `method` or `control`.
+        - `control` and `method`: mean Dice by case; `method` may be `None`.
+        - `expected`: `mean`, `low`, `high` and `probability` for the chosen one, see `prediction_interval`.
+        - `comparison`: result of `compare_dice`, or `None`.
+        - `options`: the options that help.
+        - `calibration`: result of `calibrate`, or `None`.
+        - `sentences`: the conclusions; the last sentence is about the method.
 
     Raises:
         UserError: if no held-out case has a structure, so that nothing can be measured.
@@ -150,17 +155,18 @@ def _gain(comparison: Mapping[str, Any], unlabelled: int) -> str:
 
 
 def calibrate(of_cases: Mapping[str, tuple[float, float]]) -> dict[str, Any] | None:
-    """How the confidence of a prediction relates to its Dice on held-out cases.
+    """Relate the confidence of a prediction to its Dice on held-out cases.
 
-    A single factor is fitted, because the few held-out cases of one source differ too little in confidence for a curve.
+    A single factor is fitted, because a few held-out cases from one source differ too little in confidence to fit a
+    curve.
 
     Args:
         of_cases: confidence and Dice by case, both in [0, 1].
 
     Returns:
-        `factor` (mean Dice divided by mean confidence), `cases` (how many), `error` (mean absolute error of the Dice
-        predicted for a case by the factor of the others; `None` for a single case) and `predicted` (lowest and highest
-        predicted Dice). `None` if no case has a confidence above 0.
+        `factor` (mean Dice divided by mean confidence), `cases` (their number), `error` (mean absolute error of the
+        predicted Dice, if the factor for each case is computed from the other cases; `None` for a single case) and
+        `predicted` (lowest and highest predicted Dice). `None` if no case has a confidence above 0.
 
     Example:
         >>> calibrate({"a": (0.8, 0.6), "b": (0.8, 0.8)})
@@ -190,7 +196,7 @@ def calibrate(of_cases: Mapping[str, tuple[float, float]]) -> dict[str, Any] | N
 
 
 def format_result(result: Mapping[str, Any]) -> str:
-    """The result of `evaluate_folds` as a table with a row per held-out case and the means, and the sentences."""
+    """Format the result of `evaluate_folds`: a table with a row per held-out case and the means, then the sentences."""
     of_control, of_method = result["control"], result["method"]
     rows = [["case", "labels only", *([] if of_method is None else ["method", "difference"])]]
 
@@ -205,17 +211,18 @@ def format_result(result: Mapping[str, Any]) -> str:
 
 
 def advised_method(directories: Sequence[str | Path], dataset: str) -> tuple[list[str], str]:
-    """The method that a cross-validation has chosen, for `train --method auto`.
+    """Return the method that a cross-validation has chosen, for `train --method auto`.
 
     Args:
-        directories: where its result is searched; the first folder that holds it is taken.
+        directories: folders to search for its result; the first one that holds it is used.
         dataset: name of the dataset.
 
     Returns:
-        Config files of the method (none: the default method), and the sentence on what the unlabelled scans added.
+        Config files of the method (none for the default method), and the sentence about the effect of the unlabelled
+        scans.
 
     Raises:
-        UserError: if the dataset has no finished cross-validation there.
+        UserError: if the dataset has no finished cross-validation in these folders.
     """
     paths = [Path(folder) / RESULT for folder in directories]
     path = next(filter(Path.is_file, paths), paths[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-validate a configuration: divide the labelled cases into folds, train and evaluate each in its processes."""
+"""Cross-validate a configuration: divide the labelled cases into folds, then train and evaluate each fold."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from scripts.files import csv_rows, csv_text, write_text
 logger = logging.getLogger("crossval")
 
 LEAVE_ONE_OUT = 10
-"""Up to this many patients each is a fold of its own."""
+"""With up to this many patients, each patient is one fold."""
 
 FOLDS = 5
-"""Folds of a larger dataset."""
+"""Number of folds for a larger dataset."""
 
 
 def find_patients(cases: CaseLists, pattern: str | None = None) -> dict[str, str]:
-    """The patient of each labelled and unlabelled case, by the case's name.
+    """Return the patient of each labelled and unlabelled case, by the name of the case.
 
     Args:
-        cases: of the dataset.
-        pattern: regular expression that finds the patient in a case's name. `None`: patients are guessed, see
-            `guess_patients`, and named in the log.
+        cases: cases of the dataset.
+        pattern: regular expression that finds the patient in the name of a case. With `None`, patients are guessed
+            (see `guess_patients`) and logged.
 
     Raises:
         UserError: for an invalid pattern.
@@ -53,19 +53,19 @@ def find_patients(cases: CaseLists, pattern: str | None = None) -> dict[str, str
 def make_folds(cases: list[Case], patient: Mapping[str, str], number: int | None = None) -> list[list[Case]]:
     """Divide labelled cases into folds.
 
-    Patients are dealt to the folds in turn, in the order of the datalist, so that the folds differ by at most one
+    Patients are assigned to the folds in turn, in the order of the datalist, so that the folds differ by at most one
     patient and the division does not depend on a seed.
 
     Args:
         cases: labelled cases.
-        patient: of each case, see `find_patients`; cases of one patient are in the same fold.
-        number: of folds; `None`: one per patient for up to 10 patients, otherwise 5.
+        patient: patient of each case, see `find_patients`; cases of one patient are in the same fold.
+        number: number of folds; `None`: one per patient for up to 10 patients, otherwise 5.
 
     Returns:
         The held-out cases of each fold; each case is in one fold.
 
     Raises:
-        UserError: for fewer than two patients, or a number that is not from 2 to that of patients.
+        UserError: for fewer than two patients, or if `number` is not between 2 and the number of patients.
 
     Example:
         >>> cases = [{"case": name} for name in ("a_1", "b_1", "a_2")]
@@ -89,12 +89,12 @@ def make_folds(cases: list[Case], patient: Mapping[str, str], number: int | None
 
 
 def fold_datalist(cases: CaseLists, held_out: list[Case], patient: Mapping[str, str]) -> dict[str, Any]:
-    """The datalist of one fold: held-out cases are test cases; cases of other patients train.
+    """Make the datalist of one fold: held-out cases are test cases, and cases of other patients are for training.
 
     Args:
-        cases: of the dataset; its validation and test cases are not used.
-        held_out: some of its labelled cases, all of a patient or none.
-        patient: of each case, see `find_patients`.
+        cases: cases of the dataset; its validation and test cases are not used.
+        held_out: some of its labelled cases; for each patient, all cases or none.
+        patient: patient of each case, see `find_patients`.
 
     Returns:
         Content of a datalist with absolute paths.
@@ -121,7 +121,7 @@ ARMS = {"control": "labels only", "method": "method"}
 CONTROL = CONFIGS / "methods/supervised.yaml"
 COLUMNS = ("fold", "case", "class", "arm", "dice")
 WITHOUT_EFFECT = ("bundle_root", "cache", "cache_dir", "debug", "device", "num_workers", "resume")
-"""Options that may change when a cross-validation is continued."""
+"""Options that may change when a cross-validation is resumed."""
 
 
 def cross_validate(
@@ -134,20 +134,21 @@ def cross_validate(
     flip_axes: Sequence[int] = (),
     argv: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Train the method of this command line and its labels-only control in each fold, and report what to expect.
+    """Train the method of this command line and a labels-only control in each fold, and report the expected Dice.
 
-    In each fold some labelled cases are held out: they are neither labelled nor unlabelled training cases, only
-    evaluated once at the end. The control is `configs/methods/supervised.yaml` with the same other settings. A fold
-    that is finished is not run again, and an interrupted training is resumed.
+    In each fold some labelled cases are held out: they are not used in training at all, and are evaluated once at the
+    end. The control is `configs/methods/supervised.yaml` with otherwise the same settings. A finished fold is not run
+    again, and an interrupted training is resumed.
 
     Args:
-        cases: of the dataset.
-        directory: for the folds and the results, `crossval.json` and `crossval.csv`.
+        cases: cases of the dataset.
+        directory: folder for the folds and the results, `crossval.json` and `crossval.csv`.
         folds: see `make_folds`.
         patient_pattern: see `find_patients`.
         keep_models: whether the trained models of the folds are kept, as an ensemble; otherwise they are deleted.
         cache_dir: folder of cached volumes, shared by all folds.
-        flip_axes: axes along which training mirrors patches; mirrored passes are evaluated if there is one.
+        flip_axes: axes along which training mirrors patches; if there are any, inference with mirroring is evaluated
+            too.
         argv: the command line; `None` takes that of this process.
 
     Returns:
@@ -165,7 +166,7 @@ def cross_validate(
     arms = ["control", "method"] if cases.unlabelled and not command.is_control else ["control"]
     options = [PLAIN, "--largest_component true"]
     options += [f"--mirror_axes {json.dumps(list(flip_axes), separators=(',', ':'))}"] if flip_axes else []
-    # An option that the command line has is that of every evaluation.
+    # An option on the command line applies to every evaluation, so it is not evaluated separately.
     options = [option for option in options if option.split(" ")[0].removeprefix("--") not in command.options]
     # By arm, option, class and case.
     dice: dict[str, dict[str, dict[str, dict[str, float]]]] = {arm: {o: {} for o in options} for arm in arms}
@@ -206,7 +207,7 @@ def cross_validate(
 
 
 class _Command:
-    """The command line of this process, from which those of the folds are made.
+    """The command line of this process, from which the command lines of the folds are made.
 
     Args:
         argv: `python -m monai.bundle run crossval ...`.
@@ -225,7 +226,7 @@ class _Command:
         self.is_control = self.method_files == [str(CONTROL)]
 
     def words(self, arm: str = "method") -> list[str]:
-        """Config files and options of an arm. The control has no options of the method that its files do not know."""
+        """Return config files and options of an arm. The control gets no options that its config files do not have."""
         files, options = self.files, self.options
         if arm == "control" and not self.is_control:
             files, own = self.control_files, read_mapping(CONTROL)
@@ -235,7 +236,7 @@ class _Command:
         return words + [word for key, value in options.items() for word in (f"--{key}", value) if word]
 
     def settings(self) -> dict[str, Any]:
-        """What decides on the results of the folds: the content of the config files, and the options."""
+        """Return what determines the results of the folds: the content of the config files, and the options."""
         return {
             "configs": [read_mapping(file) for file in self.files],
             "options": {key: value for key, value in self.options.items() if key not in WITHOUT_EFFECT},
@@ -243,7 +244,7 @@ class _Command:
 
 
 def _is_method(file: str) -> bool:
-    """Whether a config file replaces loss terms, as those of `configs/methods` do, and describes no dataset."""
+    """Whether a config file replaces loss terms, as the files of `configs/methods` do, and describes no dataset."""
     keys = set(map(top_key, read_mapping(file)))
     return "terms" in keys and "dataset_dir" not in keys
 
@@ -259,7 +260,7 @@ def _run_fold(
 ) -> None:
     """Train one arm of one fold, and evaluate it with each option into `out_<index of the option>`."""
     write_text(folder / "dataset.json", json.dumps(datalist, indent=1) + "\n")
-    words = [  # "$None" instead of "None", with which the command would start itself again (scripts/cli/words.py)
+    words = [  # "$None", because with "None" the command would restart itself (scripts/cli/words.py)
         *command.words(arm),
         *("--datalist", str(folder / "dataset.json"), "--labelled_cases", str(len(datalist["training"]))),
         *("--validation_cases", "0", "--corrected_labels", "$None", "--ckpt_dir", str(folder / "models")),
@@ -269,14 +270,14 @@ def _run_fold(
     if missing:
         print(f"{title}: training, output in {folder / 'log.txt'}", flush=True)
         _run("training", [*words, "--resume", "true", "--output_dir", str(folder / "out_0")], folder / "log.txt")
-    for index in reversed(missing):  # the result without options last: a fold that has it is finished
+    for index in reversed(missing):  # plain evaluation last: its result marks a fold as finished
         more = options[index].split(" ", 1) if options[index] else []
         more += ["--report", "false", "--output_dir", str(folder / f"out_{index}")]
         _run("evaluating", [*words, *more], folder / "log.txt")
 
 
 def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
-    """Dice by class and case of a finished evaluation."""
+    """Read the Dice by class and case of a finished evaluation."""
     name = _listed_names(out, held_out)
     return {
         of_class: {name[case]: value for case, value in values.items()} for of_class, values in read_dice(out).items()
@@ -284,7 +285,7 @@ def _dice_of(out: Path, held_out: list[Case]) -> dict[str, dict[str, float]]:
 
 
 def _confidence_of(out: Path, held_out: list[Case]) -> dict[str, float]:
-    """Mean confidence by case over the structures that have a Dice, of a finished evaluation."""
+    """Read the mean confidence of each case, over the structures that have a Dice, of a finished evaluation."""
     of_case: dict[str, list[float]] = {}
     for row in csv_rows(out / "metrics.csv"):
         values = of_case.setdefault(row["case"], [])
@@ -294,9 +295,9 @@ def _confidence_of(out: Path, held_out: list[Case]) -> dict[str, float]:
 
 
 def _listed_names(out: Path, held_out: list[Case]) -> dict[str, str]:
-    """The name in the fold's list of each case that an evaluation names after its file.
+    """Map the names in an evaluation, which come from file names, to the names in the fold's datalist.
 
-    One held-out case may have the same file name as that of another fold.
+    Held-out cases of two folds may have the same file name.
     """
     evaluated = list(dict.fromkeys(row["case"] for row in csv_rows(out / "metrics.csv")))
     return dict(zip(evaluated, [case["case"] for case in held_out], strict=True))
@@ -314,7 +315,7 @@ def _run(run_id: str, words: Sequence[str], log: Path) -> None:
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:
-    """Write the settings; if a fold has a model or results, they must be the same as before."""
+    """Write the settings. If a fold already has a model or results, the settings must be the same as before."""
     path, text = directory / "settings.json", json.dumps(settings, indent=1, sort_keys=True, default=str) + "\n"
     begun = any(any(directory.glob(f"fold_*/*/{file}")) for file in ("models/*.pt", "out_*/metrics.csv"))
     if begun and path.is_file() and path.read_text(encoding="utf-8") != text:

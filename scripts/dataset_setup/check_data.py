@@ -20,12 +20,12 @@ from scripts.errors import UserError
 from scripts.files import csv_text, write_text
 from scripts.progress import Progress, progress_bar
 
-SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # most lines printed per kind of finding
+SHOWN = {Severity.ERROR: 10, Severity.WARNING: 5, Severity.NOTE: 2}  # maximum lines printed per kind of finding
 NARROWEST = 40  # minimum width of the last column, in characters
 
 
 def table_of(findings: Sequence[Finding], folder: str, width: int | None = None) -> str:
-    """The findings as a table to print.
+    """Format the findings as a table to print.
 
     Args:
         findings: in display order, with findings of the same kind next to each other.
@@ -69,7 +69,7 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     Args:
         dataset: the dataset to check.
         output_dir: folder for the CSV file.
-        show: called with each text to print.
+        show: function that prints a text.
 
     Returns:
         The findings, most severe first, if none of them is an error.
@@ -77,7 +77,7 @@ def check_data(dataset: DatasetSpec, output_dir: str | Path, show: Callable[[str
     Raises:
         UserError: if a finding is an error (raised after the table is printed and written), or if there is no datalist.
     """
-    _ = dataset.values  # raises on contradictory settings before any file is read
+    _ = dataset.values  # raises an error for contradictory settings before any file is read
     lists, findings = read_cases(dataset)
     lists, more = with_foreign_labels(lists, dataset.foreign_labels_dir)
     findings += more
@@ -100,7 +100,8 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
     """Check the files of a datalist.
 
     Args:
-        lists: cases from `read_cases`; their files may be missing. Unlabelled ones may have a label of another program.
+        lists: cases from `read_cases`; their files may be missing. Unlabelled cases may have a label that another
+            program made.
         dataset: the properties that the files should have.
         progress: see `Progress`.
     """
@@ -125,7 +126,7 @@ def check_dataset(lists: CaseLists, dataset: DatasetSpec, progress: Progress) ->
 
 
 def csv_of(findings: Iterable[Finding]) -> str:
-    """The findings as CSV: a header with `COLUMNS`, then one line per finding."""
+    """Format the findings as CSV: a header with `COLUMNS`, then one line per finding."""
     rows = [(each.severity, each.kind.title, each.role, each.case, each.file, each.sentence) for each in findings]
     return csv_text(COLUMNS, rows)
 

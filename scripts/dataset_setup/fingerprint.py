@@ -32,9 +32,9 @@ class Grid:
 
     Attributes:
         shape: size in voxels.
-        spacing: mm.
-        channels: total over all files of the image.
-        time_axis: whether the header calls the axis of the channels time.
+        spacing: voxel size in mm.
+        channels: number of channels in all files of the image together.
+        time_axis: whether the header declares the axis of the channels to be time.
     """
 
     shape: tuple[int, int, int]
@@ -48,9 +48,9 @@ class LabelValues:
     """Values in label files.
 
     Attributes:
-        cases: number of label files that have the value.
-        voxels: number of voxels that have the value, in all label files together.
-        files: the values of each label file.
+        cases: number of label files that have each value.
+        voxels: number of voxels that have each value, in all label files together.
+        files: the values in each label file.
     """
 
     cases: Counter[int] = field(default_factory=Counter)
@@ -69,8 +69,8 @@ class Intensity:
     """Intensities of one channel in the sampled cases.
 
     Attributes:
-        minimum: lowest value of a volume, median over the cases.
-        low: 0.5th percentile of the foreground voxels, pooled over the cases.
+        minimum: lowest value of a volume; the median over the cases.
+        low: 0.5th percentile of the foreground voxels of all cases.
         high: 99.5th percentile of the same voxels.
     """
 
@@ -88,9 +88,9 @@ class Fingerprint:
         labels: values in all label files.
         intensities: one entry per channel.
         sampled: number of cases whose intensities were sampled.
-        segments: names that label files give to their values.
-        label_like: images, of the sampled and the unlabelled cases, that look like labels.
-        cut: labels that cover a part of their image.
+        segments: names of label values in the headers of label files.
+        label_like: images of the sampled and the unlabelled cases that look like labels.
+        cut: labels that cover only a part of their image.
     """
 
     grids: list[Grid]
@@ -115,7 +115,7 @@ class _Files:
 
 
 def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Fingerprint:
-    """Read all headers, labels and unlabelled images, and those of up to `INTENSITY_CASES` labelled training cases.
+    """Read all headers, labels and unlabelled images, and the images of up to `INTENSITY_CASES` labelled cases.
 
     Args:
         roles: the cases.
@@ -124,7 +124,7 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
 
     Raises:
         UserError: for an unreadable file, cases with different numbers of channels, channels or labels
-            that are not on the grid of their image, or label values that are not whole numbers.
+            that are not on the grid of their image, or label values that are not integers.
     """
     cases = [_open(case) for case in progress(roles.all, "reading headers")]
     grids = [_grid_of(case) for case in cases]
@@ -144,13 +144,13 @@ def measure(roles: Roles, ignore_value: int | None, progress: Progress) -> Finge
         label = case.label.voxels()
         counted = tally(label)
         if (around := prod(case.image.shape) - label.size) > 0:
-            counted.whole[0] += around  # the background of a cut label
+            counted.whole[0] += around  # background around a cropped label
         for problem in whole_numbers(case.label.header.path, counted):
             raise UserError(problem.sentence)
         values.add(counted)
         if id(found) in chosen:
             samples.append(_sample(case, label, ignore_value, label_like))
-        del label  # before the next file is read
+        del label  # free the memory before the next file is read
     cut = [c.label.header.path for c in cases if c.label and cut_start(c.image, c.label.header) is not None]
     return Fingerprint(grids, values, _intensities(samples), len(samples), label_like, names_of_segments(headers), cut)
 
@@ -194,13 +194,13 @@ def _label_like(image: Volume, voxels: np.ndarray) -> list[str]:
 def _sample(
     case: _Files, label: np.ndarray, ignore_value: int | None, label_like: list[str]
 ) -> list[tuple[float, np.ndarray]]:
-    """For each channel, the lowest value of the volume and a sample of the foreground values.
+    """Return the lowest value of the volume and a sample of the foreground values, for each channel.
 
     Args:
         case: files of the case; its images are read.
         label: `(1, X, Y, Z)`, in the storage order of the label file.
         ignore_value: label value that does not count as foreground.
-        label_like: takes the images that look like labels.
+        label_like: list to which images that look like labels are added.
     """
     assert case.label is not None
     on_image = on_image_grid(label[0], case.label.header, case.image)
@@ -215,13 +215,13 @@ def _sample(
 
 
 def _in_ras(header: VolumeHeader, voxels: np.ndarray) -> list[np.ndarray]:
-    """Voxels `(X, Y, Z)` of each channel on RAS axes."""
+    """Return the voxels `(X, Y, Z)` of each channel on RAS axes."""
     orientation = nibabel.io_orientation(header.affine)
     return [nibabel.apply_orientation(channel, orientation) for channel in voxels]
 
 
 def _of_channel(channel: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
-    """The lowest value, and evenly spaced values of the foreground (of the whole volume if there is no foreground)."""
+    """Return the lowest value and evenly spaced values of the foreground (or of the volume, without foreground)."""
     inside = channel[mask] if mask.any() else channel.reshape(-1)
     sample = inside[:: max(1, len(inside) // VOXELS_PER_CASE)].astype(np.float32)
     return float(np.nanmin(channel)), sample[np.isfinite(sample)]
@@ -238,7 +238,7 @@ def _intensities(samples: Sequence[Sequence[tuple[float, np.ndarray]]]) -> list[
 
 
 def evenly(items: Sequence, number: int) -> list:
-    """At most `number` items, evenly spaced in the sequence."""
+    """Select at most `number` items, evenly spaced in the sequence."""
     if len(items) <= number:
         return list(items)
     return [items[i * len(items) // number] for i in range(number)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the cases of a dataset from its `dataset.json` and from the names of its files and folders.
+"""Find the cases of a dataset, based on its `dataset.json` or the names of its files and folders.
 
 An image and a label belong together if their names are equal apart from a word such as `_seg`. If the names do not
 match, each case must have its own folder.
@@ -43,7 +43,7 @@ class Description:
         channel_names: name of each image channel, e.g. `CT`.
         label_names: maps each value in the label files to its name.
         ignore_value: label value of voxels to ignore.
-        notes: what the user should know about the folder.
+        notes: messages for the user about the folder.
     """
 
     channel_names: tuple[str, ...] = ()
@@ -70,9 +70,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def describe(content: Mapping[str, Any]) -> Description:
     """Read the names of channels and labels.
 
-    The Decathlon writes `modality` and maps label values to names; nnU-Net writes `channel_names` and maps names to
-    values. nnU-Net's regions (several values under one name) are skipped because they overlap; its label `ignore` gives
-    the value to ignore. Unknown formats are skipped, because the settings can be chosen without these names.
+    The Decathlon format has `modality` and maps label values to names; nnU-Net's format has `channel_names` and maps
+    names to values. nnU-Net's regions (several values under one name) are skipped because they overlap. Its label
+    `ignore` gives the value to ignore. Unknown formats are skipped, because the names are not needed to choose the
+    settings.
     """
     channels = content.get("channel_names") or content.get("modality") or {}
     names = [str(channels[key]) for key in sorted(channels, key=str)] if isinstance(channels, Mapping) else []
@@ -101,7 +102,7 @@ COMMAND = "new-dataset"
 
 
 def read_generated(path: Path) -> dict[str, Any]:
-    """The content of a `dataset.json` that new_dataset wrote, even if it was edited; empty for other files."""
+    """Read a `dataset.json` that new_dataset wrote, even if it was edited; return an empty dict for other files."""
     try:
         content = read_json(path)
     except UserError:
@@ -118,9 +119,9 @@ class FoundCase:
 
     Attributes:
         name: unique name of the case.
-        images: a file or DICOM folder for each channel (or one that holds all channels).
+        images: a file or DICOM folder for each channel, or a single one that holds all channels.
         label: label file; `None` if the case has no label.
-        part: `training`, `validation` or `test`, from the names of folders or the datalist.
+        part: `training`, `validation` or `test`, according to folder names or the datalist.
     """
 
     name: str
@@ -131,7 +132,7 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Images of one case before its label is known."""
+    """Images of one case whose label is not yet known."""
 
     stem: str
     place: tuple[str, ...]
@@ -146,7 +147,8 @@ def pair(images: Sequence[str], labels: Sequence[str], channels: Sequence[str] |
         images: relative paths.
         labels: relative paths.
         channels: endings of image names, one per channel, in channel order; images with other endings are left out.
-            `None`: `_0000`, `_0001` (nnU-Net) and several images in one case's folder are channels.
+            With `None`, the endings `_0000`, `_0001` (nnU-Net) mark channels, and several images in the folder of one
+            case are channels.
 
     Raises:
         UserError: for ambiguous names, a label without an image, or cases with different channels.
@@ -198,17 +200,17 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
 
 
 def _by_entities(label: str, units: Sequence[_Unit]) -> list[_Unit]:
-    """The images that share most entities with a label whose name has the form of BIDS."""
+    """Return the images that share the most entities with a label that has a BIDS name."""
     shared = {unit: bids_agreement(label, unit.stem) for unit in units}
     most = max(shared.values(), default=0)
     return [unit for unit, count in shared.items() if count == most > 0]
 
 
 def _refuse_masks_of_structures(images: Sequence[str], labels: Sequence[str]) -> None:
-    """Refuse a label file per structure (TotalSegmentator) in words of their own.
+    """Raise a specific error if each case has one label file per structure (TotalSegmentator).
 
-    The structure is the name of the file in a folder of the case, the name of a folder (`masks/liver/c1.nii.gz`), or
-    what follows the name of the case (`c1_liver.nii.gz`).
+    The name of the structure can be the name of the file in the folder of the case, the name of a folder
+    (`masks/liver/c1.nii.gz`), or the part of the file name after the name of the case (`c1_liver.nii.gz`).
     """
     stems = {stem_of(image) for image in images}
     cases_of: dict[str, set[str]] = defaultdict(set)
@@ -233,7 +235,7 @@ def _refuse_masks_of_structures(images: Sequence[str], labels: Sequence[str]) ->
 
 
 def _nearest(label: str, candidates: list[_Unit]) -> _Unit:
-    """The candidate nearest to the label: same place and part, else same place, else same part, else any.
+    """Return the candidate nearest to the label: same place and part, else same place, else same part, else any.
 
     Args:
         label: path of the label.
@@ -276,9 +278,9 @@ def _units(images: Sequence[str], labels: Sequence[str], channels: Sequence[str]
 def _channel_splits(
     images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
 ) -> dict[str, tuple[str, str]]:
-    """The case's stem and the channel of each image.
+    """Split the stem of each image into case and channel.
 
-    Without `channels`, nnU-Net's digits are read as channels only if no label has the full stem of an image.
+    Without `channels`, nnU-Net's digits count as channels only if no label has the full stem of an image.
     """
     stems = {image: stem_of(image) for image in images}
     wanted = tuple(channels) if channels else None
@@ -292,7 +294,7 @@ def _channel_splits(
 
 
 def _check_channels(cases: dict[str, Iterable[str]]) -> None:
-    """Check that all cases have the same channels as most of them."""
+    """Check that all cases have the same channels; the channels of most cases count as correct."""
     if not cases:
         return
     counts = Counter(tuple(sorted(channels)) for channels in cases.values())
@@ -312,7 +314,7 @@ def _check_channels(cases: dict[str, Iterable[str]]) -> None:
 def _pair_by_folder(
     images: Sequence[str], labels: Sequence[str], channels: Sequence[str] | None
 ) -> list[FoundCase] | None:
-    """Cases that have one folder each; `None` unless each label is alone in a folder and all folders have one depth."""
+    """Pair by folder, one per case; `None` unless each label is alone in its folder, all at the same depth."""
     places = [place_of(label) for label in labels]
     depth = len(places[0]) if places else 0
     if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
@@ -321,7 +323,7 @@ def _pair_by_folder(
     if any(len(place) < depth for place in where.values()) or any(p[-1].lower() in PART_FOLDERS for p in places):
         return None
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
-    for image, place in where.items():  # an absolute path is outside of the folder that was searched
+    for image, place in where.items():  # absolute paths are outside of the searched folder
         inside.setdefault(place[: None if image.startswith("/") else depth], []).append(image)
     empty = [label for label, place in zip(labels, places, strict=True) if not inside[place]]
     if empty:
@@ -338,7 +340,7 @@ def _pair_by_folder(
 
 
 def _channels_in_folder(files: Sequence[str], channels: Sequence[str] | None) -> dict[str, str]:
-    """Map channel to file. A channel is the part of the stem in which files differ: `t1` of `BraTS_001_t1`."""
+    """Map channels to files. A channel is the part of the stem in which the files differ: `t1` in `BraTS_001_t1`."""
     stems = [stem_of(file) for file in files]
     if channels:
         parts = [split_channel(stem, tuple(channels)) for stem in stems]
@@ -355,7 +357,7 @@ def _channels_in_folder(files: Sequence[str], channels: Sequence[str] | None) ->
 
 
 def _with_unique_names(cases: Sequence[FoundCase]) -> list[FoundCase]:
-    """Make case names unique: replace a shared name by that of the folder, or add the folder or a number to it."""
+    """Make case names unique: replace shared names by the folder's name, or add the folder or a number to them."""
     named = Counter(case.name for case in cases)
     held = Counter(place_of(case.images[0]) for case in cases)
     taken: set[str] = set()

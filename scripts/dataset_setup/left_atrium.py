@@ -22,7 +22,7 @@ IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 UA_MT = "mri_norm2.h5"
 SPACING_MM = 0.625  # spacing of every challenge volume; the .h5 files do not store it
 CROP_MARGIN = 15  # voxels around the label; UA-MT draws 10 to 19 at random
-CROP_LEAST = (112, 112)  # minimum size in voxels along the cropped axes: the sides of UA-MT's patch
+CROP_LEAST = (112, 112)  # minimum voxels along the cropped axes, from UA-MT's patch size
 LISTS = ("train.list", "test.list")
 TEST_FRACTION = 0.2
 
@@ -43,7 +43,7 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
         output: output folder, created if needed. It must not hold a `dataset.json`, which is written last so that an
             interrupted conversion can be started again.
         crop: whether to crop volumes around the label, see `crop_box`.
-        show: called with the summary to print.
+        show: function that prints the summary.
 
     Returns:
         Path of the datalist.
@@ -75,7 +75,7 @@ def convert(folder: Path, output: Path, crop: bool = False, show: Callable[[str]
 
 
 def find_sources(folder: Path) -> list[Source]:
-    """The cases below a folder, sorted by name.
+    """Find the cases below a folder, sorted by name.
 
     Raises:
         UserError: for a folder that does not exist or holds no case, a case without label, or duplicate names.
@@ -98,10 +98,10 @@ def find_sources(folder: Path) -> list[Source]:
 
 
 def split(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str], str]:
-    """Training cases, test cases, and where the split comes from (for the summary).
+    """Return training cases, test cases, and the source of the split (for the summary).
 
     Raises:
-        UserError: if the lists name a case that does not exist, or one case twice.
+        UserError: if the lists name a case that does not exist, or name a case twice.
     """
     home = next((f for f in (folder, folder.absolute().parent) if all((f / name).is_file() for name in LISTS)), None)
     if home is None:
@@ -123,13 +123,13 @@ def split(folder: Path, names: Sequence[str]) -> tuple[list[str], list[str], str
 
 
 def _listed(file: Path) -> list[str]:
-    """Case names, one per line; a slash and the text after it are dropped."""
+    """Read case names, one per line; a slash and the text after it are dropped."""
     lines = file.read_text(encoding="utf-8").split("\n")
     return [line.strip().split("/")[0] for line in lines if line.strip()]
 
 
 def crop_box(label: np.ndarray) -> tuple[slice, slice, slice]:
-    """The crop around the label along the first two axes, as in published work.
+    """Compute the crop around the label along the first two axes, as in published work.
 
     The extent of the label is widened to `CROP_LEAST`, then by `CROP_MARGIN` voxels at each end, and clipped to the
     volume.
@@ -184,7 +184,7 @@ def _read_h5(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise UserError(
             f"{path} cannot be read as an HDF5 file with `image` and `label` ({error}): it may be incomplete."
         ) from error
-    # The files do not store an orientation, so voxels are written in their order.
+    # The files do not store an orientation, so voxels are written in the order of the file.
     return image.astype(np.float32), label, np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find supposed images that are probably labels: copies of label files and predictions would train as unlabelled cases.
+"""Find supposed images that are probably labels.
 
-A file that no name marks as a label counts as an image. It is suspicious if it shares its name with a case, or if it
-holds only a few whole numbers.
+Without this check, copies of label files and predictions would be used as unlabelled images in training. A file that
+no name marks as a label counts as an image. It is suspicious if it shares its name with a case, or if it holds only a
+few different values, all of them integers.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ WAY_OUT = (
 
 
 def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
-    """Refuse unlabelled images that share their name with a case and are not in a folder of images, or are below it.
+    """Raise an error for unlabelled images that share their name with a case and are in a suspicious folder.
 
-    A name may go on behind that of the case, as in `case_01_prob`. Images of two sites may have the same names: both
-    are then in folders called images, or in folders beside each other.
+    A name may also begin with the name of the case, as in `case_01_prob`. A folder is suspicious if it is not a folder
+    of images and the case is in one, or if it is a subfolder of the case's folder. Images of two sites may have the
+    same names: both are then in folders called `images`, or in folders next to each other.
 
     Args:
-        cases: with paths relative to the folder that was searched.
+        cases: cases with paths relative to the searched folder.
 
     Raises:
-        UserError: naming the images.
+        UserError: names the images.
     """
     by_stem: dict[str, list[FoundCase]] = defaultdict(list)
     for case in cases:
@@ -51,7 +53,7 @@ def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
 
 
 def _beginnings(stem: str) -> list[str]:
-    """A name, and what stands in front of each separator in it."""
+    """Return a name, and its beginnings up to each separator."""
     return [stem, *(stem[: match.start()] for match in re.finditer(SEPARATOR, stem))]
 
 
@@ -68,13 +70,13 @@ def _in_image_folder(case: FoundCase) -> bool:
 
 
 def refuse_label_like(paths: Sequence[str]) -> None:
-    """Refuse supposed images that hold only a few whole numbers.
+    """Raise an error for supposed images that hold only a few whole numbers.
 
     Args:
-        paths: those images.
+        paths: the images that were found to look like labels.
 
     Raises:
-        UserError: if there is one.
+        UserError: if there are any.
     """
     if paths:
         raise UserError(
@@ -83,5 +85,5 @@ def refuse_label_like(paths: Sequence[str]) -> None:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first names, and the number of others."""
+    """List the first names, and the number of others."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

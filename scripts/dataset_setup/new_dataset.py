@@ -26,7 +26,7 @@ from scripts.images.header import PAIR, ending_of
 from scripts.progress import Progress, progress_bar
 
 FEW_VOXELS = 10
-"""A structure of fewer voxels in a file, on average, is mentioned: often a slip, or the residue of a conversion."""
+"""A note mentions label values with fewer voxels per file, on average: often mistakes, or artefacts of a conversion."""
 
 NAME = re.compile(r"[\w.\-]+")
 
@@ -37,13 +37,14 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     Args:
         request: options of the command.
         machine: machine whose memory limits the patch size (default: this one).
-        show: called with a summary before anything is written, then with the written files and the next commands.
+        show: function that prints a text. It is called with a summary before anything is written, and then with the
+            written files and the next commands.
 
     Returns:
         Path of the YAML file; with `dry_run` it is not written.
 
     Raises:
-        UserError: for an unusable folder or request, or a file that exists already; nothing is written then.
+        UserError: for an unusable folder or request, or a file that exists already; in this case nothing is written.
     """
     if not NAME.fullmatch(request.name) or request.name.startswith((".", "-")):
         raise UserError(
@@ -55,7 +56,7 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     roles = assign(cases, request)
     roles.notes += description.notes
     _refuse_existing(config, request)
-    _datalist(request, roles, home)  # raises if the file exists, before minutes are spent on measuring
+    _datalist(request, roles, home)  # fails early if the file exists, because measuring takes minutes
     ignore_value = description.ignore_value if request.ignore_value is None else request.ignore_value
     fingerprint = measure(roles, ignore_value, progress_bar)
     if not request.keep_lookalikes:
@@ -129,10 +130,10 @@ def _home(request: Request) -> Path:
 
 
 def _datalist(request: Request, roles: Roles, home: Path) -> tuple[Path, dict[str, list[Any]], bool]:
-    """The datalist's path, its lists, and whether the existing file is kept.
+    """Return the datalist's path, its lists, and whether the existing file is kept.
 
-    The file is `dataset.json`, or `dataset_NAME.json` if `dataset.json` came with the data or belongs to another name.
-    An existing file that gives every case the same role is kept.
+    The file is `dataset.json`, or `dataset_NAME.json` if `dataset.json` came with the data or belongs to a dataset of
+    another name. An existing file that gives every case the same role is kept.
     """
     elsewhere = request.output is not None and home != request.folder.absolute()
     lists = datalist_of(roles, None if elsewhere else home)
@@ -171,14 +172,14 @@ def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Prog
         The same roles with the paths of the copies.
 
     Raises:
-        UserError: if a different file is already there, or a file cannot be copied.
+        UserError: if the target of a copy exists with other content, or a file cannot be copied.
     """
 
     def copied(case: FoundCase) -> FoundCase:
         try:
             images = tuple(_copy(Path(path), roots, target) for path in case.images)
             return replace(case, images=images, label=case.label and _copy(Path(case.label), roots, target))
-        except OSError as error:  # also shutil.Error, which lists the files that failed
+        except OSError as error:  # shutil.Error is an OSError that lists the failed files
             raise UserError(f"Case {case.name} cannot be copied to {target}: {error.strerror or error}.") from error
 
     bar = iter(progress(roles.all, "copying"))
@@ -186,12 +187,12 @@ def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Prog
         role: [copied(next(bar)) for _ in getattr(roles, role)]
         for role in ("labelled", "unlabelled", "validation", "test")
     }
-    next(bar, None)  # finishes the progress bar
+    next(bar, None)  # closes the progress bar
     return Roles(**lists, notes=roles.notes)
 
 
 def copy_target(path: Path, roots: Sequence[Path], target: Path) -> Path:
-    """Path of a file's copy; files from the second and later roots go to a subfolder with that root's name."""
+    """Return the path of a file's copy; files from further roots go to a subfolder with the name of the root."""
     for number, root in enumerate(roots):
         if path.is_relative_to(root):
             return (target if number == 0 else target / root.name) / path.relative_to(root)
@@ -205,7 +206,7 @@ def _copy(path: Path, roots: Sequence[Path], target: Path) -> str:
         shutil.copytree(path, goal, dirs_exist_ok=True)
         return str(goal)
     files = [path]
-    if ending_of(path) in (*DETACHED, *PAIR):  # headers whose voxels are in a file beside them
+    if ending_of(path) in (*DETACHED, *PAIR):  # headers whose voxels are in a separate file
         files += [f for f in sorted(path.parent.glob(f"{path.stem}.*")) if f != path]
     for file in files:
         copy = goal.with_name(file.name)

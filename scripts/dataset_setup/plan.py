@@ -27,7 +27,7 @@ CT_MINIMUM = -200  # HU; MR and PET do not reach such low values, and air is -10
 SMALL_VOLUME = 64**3  # voxels; up to this size full resolution costs little (docs/results/accuracy.md)
 STEP_SHARE = 0.5  # fraction of the device memory that a training step may use
 GPU_MEMORY = {"gpu8": 8 * 2**30, "gpu24": 24 * 2**30}  # bytes, by preset
-PASSES = 3  # of activations: output, gradient, and one more for the convolutions' workspace
+PASSES = 3  # copies of the activations: output, gradient, and one for the workspace of convolutions
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Machine:
     """The machine to train on.
 
     Attributes:
-        preset: `cpu`, `gpu8` or `gpu24`: sizes that suit a CPU, or a GPU with at least 8 or 24 GB.
+        preset: `cpu`, `gpu8` or `gpu24`, for sizes that suit a CPU or a GPU with at least 8 or 24 GB.
         step_memory: memory of the training device in bytes.
     """
 
@@ -44,9 +44,9 @@ class Machine:
 
     @classmethod
     def of(cls, preset: str | None = None) -> Machine:
-        """A machine of a preset; `None`: this machine.
+        """Return the machine of a preset; `None` for this machine.
 
-        Total memory counts, not free memory, so that the same folder gives the same settings.
+        The total memory counts and not the free memory, so that the same folder always gives the same settings.
         """
         if preset in GPU_MEMORY:
             return cls(preset, GPU_MEMORY[preset])
@@ -61,9 +61,11 @@ class Preset:
     """Sizes that a kind of machine can train.
 
     Attributes:
-        patch_voxels: largest patch; larger ones may fit into memory, but a step would take many seconds.
-        batches: labelled and unlabelled patches per step, the first pair that fits into memory.
-        widths: channels of the network's stages at full resolution and behind a stem of stride 2.
+        patch_voxels: maximum number of voxels of a patch. Larger patches may fit in memory, but a step would take many
+            seconds.
+        batches: candidates for the numbers of labelled and unlabelled patches per step; the first that fits in memory
+            is used.
+        widths: channels of the network's stages at full resolution, and after a stem of stride 2.
         max_steps: optimiser steps.
     """
 
@@ -89,13 +91,13 @@ class Plan:
         label_values: value of each class in the label files, background first.
         label_names: name of each class.
         ignore_value: label value of voxels to ignore (`None`: no such value).
-        spacing: mm, axes in RAS order.
+        spacing: voxel size in mm, axes in RAS order.
         size: median size of a volume at that spacing, in voxels.
-        windows: for each channel, the intensities to clip to if it is CT; `None` for z-scores.
-        modality: `CT`, `other` or `CT and other`, and the reason.
+        windows: for each channel, the range to which CT intensities are clipped; `None` for z-scores.
+        modality: `CT`, `other` or `CT and other`, and the reason for this choice.
         preset: the kind of machine that the sizes are for.
         stem_stride: 1, or 2 for large volumes.
-        norm: the network's norm.
+        norm: normalisation layer of the network.
         widths: channels of the network's stages.
         roi_size: patch size in voxels.
         batch_labelled: labelled patches per step.
@@ -122,7 +124,7 @@ class Plan:
 
 
 def median_grid(grids: Sequence[Grid]) -> tuple[list[float], list[int]]:
-    """Median spacing (mm), and the median size (voxels) of volumes resampled to it."""
+    """Return the median spacing (mm), and the median size (voxels) of volumes resampled to it."""
     spacings = np.array([grid.spacing for grid in grids])
     spacing = np.median(spacings, axis=0).round(4)
     sizes = np.array([grid.shape for grid in grids]) * spacings / spacing
@@ -136,18 +138,18 @@ def classes_of(
     ignore_value: int | None,
     segments: Mapping[int, str] | None = None,
 ) -> tuple[list[int], list[str]]:
-    """Value and name of each class: all values in label files or in `dataset.json`, and 0 as background.
+    """Return value and name of each class: 0 for background, and all values in label files or in `dataset.json`.
 
     Args:
         values: values in the label files.
-        description: gives names to values.
-        names: the user's names, one per class; `None`: those of the description.
+        description: names of the values.
+        names: the user's names, one per class; `None` for the names in the description.
         ignore_value: value that is not a class.
-        segments: names in the headers of label files, used where the description has none.
+        segments: names in the headers of label files, used for values without a name in the description.
 
     Raises:
-        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, a negative value, one
-            beyond `LARGEST_VALUE`, or names in label files that contradict the description.
+        UserError: for a wrong number of names, a name that MONAI would evaluate, a single class, a negative value, a
+            value beyond `LARGEST_VALUE`, or names in label files that contradict the description.
     """
     for value, name in (segments or {}).items():
         for other, declared in description.label_names.items():
@@ -187,7 +189,11 @@ def classes_of(
 
 
 def ct_channels(intensities: Sequence[Intensity], description: Description) -> tuple[list[bool], str]:
-    """Whether each channel is CT, and the reason: names of the description, otherwise the lowest values."""
+    """Decide for each channel whether it is CT, by the names in the description or else by the lowest values.
+
+    Returns:
+        The decision for each channel, and the reason.
+    """
     named = [name for name in description.channel_names if name]
     if named:
         is_ct = [re.search(r"(?<![a-z])ct(?![a-z])", name.lower()) is not None for name in named]
@@ -200,13 +206,13 @@ def ct_channels(intensities: Sequence[Intensity], description: Description) -> t
 
 
 def modality_of(intensities: Sequence[Intensity], description: Description) -> tuple[str, str]:
-    """`CT` if every channel is CT, `other` if none is, otherwise `CT and other`; and the reason."""
+    """Return `CT` if every channel is CT, `other` if none is, else `CT and other`; and the reason."""
     is_ct, reason = ct_channels(intensities, description)
     return "CT" if all(is_ct) else "CT and other" if any(is_ct) else "other", reason
 
 
 def windows_of(intensities: Sequence[Intensity], is_ct: Sequence[bool]) -> list[tuple[float, float] | None]:
-    """Lowest and highest foreground percentile, at least 1 apart, of each CT channel; one window if all are CT."""
+    """Return low and high foreground percentile of each CT channel, at least 1 apart; one window if all are CT."""
     if all(is_ct):
         return [_window(intensities)] * len(intensities)
     return [_window([channel]) if ct else None for channel, ct in zip(intensities, is_ct, strict=True)]
@@ -220,16 +226,16 @@ def _window(intensities: Sequence[Intensity]) -> tuple[float, float]:
 def choose_patch(
     size: Sequence[int], divisor: int, most_voxels: int, fits: Callable[[Sequence[int]], bool]
 ) -> list[int]:
-    """The largest allowed patch, close to the size of a median volume.
+    """Choose the largest allowed patch, close to the median size of the volumes.
 
     Args:
-        size: size of a median volume in voxels.
-        divisor: the sides of a patch are multiples of it.
+        size: median size of the volumes in voxels.
+        divisor: the sides of a patch must be multiples of this number.
         most_voxels: maximum number of voxels of a patch.
         fits: whether a patch fits into memory.
     """
     patch = [max(1, math.floor(n / divisor + 0.5)) * divisor for n in size]
-    if max(patch) == divisor:  # the deepest layer would have a single voxel, which norms reject
+    if max(patch) == divisor:  # norms reject a deepest layer with a single voxel
         patch[int(np.argmax(size))] = 2 * divisor
     while (math.prod(patch) > most_voxels or not fits(patch)) and max(patch) > 2 * divisor:
         longest = max(range(3), key=lambda axis: (patch[axis], size[axis]))
@@ -238,7 +244,7 @@ def choose_patch(
 
 
 def default_network(settings: Mapping[str, Any]) -> tuple[nn.Module, int]:
-    """The network of `configs/train.yaml`, and the number that the sides of its patches must be multiples of."""
+    """Build the network of `configs/train.yaml`; also return the divisor of the sides of its patches."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.yaml"))
     parser.update(dict(settings))
@@ -248,10 +254,10 @@ def default_network(settings: Mapping[str, Any]) -> tuple[nn.Module, int]:
 def choose_step(
     size: Sequence[int], settings: Mapping[str, Any], with_unlabelled: bool, machine: Machine
 ) -> tuple[list[int], tuple[int, int]]:
-    """Patch size, and labelled and unlabelled patches per step: the most that the preset wants and memory holds.
+    """Choose patch size, and labelled and unlabelled patches per step: as large as preset and memory allow.
 
     Args:
-        size: size of a median volume in voxels.
+        size: median size of the volumes in voxels.
         settings: keys of the configuration that the network depends on.
         with_unlabelled: whether there are unlabelled cases.
         machine: the machine to train on.
@@ -282,7 +288,7 @@ def make_plan(
     Args:
         fingerprint: measured properties of the volumes.
         description: names and values from `dataset.json`.
-        label_names: the user's names, one per class; `None`: those of the description.
+        label_names: the user's names, one per class; `None` for the names in the description.
         ignore_value: label value of voxels to ignore (`None`: no such value).
         with_unlabelled: whether there are unlabelled cases.
         machine: the machine to train on.

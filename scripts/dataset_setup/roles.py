@@ -26,14 +26,14 @@ from scripts.images.read import exists
 
 
 def number_of_tests(labelled: int, fraction: float) -> int:
-    """Number of test cases: a fraction of the labelled cases, rounded down, so that small datasets keep all labels.
+    """Number of test cases: a fraction of the labelled cases, rounded down so that tiny datasets keep all labels.
 
     Raises:
         UserError: if the fraction is not in [0, 1).
     """
     if not 0 <= fraction < 1:
         raise UserError(f"--test_fraction must be at least 0 and below 1, got {fraction}.")
-    return math.floor(labelled * Fraction(str(fraction)))  # exact decimals: 0.1 of 30 is 3
+    return math.floor(labelled * Fraction(str(fraction)))  # exact decimal arithmetic: 0.1 of 30 is 3
 
 
 def choose_tests(names: Sequence[str], number: int, patient: str | Mapping[str, str] | None = None) -> set[str]:
@@ -74,7 +74,7 @@ DEFAULT_TEST_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class Request:
-    """Options of `python -m scripts new-dataset`; its `--help` explains each."""
+    """Options of `python -m scripts new-dataset`; `--help` explains each."""
 
     folder: Path
     name: str
@@ -99,7 +99,7 @@ class Request:
 
 @dataclass
 class Roles:
-    """Cases by role, with absolute paths; `notes` tell the user what was left out and why."""
+    """Cases by role, with absolute paths; `notes` are messages for the user about what was left out and why."""
 
     labelled: list[FoundCase] = field(default_factory=list)
     unlabelled: list[FoundCase] = field(default_factory=list)
@@ -114,12 +114,12 @@ class Roles:
 
     @property
     def with_label(self) -> list[FoundCase]:
-        """Every case whose label file is read, by training, validation or evaluation."""
+        """Every case whose label file is read in training, validation or evaluation."""
         return self.labelled + self.validation + self.test
 
 
 def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
-    """The cases of a folder with absolute paths, the description of the dataset, and the source of both.
+    """Return the cases of a folder with absolute paths, the description of the dataset, and the source of both.
 
     Raises:
         UserError: for a missing folder, a folder without images or labels, or names that cannot be paired.
@@ -155,9 +155,9 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
 
 
 def _listed_cases(folder: Path, content: dict, notes: list[str]) -> list[FoundCase] | None:
-    """The cases of a datalist; `None` if it lists no cases (nnU-Net) or its first image does not exist.
+    """Return the cases of a datalist; `None` if it lists no cases (nnU-Net) or its first image does not exist.
 
-    Labels of test cases are often listed but not published: they are mentioned, and their cases have none.
+    Labels of test cases are often listed but not published. A note mentions them, and the cases get no label.
     """
     if isinstance(content.get("dataset"), dict) and content["dataset"]:
         return _listed_by_nnunet(folder, content["dataset"])
@@ -185,7 +185,7 @@ def _listed_cases(folder: Path, content: dict, notes: list[str]) -> list[FoundCa
 
 
 def _listed_by_nnunet(folder: Path, listed: dict) -> list[FoundCase]:
-    """The cases under `dataset`, by which nnU-Net finds files in any place."""
+    """Return the cases under `dataset`, which lets nnU-Net use files in any folder."""
     cases = []
     for name, entry in listed.items():
         if not (
@@ -229,10 +229,10 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
         images = split_roles(paths)[0] or paths
         labels = [str(outside / path) for path in _images_below(outside, request.exclude, notes)]
     if request.unlabelled is not None:
-        further = request.unlabelled.absolute()  # may be inside the dataset's folder; its labels are not used
+        further = request.unlabelled.absolute()  # may be inside the dataset's folder; labels in it are not used
         images = [path for path in images if not (folder / path).is_relative_to(further)]
         labels = [path for path in labels if not (folder / path).is_relative_to(further)]
-        told: list[str] = notes if not further.is_relative_to(folder) else []  # its other files are counted already
+        told: list[str] = notes if not further.is_relative_to(folder) else []  # else they are counted already
         images += [str(further / path) for path in split_roles(_images_below(further, request.exclude, told))[0]]
     cases = pair(images, labels, request.channels)
     if not request.keep_lookalikes:
@@ -248,13 +248,13 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
 
 
 FOREIGN = "foreign_labels"
-"""Folder of other programs' labels (docs/labelling.md), which hold neither images nor labels to train on."""
+"""Folder of labels from other programs (docs/labelling.md); its files are neither images nor labels to train on."""
 
 
 def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> list[str]:
-    """Relative paths of the images that no pattern matches, neither as a path nor by the name of a file or folder.
+    """Return the relative paths of all images, except those whose path, file name or a folder name matches a pattern.
 
-    A note counts the files that are passed over because of their format.
+    A note gives the number of files that are skipped because of their format.
     """
     passed: list[Path] = []
     paths = sorted(image.relative_to(folder).as_posix() for image in walk_images(folder, passed))
@@ -269,7 +269,7 @@ def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> lis
 
 
 def _label_folder(request: Request) -> tuple[str | None, Path | None]:
-    """The folder of labels: its relative path if it is inside the dataset's folder, else its absolute path."""
+    """Return the folder of labels: a relative path if it is inside the dataset's folder, else an absolute path."""
     if request.labels is None:
         return None, None
     labels, folder = request.labels.absolute(), request.folder.absolute()
@@ -283,7 +283,7 @@ def _label_folder(request: Request) -> tuple[str | None, Path | None]:
 def assign(cases: Sequence[FoundCase], request: Request) -> Roles:
     """Give each case a role.
 
-    Labelled cases below `imagesTs` or `test` are the test cases. If there are none, some labelled cases are chosen.
+    Labelled cases below `imagesTs` or `test` become test cases. If there are none, some labelled cases are chosen.
 
     Raises:
         UserError: if no labelled case is left to train on.
@@ -338,7 +338,7 @@ def _choose_tests(roles: Roles, request: Request, patients: Mapping[str, str]) -
 
 
 def _name_patients_on_both_sides(roles: Roles, patients: Mapping[str, str]) -> None:
-    """Add a note about cases of test patients that train; a split that came with the data is not changed by a guess."""
+    """Add a note about test patients with training cases. A guess does not change a split that came with the data."""
     tested = {patients[case.name] for case in roles.test}
     both = [case.name for case in roles.labelled + roles.unlabelled if patients[case.name] in tested]
     if both:

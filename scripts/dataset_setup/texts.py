@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The texts that new_dataset produces: the summary, `dataset.json` and the YAML file of the dataset."""
+"""The texts that new_dataset writes: the summary, `dataset.json` and the YAML file of the dataset."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from scripts.images.header import case_name
 
 
 def table_of(folder: Path, source: str, fingerprint: Fingerprint, roles: Roles, plan: Plan) -> str:
-    """The summary to print.
+    """Format the summary to print.
 
     Args:
-        folder: the folder that was searched.
-        source: where the cases were read from.
+        folder: the searched folder.
+        source: where the list of cases comes from.
         fingerprint: measured properties of the volumes.
         roles: the cases by role.
         plan: the settings.
@@ -88,11 +88,11 @@ def _by(numbers: Sequence[float]) -> str:
 
 
 def datalist_of(roles: Roles, relative_to: Path | None) -> dict[str, list[Any]]:
-    """The lists of a `dataset.json`.
+    """Make the lists of a `dataset.json`.
 
     Args:
         roles: cases with absolute paths.
-        relative_to: paths inside this folder are written relative to it; `None`: all paths are absolute.
+        relative_to: paths inside this folder are written relative to it; with `None` all paths are absolute.
     """
 
     def written(path: str) -> str:
@@ -137,7 +137,7 @@ def _as_set(home: Path, cases: Sequence[dict[str, Any]]) -> set[tuple[str, ...]]
 
 
 def json_of(name: str, plan: Plan, lists: Mapping[str, list[Any]]) -> str:
-    """The text of a `dataset.json`."""
+    """Make the text of a `dataset.json`."""
     labels = {str(value): label for value, label in zip(plan.label_values, plan.label_names, strict=True)}
     content = {"name": name, "labels": labels, **lists, "written_by": COMMAND}
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
@@ -147,7 +147,7 @@ def json_of(name: str, plan: Plan, lists: Mapping[str, list[Any]]) -> str:
 
 
 def yaml_of(plan: Plan, roles: Roles, name: str, dataset_dir: Path, datalist: str, file: Path) -> str:
-    """The text of a dataset's YAML file, with a comment on each value.
+    """Make the text of a dataset's YAML file, with a comment on each value.
 
     Args:
         plan: the settings.
@@ -245,7 +245,7 @@ def _stem_reason(plan: Plan) -> str:
 
 
 def _channel_lines(plan: Plan, reason: str) -> list[str]:
-    """Each channel is normalised by itself: a window for CT, z-scores for others."""
+    """Make the lines that normalise each channel separately: a window for CT, z-scores for others."""
     keys = [f"image_{channel}" for channel in range(len(plan.windows))]
     lines = [
         f"intensity:  # each channel by itself: {reason}",
@@ -279,5 +279,5 @@ def _line(key: str, value: str, reason: str) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as JSON, which is valid YAML and can represent any character."""
+    """Format a value as JSON, which is valid YAML and can represent any character."""
     return json.dumps(value, ensure_ascii=False)

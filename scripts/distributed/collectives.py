@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exchanges between the processes of a run, its ranks. With one process every function here is the identity.
+"""Collective operations between the ranks (processes) of a run. With one process every function is the identity.
 
-Only the passes of the network, which are expensive, are divided among the ranks; every rank computes the rest of a step
-alike. `shard_batch` gives each rank its part of a batch, `all_gather_batch` gives all ranks the results of all parts.
-The gradient of either is the other, as with the pair of operators in tensor parallelism (Shoeybi et al., Megatron-LM,
-2019): every rank computes the same loss from the gathered results, so each keeps the gradient of its own part, and the
-gradients of a sharded batch are gathered.
+Only the expensive passes of the network are divided among the ranks; every rank computes the rest of a step in the same
+way. `shard_batch` gives each rank its part of a batch, and `all_gather_batch` gives all ranks the results of all parts.
+Each of the two is the gradient of the other, like the pair of operators in tensor parallelism (Shoeybi et al.,
+Megatron-LM, 2019). Every rank computes the same loss from the gathered results, so each keeps the gradient of its own
+part, and the gradients of a sharded batch are gathered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def num_ranks() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 outside a process group."""
+    """Index of this process, counted from 0; 0 outside a process group."""
     return distributed.get_rank() if num_ranks() > 1 else 0
 
 
@@ -45,21 +45,21 @@ def is_rank0() -> bool:
 
 
 def shard_items(items: Sequence[T]) -> list[T]:
-    """This rank's share of a list: items rank, rank + n, ... of n ranks, so that each item is on one rank.
+    """Return this rank's share of a list: the items rank, rank + n, ... for n ranks, so that each item is on one rank.
 
-    With fewer items than ranks each rank gets all of them: MONAI's metrics need a case on every rank, and the mean over
-    equally many copies of each case is the mean over the cases.
+    With fewer items than ranks, each rank gets all of them, because MONAI's metrics need a case on every rank. The mean
+    does not change if there are equally many copies of each case.
     """
     return list(items) if len(items) < num_ranks() else list(items[rank() :: num_ranks()])
 
 
 def shard_batch(cases: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a batch that every rank holds.
+    """Return this rank's part of a batch that every rank holds.
 
-    Rank r gets the cases r, r + ranks, ..., so that each part mixes labelled and unlabelled cases as the batch does,
-    which matters to batch norms. All parts have the same size: if the number of cases is not a multiple of the number
-    of ranks, the last case is repeated, and `all_gather_batch` drops the repetitions. Every rank receives the gradient
-    of all cases.
+    Rank r gets the cases r, r + ranks, ..., so that each part mixes labelled and unlabelled cases like the whole batch,
+    which matters for batch norm. All parts have the same size: if the number of cases is not a multiple of the number
+    of ranks, the last case is repeated, and `all_gather_batch` drops the repetitions. In the backward pass, every rank
+    receives the gradient of all cases.
 
     Args:
         cases: `(N, ...)`, N at least 1, the same on every rank.
@@ -76,11 +76,11 @@ def shard_batch(cases: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather_batch(part: torch.Tensor, total: int | None = None) -> torch.Tensor:
-    """Join the parts of all ranks in the order before `shard_batch`; each rank receives the gradient of its own part.
+    """Join the parts of all ranks in the original order; each rank receives the gradient of its own part.
 
     Args:
         part: `(n, ...)`, of the same shape and type on every rank.
-        total: N of `shard_batch`, to drop repeated cases; `None` if no case was repeated.
+        total: size N of the batch before `shard_batch`, to drop repeated cases; `None` if no case was repeated.
 
     Returns:
         `(N, ...)`.
@@ -91,7 +91,7 @@ def all_gather_batch(part: torch.Tensor, total: int | None = None) -> torch.Tens
 
 
 def all_gather_items(items: list[T]) -> list[T]:
-    """The items of all ranks, those of the first rank first; they are pickled."""
+    """Return the items of all ranks, in the order of the ranks. Items are pickled."""
     if num_ranks() == 1:
         return items
     parts: list[Any] = [None] * num_ranks()
@@ -101,26 +101,26 @@ def all_gather_items(items: list[T]) -> list[T]:
 
 @torch.no_grad()
 def all_reduce_sum(tensors: Iterable[torch.Tensor], contribute: bool = True) -> None:
-    """Replace each tensor by its sum over the ranks, in one exchange per dtype.
+    """Replace each tensor by its sum over the ranks, with one operation per dtype.
 
     Args:
-        tensors: the same number, shapes and dtypes on every rank.
-        contribute: `False` adds zeros instead of this rank's values. If one rank alone contributes, all receive its
-            values.
+        tensors: tensors of the same number, shapes and dtypes on every rank.
+        contribute: `False` adds zeros instead of this rank's values. If only one rank contributes, all ranks receive
+            its values.
     """
     if num_ranks() == 1:
         return
     for _, group in itertools.groupby(sorted(tensors, key=lambda t: str(t.dtype)), key=lambda t: t.dtype):
         members = list(group)
         flat = torch.cat([t.reshape(-1) for t in members])
-        flat = flat if contribute else torch.zeros_like(flat)  # not a product: 0 * NaN is NaN
+        flat = flat if contribute else torch.zeros_like(flat)  # no multiplication, because 0 * NaN is NaN
         distributed.all_reduce(flat)
         for tensor, values in zip(members, flat.split([t.numel() for t in members]), strict=True):
             tensor.copy_(values.view_as(tensor))
 
 
 def broadcast_from_rank0(compute: Callable[[], T]) -> T:
-    """Call `compute` on the first rank; every rank returns its result or raises its error.
+    """Call `compute` on the first rank only; every rank returns its result or raises its error.
 
     Args:
         compute: a function whose result and errors can be pickled.
@@ -143,8 +143,8 @@ def broadcast_from_rank0(compute: Callable[[], T]) -> T:
 def fork_rng_per_rank(number: int, device: torch.device) -> Iterator[None]:
     """Draw different random numbers on each rank inside the context; restore torch's generators afterwards.
 
-    For dropout in sharded passes. Everything that all ranks compute alike must draw the same numbers, so their
-    generators must agree again after such a pass.
+    Use it for dropout in sharded passes. All other computations are the same on all ranks and must draw the same
+    numbers, so the generators must agree again after such a pass.
 
     Args:
         number: index of the pass within the step, from 0.
@@ -184,6 +184,6 @@ def _own_part(cases: torch.Tensor) -> torch.Tensor:
 
 def _all_parts(part: torch.Tensor) -> torch.Tensor:
     parts = part.new_empty((num_ranks(), *part.shape))
-    # As bytes, because neither gloo nor NCCL supports 16-bit integers, which labels may have.
+    # Sent as bytes, because neither gloo nor NCCL supports 16-bit integers, which labels may have.
     distributed.all_gather(list(parts.flatten(1).view(torch.uint8)), part.contiguous().flatten().view(torch.uint8))
     return parts.transpose(0, 1).flatten(0, 1)

@@ -20,7 +20,7 @@ from scripts.errors import UserError, first_line
 
 
 def rank_device() -> torch.device:
-    """The GPU with this process's number on its node, or the CPU if the machine has no GPU.
+    """Return the GPU with this process's local rank, or the CPU if the machine has no GPU.
 
     Raises:
         UserError: if the node has fewer GPUs than processes.
@@ -37,16 +37,16 @@ def rank_device() -> torch.device:
 
 
 def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
-    """Form one process group of the processes that `torchrun` started; gloo on CPUs, NCCL on GPUs.
+    """Form one process group of the processes that `torchrun` started, with gloo on CPUs and NCCL on GPUs.
 
-    Only the first rank logs more than warnings. If a rank dies, its connections close, so the exchanges of the others
-    fail at once; torchrun's agent also ends the other processes of its node. A rank that hangs, or whose node lost
-    power, is noticed when an exchange with it has taken `patience` seconds.
+    Only the first rank logs more than warnings. If a rank dies, its connections close, so the collective operations of
+    the other ranks fail at once; torchrun's agent also ends the other processes of its node. If a rank hangs, or its
+    node loses power, an operation with it fails after `patience` seconds.
 
     Args:
         device: device of this rank.
-        patience: time-out of one exchange in seconds, at least 1. Ranks wait for each other's validation, so it must
-            be longer than the longest difference between two ranks.
+        patience: time-out of one collective operation in seconds, at least 1. Ranks wait for each other during
+            validation, so it must be longer than the largest difference in time between two ranks.
 
     Raises:
         UserError: if `torchrun` did not start this process, the group cannot be formed, or `patience` is too short.
@@ -65,7 +65,7 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
         torch.cuda.set_device(device)
     try:
         store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(minutes=5)))
-        # torchrun keeps one store for all its restarts, which still holds the addresses of ended processes.
+        # torchrun uses the same store for all restarts, so it still holds the addresses of ended processes.
         store = distributed.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=patience)
@@ -82,9 +82,9 @@ def join_ranks(device: str | torch.device, patience: float = 1800.0) -> None:
 
 
 def _end_with_message(number: int, frame: FrameType | None) -> None:
-    """End this process on SIGTERM, by which `torchrun` ends the others of its node when one has died.
+    """End this process on SIGTERM, which `torchrun` sends to the other processes of its node when one has died.
 
-    The signal arrives while the failed exchange is still being reported, so without this handler the process would
+    The signal arrives while the failed operation is still being reported, so without this handler the process would
     often end without a message.
     """
     print(
@@ -103,10 +103,10 @@ def leave_ranks() -> None:
 
 
 def require_group() -> None:
-    """Refuse processes of `torchrun` without a process group, because all of them would write the same files.
+    """Check that processes of `torchrun` have formed a process group; otherwise all would write the same files.
 
     Raises:
-        UserError: naming the missing configuration file.
+        UserError: if there is no group; the message names the missing configuration file.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ and not distributed.is_initialized():
         raise UserError(
@@ -118,7 +118,7 @@ def require_group() -> None:
 def with_common_batch_norm(network: nn.Module) -> nn.Module:
     """Convert the batch norms of a network on a GPU to `SyncBatchNorm`, which uses the cases of all ranks.
 
-    torch has no such layer for CPUs: there the network is returned as it is, and each rank normalises its own cases.
+    torch has no such layer for CPUs. There the network is returned unchanged, and each rank normalises its own cases.
     """
     on_gpu = all(p.device.type == "cuda" for p in network.parameters())
     return nn.SyncBatchNorm.convert_sync_batchnorm(network) if on_gpu and num_ranks() > 1 else network
@@ -128,21 +128,21 @@ class RankSynchroniser:
     """Give every rank the gradients and statistics of the whole batch, so that all ranks take the same step.
 
     `FeatureInferer` shards the network's passes, and every rank computes the loss of all cases from the gathered
-    results. Therefore
+    results. Therefore:
 
-    - gradients of the network are summed over the ranks, as each rank has those of its own cases;
-    - gradients of the loss's parameters (heads, selectors) are complete on every rank already. All ranks take the first
+    - Gradients of the network are summed over the ranks, because each rank has the gradients of its own cases only.
+    - Gradients of the loss's parameters (heads, selectors) are already complete on every rank. All ranks take the first
       rank's copy of them and of the loss's buffers (memory, statistics of heads), so that rounding on different
-      hardware cannot make them diverge;
-    - running statistics of norms in the network are averaged over the ranks.
+      hardware cannot make them diverge.
+    - Running statistics of norms in the network are averaged over the ranks.
 
     With one rank nothing happens.
 
-    `DistributedDataParallel` does not fit: it divides gradients by the number of ranks whatever the loss normalises by,
-    supports no passes outside its `forward`, and does not synchronise heads and memory.
+    `DistributedDataParallel` is not suitable: it always divides gradients by the number of ranks, however the loss is
+    normalised; it does not support passes outside its `forward`; and it does not synchronise heads and memory.
 
-    Attach it before `GradientGuard`: all ranks then check the same gradient, and a step with a non-finite value on one
-    of them is undone on all.
+    Attach it before `GradientGuard`, so that all ranks check the same gradient, and a step with a non-finite value on
+    one rank is undone on all ranks.
 
     Args:
         network: the network whose passes are sharded.

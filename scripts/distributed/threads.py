@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads a process may use for arithmetic."""
+"""The number of threads that a process may use for arithmetic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 logger = logging.getLogger("threads")
 
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows the limits of control groups; other systems have no such folder."""
+"""Folder in which Linux shows the limits of control groups; other systems do not have it."""
 
 
 def limit_threads(cgroups: Path = CGROUPS) -> None:
     """Let torch use no more threads than its container's quota of cores, unless OMP_NUM_THREADS is set.
 
-    OpenMP knows the affinity mask but not the quota: it would start a thread for each core of the machine. What else
-    runs does not count, because results repeat to the bit only with the same number of threads.
+    OpenMP respects the affinity mask but not the quota, so it would start a thread for each core of the machine. The
+    load of the machine does not matter, because results are bit-identical only with the same number of threads.
 
     Args:
         cgroups: folder of the control groups' limits.
@@ -35,7 +35,7 @@ def limit_threads(cgroups: Path = CGROUPS) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread, as loader processes do: sums that several threads share differ in their last bits."""
+    """Compute with one thread, as loader processes do; sums over several threads would differ in their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 def available_cores(cgroups: Path = CGROUPS) -> int:
-    """Number of cores that this process may use: those of its affinity mask, but not more than its container's quota.
+    """Return the number of cores that this process may use: those in its affinity mask, up to its container's quota.
 
     Args:
         cgroups: folder of the control groups' limits.
@@ -55,8 +55,8 @@ def available_cores(cgroups: Path = CGROUPS) -> int:
 
 
 def _quota(cgroups: Path) -> int | None:
-    """Cores that the control group of a container grants, rounded up; `None` if it has no limit."""
-    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2 and 1
+    """Return the number of cores that a container's control group grants, rounded up; `None` without a limit."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup versions 2 and 1
         try:
             words = " ".join((cgroups / name).read_text(encoding="utf-8") for name in names).split()
             quota, period = int(words[0]), int(words[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export a network as TorchScript, ONNX and `torch.export`, and compare the files with it, each in its own runtime."""
+"""Export a network as TorchScript, ONNX and `torch.export`, and compare each file, in its runtime, with the network."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ ALLOWED = ("monai.", "torch.")
 
 
 def self_contained(settings: ExportSettings) -> dict[str, Any]:
-    """`configs/self_contained.yaml`, completed by the blocks `SHARED` of an inference configuration.
+    """Return `configs/self_contained.yaml`, completed by the blocks `SHARED` of an inference configuration.
 
-    It has classes of monai and torch only, so that it runs without `scripts/`.
+    The result uses only classes of monai and torch, so that it runs without `scripts/`.
 
     Raises:
         UserError: if these blocks use a class that is not part of monai or torch.
@@ -54,7 +54,7 @@ def self_contained(settings: ExportSettings) -> dict[str, Any]:
 
 
 def _filled(node: Any, place: str, keys: Set[str], settings: ExportSettings) -> Any:
-    """The node at `place` of a configuration, with references to keys outside `keys` replaced by their values."""
+    """Return the node at `place` of a configuration, with references to keys outside `keys` replaced by values."""
     if isinstance(node, Mapping):
         return {name: _filled(value, f"{place}::{name}", keys, settings) for name, value in node.items()}
     if isinstance(node, list):
@@ -94,7 +94,7 @@ def foreign_names(node: Any) -> Iterator[str]:
 # ------------------------------------------------------------------ a function for each format
 
 EXAMPLE_SIDES = (2, 3, 4)
-"""Sides of the example in units of the divisor: all different, and none 1, which torch.export treats as constant."""
+"""Sides of the example in units of the divisor: all different, and not 1, which torch.export treats as constant."""
 
 
 def export_torchscript(settings: ExportSettings, path: Path) -> None:
@@ -122,9 +122,10 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
 
 
 def export_program(settings: ExportSettings, path: Path) -> None:
-    """Write `model.pt2`, which `torch.export.load(path).module()` reads; any batch size.
+    """Write `model.pt2`, which `torch.export.load(path).module()` reads.
 
-    Sides must be multiples of the divisor. As in `model.ts`, `metadata.json` and `inference.json` are extra files.
+    The model accepts any batch size; sides must be multiples of the divisor. As in `model.ts`, `metadata.json` and
+    `inference.json` are stored in the file.
 
     Raises:
         UserError: if the weights do not fit the network.
@@ -141,7 +142,7 @@ def export_program(settings: ExportSettings, path: Path) -> None:
 
 
 def export_onnx(settings: ExportSettings, path: Path) -> None:
-    """Write `model.onnx`: input `image`, output `pred`; any batch size, sides multiples of the divisor.
+    """Write `model.onnx`, with input `image` and output `pred`; any batch size, sides multiples of the divisor.
 
     Raises:
         UserError: if onnx or onnxscript is not installed, or the weights do not fit the network.
@@ -162,7 +163,7 @@ def export_onnx(settings: ExportSettings, path: Path) -> None:
 
 
 def _program(settings: ExportSettings) -> ExportedProgram:
-    """The graph of the network, with dynamic batch size, depth, height and width."""
+    """Export the graph of the network, with dynamic batch size, depth, height and width."""
     divisor = settings.value("size_divisor")
     image = torch.zeros(2, settings.value("in_channels"), *(side * divisor for side in EXAMPLE_SIDES))
     sides = {axis: divisor * Dim(name) for axis, name in enumerate(("depth", "height", "width"), start=2)}
@@ -170,13 +171,13 @@ def _program(settings: ExportSettings) -> ExportedProgram:
 
 
 def _room(settings: ExportSettings) -> int:
-    """Upper estimate of the size of an exported file in bytes: twice the weights, and 1 MiB for the program."""
+    """Return an upper bound for the size of an exported file in bytes: twice the weights, and 1 MiB for the program."""
     return 2 * settings.ckpt_file.stat().st_size + 2**20
 
 
 @contextmanager
 def _folder_beside(path: Path, room: int) -> Iterator[Path]:
-    """A temporary folder on the same disk, where a file is written under its final name before it is moved.
+    """Create a temporary folder on the same disk, where a file is written under its final name before it is moved.
 
     Raises:
         UserError: if less than `room` bytes are free. Without this check, a full disk makes torch's writers of programs
@@ -214,7 +215,7 @@ EXPORTERS: dict[str, Callable[[ExportSettings, Path], None]] = {
 MAX_LOGIT_DIFFERENCE = 1e-3
 MIN_AGREEMENT = 0.9999
 SIDES = ((2, 2, 2), (4, 3, 2), (2, 3, 5))
-"""Sides in units of the divisor. None equals the example that the export traces."""
+"""Sides in units of the divisor. All differ from the example that the export traces."""
 
 BATCHES = (1, 3)
 
@@ -266,7 +267,7 @@ def compare(settings: ExportSettings, files: Sequence[Path], seed: int = 0) -> l
 
 
 def table(rows: Sequence[Comparison]) -> str:
-    """The comparisons as a text table, one per line; the last line says how many do not pass."""
+    """Format the comparisons as a text table, one per line; the last line says how many do not pass."""
     width = max(len(row.file) for row in rows)
     lines = [f"{'file':{width}}  {'batch and sides':>15}  logit difference  equal labels"]
     for row in rows:

@@ -24,7 +24,7 @@ from scripts.training.run_record import file_digest
 
 
 def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:
-    """The bundle's metadata, adapted to the channels, classes and window of a configuration.
+    """Return the bundle's metadata, adapted to the channels, classes and window of a configuration.
 
     `eval_metrics` is kept only for the weights whose SHA-256 digest it names. For another dataset, the sentences that
     describe the data are replaced.
@@ -70,13 +70,14 @@ def _words_of(settings: ExportSettings, description: str) -> dict[str, str]:
 
 
 def json_configs(settings: ExportSettings) -> dict[str, str]:
-    """The configs of a zip file in JSON: `train`, `evaluate`, `inference` and `metadata`, by file name.
+    """Make the JSON configs of a zip file: `train`, `evaluate`, `inference` and `metadata`, by file name.
 
     Programs that read bundles take one file of each kind, and some read only JSON. Each file therefore includes the
-    values of the dataset, whose config file follows `inference.yaml` in the settings. Such programs supply the images:
+    values of the dataset, whose config file follows `inference.yaml` in the settings. Such programs supply the images,
+    so:
 
-    - `train.json` treats a missing datalist as one without cases, and saves models to `models/`, where these programs
-      look for them;
+    - `train.json` treats a missing datalist as a list without cases, and saves models to `models/`, where these
+      programs look for them;
     - `inference.json` keeps the image folder of `inference.yaml` and not that of the dataset, which holds training
       images.
 
@@ -139,7 +140,7 @@ def zip_bundle(
         root: the bundle's folder.
         path: the zip file.
         models: folder of the weights, by default `root/models`.
-        texts: further files, as a mapping from name in the bundle to content; they replace files of the same name.
+        texts: additional files, as a mapping from name in the bundle to content; they replace files of the same name.
         without: names of files in the bundle that are not packed.
 
     Returns:
@@ -183,10 +184,10 @@ def _belongs(folder: str, inside: Path) -> bool:
 
 PLACES = ("zoo", "hub")
 SHIPPED_LICENCE = "CC-BY-SA-4.0"
-"""Of the weights that come with the bundle (docs/data_license.txt); the code is under another one."""
+"""Licence of the weights that come with the bundle (docs/data_license.txt); the code has a different licence."""
 
 LARGEST_FILE = 25_000_000
-"""Bytes of a file in the MONAI model zoo; larger weights are named with their address in large_files.yml."""
+"""Maximum bytes of a file in the MONAI model zoo; for larger weights, large_files.yml gives the address."""
 
 MODEL = "models/model.pt"
 USAGE = """\
@@ -198,13 +199,13 @@ $ python -m monai.bundle run evaluating --dataset_dir FOLDER \\
 
 
 def licence_text(metadata: Mapping[str, Any], weights_license: str | None) -> dict[str, str]:
-    """`docs/data_license.txt` for other weights than those of the bundle, which has one for its own.
+    """Make `docs/data_license.txt` for weights that do not come with the bundle.
 
     Args:
-        metadata: of the zip, `bundle_metadata`.
+        metadata: metadata of the zip file, from `bundle_metadata`.
         weights_license: SPDX identifier of the weights' licence; `None`: not stated.
     """
-    if "eval_metrics" in metadata:  # kept for the weights that it names by their digest
+    if "eval_metrics" in metadata:  # present only for the weights of the bundle
         return {}
     licence = weights_license or "not stated; it follows from that of the data"
     text = f"""\
@@ -219,21 +220,21 @@ The data is not part of this bundle.
 def texts_for(
     place: str, settings: ExportSettings, weights_license: str | None, weights_url: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Files that a place wants in the zip, and those that it does not take.
+    """Make the additional files that a model zoo or hub needs in the zip, and list the files to leave out.
 
-    - `zoo`: `docs/README.md` describes the model by the headings of the MONAI model zoo's template, with the index of
-      pages below; `large_files.yml` names weights that are too large, which are then left out.
-    - `hub`: `README.md` begins with the block that the Hugging Face Hub reads, with the licence of the weights, and the
-      description of the model.
+    - `zoo`: `docs/README.md` describes the model under the headings of the MONAI model zoo's template, followed by the
+      index of pages. If the weights are too large, they are left out and `large_files.yml` gives their address.
+    - `hub`: `README.md` begins with the front matter that the Hugging Face Hub reads, including the licence of the
+      weights, followed by the description of the model.
 
     Args:
         place: one of `PLACES`.
         settings: configuration and weights.
-        weights_license: SPDX identifier of the weights' licence; needed for other weights than those of the bundle.
-        weights_url: address of the weights, for those that are too large.
+        weights_license: SPDX identifier of the weights' licence; needed for weights that do not come with the bundle.
+        weights_url: address of the weights; needed if they are too large for the zoo.
 
     Returns:
-        Name in the bundle to content; and names of files to leave out.
+        A mapping from name in the bundle to content, and the names of files to leave out.
 
     Raises:
         UserError: if the licence or the address is needed and missing.
@@ -266,7 +267,7 @@ def texts_for(
 
 
 def front_matter(metadata: Mapping[str, Any], licence: str) -> str:
-    """The block at the top of a model card that the Hugging Face Hub reads, as YAML between dashes."""
+    """Make the front matter of a model card for the Hugging Face Hub, which is YAML between lines of dashes."""
     image = metadata["network_data_format"]["inputs"]["image"]
     modality = [image["modality"].lower()] if "modality" in image else []
     block = {
@@ -280,16 +281,16 @@ def front_matter(metadata: Mapping[str, Any], licence: str) -> str:
 
 
 def run_of(ckpt_file: Path) -> dict[str, Any] | None:
-    """The record of the training in a weights file; `None` in older files."""
+    """Return the record of the training in a weights file; `None` for older files."""
     return record_of(read_weights(ckpt_file, "train first, or give the weights with --ckpt_file"), RUN)
 
 
 def model_card(metadata: Mapping[str, Any], licence: str, run: Mapping[str, Any] | None) -> str:
-    """A description of the model in Markdown, by the headings of the model zoo's template, made from the metadata.
+    """Describe the model in Markdown, under the headings of the model zoo's template, based on the metadata.
 
     Args:
-        metadata: of `bundle_metadata`.
-        licence: of the weights.
+        metadata: the result of `bundle_metadata`.
+        licence: licence of the weights.
         run: record of the training, or `None`.
     """
     image = metadata["network_data_format"]["inputs"]["image"]

@@ -24,8 +24,8 @@ class ExportSettings:
     Args:
         config_files: `configs/inference.yaml`, followed by the config file of the dataset that the network was trained
             on; by default `inference.yaml` alone.
-        overrides: key to value, as on the command line of `monai.bundle run` (`{"base_filters": 16}`).
-        ckpt_file: weights; by default the file `checkpoint` in `ckpt_dir`, both as configured.
+        overrides: values by key, as on the command line of `monai.bundle run` (`{"base_filters": 16}`).
+        ckpt_file: file of the weights; by default the configured `checkpoint` in the configured `ckpt_dir`.
         meta_file: metadata of the bundle.
     """
 
@@ -46,11 +46,11 @@ class ExportSettings:
         self.meta_file = Path(meta_file or ROOT / "configs/metadata.json")
 
     def value(self, key: str) -> Any:
-        """The value of a key, with references resolved and components built."""
+        """Return the value of a key, with references resolved and components built."""
         return self.parser.get_parsed_content(key)
 
     def plain(self, key: str) -> Any:
-        """The value of a key as numbers, strings, lists and dicts; a component stays the dict that describes it.
+        """Return the value of a key as numbers, strings, lists and dicts; components stay dicts that describe them.
 
         Raises:
             UserError: if the value of an expression cannot be written as JSON.
@@ -74,9 +74,9 @@ class ExportSettings:
             ) from error
 
     def network(self) -> nn.Module:
-        """The network with the trained weights, on the CPU, in evaluation mode.
+        """Return the network with the trained weights, on the CPU, in evaluation mode.
 
-        If the weights file records another network, `network_def` becomes that one.
+        If the weights file records a different network, `network_def` is replaced by it.
 
         Raises:
             UserError: if the weights file is missing, damaged, or belongs to another network.

@@ -14,10 +14,10 @@ from scripts.errors import UserError
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """Return the largest connected component of a mask; of several of equal size, the first in memory order.
+    """Return the largest connected component of a mask; among components of equal size, the first in memory order.
 
     Voxels that share a face, an edge or a corner are connected (26-connectivity in 3D), as in the post-processing of
-    the semi-supervised literature. MONAI's `KeepLargestConnectedComponent` keeps the last of equal ones.
+    the semi-supervised literature. MONAI's `KeepLargestConnectedComponent` keeps the last of equal components.
 
     Args:
         mask: bool or 0 and 1, with any number of axes.
@@ -49,9 +49,9 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
 
 
 def keep_largest(classes: np.ndarray, chosen: Sequence[int]) -> None:
-    """Turn all but the largest connected component of some classes into background, in place.
+    """Set all but the largest connected component of some classes to background, in place.
 
-    Works within the bounding box of each class, so that memory grows with the structures, not with the volume.
+    Each class is processed within its bounding box, so that memory use depends on the structures, not on the volume.
 
     Args:
         classes: class indices, `(X, Y, Z)`, 0 for background.
@@ -66,11 +66,11 @@ def keep_largest(classes: np.ndarray, chosen: Sequence[int]) -> None:
 
 
 def classes_to_reduce(wanted: bool | str | Sequence[str], label_names: Sequence[str]) -> list[int]:
-    """Class indices of the structures that an option `largest_component` names.
+    """Return the class indices of the structures that the option `largest_component` names.
 
     Args:
-        wanted: `True` for all structures, `False` for none, the name of one, or a list of names. A command line gives
-            `"true"` and `"false"`.
+        wanted: `True` for all structures, `False` for none, the name of one, or a list of names. The strings `"true"`
+            and `"false"` come from a command line.
         label_names: names of the classes, background first.
 
     Raises:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a folder of DICOM slices as one volume, through ITK's GDCM; multi-frame files through pydicom.
+"""Read a folder of DICOM slices as one volume, with ITK's GDCM; multi-frame files are read with pydicom.
 
-A series becomes a volume only if its slices are parallel, aligned and evenly spaced; any other is refused with an error
-that names the problem. GDCM's own series reader would assemble it with at most a line on stderr.
+A series becomes a volume only if its slices are parallel, aligned and evenly spaced; otherwise an error names the
+problem. GDCM's series reader would assemble any series, with at most a line on stderr.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from scripts.images import itk as itk_format
 from scripts.images.dicom_slices import Slice, chosen_series, gdcm, read_frames
 from scripts.images.header import LPS_TO_RAS, ReadVoxels, VolumeHeader
 
-TOLERANCE_MM = 0.02  # largest distance of a slice from its place on the grid; positions are often rounded to 0.01 mm
-TOLERANCE_DEGREES = 0.1  # largest angle between the line through the slices and their normal
-TOLERANCE_COSINE = 1e-3  # largest difference between components of two orientations
-WHOLE_INTERVALS = 0.1  # a gap this close to a multiple of the slice distance means missing slices; else it is uneven
+TOLERANCE_MM = 0.02  # maximum distance of a slice from its grid position; positions are often rounded to 0.01 mm
+TOLERANCE_DEGREES = 0.1  # maximum angle between the line through the slices and their normal
+TOLERANCE_COSINE = 1e-3  # maximum difference between components of two orientations
+WHOLE_INTERVALS = 0.1  # a gap this close to a multiple of the slice distance means missing slices, else uneven spacing
 
 
 def ordered_grid(path: str, slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:
@@ -112,7 +112,7 @@ def _check_distances(path: str, slices: Sequence[Slice], gaps: np.ndarray) -> No
     usual = sorted(gaps)[(len(gaps) - 1) // 2]
     index = int(gaps.argmax())
     intervals = gaps[index] / usual
-    # Where many distances are larger, the series changes its spacing, and no slice is missing.
+    # If many distances are larger, the spacing of the series changes, and no slice is missing.
     few = int((gaps > 1.5 * usual).sum()) <= max(1, len(gaps) // 4)
     if few and intervals > 1.5 and abs(intervals - round(intervals)) < WHOLE_INTERVALS:
         raise UserError(
@@ -145,7 +145,7 @@ def _check_straight(path: str, slices: Sequence[Slice], positions: np.ndarray, n
             "the slices of another volume, or resample the series to a regular grid."
         )
     along_body = np.abs(normal).max() > math.cos(math.radians(TOLERANCE_DEGREES))
-    if along_body:  # then the planes do not show the tilt that the tag states
+    if along_body:  # the planes do not show the tilt in the tag
         angle = max(angle, said)
     if angle > TOLERANCE_DEGREES:
         raise UserError(

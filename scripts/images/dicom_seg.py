@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the segmentation of a DICOM series as DICOM SEG, through highdicom."""
+"""Write the segmentation of a DICOM series as DICOM SEG, with highdicom."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ALWAYS_THERE = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
 )  # fmt: skip
-"""Elements that every image must have, empty if unknown; anonymisation may have removed them."""
+"""Elements that every image must have, even if empty; anonymisation may have removed them."""
 
 TEXT = 64
-"""Largest number of letters in DICOM's type for names."""
+"""Maximum number of characters in DICOM's type for names."""
 
 
 def highdicom() -> Any:
-    """The package highdicom.
+    """Import the package highdicom.
 
     Raises:
         UserError: if it is not installed.
@@ -40,7 +40,7 @@ def highdicom() -> Any:
         import highdicom
     except ImportError as error:
         raise UserError(f"output_format dicom_seg needs pydicom and highdicom: run `{DICOM_REQUIREMENTS}`.") from error
-    # For each case it would tell whose attributes it copies, by identifiers of the patient's study.
+    # For each case, highdicom would log identifiers of the patient's study.
     logging.getLogger("highdicom").setLevel(logging.WARNING)
     return highdicom
 
@@ -50,7 +50,7 @@ def write_dicom_seg(
 ) -> None:
     """Write a binary segmentation with a segment for each class, atomically.
 
-    The planes are those of the series, with its position, orientation and frame of reference; those without a structure
+    The planes have the positions, the orientation and the frame of reference of the series. Planes without a structure
     are left out. The type of every segment is "Tissue", because label names are free text.
 
     Args:
@@ -58,7 +58,7 @@ def write_dicom_seg(
         classes: `(X, Y, Z)`, class indices, on the grid of the series as `scripts.images.read` reads it.
         series: folder of the series, or `FOLDER#SERIES_UID`.
         label_names: names of the classes, background first; class k becomes segment k.
-        model: name of the model's file, or names of those of an ensemble.
+        model: name of the model file, or names of the files of an ensemble.
 
     Raises:
         UserError: if highdicom is not installed, the series consists of several multi-frame files, or the file cannot
@@ -115,12 +115,12 @@ def write_dicom_seg(
 
 
 def _sources(series: str, slices: Sequence[Slice], distance: float) -> tuple[list[FileDataset], list[int]]:
-    """Headers of the files of a series, and the plane of the volume for each of their frames in the order of the file.
+    """Return the headers of the files of a series, and the plane in the volume of each frame in file order.
 
     Args:
-        series: for error messages.
-        slices: in the order of the planes.
-        distance: between neighbouring planes, mm.
+        series: path of the series, for error messages.
+        slices: slices in the order of the planes.
+        distance: distance between neighbouring planes in mm.
     """
     from pydicom import dcmread
     from pydicom.uid import generate_uid
@@ -140,7 +140,7 @@ def _sources(series: str, slices: Sequence[Slice], distance: float) -> tuple[lis
 
 
 def _state_grid(image: FileDataset, first: Slice, distance: float) -> None:
-    """Give a header the orientation and voxel size of the volume, where highdicom looks for them, in equal digits."""
+    """Write orientation and voxel size of the volume to a header, where highdicom expects them, with equal digits."""
     from pydicom import Dataset
 
     hd = highdicom()

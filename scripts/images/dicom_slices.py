@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slices of one DICOM series in a folder, from single files and from the frames of enhanced multi-frame files.
+"""Find the slices of one DICOM series in a folder: single files, and frames of enhanced multi-frame files.
 
-Headers of single files are read by ITK's GDCM. It decodes a multi-frame file too, but it reports neither the position
-nor the rescaling of each frame, so those go through pydicom.
+ITK's GDCM reads the headers of single files. It can also decode a multi-frame file, but it reports neither the position
+nor the rescaling of each frame, so pydicom reads those files.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Slice:
         frames: number of frames; a single slice has 1.
         components: values per pixel; a greyscale slice has 1.
         dtype: NumPy name of the type after rescaling.
-        position: centre of the first pixel, mm, LPS; empty if the file does not give it.
+        position: centre of the first pixel in mm, LPS; empty if the file does not give it.
         orientation: unit vectors along a row and along a column, six numbers; empty if the file does not give it.
-        spacing: distance between rows and between columns, mm; empty if the file does not give it.
-        thickness: slice thickness, mm; empty if the file does not give it.
-        tilt: gantry tilt, degrees; empty if the file does not give it.
-        frame: number of the frame, from 1, in a multi-frame file; 0 for a file with a single slice.
+        spacing: distance between rows and between columns in mm; empty if the file does not give it.
+        thickness: slice thickness in mm; empty if the file does not give it.
+        tilt: gantry tilt in degrees; empty if the file does not give it.
+        frame: number of the frame in a multi-frame file, counted from 1; 0 for a file with a single slice.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """The file's name, and the number of the frame in it."""
+        """File name, and number of the frame if there are several."""
         return Path(self.path).name + (f" (frame {self.frame})" if self.frame else "")
 
 
@@ -96,7 +96,7 @@ DRAWN = {STORAGE + "66.4": "a DICOM segmentation (SEG)", STORAGE + "481.3": "DIC
 
 
 def drawn_structures(file: Path) -> str | None:
-    """What a file is, in words, if it is a DICOM file of segmented or drawn structures; otherwise `None`."""
+    """Describe a file if it is a DICOM file of segmented or drawn structures; otherwise return `None`."""
     try:
         with file.open("rb") as stream:
             head = stream.read(4096)
@@ -106,7 +106,7 @@ def drawn_structures(file: Path) -> str | None:
 
 
 def looks_like_slice(file: Path) -> bool:
-    """Whether a file is a DICOM slice, judged by its first bytes and its name; a damaged slice counts.
+    """Decide by its first bytes and its name whether a file is a DICOM slice; a damaged slice counts as one.
 
     A file with the DICOM preamble is a slice unless its storage class says otherwise (a directory, a report, RT
     structures). A file without it is a slice if its name ends in `SLICE_ENDINGS`, or if GDCM can read it.
@@ -121,27 +121,27 @@ def looks_like_slice(file: Path) -> bool:
             head = stream.read(4096)
     except OSError:
         if file.suffix.lower() in SLICE_ENDINGS:
-            return True  # reading the series then raises an error that names the file
+            return True  # reading the series will raise an error that names the file
         raise
     if head[128:132] == b"DICM":
         return not _storage_class(head).startswith(NO_SLICES)
     if file.suffix.lower() in SLICE_ENDINGS:
         return True
-    # Files without a preamble begin with an element of group 2 or 8, but so may files of another format.
+    # Files without a preamble begin with an element of group 2 or 8, but files of other formats may do so too.
     return head[:2] in (b"\2\0", b"\b\0") and gdcm().CanReadFile(str(file))
 
 
 def _storage_class(head: bytes) -> str:
-    """Media Storage SOP Class UID in the first bytes of a file; empty if there is none.
+    """Find the Media Storage SOP Class UID in the first bytes of a file; empty if there is none.
 
     GDCM gives the same error for a report as for a damaged slice, so it cannot tell the two apart.
     """
-    _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always little endian with explicit types
+    _, found, rest = head.partition(b"\x02\x00\x02\x00UI")  # always explicit VR little endian
     return rest[2 : 2 + int.from_bytes(rest[:2], "little")].strip(b"\0 ").decode("ascii", "replace") if found else ""
 
 
 def gdcm() -> itkGDCMImageIO:
-    """ITK's reader of DICOM files; see `scripts.images.itk` for how it is imported."""
+    """Return ITK's reader of DICOM files; `scripts.images.itk` explains how it is imported."""
     from itk.itkGDCMImageIOPython import itkGDCMImageIO
 
     return itkGDCMImageIO.New()
@@ -156,7 +156,7 @@ def image_io(path: str) -> itkGDCMImageIO:
 
 
 def chosen_series(path: str) -> list[Slice]:
-    """Read the headers of the only series in a folder, or of the one that `FOLDER#SERIES_UID` names, in no order.
+    """Read the headers of the only series in a folder, or of the series that `FOLDER#SERIES_UID` names, unordered.
 
     Other files are skipped and listed in the log.
 
@@ -239,10 +239,10 @@ DICOM_REQUIREMENTS = "pip install -r requirements-dicom.txt"
 
 
 def frames_of(file: Slice) -> list[Slice]:
-    """Return the frames of a multi-frame file as slices, or the file as it is if it does not place its frames.
+    """Return the frames of a multi-frame file as slices, or the file unchanged if it gives no positions of frames.
 
     Args:
-        file: its header as GDCM reads it.
+        file: the header of the file as read by GDCM.
 
     Raises:
         UserError: if pydicom is not installed.
@@ -273,7 +273,7 @@ def frames_of(file: Slice) -> list[Slice]:
 
 
 def read_frames(path: str) -> list[np.ndarray]:
-    """Read the frames of a file, each `(X, Y)`, rescaled; float32 where rescaling changes the values."""
+    """Read the rescaled frames of a file, each `(X, Y)`; the type is float32 if rescaling changes the values."""
     from pydicom import dcmread
 
     dataset = dcmread(path)
@@ -286,20 +286,20 @@ def read_frames(path: str) -> list[np.ndarray]:
 
 
 def _functional_groups(dataset: Any) -> Iterator[dict[str, Any]]:
-    """The functional groups of each frame by name, those of all frames included; empty if the file has none."""
+    """Yield the functional groups of each frame by name, including shared groups; empty if the file has none."""
     shared = dataset.get("SharedFunctionalGroupsSequence") or [{}]
     for own in dataset.get("PerFrameFunctionalGroupsSequence") or []:
         yield {element.keyword: element.value[0] for groups in (shared[0], own) for element in groups if element.value}
 
 
 def _numbers(groups: dict[str, Any], group: str, name: str) -> tuple[float, ...]:
-    """An element of a functional group as numbers; empty if the file does not give it."""
+    """Return an element of a functional group as numbers; empty if the file does not give it."""
     value = groups[group].get(name) if group in groups else None
     return () if value is None else tuple(map(float, np.atleast_1d(value)))
 
 
 def _rescaling(groups: dict[str, Any]) -> tuple[float, float]:
-    """Slope and intercept of a frame."""
+    """Return slope and intercept of a frame."""
     slope, intercept = (
         _numbers(groups, "PixelValueTransformationSequence", name) for name in ("RescaleSlope", "RescaleIntercept")
     )
@@ -307,5 +307,5 @@ def _rescaling(groups: dict[str, Any]) -> tuple[float, float]:
 
 
 def _type_of(dataset: Any) -> str:
-    """NumPy name of the type of the stored numbers."""
+    """Return the NumPy name of the type of the stored numbers."""
     return f"{'int' if dataset.get('PixelRepresentation') else 'uint'}{dataset.get('BitsAllocated', 16)}"

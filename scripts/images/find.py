@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find image files and DICOM series in folders and lists, in the same way for every command."""
+"""Find image files and DICOM series in folders and lists. All commands use these functions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ImageFiles = str | Sequence[str]
 
 LIST_ENDINGS = (".txt", ".json")
 DETACHED = (".mhd", ".nhdr", ".seg.nhdr")
-"""Endings of headers whose voxels are in another file."""
+"""Endings of headers whose voxels are in a separate file."""
 
 IN_PARTS = (*DETACHED, PAIR[0])
-"""Endings of images with further files of the same name; beside Analyze, SPM writes a `.mat` file."""
+"""Endings of images that have other files of the same name; for Analyze, SPM also writes a `.mat` file."""
 
 
 def first_file(image: ImageFiles) -> str:
@@ -40,12 +40,12 @@ def first_file(image: ImageFiles) -> str:
 def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None:
     """Return the images of a list in their order, or `None` if `source` is neither a list nor a list file.
 
-    The files need not exist: a missing one must not keep the others from being segmented.
+    The files need not exist, so that a missing file does not prevent the segmentation of the others.
 
     Args:
-        source: a list of paths, with a list of paths for an image of several files; or a `.txt` file (one path per
+        source: a list of paths, in which an image of several files is a list of paths; or a `.txt` file (one path per
             line; empty lines and lines that begin with # are ignored) or a `.json` file that contains such a list.
-            Relative paths in a list file start from its folder.
+            Paths in a list file are relative to its folder.
 
     Raises:
         UserError: if a list file does not exist or is not a list of paths.
@@ -86,11 +86,11 @@ def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
 
 
 def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> list[ImageFiles]:
-    """Find the images in a folder and its subfolders, sorted by path, or those of a list in its order.
+    """Find the images in a folder and its subfolders, sorted by path, or in a list, in the order of the list.
 
     Args:
         path: a folder, an image file, a folder of DICOM slices or `FOLDER#SERIES_UID`; or a list of such files and
-            series, or the `.txt` or `.json` file of one (`listed_images`). In a folder, image files of every
+            series, or a `.txt` or `.json` file with such a list (`listed_images`). In a folder, image files of every
             format and folders of DICOM slices are found (`walk_images`).
         pattern: shell pattern (`imaging.nii.gz`) for the names of the files and folders found in `path`.
 
@@ -113,7 +113,7 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
 
 
 def grouped_channels(files: Sequence[str]) -> list[ImageFiles]:
-    """Make one image of `NAME_0000`, `NAME_0001`, ... of a folder, nnU-Net's notation, if all files have such names."""
+    """Group `NAME_0000`, `NAME_0001`, ... (nnU-Net's notation) to one image, if all files have such names."""
     matches = [NNUNET_CHANNEL.fullmatch(case_name(file)) for file in files]
     groups: dict[tuple[str, str], list[str]] = {}
     for file, match in zip(files, matches, strict=True):
@@ -127,11 +127,11 @@ DOCUMENTS = (
     ".txt", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml", ".xml", ".html", ".htm", ".pdf", ".doc", ".docx", ".xls",
     ".xlsx", ".log", ".py", ".sh", ".ini", ".cfg", ".bval", ".bvec",
 )  # fmt: skip
-"""Endings of files that never hold an image; they are passed over without a warning."""
+"""Endings of files that never hold an image; they are skipped without a warning."""
 
 
 def passed_over(files: Sequence[Path], folder: Path) -> str:
-    """A sentence that counts files by ending."""
+    """Make a sentence that counts the skipped files by ending."""
     endings = Counter("".join(file.suffixes[-1 - (file.suffix == ".gz") :]).lower() or "no ending" for file in files)
     counted = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
     drawn = sum(drawn_structures(file) is not None for file in files)
@@ -144,7 +144,7 @@ def passed_over(files: Sequence[Path], folder: Path) -> str:
 
 
 def image_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The image files among the files of one folder, and the others; a .hdr file belongs to its .img file."""
+    """Split the files of one folder into image files and others; a .hdr file belongs to its .img file."""
     endings = {(file.stem, ending_of(file)) for file in files}
     images, others = [], []
     for file in files:
@@ -165,8 +165,8 @@ def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path
 
     Args:
         folder: the folder.
-        passed: takes files that are no images, apart from documents and the data of headers; of those beside slices
-            only drawn structures.
+        passed: list to which files that are not images are added, except for documents and the data files of headers.
+            In a folder with slices, only files of drawn structures are added.
 
     Raises:
         UserError: for a broken link with the name of an image, a folder that cannot be read, or a name that is not
@@ -206,7 +206,7 @@ def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]
 
 def _hold_slices(files: Sequence[Path]) -> bool:
     for file in files:
-        with contextlib.suppress(OSError):  # a file without permission to read, whose name is not that of a slice
+        with contextlib.suppress(OSError):  # an unreadable file without the name of a slice
             if looks_like_slice(file):
                 return True
     return False
@@ -215,8 +215,9 @@ def _hold_slices(files: Sequence[Path]) -> bool:
 def output_names(files: Sequence[str]) -> list[str]:
     """Return a unique name for each file.
 
-    This is the file's name without its ending. Files with the same name get their folders in front
-    (`case_1/imaging.nii.gz` becomes `case_1_imaging`), then their endings, and then numbers, until all names differ.
+    This is the file name without its ending. For files with the same name, the folders are prepended
+    (`case_1/imaging.nii.gz` becomes `case_1_imaging`), then endings and finally numbers are added, until all names
+    differ.
     """
     root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if files else ""
     relative = [os.path.relpath(file, root) for file in files]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers of volumes, the sizes that follow from them, and the endings of image files."""
+"""Headers of volumes, sizes that are computed from them, and the endings of image files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.files import link_or_copy
 
 NIFTI = (".nii.gz", ".nii")
 PAIR = (".img", ".hdr")
-"""NIfTI or Analyze in two files with the same name; one of them, the .img file, stands for the image."""
+"""NIfTI or Analyze in two files with the same name; the .img file represents the image."""
 MGH = (".mgz", ".mgh")
 SLICER = (".seg.nrrd", ".seg.nhdr")
 """3D Slicer saves a segmentation as NAME.seg.nrrd."""
@@ -47,8 +47,8 @@ def case_name(path: str | Path) -> str:
 def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
     """Yield the path, or a temporary link to the file if its ending is not in lower case.
 
-    nibabel does not recognise `.Nii` (but `.IMG`), and ITK neither `.MHA` nor `.MHD`. ITK recognises NRRD by its first
-    bytes.
+    nibabel recognises `.IMG` but not `.Nii`, and ITK recognises neither `.MHA` nor `.MHD`. ITK recognises NRRD by its
+    first bytes.
 
     Args:
         path: an image file.
@@ -70,23 +70,23 @@ def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 ReadVoxels = Callable[[], np.ndarray]
-"""Reads the voxels `(channels, X, Y, Z)` of a file whose header is known."""
+"""Function that reads the voxels `(channels, X, Y, Z)` of a file whose header was read."""
 
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What the header of a file says about its volume.
+    """Description of a volume from the header of its file.
 
     Attributes:
         path: the file, or the folder of a DICOM series.
-        shape: voxels along the three axes.
-        channels: 1, or the number of channels that the file itself holds.
-        affine: `(4, 4)`, voxel index to mm, RAS.
+        shape: number of voxels along the three axes.
+        channels: number of channels in the file.
+        affine: `(4, 4)`, voxel index to mm (RAS).
         dtype: NumPy name of the stored type.
         oriented: whether the file states the directions of its axes; if not, they are assumed to be L, P, S, as in
             DICOM and ITK.
         segments: names that the file gives to its label values (3D Slicer, TotalSegmentator); empty for other files.
-        time_axis: whether the header calls the axis of the channels time (NIfTI).
+        time_axis: whether the header declares the axis of the channels to be time (NIfTI).
     """
 
     path: str
@@ -100,7 +100,7 @@ class VolumeHeader:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel size along the three axes, mm."""
+        """Voxel size along the three axes in mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
@@ -111,7 +111,7 @@ class VolumeHeader:
 
     @property
     def corners(self) -> np.ndarray:
-        """Centres of the eight corner voxels, `(8, 3)`, mm, RAS."""
+        """Centres of the eight corner voxels, `(8, 3)`, in mm (RAS)."""
         index = np.stack(np.meshgrid(*([0, side - 1] for side in self.shape), indexing="ij"), axis=-1).reshape(8, 3)
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
@@ -125,7 +125,7 @@ class VolumeHeader:
         return self._turned(nibabel.io_orientation(self.affine))
 
     def in_axes_of(self, other: VolumeHeader) -> VolumeHeader:
-        """Return the header of the volume with its axes in the order and directions of another volume's axes."""
+        """Return the header of the volume with the order and directions of another volume's axes."""
         return self._turned(axes_onto(self.affine, other.affine))
 
     def _turned(self, orientation: np.ndarray) -> VolumeHeader:
@@ -135,22 +135,24 @@ class VolumeHeader:
 
 
 def axes_onto(affine: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Which axis of another volume each axis of a volume is nearest to.
+    """Match each axis of a volume with the nearest axis of another volume.
 
-    Unlike a detour by RAS, this is certain where both volumes lie at 45 degrees to the body and differ by rounding.
+    The result is reliable even if both volumes are rotated by 45 degrees to the body and differ by rounding; a
+    comparison via RAS would not be.
 
     Args:
-        affine: of the volume, `(4, 4)`.
-        other: of the other volume, `(4, 4)`.
+        affine: affine of the volume, `(4, 4)`.
+        other: affine of the other volume, `(4, 4)`.
 
     Returns:
-        nibabel's orientation `(3, 2)`: for each axis, the other's axis, and 1 or -1 for its direction.
+        nibabel's orientation `(3, 2)`: for each axis, the matching axis of the other volume, and 1 or -1 for its
+        direction.
     """
     return np.asarray(nibabel.io_orientation(np.linalg.inv(other) @ affine))
 
 
 def corner_distance(one: VolumeHeader, other: VolumeHeader) -> float:
-    """Return the largest distance between corresponding corners of two volumes of the same shape, mm."""
+    """Return the largest distance in mm between corresponding corners of two volumes of the same shape."""
     return float(np.linalg.norm(one.corners - other.corners, axis=1).max())
 
 
@@ -162,7 +164,7 @@ def shape_and_channels(path: str, axes: Sequence[int], components: int = 1) -> t
     Args:
         path: path of the file, for the error message.
         axes: lengths of the file's axes, the spatial ones first.
-        components: values per voxel, for formats that store them apart from the axes.
+        components: values per voxel, for formats that store this number separately from the axes.
 
     Raises:
         UserError: for fewer than two axes, or more than one channel axis.
@@ -183,7 +185,7 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
 
     Args:
         shape: number of voxels along the axes R, A, S.
-        spacing: present spacing, mm.
-        target: new spacing, mm.
+        spacing: current spacing in mm.
+        target: new spacing in mm.
     """
     return tuple(round((n - 1) * s / t + 1) for n, s, t in zip(shape, spacing, target, strict=True))

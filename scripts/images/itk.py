@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read NRRD and MetaImage (MHA, MHD) through ITK, and the parts of their headers that ITK does not report.
+"""Read NRRD and MetaImage (MHA, MHD) with ITK, and the parts of their headers that ITK does not report.
 
-ITK is imported by its single modules, and only when a file needs it: `itk.NrrdImageIO` would load every format and
-filter that ITK knows, which takes seconds.
+Single modules of ITK are imported, and only when a file needs them. `itk.NrrdImageIO` would load all formats and
+filters of ITK, which takes seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from scripts.images.label_names import of_nrrd
 if TYPE_CHECKING:
     from itk.itkImageIOBasePython import itkImageIOBase
 
-LONGEST = 1 << 20  # bytes; a header is a few hundred
+LONGEST = 1 << 20  # bytes; typical headers have a few hundred
 RANGE_KINDS = re.compile(r"list|vector|point|normal|color|complex|quaternion|matrix|stub|scalar", re.IGNORECASE)
 NO_DIRECTION = ("none", "nan")
 
@@ -64,7 +64,7 @@ def data_files(path: str) -> list[str]:
 def with_list_axis(path: str) -> bytes | None:
     """Return a detached NRRD header that marks the only axis without a direction as `list`; `None` if not needed.
 
-    ITK recognises a channel axis by its kind. Some programs leave it out, and ITK then reads four spatial axes.
+    ITK recognises a channel axis by its `kind`. Some programs omit it, and ITK then reads four spatial axes.
     """
     if ending_of(path) not in NRRD:
         return None
@@ -147,7 +147,7 @@ def read_array(file: str, io: itkImageIOBase, stored: str) -> np.ndarray:
     from itk import itkImageFileReaderPython, itkPyBufferPython
 
     letters, kind = (WRAPPED[stored], stored) if stored in WRAPPED else ("D", "float64")
-    # A vector image works for every number of components, also for one.
+    # A vector image works for any number of components, even one.
     name = f"VI{letters}{io.GetNumberOfDimensions()}"
     reader = getattr(itkImageFileReaderPython, f"itkImageFileReader{name}").New()
     reader.SetFileName(file)
@@ -168,7 +168,7 @@ def stored_type(io: itkImageIOBase) -> np.dtype:
 
 
 def lps_affine(io: itkImageIOBase) -> np.ndarray:
-    """Return the affine `(4, 4)` from voxel index to mm (LPS); a missing third axis is perpendicular, 1 mm."""
+    """Return the affine `(4, 4)` from voxel index to mm (LPS); a missing third axis is perpendicular with 1 mm."""
     affine = np.eye(4)
     for axis in range(min(3, io.GetNumberOfDimensions())):
         direction = np.asarray(io.GetDirection(axis))[:3]

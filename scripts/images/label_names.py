@@ -18,12 +18,12 @@ COLOURS = (
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """Colour of class `number`, from 1."""
+    """Return the colour of class `number`, counted from 1."""
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
 def to_nrrd(names: Mapping[int, str], shape: Sequence[int]) -> dict[str, str]:
-    """The fields of a NRRD header by which 3D Slicer shows a label volume as a segmentation.
+    """Return the fields of a NRRD header that make 3D Slicer show a label volume as a segmentation.
 
     Args:
         names: name of each label value, without the background.
@@ -53,9 +53,9 @@ def to_nrrd(names: Mapping[int, str], shape: Sequence[int]) -> dict[str, str]:
 
 
 def of_nrrd(fields: Mapping[str, str]) -> dict[int, str]:
-    """The names in the fields of a NRRD header, with field names in lower case; empty without 3D Slicer's fields."""
+    """Read the names from the fields of a NRRD header (lower-case field names); empty without 3D Slicer's fields."""
     found = {}
-    for key, value in fields.items():  # a key of the user's own is followed by :=
+    for key, value in fields.items():  # custom keys are followed by :=
         match = re.fullmatch(r"(segment\d+)_labelvalue", key)
         name = fields.get(f"{match[1]}_name", "").lstrip("=").strip() if match else ""
         if name and re.fullmatch(r"\s*\d+", value.lstrip("=")):
@@ -64,7 +64,7 @@ def of_nrrd(fields: Mapping[str, str]) -> dict[int, str]:
 
 
 def to_nifti(names: Mapping[int, str]) -> Nifti1Extension:
-    """A header extension with the label table of Connectome Workbench (Caret), in the form that TotalSegmentator has.
+    """Make a header extension with a label table of Connectome Workbench (Caret), in the form of TotalSegmentator.
 
     Args:
         names: name of each label value, without the background.
@@ -83,7 +83,7 @@ def to_nifti(names: Mapping[int, str]) -> Nifti1Extension:
 
 
 def of_nifti(header: Any) -> dict[int, str]:
-    """The names in the label table of a nibabel header; empty if it has none, or one that cannot be read."""
+    """Read the names from the label table of a nibabel header; empty if it has none or it is not readable."""
     for extension in getattr(header, "extensions", ()):
         content = bytes(extension.content).rstrip(b"\0 \n")
         if b"<LabelTable" not in content:
@@ -92,6 +92,6 @@ def of_nifti(header: Any) -> dict[int, str]:
             labels = ElementTree.fromstring(content).iter("Label")
             named = {int(label.attrib["Key"]): (label.text or "").strip() for label in labels}
         except (ElementTree.ParseError, KeyError, ValueError):
-            continue  # other programs write what they like; the names are not needed
+            continue  # the table has an unknown form; the names are optional
         return {value: name for value, name in named.items() if name and value != 0}
     return {}

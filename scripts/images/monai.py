@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as MONAI's transforms take them, from files (`VolumeReader`) and from objects in memory (`loaded_volume`)."""
+"""Load images for MONAI's transforms from files (`VolumeReader`) or from objects in memory (`loaded_volume`)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from scripts.images.header import LPS_TO_RAS, VolumeHeader, corner_distance
 from scripts.images.read import read_volume
 
 TOLERANCE_MM = 0.01
-"""Largest distance between the corners of two files that are channels of one image."""
+"""Maximum distance between the corners of two files that are channels of one image."""
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Largest intensity: beyond it a number becomes infinite in float32."""
+"""Largest intensity; larger numbers become infinite in float32."""
 
 
 ORIENTED = "oriented"
-"""Key of an image's meta data: whether its file states the directions of its axes."""
+"""Key in an image's metadata that says whether the file states the directions of its axes."""
 
 
 class VolumeReader(ImageReader):
     """Reads every format of docs/formats.md: files with one of `ENDINGS`, and folders of DICOM slices.
 
-    `LoadImaged(keys, reader="scripts.images.monai.VolumeReader")` gives volumes `(X, Y, Z)`, or
-    `(channels, X, Y, Z)` where there are several channels, with the affine of the file's own axes (voxel index to mm,
-    RAS); as with MONAI's readers, `EnsureChannelFirstd` then makes all of them `(channels, X, Y, Z)`. A list of files,
-    of one or several channels each, is concatenated along the channels.
+    `LoadImaged(keys, reader="scripts.images.monai.VolumeReader")` returns volumes `(X, Y, Z)`, or
+    `(channels, X, Y, Z)` if there are several channels, in the axis order of the file and with its affine (voxel index
+    to mm, RAS). As with MONAI's readers, `EnsureChannelFirstd` then converts all of them to `(channels, X, Y, Z)`. A
+    list of files, each with one or several channels, is concatenated along the channels.
 
     Example:
         >>> from monai.transforms import LoadImage
@@ -42,11 +42,11 @@ class VolumeReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Always true: an unreadable file must raise an error instead of being tried with MONAI's other readers."""
+        """Return true always, so that an unreadable file raises an error and MONAI does not try other readers."""
         return True
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[str, ...]:
-        """Return the paths. `LoadImage` would answer an error here by trying its other readers."""
+        """Return the paths unread. After an error in this method, `LoadImage` would try its other readers."""
         return tuple(str(path) for path in ensure_tuple(data))
 
     def get_data(self, img: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -56,7 +56,7 @@ class VolumeReader(ImageReader):
             img: paths, as `read` returns them.
 
         Returns:
-            Voxels `(X, Y, Z)` or `(channels, X, Y, Z)`, and the meta data that MONAI's transforms use: `affine`,
+            Voxels `(X, Y, Z)` or `(channels, X, Y, Z)`, and the metadata that MONAI's transforms use: `affine`,
             `original_affine`, `space`, `spatial_shape`, `original_channel_dim`; and `ORIENTED`.
 
         Raises:
@@ -75,11 +75,11 @@ class VolumeReader(ImageReader):
 
 
 def meta_of(header: VolumeHeader, several: bool) -> dict[str, Any]:
-    """The meta data of a volume that MONAI's transforms use.
+    """Return the metadata of a volume that MONAI's transforms use.
 
     Args:
-        header: of its first file.
-        several: whether it has several channels, which are then its first axis.
+        header: header of its first file.
+        several: whether it has several channels, which then form its first axis.
     """
     return {
         MetaKeys.AFFINE: header.affine.copy(),
@@ -92,7 +92,7 @@ def meta_of(header: VolumeHeader, several: bool) -> dict[str, Any]:
 
 
 def check_finite(header: VolumeHeader, voxels: np.ndarray) -> None:
-    """Check that all voxels are finite: after normalisation, a single NaN makes the whole volume NaN.
+    """Check that all voxels are finite, because normalisation turns the whole volume to NaN if one voxel is NaN.
 
     Raises:
         UserError: for NaN, infinity, or a number beyond the range of float32.
@@ -134,12 +134,12 @@ def label_dtype(values: Sequence[int]) -> np.dtype:
 
 
 def loaded_volume(image: Any, affine: Any = None) -> MetaTensor:
-    """The image as MONAI's `LoadImage` with `VolumeReader` returns it for a file, float32.
+    """Convert an image to what MONAI's `LoadImage` with `VolumeReader` returns for a file, as float32.
 
     Args:
         image: a nibabel image `(X, Y, Z)` or `(X, Y, Z, channels)`, an ITK image, or an array or tensor `(X, Y, Z)` or
             `(channels, X, Y, Z)`.
-        affine: of an array, `(4, 4)`, voxel index to mm, RAS; a `MetaTensor` has its own.
+        affine: affine of an array, `(4, 4)`, voxel index to mm (RAS); not needed for a `MetaTensor`.
 
     Raises:
         UserError: for another kind of object, an array without an affine, axes that do not form a volume, or values
@@ -157,7 +157,7 @@ def loaded_volume(image: Any, affine: Any = None) -> MetaTensor:
         raise UserError(f"An image is a path, a nibabel image, an ITK image, or an array with affine, not a {name}.")
     if affine is None:
         raise UserError(f"The {name} has no affine: add affine=A, the matrix from voxel index to mm (RAS).")
-    affine = np.asarray(affine, dtype=np.float32).astype(float)  # as those of files
+    affine = np.asarray(affine, dtype=np.float32).astype(float)  # same rounding as for files
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
         raise UserError(f"The affine of the {name} must be an invertible 4 x 4 matrix, got shape {affine.shape}.")
     if voxels.ndim == 3:
@@ -173,7 +173,7 @@ def loaded_volume(image: Any, affine: Any = None) -> MetaTensor:
 
 
 def _channels_first(voxels: np.ndarray) -> np.ndarray:
-    """`(X, Y, Z, channels)` to `(channels, X, Y, Z)`."""
+    """Move the axes `(X, Y, Z, channels)` to `(channels, X, Y, Z)`."""
     return voxels if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0)
 
 

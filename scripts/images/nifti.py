@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read NIfTI, Analyze and MGH through nibabel, which accepts any affine (ITK refuses those with shear)."""
+"""Read NIfTI, Analyze and MGH with nibabel, which accepts any affine (ITK does not accept affines with shear)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from scripts.images.header import (
 from scripts.images.label_names import of_nifti
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-"""Factors for the other units of length in a header; nibabel does not convert them."""
+"""Factors from other units of length in a header to mm; nibabel does not convert them."""
 
 
 @contextmanager
 def _named_by_content(path: str) -> Iterator[str]:
-    """Yield the path, or a temporary link whose ending says whether the data are compressed, as nibabel needs it.
+    """Yield the path, or a temporary link whose ending says whether the file is compressed, as nibabel needs it.
 
-    Some programs leave out the compression and keep `.nii.gz`; the first two bytes tell.
+    Some programs write uncompressed files with the ending `.nii.gz`; the first two bytes show whether a file is
+    compressed.
     """
     ending = ending_of(path)
     if ending is None or ending in PAIR:
@@ -86,13 +87,13 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
 
 
 def _has_time_axis(image: Any) -> bool:
-    """Whether the fourth axis has a unit of time. Some programs write one for channels too."""
+    """Whether the fourth axis has a unit of time; some programs write one for channels too."""
     units = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else ""
     return len(image.shape) > 3 and image.shape[3] > 1 and units in ("sec", "msec", "usec")
 
 
 def _is_oriented(path: str, header: Any) -> bool:
-    """Whether a header states the directions of the axes; for Analyze, whether SPM wrote a matrix beside it."""
+    """Whether a header states the directions of the axes; for Analyze, whether SPM wrote a `.mat` file for it."""
     if isinstance(header, nibabel.MGHImage.header_class):
         return bool(header["goodRASFlag"] > 0)
     if "sform_code" not in header:
@@ -107,10 +108,10 @@ GRID_FIELDS = (
 
 
 def header_with_grid_of(path: str) -> nibabel.Nifti1Header | None:
-    """A new header with sform, qform, voxel size and unit of length of a file.
+    """Make a new header with sform, qform, voxel size and unit of length of a file.
 
     Returns:
-        The header; `None` for a 2D picture with an orientation, because its matrices do not describe a volume, and for
+        The header; `None` for a 2D image with an orientation, because its matrices do not describe a volume, and for
         Analyze, which has no such fields.
     """
     with _named_by_content(path) as file:
@@ -124,13 +125,13 @@ def header_with_grid_of(path: str) -> nibabel.Nifti1Header | None:
     for field in GRID_FIELDS:
         header[field] = given[field]
     header["pixdim"][:4] = given["pixdim"][:4]
-    header["pixdim"][1:4][header["pixdim"][1:4] == 0] = 1  # a picture may have no third voxel size
+    header["pixdim"][1:4][header["pixdim"][1:4] == 0] = 1  # a 2D image may have no third voxel size
     header.set_xyzt_units(given.get_xyzt_units()[0])
     return header
 
 
 def _read_to_the_end(file: str, kind: type[nibabel.Nifti1Image]) -> np.ndarray:
-    """Read a compressed file up to its checksum, which alone reveals damage that can still be unpacked."""
+    """Read a compressed file up to its checksum, because some damaged data can be decompressed without an error."""
     try:
         with gzip.open(file) as stream:
             array = np.asanyarray(kind.from_stream(stream).dataobj)
@@ -144,7 +145,7 @@ def _read_to_the_end(file: str, kind: type[nibabel.Nifti1Image]) -> np.ndarray:
 def _stored_affine(image: nibabel.Nifti1Image) -> np.ndarray:
     affine = np.array(image.affine, dtype=float)
     if len(image.shape) < 3 and not affine[:3, 2].any():
-        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])  # a 2D image has no third axis, so take the normal
+        affine[:3, 2] = np.cross(affine[:3, 0], affine[:3, 1])  # a 2D image has no third axis: use the normal
         affine[:3, 2] /= np.linalg.norm(affine[:3, 2]) or 1.0
     return affine
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read headers and voxels of image files of every supported format.
 
-NIfTI goes through nibabel, NRRD and MetaImage through ITK, a folder of DICOM slices through ITK's GDCM. All give the
+NIfTI is read with nibabel, NRRD and MetaImage with ITK, and a folder of DICOM slices with ITK's GDCM. All return the
 same affine, from voxel index to mm in RAS. docs/formats.md describes how unusual files are handled.
 """
 
@@ -28,14 +28,14 @@ class Volume:
 
     Attributes:
         header: header of the file.
-        read: reads the voxels. Unlike `voxels`, it raises the errors of the library.
+        read: function that reads the voxels. Unlike `voxels`, it raises the errors of the library.
     """
 
     header: VolumeHeader
     read: ReadVoxels
 
     def voxels(self) -> np.ndarray:
-        """Read the voxels `(channels, X, Y, Z)` in the order of the header's axes, in the file's type, scaled.
+        """Read the scaled voxels `(channels, X, Y, Z)`, in the order of the header's axes and the file's type.
 
         Raises:
             UserError: if the file cannot be read; the message names it.
@@ -80,8 +80,8 @@ def open_volume(path: str | Path) -> Volume:
         raise UserError(f"{path} has no valid voxel size: correct its orientation matrix or voxel spacing.")
     if 0 in header.shape:
         raise UserError(f"{path} is empty (shape {header.size}): remove it from the dataset.")
-    # NIfTI stores the affine in 32 bits, so every format is rounded to them. Otherwise, for the same volume in another
-    # format, resampling could round to another size.
+    # NIfTI stores the affine in 32 bits, so the affines of all formats are rounded to 32 bits. Otherwise, resampling
+    # could give different sizes for the same volume in two formats.
     return Volume(replace(header, affine=header.affine.astype(np.float32).astype(float)), voxels)
 
 
@@ -111,7 +111,7 @@ def _naming_the_file(path: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Return the most informative line of a library's message, without source lines and memory addresses."""
     lines = [line.strip() for line in str(error).splitlines()]
-    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" belongs to the last failed system call
+    noise = re.compile(r"\S+\.[ch]xx:\d+:$|Reason: |- |$")  # ITK's "Reason" describes the last failed system call
     telling = [line for line in lines if not noise.match(line)] or [type(error).__name__]
     told = re.sub(r"^ITK ERROR: (\w+\(0x\w+\): )?", "", telling[-1])
-    return re.sub(r"( of|:)? (['\"])\S*[/\\](image|header)\.\S+\2", "", told).rstrip(". ")  # a temporary link
+    return re.sub(r"( of|:)? (['\"])\S*[/\\](image|header)\.\S+\2", "", told).rstrip(". ")  # name of a temporary link

@@ -37,8 +37,8 @@ def require_output_format(output_format: str) -> None:
 def output_ending(image: str | Path, output_format: str) -> str:
     """Return the ending of the label volume of an image.
 
-    With `input` it is that of the image's own format: formats of two files (`.nhdr`, `.mhd`) are written as one file
-    (`.nrrd`, `.mha`), and DICOM, Analyze and MGH as `.nii.gz`.
+    With `input`, the format of the image is used; but formats with two files (`.nhdr`, `.mhd`) are written as one file
+    (`.nrrd`, `.mha`), and DICOM, Analyze and MGH are written as `.nii.gz`.
 
     Raises:
         UserError: for `dicom_seg` if the image is not a DICOM series.
@@ -63,15 +63,15 @@ def write_volume(
     image: str | Path | None = None,
     names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write a volume atomically: after an interruption the file is either complete or absent.
+    """Write a volume atomically: after an interruption the file is either complete or missing.
 
     Args:
-        path: ends in `.nii.gz`, `.nii`, `.nrrd`, `.seg.nrrd` or `.mha`.
-        array: `(X, Y, Z)`, or with NIfTI `(X, Y, Z, channels)`, written in its own type. In NRRD and MetaImage, 32-bit
-            and 64-bit integers become double, because ITK's Python package cannot write them.
-        affine: `(4, 4)`, voxel index to mm, RAS.
+        path: path with the ending `.nii.gz`, `.nii`, `.nrrd`, `.seg.nrrd` or `.mha`.
+        array: `(X, Y, Z)`, or for NIfTI `(X, Y, Z, channels)`; its type is kept. In NRRD and MetaImage, 32-bit and
+            64-bit integers become double, because ITK's Python package cannot write them.
+        affine: `(4, 4)`, voxel index to mm (RAS).
         image: file with the same grid. If both are NIfTI, sform, qform, voxel size and unit are copied from it, so that
-            every viewer puts the two on top of each other, also where the image does not say where its axes point.
+            every viewer aligns the two, even if the image does not state the directions of its axes.
         names: name of each label value, without the background, for the header of NIfTI and NRRD
             (`scripts.images.label_names`); `None` for none.
 
@@ -103,7 +103,7 @@ def _write_nifti(
         image = nibabel.Nifti1Image(array, None, header, dtype=array.dtype)
     else:
         image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
-        # ITK prefers the qform and nibabel the sform. Both are set; a qform cannot express axes that are not
+        # Set both, because ITK prefers the qform and nibabel the sform. A qform cannot represent axes that are not
         # perpendicular.
         image.set_sform(affine, code="scanner")
         image.set_qform(affine, code="scanner" if _perpendicular(affine) else "unknown", strip_shears=True)

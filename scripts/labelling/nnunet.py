@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the cases of a dataset, pseudo-labels included, as a dataset on which nnU-Net trains."""
+"""Write the cases of a dataset, including pseudo-labels, in the format of nnU-Net."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from scripts.prototypes.voxels import NO_CLASS
 logger = logging.getLogger("pseudo_label")
 
 LABELS = "labelsTr"
-"""Folder of the labels in a dataset of nnU-Net."""
+"""Folder of the labels in an nnU-Net dataset."""
 
 
 def check_nnunet_folder(folder: str | Path) -> None:
-    """Check that a folder has a name by which nnU-Net finds a dataset, and is not one that exists.
+    """Check that a folder has a name that nnU-Net recognises, and does not hold a dataset yet.
 
     Raises:
-        UserError: otherwise.
+        UserError: if the name is not recognised, or the folder holds a dataset.
     """
     folder = Path(folder)
     if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
@@ -46,16 +46,17 @@ def check_nnunet_folder(folder: str | Path) -> None:
 
 
 def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | Path) -> None:
-    """Complete a folder whose `labelsTr` holds the pseudo-labels to a dataset of nnU-Net.
+    """Turn a folder whose `labelsTr` holds the pseudo-labels into an nnU-Net dataset.
 
     Training cases are the labelled and validation cases with their labels, and the unlabelled ones with their
-    pseudo-labels; the images of test cases are in `imagesTs`. Every image becomes a NIfTI file per channel, on its own
-    grid, and every label a NIfTI file of class indices on the grid of its image. `dataset.json` is written last.
+    pseudo-labels; the images of test cases are in `imagesTs`. Each image is written as a NIfTI file per channel, on its
+    own grid. Each label is written as a NIfTI file of class indices on the grid of its image. `dataset.json` is written
+    last.
 
     Args:
-        cases: of the datalist.
-        dataset: classes, and the values of the label files.
-        folder: see `check_nnunet_folder`; `labelsTr/NAME.nii.gz` of each unlabelled case exists.
+        cases: cases of the datalist.
+        dataset: declares the classes and the values of the label files.
+        folder: see `check_nnunet_folder`; it must have `labelsTr/NAME.nii.gz` for each unlabelled case.
 
     Raises:
         UserError: if a file cannot be read or written, or a label holds an undeclared value or is not on its image's
@@ -88,7 +89,7 @@ def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | P
 
 
 def _write_images(case: Case, folder: Path, name: str) -> VolumeHeader:
-    """Write a file per channel, all on the grid of the image's first file, whose header is returned."""
+    """Write a file per channel, all on the grid of the image's first file; return the header of that file."""
     files = images_of(case)
     grid, number = read_header(files[0]), 0
     for file in files:
@@ -99,12 +100,12 @@ def _write_images(case: Case, folder: Path, name: str) -> VolumeHeader:
 
 
 def _storable(voxels: np.ndarray) -> np.ndarray:
-    """In a type that NIfTI readers know."""
+    """Convert voxels to a type that NIfTI readers support."""
     return voxels.astype(np.float32) if voxels.dtype in (np.float16, np.int64, np.uint64) else voxels
 
 
 def _label(path: str, image: VolumeHeader, dataset: DatasetSpec) -> np.ndarray:
-    """Class indices `(X, Y, Z)`, uint8 or int16, of a label file on the grid of its image."""
+    """Read class indices `(X, Y, Z)`, uint8 or int16, of a label file on the grid of its image."""
     header, voxels = read_volume(path)
     for finding in label_on_image(image, header):
         raise UserError(finding.sentence)
@@ -113,13 +114,13 @@ def _label(path: str, image: VolumeHeader, dataset: DatasetSpec) -> np.ndarray:
     if undeclared is not None:
         raise UserError(f"{path} holds the label value {value_text(undeclared)}: declare or correct it.")
     indices = classes.to(torch.int16).numpy()
-    indices[indices == NO_CLASS] = dataset.num_classes  # nnU-Net's label to ignore is the highest
+    indices[indices == NO_CLASS] = dataset.num_classes  # nnU-Net's ignore label must be the highest value
     placed = on_image_grid(indices, header, image)
     return placed.astype(np.uint8) if dataset.num_classes < 256 else placed
 
 
 def _channel_names(dataset: DatasetSpec) -> list[str]:
-    """nnU-Net normalises a channel called `CT` by the intensities of the whole dataset, and others by their image."""
+    """Name the channels. nnU-Net normalises a channel called `CT` by the whole dataset, and others by each image."""
     if "ScaleIntensityRange" in type(dataset.intensity).__name__:
         return ["CT"] * dataset.in_channels
     return [f"MRI {number}" for number in range(1, dataset.in_channels + 1)]

@@ -44,7 +44,7 @@ class ClassEmbeddings:
         projection_head: maps features to the space of the prototypes; `None` if the memory holds features.
         memory: memory of prototypes.
         device: device of network, head and memory.
-        voxels_per_call: largest number of voxels per class and call.
+        voxels_per_call: maximum number of voxels per class and call.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ClassEmbeddings:
 
     @torch.no_grad()
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, K, D, H, W)` of windows `(B, C, D, H, W)`, on the device of the windows."""
+        """Return logits `(B, K, D, H, W)` of windows `(B, C, D, H, W)`, on the device of the windows."""
         images = windows.to(self.device).as_subclass(torch.Tensor)
         logits, features = self.inferer.logits_and_features(images, self.network)
         classes = labels_on_grid(logits.argmax(dim=1), features.shape[2:]).reshape(-1)
@@ -114,7 +114,8 @@ class ClassEmbeddings:
 def load_prototypes(ckpt_dir: str | Path, network: nn.Module, loss: nn.Module, memory: PrototypeMemory) -> None:
     """Load network and loss, including the memory and heads of the loss, from the newest checkpoint in a folder.
 
-    The memory holds embeddings of the trained network, so its weights are loaded instead of the averaged ones.
+    The memory holds embeddings of the trained network, so the weights of this network are loaded and not the averaged
+    ones.
 
     Args:
         ckpt_dir: folder of `checkpoint_*.pt`.
@@ -145,7 +146,7 @@ def load_prototypes(ckpt_dir: str | Path, network: nn.Module, loss: nn.Module, m
 
 
 def farthest_first(points: torch.Tensor, known: torch.Tensor) -> tuple[list[int], list[float]]:
-    """Order points so that each is the farthest from the known ones and those before it.
+    """Order points so that each one is farthest from the known points and the points before it.
 
     This is the greedy k-center selection of Sener and Savarese, ICLR 2018.
 
@@ -155,7 +156,7 @@ def farthest_first(points: torch.Tensor, known: torch.Tensor) -> tuple[list[int]
 
     Returns:
         The indices in the order in which points are chosen, and for each point its Euclidean distance to the nearest
-        of `known` and of the points chosen before it. Of equally distant points the first is chosen.
+        of `known` and of the points chosen before it. Among equally distant points, the first is chosen.
     """
     nearest = torch.cdist(points, known, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
     order: list[int] = []
@@ -179,7 +180,7 @@ class Candidate:
         image: first file of its image.
         uncertainty: 1 minus the confidence of `scripts.inference.segmenter`, in [0, 1].
         prototype_distance: cosine distance in [0, 2]; `None` if no structure was found.
-        descriptor: `(D,)`, by which the diversity of cases is measured.
+        descriptor: vector `(D,)` that is used to measure the diversity of cases.
     """
 
     name: str
@@ -196,7 +197,8 @@ def prioritise_unlabelled(
     output_dir: str | Path,
     order_by: str | Sequence[str] = CRITERIA,
 ) -> Path:
-    """Segment every unlabelled case and write `output_dir/prioritise_unlabelled.csv`, the case to label first on top.
+    """Segment every unlabelled case and write `output_dir/prioritise_unlabelled.csv`, starting with the case to label
+    first.
 
     Args:
         cases: cases of the datalist.
@@ -236,7 +238,7 @@ def prioritise_unlabelled(
 def priority_rows(
     candidates: Sequence[Candidate], known: torch.Tensor, order_by: Sequence[str] = CRITERIA
 ) -> list[tuple[object, ...]]:
-    """Rows of `COLUMNS`, ordered by priority.
+    """Return rows of `COLUMNS`, ordered by priority.
 
     Args:
         candidates: the cases. A case in which no structure was found gets the largest distance to the prototypes.

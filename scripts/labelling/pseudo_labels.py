@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict label volumes for unlabelled cases, and propose the slices whose correction teaches most."""
+"""Predict label volumes for unlabelled cases, and propose the slices whose correction is most useful."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def pseudo_label(
         segmenter: segments a case.
         writer: writes the files of a case, with an empty postfix.
         corrected_labels: folder from which training reads corrected labels; it is named in the log.
-        layout: `files`, or `nnunet` to make the folder above the writer's a dataset of nnU-Net, with all cases
+        layout: `files`, or `nnunet` to turn the parent of the writer's folder into an nnU-Net dataset with all cases
             (`scripts/labelling/nnunet.py`).
         dataset: the dataset block; needed for `nnunet` and `slices`.
-        slices: keep this many slices of each case, those with the largest expected error, and write the dataset's
-            `ignore_value` elsewhere (docs/sparse_annotation.md). `slices.csv` lists them, those of a case with the
-            largest error first. The segmenter must give `uncertainty`. `None`: whole volumes.
+        slices: number of slices to keep in each case. The slices with the largest expected error are kept, and the
+            dataset's `ignore_value` is written elsewhere (docs/sparse_annotation.md). `slices.csv` lists them for each
+            case, largest error first. The segmenter must return `uncertainty`. `None` keeps whole volumes.
 
     Returns:
         The paths of the label volumes, if no case failed.
@@ -74,7 +74,7 @@ def pseudo_label(
         chosen = kept = None
         if slices is not None and dataset is not None and result.uncertainty is not None:
             chosen = choose_slices(result.uncertainty, result.affine, slices, dataset.spacing)
-            kept, result.uncertainty = chosen.holds(result.classes.shape), None  # not to be written
+            kept, result.uncertainty = chosen.holds(result.classes.shape), None  # so that it is not written
         path = writer.write(result, name, kept, dataset.ignore_value if dataset is not None else None)
         written.append(path)
         if chosen is not None:
@@ -100,8 +100,8 @@ def pseudo_label(
 def slice_rows(name: str, chosen: ChosenSlices, result: Segmentation, label: str) -> Iterator[tuple[object, ...]]:
     """Yield a row of `SLICE_COLUMNS` for each slice, the largest expected error first.
 
-    `slice` counts from 0 along `axis` of the file; `position_mm` is the coordinate of the slice's middle along R, A or
-    S, the `direction` in which that axis mostly points.
+    `slice` counts from 0 along `axis` of the file. `direction` is R, A or S, whichever is closest to that axis, and
+    `position_mm` is the coordinate of the slice's centre along it.
     """
     direction = int(nibabel.io_orientation(result.affine)[chosen.axis, 0])
     middle = (np.array(result.classes.shape) - 1) / 2
@@ -126,7 +126,7 @@ def _check_slices(layout: str, output_format: str, dataset: DatasetSpec | None) 
 
 
 def unlabelled_images(cases: CaseLists) -> list[tuple[ImageFiles, str]]:
-    """Image and name of every unlabelled case.
+    """Return image and name of every unlabelled case.
 
     Raises:
         UserError: if there is no unlabelled case.
@@ -137,10 +137,10 @@ def unlabelled_images(cases: CaseLists) -> list[tuple[ImageFiles, str]]:
 
 
 SAME_SPACING = 1.01
-"""Voxel sizes whose ratio is smaller than this are equal."""
+"""Voxel sizes whose ratio is smaller than this count as equal."""
 
 TIE = 0.05
-"""A slice this close to the middle between two voxels of the training grid may be missed by rounding, in voxels."""
+"""Distance in voxels to the midpoint between two voxels of the training grid within which rounding may skip a slice."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class ChosenSlices:
     """Slices of a volume.
 
     Attributes:
-        axis: of the file, 0, 1 or 2, across which the slices lie.
-        indices: ascending, from 0.
-        errors: expected error of each: the sum of the normalised entropies of its voxels.
+        axis: axis of the file, 0, 1 or 2, perpendicular to the slices.
+        indices: indices of the slices, ascending, counted from 0.
+        errors: expected error of each slice: the sum of the normalised entropies of its voxels.
         total: expected error of the whole volume.
     """
 
@@ -160,14 +160,14 @@ class ChosenSlices:
     total: float
 
     def holds(self, shape: Sequence[int]) -> np.ndarray:
-        """Which voxels of the volume are in one of the slices: bool, 1 along the other axes, to be broadcast."""
+        """Return a bool mask of the voxels in the slices; its size is 1 along the other axes, for broadcasting."""
         along = np.zeros(shape[self.axis], bool)
         along[self.indices] = True
         return along.reshape([-1 if axis == self.axis else 1 for axis in range(3)])
 
 
 def slice_axis(affine: np.ndarray) -> int:
-    """The axis of a file with the largest voxel size, across which people draw; the last one if sizes are equal.
+    """Return the axis with the largest voxel size, perpendicular to which people draw; the last one if equal.
 
     Args:
         affine: `(4, 4)`, voxel index to mm.
@@ -181,15 +181,15 @@ def slice_axis(affine: np.ndarray) -> int:
 
 
 def usable_slices(affine: np.ndarray, axis: int, count: int, spacing: Sequence[float]) -> np.ndarray:
-    """Indices of the slices that remain when the volume is resampled to the training grid by nearest neighbours.
+    """Return the indices of the slices that remain after nearest-neighbour resampling to the training grid.
 
-    A coarser grid leaves slices out, and a label drawn on one of them would be lost.
+    A coarser grid skips slices, and a label that is drawn on a skipped slice would be lost.
 
     Args:
-        affine: `(4, 4)`, voxel index to mm, of the file.
-        axis: of the file.
-        count: slices along it.
-        spacing: of the training grid, mm, along R, A and S.
+        affine: affine of the file, `(4, 4)`, voxel index to mm.
+        axis: axis of the file.
+        count: number of slices along the axis.
+        spacing: voxel size of the training grid in mm, along R, A and S.
     """
     body_axis, direction = nibabel.io_orientation(affine)[axis]
     step = spacing[int(body_axis)] / np.linalg.norm(affine[:3, axis])
@@ -204,17 +204,17 @@ def usable_slices(affine: np.ndarray, axis: int, count: int, spacing: Sequence[f
 def choose_slices(
     uncertainty: np.ndarray, affine: np.ndarray, number: int, spacing: Sequence[float] | None = None
 ) -> ChosenSlices:
-    """The slices with the largest expected error, spaced apart.
+    """Choose the slices with the largest expected error, with a minimum distance between them.
 
-    Neighbouring slices look alike, so a slice is passed over if it is closer to a chosen one than half the distance
-    that evenly spaced slices would have, over the part of the volume that holds 98 % of the expected error. If too few
-    remain, that distance is halved.
+    Neighbouring slices look alike, so a slice is skipped if it is too close to a chosen one. The minimum distance is
+    half the distance of evenly spaced slices in the part of the volume that holds 98 % of the expected error. If too
+    few slices remain, it is halved.
 
     Args:
         uncertainty: normalised entropy of each voxel `(X, Y, Z)`, in [0, 1], on the grid of the file.
         affine: `(4, 4)`, voxel index to mm.
-        number: of slices.
-        spacing: of the training grid, mm, along R, A and S; `None`: every slice may be chosen.
+        number: number of slices.
+        spacing: voxel size of the training grid in mm, along R, A and S; with `None` every slice may be chosen.
 
     Returns:
         At most `number` slices; fewer only if the volume has fewer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a careful colleague would say about a result."""
+"""Warnings in the report about results that need care."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from scripts.images.read import open_volume, read_header
 from scripts.report.cases import ReportCase, StructureMeasures
 
 SPACING_TOLERANCE = 0.02
-"""A spacing is outside the range of training if it exceeds it by more than this fraction."""
+"""A voxel size counts as outside the training range if it is outside by more than this fraction."""
 
 NAMED = 5
-"""Largest number of cases that a sentence names."""
+"""Maximum number of cases that a sentence names."""
 
 
 def compare_with_training(training: Sequence[str], cases: Sequence[ReportCase]) -> dict[str, Any]:
-    """What the images of training say about those of the test cases.
+    """Compare the test images with the training images.
 
     Args:
-        training: image files of training, labelled and unlabelled; those that are not here are left out, because an
-            evaluation needs the test cases alone.
+        training: labelled and unlabelled training images. Missing files are skipped, because an evaluation needs only
+            the test cases.
         cases: test cases.
 
     Returns:
-        `spacing_mm`: smallest and largest voxel size in training along R, A and S, and `seen`: pairs of a test case and
-        the training file that has the same intensities on the same grid, whatever its name and format.
+        `spacing_mm`, the smallest and largest voxel size in training along R, A and S; and `seen`, pairs of a test case
+        and the training file that has the same intensities on the same grid, whatever its name and format.
     """
     by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
     spacings = []
@@ -43,7 +43,7 @@ def compare_with_training(training: Sequence[str], cases: Sequence[ReportCase]) 
         spacings.append(header.spacing)
     seen = []
     for case in cases:
-        # Only files with the same number of voxels are read as a whole.
+        # Only files with the same shape are read completely.
         alike = [] if case.image is None else by_shape.get(read_header(case.image).in_ras().shape, [])
         if alike and case.image is not None:
             wanted = _digest(case.image)
@@ -63,13 +63,13 @@ def advice(
     measured: Mapping[str, Mapping[str, StructureMeasures]],
     training: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    """Warnings, each a sentence or two.
+    """Yield warnings of one or two sentences.
 
     Args:
         summary: content of `summary.json`, or `None`.
         cases: the cases.
-        measured: what was measured of each case and structure.
-        training: of `compare_with_training`, or `None` if it is not known.
+        measured: measurements of each case and structure.
+        training: result of `compare_with_training`, or `None` if it is not known.
     """
     if training is not None:
         for name, path in training["seen"]:
@@ -115,7 +115,7 @@ def _unusual_spacing(cases: Sequence[ReportCase], ranges: Sequence[Sequence[floa
     for case in cases:
         try:
             spacing = () if case.image is None else read_header(case.image).in_ras().spacing
-        except UserError:  # the page says so where the case is shown
+        except UserError:  # the page reports this error next to the case
             continue
         outside = [
             f"{size:.3g} mm instead of {low:.3g} to {high:.3g}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases of an output folder, of an evaluation or of an inference, and the volumes of their structures."""
+"""The cases of an output folder, from evaluation or inference, and the volumes of their structures."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class ReportCase:
     """A case with its files.
 
     Attributes:
-        name: as in `metrics.csv`, `volumes.csv` and `failed.csv`.
+        name: name of the case, as in `metrics.csv`, `volumes.csv` and `failed.csv`.
         image: file of the image, if it is known.
-        prediction: label volume of the prediction; `None` if there is none: then `load` gives background only.
+        prediction: label volume of the prediction; if it is `None`, `load` returns background only.
         reference: label volume of the reference, if there is one.
         uncertainty: volume of the uncertainty, if there is one.
         values: label value of each structure in both label volumes, background not included.
         rows: rows of `metrics.csv`.
-        problem: why there are no pictures; empty if there are.
-        predicted_dice: of an inference.
-        alarms: of an inference, reasons not to trust it.
+        problem: reason why there are no pictures; empty if there are some.
+        predicted_dice: the predicted Dice, after inference.
+        alarms: reasons not to trust the result, after inference.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ReportCase:
     alarms: Sequence[str] = ()
 
     def load(self, with_image: bool = True) -> CaseVolumes:
-        """Read the volumes and turn them to RAS; the structures become classes 1, 2, ... in the order of `values`.
+        """Read the volumes and reorient them to RAS; the structures become classes 1, 2, ... in the order of `values`.
 
         Args:
             with_image: whether to read the image and the uncertainty too.
@@ -90,13 +90,13 @@ class ReportCase:
 
 
 def find_cases(output_dir: Path) -> list[ReportCase]:
-    """The cases of an output folder, in the order of its files; none if there are none.
+    """Find the cases of an output folder, in the order of its files; the list may be empty.
 
-    Those of an evaluation are in `metrics.csv`, with volumes in `predictions/`. Those of an inference have a label
-    volume with a JSON file each, or a row in `failed.csv`.
+    Cases of an evaluation are in `metrics.csv`, with volumes in `predictions/`. Cases of inference have a label volume
+    with a JSON file, or a row in `failed.csv`.
 
     Raises:
-        UserError: if a file is not of the form that the bundle writes.
+        UserError: if a file does not have the format that the bundle writes.
     """
     table, manifest = output_dir / "metrics.csv", output_dir / "predictions" / MANIFEST
     try:
@@ -114,14 +114,14 @@ def find_cases(output_dir: Path) -> list[ReportCase]:
 
 
 def find_candidates(output_dir: Path) -> list[tuple[dict[str, str], ReportCase]]:
-    """Unlabelled cases in the order in which to label them; none if `prioritise_unlabelled` has not run.
+    """Find unlabelled cases in the order in which to label them; empty if `prioritise_unlabelled` has not run.
 
     Returns:
-        For each case its row of `prioritise_unlabelled.csv`, and its files: image, and label volume if `pseudo_label`
-        has made one.
+        For each case its row of `prioritise_unlabelled.csv`, and its files: the image, and the label volume if
+        `pseudo_label` has made one.
 
     Raises:
-        UserError: if the table is not of the form that the bundle writes.
+        UserError: if the table does not have the format that the bundle writes.
     """
     table, folder = output_dir / "prioritise_unlabelled.csv", output_dir / "pseudo_labels"
     if not table.is_file():
@@ -140,7 +140,7 @@ def find_candidates(output_dir: Path) -> list[tuple[dict[str, str], ReportCase]]
 
 
 def _values(sidecar: Mapping[str, Any]) -> dict[str, int]:
-    """Label value of each structure, from the JSON file beside a label volume."""
+    """Return the label value of each structure, from the JSON file next to a label volume."""
     return {name: int(value) for value, name in list(sidecar["labels"].items())[1:]}
 
 
@@ -176,7 +176,7 @@ def _of_inference(folder: Path) -> Iterable[ReportCase]:
             uncertainty,
             values,
             problem="" if prediction else "No volume.",
-            predicted_dice=content.get("predicted_dice"),  # not in files of earlier versions
+            predicted_dice=content.get("predicted_dice"),  # files of earlier versions do not have it
             alarms=content.get("alarms") or (),
         )
     if (folder / "failed.csv").is_file():
@@ -193,7 +193,7 @@ def _same_grid(one: VolumeHeader, other: VolumeHeader) -> bool:
 
 
 def _on_grid(path: str, grid: VolumeHeader) -> np.ndarray:
-    """The first channel of a volume at the voxel centres of another grid (linear interpolation)."""
+    """Interpolate the first channel of a volume linearly at the voxel centres of another grid."""
     volume = open_volume(path)
     voxels = volume.voxels()[0].astype(np.float32)
     if _same_grid(volume.header, grid):
@@ -205,7 +205,7 @@ def _on_grid(path: str, grid: VolumeHeader) -> np.ndarray:
 
 
 def structures_of(cases: Sequence[ReportCase]) -> list[str]:
-    """Names of the structures of all cases, in the order of their label values."""
+    """Return the names of the structures of all cases, in the order of their label values."""
     names: dict[str, None] = {}
     for case in cases:
         names |= dict.fromkeys(row["class"] for row in case.rows) | dict.fromkeys(case.values)
@@ -213,20 +213,21 @@ def structures_of(cases: Sequence[ReportCase]) -> list[str]:
 
 
 LARGE = 0.1
-"""A component is large if it has at least this fraction of the voxels of its structure's largest one."""
+"""A component is large if it has at least this fraction of the voxels of the structure's largest component."""
 
 MIN_AGREEMENT = 3
-"""Limits of agreement are given for at least this many cases."""
+"""Minimum number of cases for limits of agreement."""
 
 
 @dataclass(frozen=True)
 class StructureMeasures:
-    """One structure of one case.
+    """Measurements of one structure in one case.
 
     Attributes:
-        prediction_ml: volume in the prediction, millilitres.
-        reference_ml: the same of the reference; `None` without one.
-        at_border: whether the prediction has voxels in the first or last slice along an axis, and the reference not.
+        prediction_ml: volume in the prediction in ml.
+        reference_ml: volume in the reference in ml; `None` without a reference.
+        at_border: whether the prediction has voxels in the first or last slice along an axis, but the reference does
+            not.
         large_components: number of large components of the prediction.
     """
 
@@ -240,7 +241,7 @@ def measure(volumes: CaseVolumes, structures: Sequence[str]) -> dict[str, Struct
     """Measure each structure of a case.
 
     Args:
-        volumes: of the case.
+        volumes: volumes of the case.
         structures: names of classes 1, 2, ...
     """
     millilitres = float(np.prod(volumes.spacing)) / 1000
@@ -258,7 +259,7 @@ def measure(volumes: CaseVolumes, structures: Sequence[str]) -> dict[str, Struct
 
 
 def _at_border(mask: np.ndarray) -> bool:
-    # An axis of one slice is all border.
+    # Skip axes with a single slice, where every voxel is at the border.
     axes = [axis for axis in range(3) if mask.shape[axis] > 1]
     return any(bool(np.take(mask, end, axis).any()) for axis in axes for end in (0, -1))
 
@@ -275,13 +276,13 @@ def _large_components(mask: np.ndarray) -> int:
 def agreement(
     measured: Mapping[str, Mapping[str, StructureMeasures]], structures: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Agreement of predicted and reference volumes (Bland and Altman, Lancet 1986), for each structure.
+    """Compute the agreement of predicted and reference volumes (Bland and Altman, Lancet 1986) for each structure.
 
     A case counts if prediction or reference has the structure.
 
     Args:
-        measured: by case and structure.
-        structures: names.
+        measured: measurements by case and structure.
+        structures: names of the structures.
 
     Returns:
         For each structure with a reference in some case: `name`, `pairs` (prediction and reference of each case, ml),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the report's template shows, from the files of an output folder."""
+"""Collect the content of the report's template from the files of an output folder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from scripts.report.plots import agreement_plot, colour, dice_plot, difference_p
 from scripts.report.training import course_of, memory_of, training_facts
 
 PICTURED, WORST = 60, 40
-"""Largest number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
+"""Maximum number of cases with pictures, and how many of them are the worst ones; the others are a sample."""
 
 CANDIDATES, CANDIDATES_PICTURED = 30, 6
-"""Largest number of unlabelled cases in the list of what to label next, and how many of them have pictures."""
+"""Maximum number of unlabelled cases in the list of cases to label next, and how many of them have pictures."""
 
 CANDIDATE_BYTES = 250_000
 PICTURE_BYTES = 10_000_000
-"""Size of all pictures together: the page stays below 15 MB."""
+"""Maximum size of all pictures together, so that the page stays below 15 MB."""
 
 LABELS = {
     "dice": "Dice", "jaccard": "Jaccard", "hd95_voxel": "95HD (voxels)", "asd_voxel": "ASD (voxels)",
     "hd95_mm": "95HD (mm)", "asd_mm": "ASD (mm)", "surface_dice": "Surface Dice",
 }  # fmt: skip
 SHOWN = ("dice", "hd95_mm", "asd_mm", "surface_dice")
-"""Metrics of the page."""
+"""Metrics that the page shows."""
 
 STATUSES = {"found": "found", "missed": "missed", "false_positive": "invented", "absent": "in neither"}
 
@@ -51,17 +51,17 @@ FACTS = {
 def content_of(
     folder: Path, cases: Sequence[ReportCase], record: Mapping[str, Any], compare: Sequence[str | Path] = ()
 ) -> dict[str, Any]:
-    """What the template shows.
+    """Collect the content of the template.
 
     Args:
         folder: the output folder.
-        cases: its cases.
-        record: of the evaluation: `facts`, `command`, `config`, `versions`, `ended`, `training` (of
+        cases: the cases of the folder.
+        record: record of the evaluation: `facts`, `command`, `config`, `versions`, `ended`, `training` (result of
             `compare_with_training`) and `run` (the record of the training).
         compare: folders of other evaluations of the same cases.
 
     Raises:
-        UserError: if a file cannot be read, or another evaluation has other classes or no case in common.
+        UserError: if a file cannot be read, or if another evaluation has different classes or no case in common.
     """
     structures = structures_of(cases)
     numbers = {name: n for n, name in enumerate(structures, 1)}
@@ -104,7 +104,7 @@ def content_of(
 
 
 def worst_first(cases: Sequence[ReportCase]) -> list[ReportCase]:
-    """Cases by their mean Dice, the lowest first; those that failed come before, those without metrics after them."""
+    """Sort cases by their mean Dice, lowest first; failed cases come first, and cases without metrics last."""
     dice: dict[str, dict[str, float]] = {}
     for case in cases:
         for row in case.rows:
@@ -116,7 +116,7 @@ def worst_first(cases: Sequence[ReportCase]) -> list[ReportCase]:
 
 
 def choose_pictured(count: int) -> list[int]:
-    """Positions, in the order of `worst_first`, of the cases with pictures: the worst, and a sample of the others.
+    """Choose the cases with pictures, as positions in the order of `worst_first`: the worst, and a sample of others.
 
     >>> choose_pictured(500)[38:43]
     [38, 39, 40, 64, 88]
@@ -140,7 +140,7 @@ def _selection(count: int, pictured: int) -> str:
 def _case(
     case: ReportCase, rank: int, pictured: bool, bytes_left: int, measured: dict[str, dict[str, StructureMeasures]]
 ) -> dict[str, Any]:
-    """A case for the template; what is measured of it is added to `measured`."""
+    """Make the content for a case, and add its measurements to `measured`."""
     content: dict[str, Any] = {
         "name": case.name,
         "rank": rank,
@@ -159,13 +159,13 @@ def _case(
         measured[case.name] = measure(volumes, list(case.values))
         if pictured:
             content["planes"] = [_with_words(plane) for plane in draw_case(volumes, bytes_left)]
-    except UserError as error:  # a file that was moved since: the other cases do not depend on it
+    except UserError as error:  # for example a moved file: show the other cases
         content["problem"] = str(error)
     return content
 
 
 def _check_dice(case: ReportCase, volumes: CaseVolumes) -> None:
-    """Refuse pictures beside numbers of another evaluation, which may have been written into the same folder since."""
+    """Raise an error if pictures and numbers come from different evaluations that used the same folder."""
     for index, name in enumerate(case.values, start=1):
         row = next((row for row in case.rows if row["class"] == name and row["dice"]), None)
         if row is None or volumes.reference is None:
@@ -179,7 +179,7 @@ def _check_dice(case: ReportCase, volumes: CaseVolumes) -> None:
 
 
 def _candidates(folder: Path) -> list[dict[str, Any]]:
-    """The unlabelled cases to label first, for the template."""
+    """Make the content for the unlabelled cases to label first."""
     shown = []
     for place, (row, case) in enumerate(find_candidates(folder)[:CANDIDATES]):
         pictured = place < CANDIDATES_PICTURED
@@ -188,15 +188,15 @@ def _candidates(folder: Path) -> list[dict[str, Any]]:
 
 
 def _with_words(plane: dict[str, Any]) -> dict[str, Any]:
-    """A plane with a text for those who cannot see it, and with its slices as the script reads them."""
+    """Add an alternative text for screen readers to a plane, and its slices in the form that the script reads."""
     start = plane["slices"][plane["start"]]
-    # The page itself shows the picture of this slice: the script takes it from there.
+    # The picture of this slice is in the HTML already, and the script reads it from there.
     data = [{**each, "image": ""} if each is start else each for each in plane["slices"]]
     return {**plane, "data": data, "words": f"contours on slice {start['number']} of {plane['total']}"}
 
 
 def _rows(case: ReportCase, rank: int, measured: Mapping[str, StructureMeasures]) -> list[dict[str, Any]]:
-    """Rows of the table of cases: those of `metrics.csv`, or a row per structure, with the volumes."""
+    """Make the rows of a case in the table: those of `metrics.csv`, or a row per structure, with the volumes."""
     rows: list[dict[str, Any]] = [dict(row) for row in case.rows]
     rows = rows or [{"case": case.name, "class": name, "status": ""} for name in measured]
     for row in rows:
@@ -221,7 +221,7 @@ def _comparison(folder: Path, other: Path) -> dict[str, Any]:
 
 
 def _crossval(folder: Path) -> list[dict[str, Any]]:
-    """Results of cross-validations below an output folder."""
+    """Collect the results of cross-validations below an output folder."""
     found = []
     for path in sorted(folder.glob(f"crossval/*/{RESULT}")):
         result = read_json(path)
@@ -248,7 +248,7 @@ def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training_folders(folder: Path, record: Mapping[str, Any]) -> list[Path]:
-    """Where TensorBoard's files of the training may be."""
+    """Return the folders that may hold TensorBoard's files of the training."""
     of_run = ((record.get("run") or {}).get("paths") or {}).get("output_dir")
     return [folder, *([Path(of_run)] if of_run and not of_run.startswith("$") else [])]
 
@@ -258,10 +258,10 @@ def _in_words(value: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file that the bundle has written; `None` if there is none.
+    """Read a JSON file that the bundle has written; return `None` if it does not exist.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if the file cannot be read.
     """
     if not path.is_file():
         return None

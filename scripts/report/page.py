@@ -44,10 +44,10 @@ def write_report(
     """Write `report/index.html` into an output folder, from the files of its evaluation or inference.
 
     Args:
-        output_dir: the folder. It is the only source, so that the page can be made again at any time.
-        facts: what the page says about the run that has just ended; kept for later calls without it.
-        training_images: images of training, or lists with a file per channel, for the warnings; kept like `facts`.
-        training_record: `run.json` of the training; it need not exist, and is kept like `facts`.
+        output_dir: the folder. The page is made from this folder only, so it can be made again at any time.
+        facts: statements about the run that has just ended; they are stored for later calls without `facts`.
+        training_images: training images, or lists with a file per channel, for the warnings; stored like `facts`.
+        training_record: `run.json` of the training; it need not exist, and is stored like `facts`.
         compare: output folders of other evaluations of the same cases.
         argv: the command line of that run; `None` takes that of this process.
 
@@ -55,8 +55,8 @@ def write_report(
         The path of the page.
 
     Raises:
-        UserError: if the folder holds neither an evaluation nor an inference, another one cannot be compared with it,
-            or the page cannot be written.
+        UserError: if the folder holds no results of evaluation or inference, if the folders in `compare` cannot be
+            compared with it, or if the page cannot be written.
     """
     begun, folder = time.perf_counter(), Path(output_dir)
     cases = find_cases(folder)
@@ -76,8 +76,8 @@ def write_report(
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The page as HTML. Jinja2 escapes every name and number in it."""
-    import jinja2  # here: only this command needs it
+    """Render the page as HTML. Jinja2 escapes every name and number in it."""
+    import jinja2  # imported here, because only this command needs it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -91,7 +91,7 @@ def render(content: Mapping[str, Any]) -> str:
 
 
 def number(value: float | str | None, digits: int = 3) -> str:
-    """A number for the page; a dash for `None`, NaN and an empty cell."""
+    """Format a number for the page; `None`, NaN and an empty cell become a dash."""
     if value in (None, "") or math.isnan(float(value or 0)):
         return DASH
     return f"{float(value or 0):.{digits}f}"

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a case: slices in three planes, and what is drawn over them as SVG paths.
+"""Pictures of a case: slices in three planes, with contours as SVG paths.
 
 A slice is a small WebP picture, and its contours are paths that the browser draws over it, so that they are sharp at
-any size and can be switched on and off. Volumes are turned to RAS without resampling. As radiologists expect, the right
-of the patient is on the left of axial and coronal pictures, the front on the left of sagittal ones, and the head is up.
+any size and can be switched on and off. Volumes are reoriented to RAS without resampling. As radiologists expect, the
+patient's right is on the left of axial and coronal pictures, the front is on the left of sagittal pictures, and the
+head is at the top.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from PIL import Image
 from scipy import ndimage
 
 PLANES = {"axial": (2, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (0, "APSI")}
-"""Axis across each plane (of R, A, S), and the directions at the left, right, upper and lower side of its picture."""
+"""Axis (R, A or S) perpendicular to each plane, and the directions at the left, right, top and bottom of a picture."""
 
 MARGIN_MM = 20.0
-"""What is shown around the structures."""
+"""Margin that is shown around the structures."""
 
 LARGEST_SIDE = 320
-"""Pixels; a larger picture is made smaller, and its contours are not."""
+"""Maximum side of a picture in pixels; larger pictures are reduced, but their contours are not."""
 
 SLICES = 24
-"""Largest number of slices per plane."""
+"""Maximum number of slices per plane."""
 
 QUALITY = 55
-"""Of the WebP pictures, 0 to 100."""
+"""Quality of the WebP pictures, 0 to 100."""
 
 SCALE_MM = 2.0
-"""Standard deviation of the Gaussian by which errors are gathered to find the largest one."""
+"""Standard deviation of the Gaussian that smooths the errors to find the largest one."""
 
 UNCERTAIN = (0.25, 0.5, 0.75)
-"""Levels of uncertainty (entropy from 0 to 1) that are drawn where there is no reference."""
+"""Levels of uncertainty (entropy from 0 to 1) that are drawn if there is no reference."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class CaseVolumes:
     """The volumes of a case on one grid, in RAS.
 
     Attributes:
-        spacing: voxel size along R, A, S, mm.
+        spacing: voxel size along R, A, S in mm.
         prediction: classes `(R, A, S)` from 0.
-        reference: the same, or `None`.
+        reference: the same for the reference, or `None`.
         image: intensities on the same grid, or `None`.
         uncertainty: entropy from 0 to 1, or `None`.
     """
@@ -60,15 +61,16 @@ class CaseVolumes:
 
     @property
     def foreground(self) -> np.ndarray:
-        """Where prediction or reference have a structure, bool."""
+        """Return a bool mask of the voxels with a structure in the prediction or the reference."""
         return self.prediction > 0 if self.reference is None else (self.prediction > 0) | (self.reference > 0)
 
 
 def largest_error(volumes: CaseVolumes) -> tuple[int, int, int]:
-    """The voxel in the middle of the largest error, through which the pictures are taken.
+    """Return the voxel in the middle of the largest error, through which the slices are taken.
 
     It is the wrong voxel with the most wrong voxels around it, weighted by a Gaussian of `SCALE_MM`. Without a
-    reference, or without an error, it is the same of the uncertainty or of the structures, or the middle of the volume.
+    reference or an error, the uncertainty or else the structures are used in the same way; without these, it is the
+    middle of the volume.
     """
     if volumes.reference is not None and (volumes.prediction != volumes.reference).any():
         weight = (volumes.prediction != volumes.reference).astype(np.float32)
@@ -81,7 +83,7 @@ def largest_error(volumes: CaseVolumes) -> tuple[int, int, int]:
         return r, a, s
     box = ndimage.find_objects((weight > 0).astype(np.uint8))[
         0
-    ]  # one object, as all its values are 1: the smallest box around it
+    ]  # all values are 1, so this is the bounding box of the whole mask
     inside = weight[box]
     gathered = ndimage.gaussian_filter(inside, [SCALE_MM / mm for mm in volumes.spacing], mode="constant", truncate=2.0)
     place = np.unravel_index(np.where(inside > 0, gathered, -1).argmax(), inside.shape)
@@ -90,10 +92,10 @@ def largest_error(volumes: CaseVolumes) -> tuple[int, int, int]:
 
 
 def outline(mask: np.ndarray) -> str:
-    """The outline of a mask as the data of an SVG path, in half pixels from the upper left corner.
+    """Return the outline of a mask as the data of an SVG path, in half pixels from the upper left corner.
 
-    It passes in the middle between a pixel of the mask and a neighbour outside it (marching squares). Holes have an
-    outline of their own, in the other direction.
+    The outline passes midway between a pixel of the mask and a neighbour outside it (marching squares). Holes have a
+    separate outline in the opposite direction.
 
     Args:
         mask: bool `(rows, columns)`.
@@ -102,8 +104,8 @@ def outline(mask: np.ndarray) -> str:
         >>> outline(np.array([[True]]))
         'M2 1l-1 -1 -1 1 1 1z'
     """
-    # Here, because it comes with matplotlib, which few commands need. `contour_generator`, which chooses this class and
-    # these arguments, takes three times as long, because it looks for masked values.
+    # Imported here, because contourpy comes with matplotlib, which few commands need. `contour_generator` would choose
+    # this class and these arguments, but takes three times as long, because it searches for masked values.
     from contourpy import FillType, LineType, SerialContourGenerator, ZInterp
 
     rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
@@ -125,11 +127,11 @@ def outline(mask: np.ndarray) -> str:
     )
     parts = []
     for line in cast(list[np.ndarray], generator.lines(0.5)):
-        # Crossings lie at whole and half numbers of pixels, counted from the centre of the first padded pixel.
+        # Crossings are at multiples of half a pixel, counted from the centre of the first padded pixel.
         points = np.rint(2 * line[:-1] - 1).astype(int) + np.array([2 * left, 2 * top])
         steps = np.diff(points, axis=0, append=points[:1])
         before = np.roll(steps, 1, axis=0)
-        points = points[steps[:, 0] * before[:, 1] != steps[:, 1] * before[:, 0]]  # without those on a straight line
+        points = points[steps[:, 0] * before[:, 1] != steps[:, 1] * before[:, 0]]  # drop points on a straight line
         if len(points) == 0:
             continue
         moves = " ".join(f"{x} {y}" for x, y in np.diff(points, axis=0).tolist())
@@ -138,11 +140,11 @@ def outline(mask: np.ndarray) -> str:
 
 
 def draw_case(volumes: CaseVolumes, bytes_left: int) -> list[dict[str, Any]]:
-    """Pictures of a case on three planes, as many slices as fit.
+    """Draw pictures of a case in three planes, with as many slices as fit.
 
     Args:
-        volumes: of the case.
-        bytes_left: size that all slices together may have; the slice through the largest error is always there.
+        volumes: volumes of the case.
+        bytes_left: maximum size of all slices together; the slice through the largest error is always included.
 
     Returns:
         For each plane `name`, `sides` (directions at left, right, top, bottom), `columns` and `rows` (pixels),
@@ -172,7 +174,7 @@ def _plane(
     across, down = (other for other in range(3) if other != axis)
     total = volumes.prediction.shape[axis]
     step = max(1, -(-(box[axis].stop - box[axis].start) // SLICES))
-    first = box[axis].start + (centre[axis] - box[axis].start) % step  # so that the largest error is among them
+    first = box[axis].start + (centre[axis] - box[axis].start) % step  # include the largest error
     numbers = list(range(first, box[axis].stop, step))
 
     def cut(volume: np.ndarray | None, index: int) -> np.ndarray | None:
@@ -209,7 +211,7 @@ def _plane(
 def _paths(
     prediction: np.ndarray, reference: np.ndarray | None, uncertainty: np.ndarray | None
 ) -> Iterator[tuple[str, str]]:
-    """What is drawn over a slice, from the bottom up: errors or uncertainty as areas, then contours."""
+    """Return the paths to draw over a slice, from the bottom up: errors or uncertainty as areas, then contours."""
     if reference is not None:
         wrong = prediction != reference
         areas = {
@@ -228,7 +230,7 @@ def _paths(
 
 
 def _shown_box(volumes: CaseVolumes) -> tuple[slice, slice, slice]:
-    """The part of the volume that is shown: the structures with a margin, or all of it if there are none."""
+    """Return the part of the volume to show: the structures with a margin, or the whole volume without structures."""
     boxes = ndimage.find_objects(volumes.foreground.astype(np.uint8))
     whole = tuple(slice(0, side) for side in volumes.prediction.shape)
     if not boxes:
@@ -242,7 +244,7 @@ def _shown_box(volumes: CaseVolumes) -> tuple[slice, slice, slice]:
 
 
 def _intensity_window(volumes: CaseVolumes, box: tuple[slice, slice, slice]) -> tuple[float, float] | None:
-    """Intensities that become black and white: percentiles 1 and 99.5 of what is shown, so that air does not count."""
+    """Return the intensities for black and white: percentiles 1 and 99.5 of the shown part, to exclude air."""
     if volumes.image is None:
         return None
     shown = volumes.image[box]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of the report as SVG, which follow the page's light or dark colours."""
+"""Plots of the report as SVG, which adapt to the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#e5484d", "#2f8ee0", "#2ea55c", "#e08a1e", "#9461d6", "#b5a51b", "#d6569b", "#1aa39a", "#7f9a2a", "#8a8f98")
-"""Of structures 1, 2, ..., repeated if there are more; legible on a light and on a dark page, and over an image."""
+"""Colours of structures 1, 2, ..., repeated if there are more; legible on light and dark pages and over images."""
 
 INK = "#123456"
-"""Stands for the colour of the page's text, and is replaced by it."""
+"""Placeholder that is replaced by the colour of the page's text."""
 
 
 def colour(index: int) -> str:
-    """The colour of a structure, numbered from 0."""
+    """Return the colour of a structure, numbered from 0."""
     return COLOURS[index % len(COLOURS)]
 
 
 def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], panels: tuple[int, int] = (1, 1)) -> str:
-    """An SVG element with what a function draws.
+    """Return an SVG element with the drawing of a function.
 
     Args:
         size: width and height in inches; the page scales it.
-        plot: draws into the axes of the panels, row by row.
+        plot: function that draws into the axes of the panels, which are given row by row.
         panels: numbers of rows and columns.
     """
-    import matplotlib  # here, because it takes half a second, and most commands draw nothing
+    import matplotlib  # imported here, because it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
@@ -51,19 +51,19 @@ def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], pane
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # A style inside an SVG element would hold for the whole page, which has this one for its plots.
+    # Remove styles: a style inside an SVG element would apply to the whole page, and the page already has this one.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    # All plots have the same size of text, and shrink where the page is narrower. Words beside them say what they show.
+    # Text has the same size in all plots, and plots shrink on narrow pages. The text of the page describes each plot.
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return f'{head} aria-hidden="true" focusable="false" style="max-width: {6.4 * size[0]:.1f}rem">{rest}'
 
 
 def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float] | None]) -> str:
-    """A point per case for each structure, with the mean and its interval.
+    """Plot a point per case for each structure, with the mean and its interval.
 
     Args:
-        dice: Dice by structure and case, as from `scripts.evaluation.comparison.read_dice`.
+        dice: Dice by structure and case, as returned by `scripts.evaluation.comparison.read_dice`.
         intervals: 95 % interval of each structure's mean, or `None`.
     """
 
@@ -71,7 +71,7 @@ def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, S
         (axis,) = axes
         for index, (name, values) in enumerate(dice.items()):
             ordered = np.sort(list(values.values()))
-            spread = (np.arange(len(ordered)) * 0.618034) % 1 - 0.5  # evenly spread, and the same at each drawing
+            spread = (np.arange(len(ordered)) * 0.618034) % 1 - 0.5  # evenly spread and reproducible
             axis.scatter(ordered, index + 0.5 * spread, s=16, alpha=0.55, color=colour(index), linewidths=0)
             if len(ordered):
                 axis.plot([ordered.mean()] * 2, [index - 0.36, index + 0.36], color=INK, linewidth=1.6)
@@ -87,11 +87,11 @@ def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, S
 
 
 def agreement_plot(structures: Sequence[Mapping[str, Any]], numbers: Mapping[str, int]) -> str:
-    """Difference of predicted and reference volume against their mean, a panel per structure.
+    """Plot the difference of predicted and reference volume against their mean, with a panel per structure.
 
     Args:
         structures: entries of `scripts.report.cases.agreement`.
-        numbers: number of each structure, from 1, for its colour.
+        numbers: number of each structure, counted from 1, which selects its colour.
     """
     columns = min(3, len(structures))
     rows = -(-len(structures) // columns)
@@ -117,11 +117,11 @@ def agreement_plot(structures: Sequence[Mapping[str, Any]], numbers: Mapping[str
 
 
 def difference_plot(differences: Mapping[str, float], unit: str) -> str:
-    """Differences of the same cases in two runs, from the largest loss to the largest gain.
+    """Plot the differences of the same cases in two runs, from the largest loss to the largest gain.
 
     Args:
-        differences: this run minus the other, by case.
-        unit: what is on the vertical axis.
+        differences: this run minus the other run, by case.
+        unit: label of the vertical axis.
     """
     values = np.sort(list(differences.values()))
 
@@ -143,10 +143,10 @@ def difference_plot(differences: Mapping[str, float], unit: str) -> str:
 
 
 def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> str:
-    """Curves over the training step, a panel for each group.
+    """Plot curves over training steps, with a panel for each group.
 
     Args:
-        panels: steps and values of each curve, by the title of its panel and its name.
+        panels: steps and values of each curve, by title of the panel and name of the curve.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -175,11 +175,11 @@ def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 MARKERS = {"labelled voxel": "o", "unlabelled voxel": "+", "prototype": "D"}
-"""Markers of the kinds of embeddings; prototypes are drawn last, over the others."""
+"""Markers for the kinds of embeddings; prototypes are drawn last, on top of the others."""
 
 
 def embeddings_plot(groups: Mapping[tuple[str, int], np.ndarray], label_names: Sequence[str]) -> str:
-    """Prototypes and voxels in two dimensions, coloured by class.
+    """Plot prototypes and voxels in two dimensions, coloured by class.
 
     Args:
         groups: points `(N, 2)` by kind (a key of `MARKERS`) and class.
@@ -210,7 +210,7 @@ def embeddings_plot(groups: Mapping[tuple[str, int], np.ndarray], label_names: S
 
 
 def _plain(text: Any, longest: int = 28) -> str:
-    """Text that matplotlib takes literally: a dollar sign would begin a formula."""
+    """Escape and shorten text for matplotlib, which would read a dollar sign as the start of a formula."""
     text = str(text)
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training that made a model: its record, and its course from TensorBoard's files."""
+"""The training of a model: its record, and its curves from TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from scripts.report.plots import curves_plot, embeddings_plot
 
 POINTS = 300
-"""Largest number of points of a curve: neighbours are averaged, as single steps differ by chance."""
+"""Maximum number of points of a curve. Neighbours are averaged, because the values of single steps are noisy."""
 
 PANELS = {
     "Loss/": "Loss terms, unweighted",
@@ -26,13 +26,13 @@ PANELS = {
     "Memory/": "Prototypes in the memory, per class",
     "Time/": "Seconds per step",
 }
-"""Panels of the plot by the beginning of their tags; all other tags are validations."""
+"""Titles of the panels by the prefix of their tags; all other tags are validations."""
 
 VALIDATION = "Validation"
 
 
 def training_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the record of a training (`run.json`) says, as titles and texts; what it lacks is left out."""
+    """Summarise the record of a training (`run.json`) as titles and texts; missing entries are left out."""
     settings = run.get("settings") or {}
     network = settings.get("network_def") or {}
     terms = [*(settings.get("terms") or {}), *(settings.get("network_terms") or {})]
@@ -59,21 +59,21 @@ def _duration(run: Mapping[str, Any]) -> str:
 
 
 def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Steps and values of each scalar in TensorBoard's files of a folder; empty without such files.
+    """Read steps and values of each scalar in TensorBoard's files of a folder; empty without such files.
 
-    Of a run that was resumed, or started again in the same folder, the later values count: points beyond the step at
-    which it went on are left out.
+    If a run was resumed, or started again in the same folder, the later values count: earlier points beyond the step at
+    which it continued are left out.
     """
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    # Here, because importing it takes a second.
+    # Imported here, because it takes a second.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it says where it looked for a further file
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it logs each search for more files
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     events.Reload()
     tags = events.Tags()["scalars"]
-    # The lowest step that is written at each time or later, from the last time to the first.
+    # For each time, from the last to the first: the lowest step that is written at this time or later.
     times = sorted(((each.wall_time, each.step) for tag in tags for each in events.Scalars(tag)), reverse=True)
     lowest = dict(zip((time for time, _ in times), accumulate((step for _, step in times), min), strict=True))
     curves = {}
@@ -86,7 +86,7 @@ def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `POINTS` points of a curve, each the mean of neighbours."""
+    """Reduce a curve to at most `POINTS` points, each the mean of neighbouring points."""
     size = -(-len(steps) // POINTS)
     cuts = np.arange(0, len(steps), max(1, size))
     counts = np.diff([*cuts, len(steps)])
@@ -94,19 +94,19 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
-    """A plot of the prototypes and of voxels of the last training step; empty if no folder has them.
+    """Plot the prototypes and voxels of the last training step; return an empty string if no folder has them.
 
-    Embeddings are scaled to length 1, as the contrastive loss compares their directions, and shown by their first two
-    principal components.
+    Embeddings are scaled to length 1, because the contrastive loss compares their directions, and are projected to
+    their first two principal components.
 
     Args:
-        folders: where TensorBoard's files may be; the newest embeddings of the first one that has some are taken.
+        folders: folders that may hold TensorBoard's files; the newest embeddings in the first suitable one are used.
         label_names: names of the classes, background first.
     """
     found = next(filter(None, (list(folder.glob("*/memory/tensors.tsv")) for folder in folders)), [])
     if not found:
         return ""
-    # By time, not by step: an earlier run in the same folder may have been longer.
+    # By time and not by step, because an earlier run in the same folder may have been longer.
     newest = max(found, key=lambda file: file.stat().st_mtime_ns)
     points = np.loadtxt(newest, delimiter="\t", ndmin=2)
     with newest.with_name("metadata.tsv").open(encoding="utf-8", newline="") as file:
@@ -119,10 +119,10 @@ def memory_of(folders: Sequence[Path], label_names: Sequence[str]) -> str:
 
 
 def course_of(folders: Sequence[Path], label_names: Sequence[str] = ()) -> str:
-    """A plot of the course of a training; empty if no folder has TensorBoard's files.
+    """Plot the training curves; return an empty string if no folder has TensorBoard's files.
 
     Args:
-        folders: where the files may be; the first one that has some is taken.
+        folders: folders that may hold the files; the first one that has some is used.
         label_names: names of the classes, background first, for the memory.
     """
     curves = next(filter(None, map(read_curves, folders)), {})

@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # started as a folder: Python then looks for modules in `scripts` itself
+if not __package__:  # run as a folder: Python then searches for modules inside `scripts`
     sys.path[:1] = ["", str(Path(__file__).resolve().parents[1])]
 
 from scripts.cli.commands import main

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can fix, and how any error is told in one sentence."""
+"""Errors that a user can fix, and functions that describe any error in one sentence."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 
 WORKER_ERROR = re.compile(r"^scripts\.errors\.UserError: (.*)$", re.MULTILINE)
 EXCHANGE_ERROR = re.compile(r"\b(gloo|NCCL)\b")
-"""Occurs in the message of a failed exchange between processes; those of gloo are plain `RuntimeError`s."""
+"""Pattern in messages of failed operations between processes; errors of gloo are plain `RuntimeError`s."""
 
 
 class UserError(ValueError):
     """An error the user can fix: bad data, configuration or arguments. One sentence says what is wrong and what to do.
 
-    The command line prints the sentence without a traceback (`scripts.cli.start`); code that imports the bundle gets an
-    ordinary exception.
+    The command line prints the sentence without a traceback (`scripts.cli.start`). For code that imports the bundle it
+    is an ordinary exception.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type's name; of torch's errors about a state dict the second."""
+    """Return the first line of an exception's message (second line for torch's state dict errors), or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
         return lines[1].rstrip(".")
@@ -31,16 +31,16 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception or one of its causes says that memory, of the CPU or a GPU, is used up."""
+    """Whether an exception or one of its causes means that the CPU or a GPU is out of memory."""
     return any(
-        # torch raises a RuntimeError where the CPU's memory is used up.
+        # torch raises a RuntimeError if the CPU is out of memory.
         isinstance(each, MemoryError) or re.search(r"out of memory|can't allocate memory", str(each), re.I)
         for each in _with_causes(error)
     )
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and all that led to it, also those that `from None` hides; each once."""
+    """Yield an exception and all exceptions that led to it, including those hidden by `from None`, each once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -51,13 +51,13 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 def root_user_error(error: BaseException | None) -> UserError | None:
     """Find the `UserError` among an exception and its causes.
 
-    Errors of a loader's worker process arrive as text and are turned back into a `UserError`. A failed exchange between
-    processes becomes one too, as torch's message does not say what to do.
+    Errors in a worker process of the loader arrive as text and are converted back to a `UserError`. A failed operation
+    between processes is also converted, because torch's message does not say what to do.
 
     Returns:
         The error; `None` if there is none.
     """
-    from torch.distributed import DistError  # here, because the command line starts without torch
+    from torch.distributed import DistError  # imported here, because the command line starts without torch
 
     for each in _with_causes(error):
         from_worker = WORKER_ERROR.findall(str(each)) if " in DataLoader worker process " in str(each) else []
@@ -93,7 +93,7 @@ def print_error(error: BaseException, debug: bool = False) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """One sentence about an exception: that of the `UserError` behind it, otherwise the words of its first cause."""
+    """Describe an exception in one sentence: the sentence of its `UserError`, or the message of its first cause."""
     mistake = error if isinstance(error, UserError) else root_user_error(error)
     if mistake is not None:
         return str(mistake)
@@ -112,7 +112,7 @@ def describe(error: BaseException) -> str:
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """An exception, then what caused it, and so on to the first cause."""
+    """Return an exception, its cause, and so on up to the first cause."""
     chain: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in chain:
@@ -127,8 +127,8 @@ def _last_match(pattern: re.Pattern[str], chain: list[BaseException]) -> str | N
 
 
 def _words_of(error: BaseException) -> str:
-    """The first line of the message, and the type, because the message of a `KeyError` is only a name."""
-    if "weights_only" in str(error):  # torch's message advises to switch this protection off
+    """Return the first line of the message with the type, because the message of a `KeyError` is only a name."""
+    if "weights_only" in str(error):  # torch's message recommends to disable this protection
         return "The file does not hold weights alone, so it is not loaded"
     text = first_line(error).rstrip(".:")[:MAX_LENGTH] if str(error).strip() else ""
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

@@ -19,22 +19,22 @@ from scripts.errors import UserError, first_line
 
 @contextmanager
 def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
-    """Give a temporary path in the same folder to write to; rename it to `path` at the end, delete it after an error.
+    """Yield a temporary path in the same folder; afterwards rename the file to `path`, or delete it after an error.
 
     The content is flushed to the disk before the rename, so that even a power failure leaves either the old file or
     the new one.
 
     Args:
         path: the file's final path; its folder is created.
-        ending: of the temporary name, for a writer that chooses the format by it.
+        ending: ending of the temporary name, for writers that choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not `tempfile`, whose files only their owner may read.
+    # `tempfile` is not used, because only the owner can read its files.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{ending}")
     try:
         yield temporary
-        with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
+        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -42,7 +42,7 @@ def atomic_write(path: str | Path, ending: str = "") -> Iterator[Path]:
 
 
 def link_or_copy(file: str | Path, link: str | Path) -> None:
-    """Make a symbolic link to a file, or a copy where the system does not allow links, as Windows by default.
+    """Make a symbolic link to a file, or a copy if the system does not allow links (the default on Windows).
 
     Args:
         file: absolute path.
@@ -81,12 +81,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
-    """Write `content` by `torch.save`, atomically.
+    """Write `content` with `torch.save`, atomically.
 
     Raises:
-        UserError: if the disk is full or the folder cannot be written to; an existing file stays as it was.
+        UserError: if the disk is full or the folder cannot be written to; an existing file stays unchanged.
     """
-    import torch  # here, because the command line starts without torch
+    import torch  # imported here, because the command line starts without torch
 
     try:
         with atomic_write(path) as temporary:
@@ -104,7 +104,7 @@ def save_atomically(content: Any, path: str | Path) -> None:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV text with a header line."""
+    """Format a table as CSV text with a header line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -113,7 +113,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header line, as maps from column to text.
+    """Read the rows of a CSV file with a header line, as maps from column to text.
 
     Raises:
         OSError: if the file cannot be read.
@@ -124,20 +124,20 @@ def csv_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def require_file(path: str | Path, hint: str) -> None:
-    """Stop before any work if the file `path` does not exist.
+    """Check before any work that the file `path` exists.
 
     Raises:
-        UserError: naming the file and what to do, `hint`.
+        UserError: if it does not; the message names the file and says what to do (`hint`).
     """
     if not Path(path).is_file():
         raise UserError(f"{path} does not exist: {hint}.")
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Stop before any work if a folder, which may not exist yet, cannot be written to.
+    """Check before any work that folders, which need not exist yet, can be written to.
 
     Raises:
-        UserError: naming the folder, if its nearest existing ancestor (or itself) is a file or is not writable.
+        UserError: if a folder or its nearest existing ancestor is a file or is not writable; names the folder.
     """
     for folder in map(Path, folders):
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
@@ -148,7 +148,7 @@ def require_folders(folders: Sequence[str | Path]) -> None:
 
 
 def require_images(files: Sequence[str], folder: str | Path) -> None:
-    """Stop if there is no image to run on.
+    """Check that there is an image to run on.
 
     Raises:
         UserError: for an empty list.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers as a pure function of the seed and of the place in a run where they are used.
 
-No state of a generator is ever stored: a run that was killed and resumed draws the same numbers again.
+The state of a generator is never stored; a run that was killed and resumed still draws the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def derive_seed(seed: int, *where: int | str) -> int:
         where: integers (at least 0) and names; their order matters.
     """
     words = [zlib.crc32(w.encode()) if isinstance(w, str) else int(w) for w in where]
-    # NumPy pads with zeros, so the number of words is hashed too: (7, 5) and (7, 5, 0) must differ.
+    # NumPy pads with zeros, so the number of words is hashed too; otherwise (7, 5) and (7, 5, 0) would be equal.
     return int(np.random.SeedSequence([len(words), int(seed), *words]).generate_state(1)[0])
 
 
@@ -33,12 +33,12 @@ def seed_generators(seed: int) -> None:
 
 
 def draw_index(seed: int, stream: str, position: int, size: int) -> int:
-    """The case at a position of an endless stream that repeats all cases, in a new order in each pass.
+    """Return the case at a position of an endless stream that repeats all cases, in a new order in each pass.
 
     Args:
         seed: the run's seed.
         stream: name of the stream; streams are independent of each other.
-        position: position in the stream, from 0.
+        position: position in the stream, counted from 0.
         size: number of cases, at least 1.
 
     Returns:

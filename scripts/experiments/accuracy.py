@@ -8,11 +8,11 @@ r"""Measure the accuracy of methods by number of labelled cases and seed, and ma
 A method is the name of a file in `configs/methods`, the name of a file in `configs/networks`, or both joined by `+`;
 `default` is `configs/train.yaml` alone. Each run trains, then evaluates the weights of the last step once on the test
 cases. Its row is written as soon as it is evaluated, and runs that have a row are skipped, so an interrupted command
-continues where it stopped. Self-training has a second row, `METHOD, labels only`: the network that labelled the
-unlabelled cases, trained for the first part of the run. Options after `--` are passed to training and evaluation
-unchanged. With `--keep FOLDER` runs stay in that folder, and an interrupted training is resumed; with `--minutes 9` a
-training ends after 9 minutes, and the same command continues it from the last checkpoint, for a machine that is lent
-for minutes:
+continues where it stopped. Self-training has a second row, `METHOD, labels only`, for the network that labelled the
+unlabelled cases, which was trained during the first part of the run. Options after `--` are passed to training and
+evaluation unchanged. With `--keep FOLDER` runs are kept in that folder, and an interrupted training is resumed. With
+`--minutes 9` training stops after 9 minutes, and the same command resumes it from the last checkpoint, for machines
+that are available for minutes only:
 
     python -m scripts.experiments.accuracy run --dataset left_atrium_full --dataset_dir FOLDER --labelled 4 8 16 \
         --seeds 0 --results full.csv --keep runs --minutes 9
@@ -52,7 +52,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Run:
-    """What distinguishes a run from another; all values as text."""
+    """The values that identify a run, all as strings."""
 
     dataset: str
     datalist: str
@@ -69,7 +69,7 @@ COLUMNS = (*RUN_COLUMNS, *RESULTS, "best_on_test_dice", "train_s", "threads", "d
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; an empty list if the file does not exist yet."""
+    """Read the rows of a CSV file; an empty list if the file does not exist yet."""
     return csv_rows(path) if path.is_file() else []
 
 
@@ -85,7 +85,7 @@ def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> No
 
 
 def config_files(dataset: str, method: str) -> list[str]:
-    """Config files of a run, relative to the bundle's root.
+    """Return the config files of a run, relative to the bundle's root.
 
     Raises:
         UserError: if a part of `method` is neither a network nor a method.
@@ -101,16 +101,16 @@ def config_files(dataset: str, method: str) -> list[str]:
 
 
 def without_folders(overrides: Sequence[str]) -> str:
-    """Overrides as one string, with paths cut to their last part, so that results show no folders of one machine."""
+    """Join overrides to one string, with only the last part of paths, so that results show no folders of a machine."""
     return " ".join(Path(word).name if "/" in word else word for word in overrides)
 
 
 def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any]:
-    """The datalist with its training cases rotated, so that another case is the first labelled one.
+    """Return the datalist with rotated training cases, so that another case is the first labelled one.
 
     Args:
-        folder: of the dataset, from which the paths in a datalist start wherever that file is.
-        datalist: its file.
+        folder: folder of the dataset; paths in a datalist are relative to it, wherever the datalist is.
+        datalist: file of the datalist.
         first: index of the case that becomes the first.
     """
     content = read_datalist(folder, datalist)
@@ -123,18 +123,18 @@ def datalist_of_choice(folder: Path, datalist: str, first: int) -> dict[str, Any
 def run_once(
     run: Run, words: Sequence[str], folder: Path, best_on_test: bool, minutes: float | None = None
 ) -> list[dict[str, Any]]:
-    """Train, evaluate on the test cases, and return the results: the run's row, and that of its labels if there is one.
+    """Train, evaluate on the test cases, and return the row of the run, and the labels-only row if there is one.
 
     Args:
-        run: which run.
-        words: further options of training and evaluation.
-        folder: for everything that is written; a training that it holds already is resumed.
+        run: the run.
+        words: additional options of training and evaluation.
+        folder: output folder; a training that it already holds is resumed.
         best_on_test: whether to report also the checkpoint with the best Dice on the test cases.
-        minutes: the training is stopped after them; the next call resumes it. `None`: never.
+        minutes: time limit after which the training is stopped; the next call resumes it. `None` for no limit.
 
     Raises:
         subprocess.CalledProcessError: if a command fails, after it has printed its output.
-        subprocess.TimeoutExpired: after `minutes`.
+        subprocess.TimeoutExpired: if training has stopped after `minutes`.
     """
     files = config_files(run.dataset, run.method)
 
@@ -171,7 +171,7 @@ def run_once(
 
 
 def evaluation_results(folder: Path) -> dict[str, Any]:
-    """Columns of an evaluation's results."""
+    """Return the columns of an evaluation's results."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = {key: summary[key] for key in RESULTS if key in summary}
     return {
@@ -203,7 +203,7 @@ def measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 @contextmanager
 def _folder(keep: Path | None, run: Run) -> Iterator[Path]:
-    """A folder for a run: below `keep`, or a temporary one."""
+    """Yield a folder for a run: below `keep`, or a temporary one."""
     if keep is None:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
@@ -215,7 +215,7 @@ def _folder(keep: Path | None, run: Run) -> Iterator[Path]:
 
 
 def _data_words(options: argparse.Namespace, labelled: str, folder: Path) -> list[str]:
-    """Options that say which data a run uses."""
+    """Return the options that select the data of a run."""
     words = [] if options.dataset_dir is None else ["--dataset_dir", str(options.dataset_dir)]
     words += [] if labelled == "" else ["--labelled_cases", "None" if labelled == ALL else labelled]
     datalist = options.datalist
@@ -235,7 +235,7 @@ HEAD = ("data", "labelled", "method", "mean Dice, by seed", "mean", "share of th
 
 
 def groups(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], list[Mapping[str, str]]]:
-    """Rows that differ only in the seed, in the order of the file."""
+    """Group rows that differ only in the seed, in the order of the file."""
     found: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in RUN_COLUMNS if key != "seed"), []).append(row)
@@ -243,20 +243,20 @@ def groups(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, ...], list[Mapp
 
 
 def share_of_gap(method: float, control: float, everything: float) -> float:
-    """(method - labels only) / (all labels - labels only): 0 adds nothing, 1 is as good as labelling every case."""
+    """(method - labels only) / (all labels - labels only): 0 is no gain, 1 is as good as labelling every case."""
     return (method - control) / (everything - control)
 
 
 def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """A Markdown table, one row for each group of runs.
+    """Yield the lines of a Markdown table, with one row for each group of runs.
 
-    The gap lies between two means of the same dataset, datalist and network: the control with the same number of
-    labelled cases, and any method with all labels, where no case is unlabelled. The control is `supervised`, or if it
-    was not run, what the method's own labels gave (`METHOD, labels only`).
+    The gap is the difference between two means on the same dataset, datalist and network: the control with the same
+    number of labelled cases, and any method with all labels, where no case is unlabelled. The control is `supervised`
+    or, if it was not run, the labels-only result of the method (`METHOD, labels only`).
     """
     grouped = groups(rows)
     means = {key: fmean(float(row["mean_dice"]) for row in group) for key, group in grouped.items()}
-    # By dataset, datalist, network, labelled cases, and method or `ALL`; overrides differ between methods.
+    # By dataset, datalist, network, labelled cases, and method or `ALL`; not by overrides, which methods do not share.
     values: dict[tuple[str, ...], list[float]] = {}
     for (dataset, datalist, method, labelled, choice, _), group in grouped.items():
         network, name = _parts(method)
@@ -292,7 +292,7 @@ def report_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 
 def _parts(method: str) -> tuple[str, str]:
-    """Network and method of `network+method`."""
+    """Split `network+method` into network and method."""
     parts = method.split("+")
     networks = [part for part in parts if (ROOT / f"configs/networks/{part}.yaml").is_file()]
     names = [part for part in parts if part not in networks]
@@ -321,7 +321,7 @@ def draw(rows: Sequence[Mapping[str, str]], folder: Path) -> list[Path]:
         with figure(written[-1], 2 if timed else 1, share_y=True) as panels:
             for index, (label, line) in enumerate(lines.items()):
                 style: dict[str, Any] = {"color": f"C{index}", "marker": "os^D"[index // 10 % 4]}
-                # beside each other, so that methods with equal numbers of labels do not cover each other
+                # side by side, so that methods with equal numbers of labels do not hide each other
                 shift = min(0.1, 0.6 / len(lines)) * (index - (len(lines) - 1) / 2)
                 dice = {number: [float(row["mean_dice"]) for row in line[number]] for number in sorted(line)}
                 means = [fmean(values) for values in dice.values()]

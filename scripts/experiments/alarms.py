@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""How often does inference raise an alarm on images that are wrong in a known way, and on good ones?
+r"""Measure how often inference raises an alarm on images that are wrong in a known way, and on good images.
 
     python -m scripts.experiments.alarms --dataset hippocampus --dataset_dir FOLDER --results alarms.csv
 
-Test cases are segmented as they are, and the first of them with each of `CHANGES`. Weights that record their training
-cases are used as they are; for others the training cases of the datalist are measured. The
-predicted Dice is calibrated on training cases whose labels the model was not given, in the place of the held-out cases
-of a cross-validation. The table shows the number of cases with an alarm, the mean predicted Dice and the true one.
+Test cases are segmented unchanged, and the first of them also with each of `CHANGES`. The measurements of the training
+cases are taken from the weights if these record them; otherwise the training cases of the datalist are measured. The
+predicted Dice is calibrated on training cases whose labels the model has not seen, instead of the held-out cases of a
+cross-validation. The table shows the number of cases with an alarm, the mean predicted Dice and the mean true Dice.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Case = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def gamma(exponent: float) -> Callable[[Case], Case]:
-    """Another contrast: `x ** exponent` of intensities in [0, 1]."""
+    """Change the contrast to `x ** exponent`, for intensities in [0, 1]."""
 
     def change(case: Case) -> Case:
         image, classes, affine = case
@@ -51,12 +51,12 @@ def gamma(exponent: float) -> Callable[[Case], Case]:
 
 
 def inverted(case: Case) -> Case:
-    """Bright becomes dark, as in another modality."""
+    """Invert intensities, as in another modality."""
     return case[0].max() + case[0].min() - case[0], case[1], case[2]
 
 
 def half(case: Case) -> Case:
-    """The lower half of the longest axis."""
+    """Keep the lower half of the longest axis."""
     axis = int(np.argmax(case[0].shape))
     part = [slice(None)] * 3
     part[axis] = slice(0, case[0].shape[axis] // 2)
@@ -64,7 +64,7 @@ def half(case: Case) -> Case:
 
 
 def flipped(axis: int) -> Callable[[Case], Case]:
-    """The header gives the wrong direction for one axis."""
+    """Give a wrong direction for one axis in the header."""
 
     def change(case: Case) -> Case:
         affine = case[2].copy()
@@ -75,7 +75,7 @@ def flipped(axis: int) -> Callable[[Case], Case]:
 
 
 def without_structures(case: Case) -> Case:
-    """The structures are replaced by noise with mean and standard deviation of what surrounds them."""
+    """Replace the structures by noise with the mean and standard deviation of their surroundings."""
     image, classes, affine = case
     inside = ndimage.binary_dilation(classes > 0, iterations=2)
     around = image[ndimage.binary_dilation(inside, iterations=3) & ~inside]
@@ -84,7 +84,7 @@ def without_structures(case: Case) -> Case:
 
 
 def wrong_spacing(factor: float) -> Callable[[Case], Case]:
-    """The header gives voxels of another size."""
+    """Give a wrong voxel size in the header."""
     return lambda case: (case[0], case[1], case[2] @ np.diag([factor, factor, factor, 1.0]))
 
 
@@ -105,7 +105,7 @@ CHANGES: dict[str, Callable[[Case], Case]] = {
 
 
 def read_case(entry: dict[str, Any], parser: ConfigParser) -> Case:
-    """The image and the classes of a case, which must be on the same grid; only the first channel is used."""
+    """Read the image and the classes of a case, which must be on the same grid; only the first channel is used."""
     header, image = read_volume(images_of(entry)[0])
     _, labels = read_volume(entry["label"])
     classes = np.zeros(labels.shape[1:], np.uint8)
@@ -122,7 +122,7 @@ def true_dice(result: Segmentation, classes: np.ndarray) -> float:
 
 
 def measure(options: argparse.Namespace) -> list[tuple[Any, ...]]:
-    """Rows of `COLUMNS`, of each change and case."""
+    """Return rows of `COLUMNS` for each change and case."""
     parser = ConfigParser()
     files = ["train.yaml", f"datasets/{options.dataset}.yaml", "labelling.yaml"]
     parser.read_config([str(ROOT / "configs" / file) for file in files])
@@ -139,7 +139,7 @@ def measure(options: argparse.Namespace) -> list[tuple[Any, ...]]:
         sets = [parser.get_parsed_content(key) for key in ("train::dataset", "train::unlabelled_dataset")]
         training = TrainingCases(sets[0], sets[1], dataset).content
     assert training is not None  # the datasets of the configuration have a cache
-    # Labelled cases are the first of the datalist.
+    # Labelled cases come first in the datalist.
     first = dataset.labelled_cases or 0
     listed = read_datalist(Path(dataset.directory), dataset.datalist)["training"]
     pairs: dict[str, tuple[float, float]] = {}
@@ -163,7 +163,7 @@ def measure(options: argparse.Namespace) -> list[tuple[Any, ...]]:
 
 
 def table(rows: Sequence[tuple[Any, ...]]) -> str:
-    """A Markdown table of the rows, one line for each change."""
+    """Format a Markdown table with one line for each change."""
     lines = ["| change | cases | with an alarm | predicted Dice | true Dice |", f"|{'---|' * 5}"]
     for name in dict.fromkeys(row[0] for row in rows):
         own = [row for row in rows if row[0] == name]
@@ -173,7 +173,7 @@ def table(rows: Sequence[tuple[Any, ...]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; see the module."""
+    """Run the command line described at the top of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="hippocampus", help="name of a file in configs/datasets")
     parser.add_argument("--dataset_dir", type=Path, metavar="FOLDER")

@@ -7,9 +7,9 @@ r"""Write variants of a dataset for experiments: with training cases as test cas
 `held-out` writes a datalist for tuning, to be passed to training and evaluation with `--datalist`: the first 60
 training cases stay under `training`, the next 20 become `test`, and the test cases of the dataset are not used.
 
-`sparse` writes a dataset whose labels are reduced to a few slices per case, as if the others had never been drawn. They
-are evenly spaced from just below to just above the structures, as an annotator without a model would choose them.
-Images, unlabelled and test cases are those of the dataset.
+`sparse` writes a dataset whose labels are reduced to a few slices per case, as if the other slices had never been
+drawn. The slices are evenly spaced from just below to just above the structures, as an annotator without a model would
+choose them. Images, unlabelled cases and test cases are those of the original dataset.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scripts.labelling.pseudo_labels import slice_axis
 
 
 def held_out_datalist(dataset_dir: Path, datalist: str, first: int, hold_out: int) -> dict[str, list[dict[str, str]]]:
-    """A datalist with absolute paths and the cases in their original order.
+    """Make a datalist with absolute paths and the cases in their original order.
 
     Args:
         dataset_dir: folder of the datalist.
@@ -55,7 +55,7 @@ def held_out_datalist(dataset_dir: Path, datalist: str, first: int, hold_out: in
 
 
 def spread_slices(label: np.ndarray, axis: int, number: int) -> list[int]:
-    """Indices of `number` slices across `axis`, evenly spaced, from the slice before the structures to that after them.
+    """Return `number` evenly spaced slices along `axis`, from the slice before the structures to the slice after them.
 
     Example:
         >>> spread_slices(np.pad(np.ones((1, 1, 9)), ((0, 0), (0, 0), (3, 8))), 2, 3)
@@ -68,7 +68,7 @@ def spread_slices(label: np.ndarray, axis: int, number: int) -> list[int]:
 
 
 def sparse_label(label: np.ndarray, axis: int, slices: Sequence[int], ignore_value: int) -> np.ndarray:
-    """The label with `ignore_value` everywhere but in some slices."""
+    """Set a label to `ignore_value` everywhere except in the given slices."""
     result = np.full(label.shape, ignore_value, label_dtype([*np.unique(label).tolist(), ignore_value]))
     place: list[Any] = [slice(None)] * 3
     place[axis] = list(slices)
@@ -82,12 +82,13 @@ def write_sparse_dataset(
     """Write the labels and `dataset.json` into `output`.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         datalist: its list of cases, relative to `folder` or absolute.
-        output: folder, created if needed.
-        cases: number of training cases, the first ones, that keep some slices; the others become unlabelled.
-        number: of slices per case.
-        ignore_value: of all other voxels.
+        output: output folder, created if needed.
+        cases: number of training cases that keep some slices; the first ones are taken, and the others become
+            unlabelled.
+        number: number of slices per case.
+        ignore_value: value of all other voxels.
 
     Returns:
         The names of the label files, and their slices.

@@ -24,14 +24,14 @@ LINES = ("-", "--", ":", "-.")
 
 @contextmanager
 def figure(path: Path, panels: int = 1, share_y: bool = False) -> Iterator[list[Axes]]:
-    """Panels side by side to draw into; they are written to a file at the end, with a legend below each that needs one.
+    """Yield panels side by side; at the end they are written to a file, with a legend below panels that need one.
 
     Args:
-        path: PNG, SVG or PDF; its folder is created.
-        panels: how many.
-        share_y: whether they have the same vertical axis.
+        path: PNG, SVG or PDF file; its folder is created.
+        panels: number of panels.
+        share_y: whether the panels share the vertical axis.
     """
-    from matplotlib.figure import Figure  # here, because it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure  # imported here, because it takes half a second
 
     drawn = Figure(figsize=(5.5 * panels, 4.6), layout="constrained")
     axes = np.atleast_1d(drawn.subplots(1, panels, sharey=share_y)).tolist()
@@ -46,13 +46,13 @@ def figure(path: Path, panels: int = 1, share_y: bool = False) -> Iterator[list[
 
 
 def draw_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the measured columns of a table against what was varied, with a panel for each unit.
+    """Draw the measured columns of a table against the varied settings, with a panel for each unit.
 
-    The columns in front of the first measured one say what was varied. If the first of these holds numbers, it is the
-    horizontal axis, and rows that differ in the others are separate lines; otherwise each row has a bar.
+    The columns before the first measured one are the varied settings. If the first of these holds numbers, it becomes
+    the horizontal axis, and rows that differ in the others become separate lines; otherwise each row becomes a bar.
 
     Args:
-        rows: with equal keys; those of measured columns end with a unit, such as `step s`.
+        rows: rows with the same keys; keys of measured columns end with a unit, such as `step s`.
         path: see `figure`.
 
     Raises:

@@ -3,11 +3,9 @@
 
     python -m scripts.experiments.inference --reference SSNET/code --shape 200 150 88
 
-It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 filters, or a
-`ResidualUNet` as it is by default. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose
-V-Net and `test_single_case` are run unchanged. All networks have the same random weights.
-
-Methods run in turn; the table shows medians.
+It segments noise on the CPU with windows of 112 x 112 x 80 and a V-Net of 16 filters, or a `ResidualUNet` with its
+defaults. `--reference` is the folder `code` of https://github.com/ycwu1997/SS-Net, whose V-Net and `test_single_case`
+are run unchanged. All networks have the same random weights. Methods run in turn; the table shows medians.
 """
 
 from __future__ import annotations
@@ -35,17 +33,17 @@ from scripts.networks.vnet import VNet, load_reference_backbone
 from scripts.training.precision import autocast_dtype, place
 
 STRIDES = (18, 18, 4)
-"""Of the authors, in voxels."""
+"""Strides of the authors, in voxels."""
 
 BATCH = 4
-"""Windows per forward pass of MONAI's inferer and at most of ours; the authors' code has 1."""
+"""Windows per forward pass of MONAI's inferer, and maximum of ours; the authors' code uses 1."""
 
 Method = Callable[[torch.Tensor], np.ndarray]
 """Maps a volume `(C, D, H, W)` to class indices `(D, H, W)`."""
 
 
 def reference_method(folder: Path, options: argparse.Namespace) -> tuple[nn.Module, Method]:
-    """The authors' network, and their sliding windows as a method."""
+    """Return the authors' network, and their sliding windows as a method."""
     with reference_modules(folder):
         network = importlib.import_module("networks.VNet").VNet(
             n_channels=1, n_classes=2, n_filters=options.filters, normalization="batchnorm", has_dropout=False
@@ -62,7 +60,7 @@ def reference_method(folder: Path, options: argparse.Namespace) -> tuple[nn.Modu
 
 
 def methods(options: argparse.Namespace) -> dict[str, Method]:
-    """All methods by name, with the same weights."""
+    """Return all methods by name, with the same weights."""
     torch.manual_seed(0)
     found: dict[str, Method] = {}
     residual = options.network == "residual_unet"
@@ -81,7 +79,7 @@ def methods(options: argparse.Namespace) -> dict[str, Method]:
 
 
 def overlap_of(stride: int, window: int) -> float:
-    """The overlap for which MONAI's `int(window * (1 - overlap))` is `stride`, also after rounding errors."""
+    """Return the overlap for which MONAI's `int(window * (1 - overlap))` is `stride`, despite rounding errors."""
     return 1 - (stride + 0.5) / window
 
 
@@ -103,9 +101,9 @@ def _streamed(inferer: SlidingWindowInferer, network: Callable[[torch.Tensor], t
 
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Median seconds of every method on one volume, with ratio and agreement to the first.
+    """Measure median seconds of every method on one volume, and the ratio and agreement to the first method.
 
-    With one thread, seconds are processor time, which other work on the machine lengthens less.
+    With one thread, seconds are processor time, which is less affected by other work on the machine.
     """
     torch.set_num_threads(options.threads)
     volume = torch.randn(1, *options.shape, generator=torch.Generator().manual_seed(0))
@@ -132,7 +130,7 @@ def _keep(results: dict[str, np.ndarray], name: str, method: Method, volume: tor
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(function=compare)
     option = parser.add_argument

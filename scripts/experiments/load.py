@@ -56,12 +56,12 @@ from scripts.training.precision import place
 STRUCTURES = ("first", "second", "third")
 SPACING = (0.8, 0.8, 2.5)
 WINDOW = 50
-"""Steps over which the memory of a training run is averaged, because allocators keep and return blocks all the time."""
+"""Steps over which the memory of a training run is averaged, because allocators keep and release blocks constantly."""
 
 MEMORY, WORKERS_MEMORY = "memory MiB", "in workers MiB"
 
 TOLERANCE = 0.02
-"""Largest relative change of memory with which `long-training` succeeds."""
+"""Maximum relative change of memory for which `long-training` succeeds."""
 
 
 def measure_command(words: Sequence[str]) -> dict[str, float]:
@@ -106,7 +106,7 @@ def write_volumes(folder: Path, volumes: int, labelled: int, shape: Sequence[int
 
 def _write(path: Path, array: np.ndarray, spacing: Sequence[float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Opener.default_compresslevel = 1  # half of the time would go into compressing noise
+    Opener.default_compresslevel = 1  # otherwise half of the time would be spent compressing noise
     nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
 
 
@@ -132,7 +132,7 @@ def write_large_volume(path: Path, shape: Sequence[int], spacing: Sequence[float
 
 
 def write_weights(path: Path, width: int) -> list[str]:
-    """Write random weights of the demo's network with this width of its first stage, and return the option for it."""
+    """Write random weights of the demo's network with this first-stage width, and return the option that sets it."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "inference.yaml"), str(CONFIGS / "datasets/demo.yaml")])
     widths = [width, 2 * width, 4 * width, 8 * width]
@@ -163,10 +163,10 @@ def large_volume(options: argparse.Namespace) -> Rows:
 
 
 def many_volumes(options: argparse.Namespace) -> Rows:
-    """`new-dataset` on a folder of many volumes, without the files that it writes."""
+    """`new-dataset` on a folder of many volumes, without writing files."""
     folder = options.folder
     write_volumes(folder / "data", options.volumes, options.labelled, options.shape)
-    words = ["scripts", "new-dataset", str(folder / "data"), "--name", "many", "--dry_run"]  # else the name is kept
+    words = ["scripts", "new-dataset", str(folder / "data"), "--name", "many", "--dry_run"]  # do not remember the name
     cost = measure_command(words)
     numbers = {"volumes": options.volumes, "labelled": options.labelled, "voxels": size_text(options.shape)}
     yield numbers | cost
@@ -223,8 +223,8 @@ def _train_command(run_id: str, data: Path, output: Path, *more_files: str) -> l
 def long_training(options: argparse.Namespace) -> Rows:
     """Memory, open files and threads after a few hundred and after a few thousand steps of a small training run.
 
-    It validates and saves a checkpoint every 100 steps. It exits with 1 if memory differs by more than 2 %, or the
-    number of open files, threads or processes differs.
+    The run validates and saves a checkpoint every 100 steps. The command exits with 1 if memory differs by more than
+    2 %, or if the number of open files, threads or processes differs.
     """
     folder = options.folder
     demo = ensure_demo_dataset(folder / "demo", num_training=6, num_validation=1, num_test=1, shape=(32, 28, 20))
@@ -296,9 +296,9 @@ def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
 def patch_cost(options: argparse.Namespace) -> Rows:
     """Time of a patch in training and in inference, by the number of patches in a batch and the memory layout.
 
-    On a CPU, torch takes another, slower path through the convolution of a batch of one whose layers are small
-    (`aten::slow_conv3d_forward` in its profiler), so that two patches can cost less than one. Both layouts are measured
-    in turn.
+    On a CPU, torch uses a slower implementation for the convolution of small layers with a batch size of one
+    (`aten::slow_conv3d_forward` in its profiler), so that two patches can cost less than one. The two layouts are
+    measured in turn.
     """
     plain = VNet(base_filters=options.base_filters, norm=options.norm)
     networks = {"contiguous": plain, "channels-last": place(copy.deepcopy(plain), "cpu")}

@@ -5,8 +5,8 @@
     python -m scripts.experiments.loss_cost growth --classes 2 4 8 16 --stored 32 256
     python -m scripts.experiments.loss_cost step --config datasets/left_atrium.yaml --dataset_dir FOLDER
 
-`reference` compares the exact contrast with that of SS-Net's code, of which FOLDER holds a checkout
-(https://github.com/ycwu1997/SS-Net). Both work on the same tensors with the same weights, in turn. `growth` measures
+`reference` compares the exact contrast with that of SS-Net's code; FOLDER is a checkout of
+https://github.com/ycwu1997/SS-Net. Both use the same tensors and the same weights, in turn. `growth` measures
 the loss part of a step against the number of classes and prototypes. `step` measures the share of memory update and
 contrast in a run of `configs/train.yaml`. All compute on the CPU in one thread.
 """
@@ -58,7 +58,7 @@ WIDTH = 32
 
 
 def load_reference(folder: Path) -> Callable[..., torch.Tensor]:
-    """The reference's contrastive loss from a checkout.
+    """Load the reference's contrastive loss from a checkout.
 
     Raises:
         FileNotFoundError: if the folder does not hold `code/utils/contrastive_losses.py`.
@@ -131,7 +131,7 @@ def _compare_one(
         value.backward()
         return value
 
-    with patch.object(torch.Tensor, "cuda", lambda tensor: tensor):  # the reference asks for no device
+    with patch.object(torch.Tensor, "cuda", lambda tensor: tensor):  # the reference always calls `cuda`
         difference = abs(float(theirs().detach()) - float(ours().detach()))
         seconds = median_seconds({"reference": theirs, "ours": ours}, options.repeats)
     return {
@@ -218,8 +218,8 @@ def _measured_step(options: argparse.Namespace) -> dict[str, Any]:
 def _clocks(workflow: ConfigWorkflow, seconds: dict[str, list[float]]) -> Iterator[None]:
     """Context in which a run appends the seconds of every step and of its parts.
 
-    The backward pass of a contrast is part of that of the whole loss. It is therefore run once more by itself, and the
-    step's time is reduced by that.
+    The backward pass of a contrast is part of the backward pass of the whole loss. It is therefore run once more
+    separately, and this time is subtracted from the time of the step.
     """
     trainer: Engine = workflow.trainer
     loss: WeightedLoss = workflow.parser.get_parsed_content("loss")

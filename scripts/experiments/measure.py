@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measurements of time and memory share: calls in turn, processes of their own, training runs, their results."""
+"""Shared parts of the measurements of time and memory: calls in turn, separate processes, training runs, results."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 Rows = Iterable[dict[str, Any]]
-"""Of a table, with equal keys."""
+"""Rows of a table, with equal keys."""
 
 EVERYTHING = {
-    "restart": 1,  # without pseudo-labels of whole volumes, whose making is no part of a step
+    "restart": 1,  # making pseudo-labels of whole volumes is not part of a step
     "unlabelled_start": 0.0,
     "terms::contrast_unlabelled::confidence": 0.0,
     "memory_updater::confidence": 0.0,
     "memory_updater::only_correct": False,
 }
-"""Overrides with which all voxels take part from the first step, as after training; an untrained network has few."""
+"""Overrides with which all voxels are used from the first step, as in a trained network; otherwise few would be."""
 
 
 def median_seconds(
     calls: Mapping[str, Callable[[], object]], repeats: int, processor: bool = False, warm_up: int = 1
 ) -> dict[str, float]:
-    """Median time of each call in seconds. They take turns (A B A B), so that other work slows all of them alike.
+    """Return the median time of each call in seconds. Calls alternate (A B A B), so that other work slows all alike.
 
     Args:
-        calls: what is measured, by name.
-        repeats: turns that count.
-        processor: processor time, which other work on the machine affects less, instead of wall time.
-        warm_up: turns before them that are not counted.
+        calls: the calls to measure, by name.
+        repeats: number of counted turns.
+        processor: whether to measure processor time instead of wall time; other work on the machine affects it less.
+        warm_up: number of turns before them that are not counted.
     """
     clock = time.process_time if processor else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -69,7 +69,7 @@ def median_seconds(
 
 
 def in_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own with one thread, so that its peak of memory is its own."""
+    """Call a function in a separate process with one thread, so that its peak memory can be measured."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_single_threaded, function, *args).result()
 
@@ -80,13 +80,14 @@ def _single_threaded(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def peak_mib(process: int | None = None, reset: bool = False) -> float:
-    """Peak memory of a running process in MiB; 0 if it has ended.
+    """Return the peak memory of a running process in MiB; 0 if it has ended.
 
-    `resource.getrusage` cannot be used: a child starts at the peak of its parent, and all children count together.
+    `resource.getrusage` cannot be used, because a child starts with the peak of its parent, and it counts all children
+    together.
 
     Args:
-        process: its number; `None`: this process.
-        reset: measure this process from now on.
+        process: process id; `None` for this process.
+        reset: whether to start a new measurement of this process.
     """
     if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -95,12 +96,12 @@ def peak_mib(process: int | None = None, reset: bool = False) -> float:
 
 
 def training_run(output: Path, files: Iterable[str] = (), **overrides: Any) -> ConfigWorkflow:
-    """A training run that is ready to be run: `configs/train.yaml` and further files of `configs`.
+    """Return a training workflow that is ready to run, from `configs/train.yaml` and other files of `configs`.
 
     Args:
-        output: folder of what it writes.
-        files: relative to `configs`.
-        overrides: of the configuration; paths may be `Path` objects.
+        output: output folder.
+        files: config files, relative to `configs`.
+        overrides: overrides of the configuration; paths may be `Path` objects.
     """
     workflow = ConfigWorkflow(
         config_file=[str(CONFIGS / name) for name in ("train.yaml", *files)],
@@ -118,17 +119,17 @@ def training_run(output: Path, files: Iterable[str] = (), **overrides: Any) -> C
 def reference_modules(folder: Path) -> Iterator[dict[str, MagicMock]]:
     """Make modules of SS-Net's authors importable, and let them compute on the CPU.
 
-    Packages that only read their files, draw and measure need not be installed.
+    Packages that are used only to read files, draw or compute metrics need not be installed.
 
     Args:
         folder: `code` of a checkout of https://github.com/ycwu1997/SS-Net.
 
     Returns:
-        The stand-ins for these packages, by name.
+        The mock objects for these packages, by name.
     """
     packages = ("h5py", "medpy", "skimage", "skimage.measure", "tensorboardX", "torchvision")
     stand_ins = {name: MagicMock() for name in packages}
-    sys.modules.update(stand_ins)  # not patch.dict, which would also forget what torch imports meanwhile
+    sys.modules.update(stand_ins)  # patch.dict would also remove modules that torch imports meanwhile
     try:
         with (
             patch.object(sys, "path", [str(folder), *sys.path]),
@@ -144,16 +145,16 @@ def reference_modules(folder: Path) -> Iterator[dict[str, MagicMock]]:
 
 
 def size_text(shape: Sequence[int]) -> str:
-    """`(20, 18, 16)` as `20 x 18 x 16`."""
+    """Format `(20, 18, 16)` as `20 x 18 x 16`."""
     return " x ".join(map(str, shape))
 
 
 def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argparse.ArgumentParser, dict[str, Callable]]:
-    """A parser with a sub-command for each function, called as it is; and the functions that add options to them.
+    """Make a parser with a sub-command named after each function; also return functions that add options to them.
 
     Args:
         doc: docstring of the module.
-        commands: functions of the parsed options.
+        commands: functions that take the parsed options.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -169,13 +170,13 @@ def command_line(doc: str | None, commands: Sequence[Callable]) -> tuple[argpars
 def run_measurement(
     parser: argparse.ArgumentParser, options: Mapping[str, Callable], argv: Sequence[str] | None = None
 ) -> None:
-    """Run the command that was asked for, print its rows as they come, and write them to the files that are asked for.
+    """Run the selected command, print its rows as they come, and write them to the requested files.
 
     Args:
         parser: sets `function` for each command, which takes the parsed options and returns or yields rows with equal
             keys.
         options: the functions that add options to the commands.
-        argv: words of the command line.
+        argv: arguments of the command line.
     """
     for option in options.values():
         option(
@@ -214,7 +215,7 @@ def print_table(rows: Rows) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores of this process, threads of torch, memory in GiB, and the GPU (`None`: there is none)."""
+    """Return CPU model, cores of this process, threads of torch, memory in GiB, and the GPU (`None` without one)."""
     cpu = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return {
         "cpu": cpu[1] if cpu else platform.machine(),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure how long short commands take, most of which is their start, and what they import.
+"""Measure how long short commands take, which is mostly start-up time, and what they import.
 
     python -m scripts.experiments.start_up commands
     python -m scripts.experiments.start_up imports
 
 `commands` runs the help, one training step on the demo, and a prediction of a small generated DICOM series with the
-included model, in turn; the table has medians. Other work on the machine lengthens the processor time less than the
-time. `imports` makes Python measure the imports of these commands (`-X importtime`, which itself takes time) and adds
-them up by library.
+included model, in turn; the table has medians. Other work on the machine affects the processor time less than the wall
+time. `imports` lets Python measure the imports of these commands (`-X importtime`, which itself takes time) and sums
+them by library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TRAIN, PREDICT = "train, one step of the demo", "predict, one DICOM series"
 
 @contextmanager
 def short_commands() -> Iterator[dict[str, list[str]]]:
-    """Words after `python -m` of each command, by what it does; the files that they need exist within the context."""
+    """Yield the arguments after `python -m` of each command, by description; their files exist in this context only."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         demo, series = ensure_demo_dataset(folder / "demo"), write_series(folder / "series", (48, 48, 32))
@@ -45,7 +45,7 @@ def short_commands() -> Iterator[dict[str, list[str]]]:
                 *("monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.yaml")),
                 *("--bundle_root", str(ROOT), "--dataset_dir", str(demo), "--output_dir", str(folder / "run")),
                 *("--ckpt_dir", str(folder / "run/models"), "--max_steps", "1"),
-                *("--restart", "1", "--unlabelled_start", "0"),  # without pseudo-labels of all unlabelled volumes
+                *("--restart", "1", "--unlabelled_start", "0"),  # skip pseudo-labels of all unlabelled volumes
             ],
             PREDICT: ["scripts", "predict", str(series), "--output_dir", str(folder / "predicted")],
         }
@@ -53,7 +53,7 @@ def short_commands() -> Iterator[dict[str, list[str]]]:
 
 def write_series(folder: Path, shape: Sequence[int]) -> Path:
     """Write noise as a DICOM series of axial slices with voxels of 1 mm, and return its folder."""
-    import itk  # here, because no other measurement needs it
+    import itk  # imported here, because no other measurement needs it
 
     folder.mkdir(parents=True)
     voxels = np.random.default_rng(0).integers(0, 1000, (shape[2], 1, shape[1], shape[0]), dtype=np.int16)
@@ -71,7 +71,7 @@ def write_series(folder: Path, shape: Sequence[int]) -> Path:
 
 
 def commands(options: argparse.Namespace) -> Rows:
-    """Time and processor time from a command to its end."""
+    """Measure wall time and processor time of each command."""
     with short_commands() as wanted:
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in wanted}
         for _ in range(options.repeats):
@@ -85,10 +85,10 @@ def commands(options: argparse.Namespace) -> Rows:
 
 
 def run_command(words: Sequence[str]) -> tuple[float, float]:
-    """Seconds and processor seconds of `python -m WORDS` in the bundle's folder, with the processes that it starts.
+    """Run `python -m WORDS` in the bundle's folder; return seconds and processor seconds, including child processes.
 
     Raises:
-        subprocess.CalledProcessError: if it fails; its output has been printed.
+        subprocess.CalledProcessError: if the command fails; its output has been printed.
     """
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -97,7 +97,7 @@ def run_command(words: Sequence[str]) -> tuple[float, float]:
 
 
 def imports(options: argparse.Namespace) -> Rows:
-    """Time in the imports of the libraries that take longest, and its share of the imports of the command."""
+    """Measure the import time of the slowest libraries, and its share of all imports of the command."""
     with short_commands() as wanted:
         found = {name: import_seconds(wanted[name]) for name in (TRAIN, PREDICT)}
     rows = []
@@ -109,7 +109,7 @@ def imports(options: argparse.Namespace) -> Rows:
 
 
 def import_seconds(words: Sequence[str]) -> Counter[str]:
-    """Seconds that `python -m WORDS` spends on the modules of each library, without those that they import."""
+    """Return the seconds that `python -m WORDS` spends in the modules of each library, without their own imports."""
     command = [sys.executable, "-X", "importtime", "-m", *words]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     seconds: Counter[str] = Counter()

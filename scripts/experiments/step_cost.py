@@ -7,13 +7,13 @@ r"""Measure time and peak memory of a training step with different settings.
     python -m scripts.experiments.step_cost authors --reference SSNET
     python -m scripts.experiments.step_cost compile
 
-`settings` trains for a few steps with `configs/train.yaml` as it is and with each given override (several are joined by
-a comma outside of brackets), in turn, each time in a process of its own. All voxels and cases take part from the first
-step. `growth` does the same for several values of one setting. `authors` runs `train_ss_3d.py` of a checkout of
-https://github.com/ycwu1997/SS-Net, unchanged, on noise, and `configs/methods/ssnet.yaml` with the same network, patch
+`settings` trains for a few steps with the unchanged `configs/train.yaml` and with each given override (several are
+joined by a comma outside of brackets), in turn, each time in a separate process. All voxels and cases are used from the
+first step. `growth` does the same for several values of one setting. `authors` runs the unchanged `train_ss_3d.py` of a
+checkout of https://github.com/ycwu1997/SS-Net on noise, and `configs/methods/ssnet.yaml` with the same network, patch
 and batch, in turn. `compile` compares a forward and backward pass of `VNet` with and without torch.compile, and counts
-the calls of a forward hook. Processor time is measured, which other work on the machine affects less than wall time.
-All compute on the CPU in one thread.
+the calls of a forward hook. Processor time is measured, because other work on the machine affects it less than wall
+time. All commands compute on the CPU in one thread.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from scripts.training.precision import place
 
 
 def parse_settings(text: str) -> dict[str, Any]:
-    """Overrides from `key=value,key=value`; values are YAML.
+    """Parse overrides from `key=value,key=value`; values are YAML.
 
     >>> parse_settings("roi_size=[48,48,32],accumulation_steps=2")
     {'roi_size': [48, 48, 32], 'accumulation_steps': 2}
@@ -93,7 +93,7 @@ def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _medians_in_turn(options: argparse.Namespace, settings: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Medians of `_measured_run` for each of some settings, each added to those of `--base`."""
+    """Return medians of `_measured_run` for each of the settings, each in addition to `--base`."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
     with tempfile.TemporaryDirectory() as folder:
         ensure_demo_dataset(Path(folder, "demo"))
@@ -105,14 +105,14 @@ def _medians_in_turn(options: argparse.Namespace, settings: Sequence[str]) -> di
 
 
 def _medians(measured: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The median of each key over the runs of each name."""
+    """Return the median of each key over the runs of each name."""
     return {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in measured.items()
     }
 
 
 def _measured_run(options: argparse.Namespace, overrides: dict[str, Any], folder: str) -> dict[str, float]:
-    """Median processor seconds of a step after the first, and peak memory above that before the first."""
+    """Return the median processor seconds per step after the first one, and the increase of peak memory."""
     given = {"max_steps": options.steps + 1, "val_interval": 10**6, "num_workers": 0, **EVERYTHING, **overrides}
     workflow = training_run(Path(folder), options.config, dataset_dir=Path(folder, "demo"), **given)
     starts: list[float] = []
@@ -149,7 +149,7 @@ SSNET = {
 """Network, patch, batch and number of classes of the authors' script."""
 
 EXACT = {"prototype_loss::samples_per_class": None, "prototype_loss::embeddings_through_heads": "all"}
-"""All voxels take part in the contrast and pass through the heads, as in the authors' code."""
+"""Overrides with which all voxels are used in the contrast and in the heads, as in the authors' code."""
 
 
 def authors(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -180,11 +180,11 @@ def authors(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _authors_run(reference: Path, steps: int) -> dict[str, float]:
-    """What `_measured_run` returns, of the authors' script on generated volumes.
+    """Measure the authors' script on generated volumes; the result has the form of `_measured_run`.
 
-    It reads HDF5 files, writes curves, and asks for a GPU and for loader processes: stand-ins give it noise, ignore the
-    curves, leave tensors on the CPU, and load in the main process, because loaders may need more shared memory than
-    a container has.
+    The script reads HDF5 files, writes curves, and uses a GPU and loader processes. Mock objects give it noise, discard
+    the curves, leave tensors on the CPU, and load in the main process, because loader processes may need more shared
+    memory than a container has.
     """
     volume = np.random.default_rng(0).normal(size=(140, 140, 96)).astype(np.float32)
     content = {"image": volume, "label": (np.indices(volume.shape).std(axis=0) < 20).astype(np.uint8)}
@@ -212,7 +212,7 @@ def _authors_run(reference: Path, steps: int) -> dict[str, float]:
 
 
 def compile(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Forward and backward pass of `VNet` plain and compiled in place, with the calls of a hook on `decoder.stage1`."""
+    """Time a pass of `VNet`, plain and compiled in place, and count the calls of a hook on `decoder.stage1`."""
     return [in_process(_compared, options)]
 
 

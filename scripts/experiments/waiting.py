@@ -6,10 +6,11 @@
     python -m scripts.experiments.waiting augmentation
     python -m scripts.experiments.waiting threads
 
-`share` trains the default method on the demo or another dataset. `disk` trains it on generated CT volumes that are kept
-on disk, or read and resampled at each visit; their files leave the page cache after each step, as those of a cohort
-larger than the memory would. `augmentation` measures the random transforms beside those of MONAI. `threads` compares
-numbers of threads for a training step, alone and beside other work. Variants take turns, and tables show medians.
+`share` trains the default method on the demo or another dataset. `disk` trains it on generated CT volumes that are
+cached on disk, or read and resampled every time; their files are removed from the page cache after each step, as would
+happen with a dataset larger than the memory. `augmentation` compares the random transforms with those of MONAI.
+`threads` compares numbers of threads for a training step, alone and next to other work. Variants are measured in turn,
+and tables show medians.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ from scripts.experiments.load import write_volumes
 from scripts.experiments.measure import ROOT, Rows, command_line, median_seconds, run_measurement, training_run
 
 FIRST = 4
-"""Steps that are not counted: files are computed at the first visits, and the network's first steps are slower."""
+"""Number of first steps that are not counted, because cache files are written and the network is slower."""
 
 CLASSES = 4
 
 
 def share(options: argparse.Namespace) -> Rows:
-    """Share of the time of training that is spent waiting for the next batch, by the number of loader processes."""
+    """Share of the training time that is spent waiting for the next batch, by the number of loader processes."""
     with tempfile.TemporaryDirectory() as folder:
         overrides: dict[str, Any] = {"dataset_dir": options.dataset_dir or ensure_demo_dataset(Path(folder, "demo"))}
         if options.dataset != "demo":
@@ -64,7 +65,7 @@ def share(options: argparse.Namespace) -> Rows:
 
 
 def disk(options: argparse.Namespace) -> Rows:
-    """The same for generated CT volumes: `cache: disk` beside reading them at each visit."""
+    """Compare `cache: disk` with reading the files every time, for generated CT volumes."""
     with tempfile.TemporaryDirectory() as folder:
         data, cases, labelled = Path(folder, "ct"), options.cases, options.cases // 2
         names = write_volumes(data, cases, labelled, options.shape)
@@ -86,7 +87,7 @@ def disk(options: argparse.Namespace) -> Rows:
 
 
 def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folder: Path) -> Rows:
-    """Train with the overrides of each run and each number of loader processes; a row for each."""
+    """Train with the overrides of each run and each number of loader processes; yield a row for each."""
     measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number in range(options.repeats):
         for name, overrides in runs.items():
@@ -112,14 +113,14 @@ def _compare(runs: dict[str, dict[str, Any]], options: argparse.Namespace, folde
 def _train(
     output: Path, steps: int, files: Sequence[str] = (), forget: bool = False, **overrides: Any
 ) -> tuple[float, float]:
-    """Train; return the share of the time after `FIRST` steps that is spent waiting for a batch, and seconds per step.
+    """Train; return the share of time spent waiting for a batch, and seconds per step, both after `FIRST` steps.
 
     Args:
         output: folder of the run.
-        steps: steps that are counted.
+        steps: number of counted steps.
         files: config files after `configs/train.yaml`.
-        forget: whether the volumes leave the page cache after each step.
-        overrides: of the configuration.
+        forget: whether to remove the volumes from the page cache after each step.
+        overrides: overrides of the configuration.
     """
     settings = {
         "max_steps": FIRST + steps, "val_interval": FIRST + steps + 1, "restart": 1, "unlabelled_start": 0.0,
@@ -149,7 +150,7 @@ def _train(
 
 
 def _forget(*folders: Path) -> None:
-    """Let the files of some folders leave the page cache, so that they are read from the disk again."""
+    """Remove the files of folders from the page cache, so that they are read from the disk again."""
     for file in (file for folder in folders for file in folder.rglob("*") if file.suffix in (".gz", ".pt")):
         descriptor = os.open(file, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -157,7 +158,7 @@ def _forget(*folders: Path) -> None:
 
 
 def augmentation(options: argparse.Namespace) -> Rows:
-    """Time of this project's random transforms beside those of MONAI that they replace, with one thread."""
+    """Compare the time of this project's random transforms with the MONAI transforms they replace, with one thread."""
     torch.set_num_threads(1)
     patch = options.roi_size
     volume = {"image": torch.randn(1, *options.shape), "label": torch.randint(CLASSES, (1, *options.shape))}
@@ -204,7 +205,7 @@ THREADS: dict[str, dict[str, str]] = {
     "{n} threads, PASSIVE": {"OMP_NUM_THREADS": "{n}", "OMP_WAIT_POLICY": "PASSIVE"},
     "{n} threads, spin 10000": {"OMP_NUM_THREADS": "{n}", "GOMP_SPINCOUNT": "10000"},
 }
-"""Environments that `threads` compares; `{n}` is the number of cores."""
+"""Environment variables that `threads` compares; `{n}` is the number of cores."""
 
 BUSY = "beside a busy process"
 
@@ -223,11 +224,11 @@ for _ in range(steps + 2):
     times.append(time.perf_counter() - start)
 print(statistics.median(times[2:]))
 """
-"""A V-Net with the demo's filters: prints the median seconds of a training step."""
+"""Script that prints the median seconds of a training step of a V-Net with the demo's number of filters."""
 
 
 def threads(options: argparse.Namespace) -> Rows:
-    """Time of a training step alone and beside another process that keeps one core busy, and its ratio to the first."""
+    """Time of a training step, alone and next to a process that keeps one core busy, and its ratio to the first."""
     cores = len(os.sched_getaffinity(0))
     measures = {
         name.format(n=cores): _step_seconds({key: value.format(n=cores) for key, value in variables.items()}, options)
@@ -262,7 +263,7 @@ def _step_seconds(environment: Mapping[str, str], options: argparse.Namespace) -
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Processes that each keep one core busy."""
+    """Run processes that each keep one core busy."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the files of one case: first the headers, then the voxels, each read once."""
+"""Check the files of one case, first the headers and then the voxels; each file is read once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class OpenCase:
         role: list of the case in `CaseLists`.
         images: files of the image; `None` for a file that does not exist or cannot be read.
         label: label file; `None` if there is none or it cannot be read.
-        shape: voxels at the training spacing; `None` until `check_headers` sets it, and for an unreadable image.
+        shape: size in voxels at the training spacing; `None` until `check_headers` sets it, and for an unreadable
+            image.
         findings: problems with the headers.
     """
 
@@ -104,16 +105,16 @@ def check_headers(case: Case, role: str, dataset: DatasetSpec) -> OpenCase:
                 *same_storage_order(opened.image, label),
                 *cut_label(opened.image, label),
             ]
-            # A file has a name for each of the values that are one class here.
+            # A file names each value, even if several values form one class here.
             named = zip(dataset.all_values, dataset.label_names, strict=True)
             findings += names_declared(label, {values[0]: name for values, name in named if len(values) == 1})
     return replace(opened, shape=shape, findings=opened.findings + _of_case(findings, case, role))
 
 
 def check_all_headers(cases: Iterable[tuple[Case, str]], dataset: DatasetSpec, progress: Progress) -> list[OpenCase]:
-    """Run `check_headers` for each case, and compare the names of segments; takes milliseconds per file.
+    """Run `check_headers` for each case, and compare the names of segments; this takes milliseconds per file.
 
-    Labels that another program made of unlabelled cases may have other names.
+    Labels of unlabelled cases that another program made may have different names.
     """
     checked = [check_headers(case, role, dataset) for case, role in progress(cases, "reading headers")]
     labels = {each.label.header.path: each for each in checked if each.label and each.role != "unlabelled"}
@@ -127,7 +128,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
     """Read the voxels of a case's files, one file in memory at a time.
 
     Args:
-        opened: result of `check_headers`; the label file of an unlabelled case is one of another program.
+        opened: result of `check_headers`; the label file of an unlabelled case is from another program.
         dataset: declares the label values.
     """
     checked = CheckedVoxels()
@@ -146,7 +147,7 @@ def check_voxels(opened: OpenCase, dataset: DatasetSpec) -> CheckedVoxels:
     if voxels is not None:
         checked.values = tally(voxels)
         if opened.image is not None and (around := prod(opened.image.shape) - voxels.size) > 0:
-            checked.values.whole[dataset.all_values[0][0]] += around  # the background of a cut label
+            checked.values.whole[dataset.all_values[0][0]] += around  # background around a cropped label
         checked.findings += values_of_label(opened.case["label"], checked.values, dataset)
     return replace(checked, findings=_of_case(checked.findings, opened.case, opened.role))
 
@@ -161,7 +162,7 @@ def intensities(header: VolumeHeader, voxels: np.ndarray) -> list[Finding]:
     findings = []
     for number, channel in enumerate(voxels):
         name = header.path + (f" (channel {number})" if len(voxels) > 1 else "")
-        # The minimum of a channel with a NaN is NaN, so a valid channel needs no mask of the size of the volume.
+        # The minimum of a channel with a NaN is NaN, so this check needs no mask with the size of the volume.
         lowest, highest = channel.min(), channel.max()
         if not (lowest >= -LARGEST and highest <= LARGEST):
             nans, infinite = int(np.isnan(channel).sum()), int((np.abs(channel) > LARGEST).sum())
@@ -236,22 +237,22 @@ SLAB_VOXELS = 2**20
 
 
 def extreme_voxels(header: VolumeHeader, voxels: np.ndarray, intensity: Transform | None) -> list[Finding]:
-    """Report channels in which extreme voxels, such as metal, carry most of the variance, also after normalisation.
+    """Report channels in which extreme voxels, such as metal, carry most of the variance, even after normalisation.
 
-    A z-score then leaves nothing of the rest.
+    A z-score then leaves almost no contrast in the rest of the volume.
 
     Args:
         header: header of the file.
         voxels: `(channels, X, Y, Z)`, finite.
-        intensity: the dataset's normalisation of the key `image`; one that clips such voxels prevents the finding.
-            `None`: unknown.
+        intensity: the dataset's normalisation of the key `image`, or `None` if it is unknown. There is no finding if it
+            clips such voxels.
     """
     shares = [variance_of_extremes(channel) for channel in voxels]
     if max(shares) > SHARE and intensity is not None:
         try:
             normalised = intensity({"image": torch.from_numpy(voxels.astype(np.float32))})["image"]
             shares = [variance_of_extremes(channel) for channel in np.asarray(normalised)]
-        except Exception:  # a transform of the user's own may need other keys; the file alone is judged
+        except Exception:  # a user's transform may need other keys; check the raw values
             pass
     if max(shares) <= SHARE:
         return []
@@ -264,16 +265,16 @@ def extreme_voxels(header: VolumeHeader, voxels: np.ndarray, intensity: Transfor
 
 
 def variance_of_extremes(channel: np.ndarray) -> float:
-    """The fraction of a channel's variance that vanishes if the `EXTREME` voxels at either end are clipped.
+    """Return the fraction of a channel's variance that vanishes if the `EXTREME` voxels at either end are clipped.
 
-    With the variance V of a volume, the fraction p = 2 `EXTREME` of its voxels can carry `SHARE` of it only if one of
-    them is at least sqrt(`SHARE` V / p) away from the mean. So most volumes need no percentile.
+    If V is the variance of a volume, a fraction p = 2 `EXTREME` of its voxels can carry `SHARE` of V only if one of
+    them is at least sqrt(`SHARE` V / p) away from the mean. Therefore most volumes need no percentiles.
 
     Args:
         channel: `(X, Y, Z)`.
 
     Returns:
-        In [0, 1]; 0 if it must be below `SHARE`.
+        A fraction in [0, 1]; 0 if it must be below `SHARE`.
     """
     rows = channel.reshape(-1) if channel.flags.c_contiguous else channel.reshape(-1, order="F")
     slabs = [rows[start : start + SLAB_VOXELS] for start in range(0, len(rows), SLAB_VOXELS)]

@@ -33,7 +33,7 @@ def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
         listed = images | labels
         listed |= {str(Path(path).with_suffix(PAIR[0])) for path in listed if path.endswith(PAIR[1])}
         files = [name for name in _files(folder) if os.path.join(folder, name) not in listed]
-        if folder in folders_of_images:  # then file names show which of the others are labels
+        if folder in folders_of_images:  # only file names show which other files are labels
             files = split_roles(files)[1]
         for name in files:
             path = os.path.join(folder, name)
@@ -47,7 +47,7 @@ def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
 def _files(folder: str) -> list[str]:
     try:
         names = sorted(os.listdir(folder))
-    except OSError:  # a missing folder is reported by missing_files, through its labels
+    except OSError:  # `missing_files` reports the labels of a missing folder
         return []
     files = [Path(folder, name) for name in names if not name.startswith(".")]
     return [file.name for file in image_files(files)[0]]
@@ -235,7 +235,7 @@ def _spacing_and_size(members: Sequence[Member]) -> list[Finding]:
     spacings = np.array([member.header.spacing for member in members])
     sizes = spacings * [member.header.shape for member in members]
     wide = far_from_median(spacings)
-    large = far_from_median(sizes) & ~wide  # a wrong spacing also gives a wrong size: one finding is enough
+    large = far_from_median(sizes) & ~wide  # a wrong spacing also gives a wrong size, so report it once
     findings = []
     for index, member in enumerate(members):
         if wide[index]:

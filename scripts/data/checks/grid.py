@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that the files of a case are on one grid, by the distance of their corners, where errors are largest."""
+"""Check that the files of a case are on one grid, by the distance between corners, where deviations are largest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.images.header import SLICER, VolumeHeader, axes_onto, corner_distan
 from scripts.images.monai import check_same_grid
 
 LABEL_APART = 0.1
-"""Largest distance between the corners of a label and of its image, relative to the smallest side of a voxel. Rounding
+"""Maximum distance between the corners of a label and its image, relative to the smallest side of a voxel. Rounding
 in headers stays far below it; a shift of half a voxel, from another convention for the origin, exceeds it."""
 
 
@@ -82,15 +82,15 @@ def label_on_image(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
 
 
 def cut_start(image: VolumeHeader, label: VolumeHeader) -> np.ndarray | None:
-    """Where in its image a label begins that was cut to its painted part, as 3D Slicer does on request.
+    """Find where a label that was cropped to its painted part begins in its image; 3D Slicer can crop labels.
 
     Args:
         image: header of the image.
         label: header of the label, whose axes may be in another order.
 
     Returns:
-        Index of the label's first voxel along the image's axes `(3,)`, which need not be whole; `None` if the label is
-        not smaller than the image, or differs in spacing or direction.
+        Index of the label's first voxel along the image's axes `(3,)`, which need not be an integer; `None` if the
+        label is not smaller than the image, or differs in spacing or direction.
     """
     turned = label.in_axes_of(image)
     smaller = turned.shape != image.shape and all(n <= m for n, m in zip(turned.shape, image.shape, strict=True))
@@ -100,7 +100,7 @@ def cut_start(image: VolumeHeader, label: VolumeHeader) -> np.ndarray | None:
 
 
 def _cut_on_image(image: VolumeHeader, label: VolumeHeader, turned: VolumeHeader, start: np.ndarray) -> list[Finding]:
-    """Check that a cut label lies on voxels of its image, and that its header says where."""
+    """Check that the voxels of a cropped label coincide with voxels of its image, and that its position is known."""
     first = start.round()
     moved = image.affine.copy()
     moved[:3, 3] = image.affine[:3, :3] @ first + image.affine[:3, 3]
@@ -110,7 +110,7 @@ def _cut_on_image(image: VolumeHeader, label: VolumeHeader, turned: VolumeHeader
     elif (first < 0).any() or (first + turned.shape > image.shape).any():
         lack = f"begins at voxel {', '.join(f'{index:g}' for index in first)} of it and ends outside of it"
     elif not (first.any() or ending_of(label.path) in SLICER):
-        # Files without a position have the same origin, and so have files of two patients.
+        # Files without a position have the same origin, even if they belong to different patients.
         lack = "begins at the same corner, as files do whose headers lack the position"
     else:
         return []
@@ -123,7 +123,7 @@ def _cut_on_image(image: VolumeHeader, label: VolumeHeader, turned: VolumeHeader
 
 
 def cut_label(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """Report a label that covers a part of its image; the rest is taken for background."""
+    """Report a label that covers only a part of its image; the rest counts as background."""
     if cut_start(image, label) is None:
         return []
     sentence = (
@@ -134,7 +134,7 @@ def cut_label(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
 
 
 def on_image_grid(voxels: np.ndarray, label: VolumeHeader, image: VolumeHeader) -> np.ndarray:
-    """The voxels of a label on the grid of its image, where `label_on_image` finds nothing wrong.
+    """Put the voxels of a label on the grid of its image, after `label_on_image` has found no problem.
 
     Args:
         voxels: `(X, Y, Z)` of the label in the order of its axes.
@@ -142,8 +142,8 @@ def on_image_grid(voxels: np.ndarray, label: VolumeHeader, image: VolumeHeader) 
         image: header of the image.
 
     Returns:
-        Voxels in the order of the image's axes; those that a cut label does not cover are 0. A view where it covers
-        all.
+        Voxels in the order of the image's axes; 0 outside of a cropped label. The result is a view of `voxels` if the
+        label covers the whole image.
     """
     turned = nibabel.apply_orientation(voxels, axes_onto(label.affine, image.affine))
     start = cut_start(image, label)
@@ -155,7 +155,7 @@ def on_image_grid(voxels: np.ndarray, label: VolumeHeader, image: VolumeHeader) 
 
 
 def same_storage_order(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
-    """Report a label on the grid of its image that is stored in another axis order: one header may be wrong."""
+    """Report a label that is stored in a different axis order than its image, because one header may be wrong."""
     if image.axcodes == label.axcodes or not (image.oriented and label.oriented):
         return []
     sentence = (

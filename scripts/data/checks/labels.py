@@ -103,14 +103,14 @@ def absent_classes(tallies: Iterable[Tally], dataset: DatasetSpec) -> list[Findi
 
 
 def never_together(files: Sequence[Collection[int]], names: Mapping[int, str]) -> list[Finding]:
-    """Report pairs of values that no label file holds both of: one structure may have two values.
+    """Report pairs of values that never occur in the same label file, because they may mean the same structure.
 
-    Rare structures seldom occur together. A pair is reported if it should by chance, in one file or more, or if every
-    file with a structure holds one of the two.
+    Rare structures seldom occur together. A pair is therefore reported only if at least one file with both values would
+    be expected by chance, or if every file with a structure holds one of the two.
 
     Args:
         files: the values of each label file without background and ignored voxels.
-        names: of the classes by value.
+        names: names of the classes by value.
     """
     filled = [set(values) for values in files if values]
     count = Counter(value for values in filled for value in values)
@@ -137,7 +137,7 @@ def _plain(name: str) -> str:
 
 
 def names_declared(label: VolumeHeader, names: Mapping[int, str]) -> list[Finding]:
-    """Report a segment that has the name of another value's class; other names may differ, as classes may be renamed.
+    """Report a segment with the name of another value's class. Other differences are allowed (renamed classes).
 
     Args:
         label: header of a label file.
@@ -157,7 +157,7 @@ def names_declared(label: VolumeHeader, names: Mapping[int, str]) -> list[Findin
 
 
 def names_agree(labels: Sequence[VolumeHeader]) -> list[Finding]:
-    """Report label files that give a name another value, or a value another name, than an earlier file.
+    """Report label files in which a name has another value, or a value another name, than in an earlier file.
 
     Args:
         labels: headers of label files.
@@ -182,5 +182,5 @@ def names_agree(labels: Sequence[VolumeHeader]) -> list[Finding]:
 
 
 def names_of_segments(labels: Sequence[VolumeHeader]) -> dict[int, str]:
-    """The name of each value in the headers of label files that agree."""
+    """Return the name of each value, from the headers of label files that agree."""
     return {value: name for label in labels for value, name in label.segments.items()}

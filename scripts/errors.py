@@ -129,6 +129,6 @@ def _last_match(pattern: re.Pattern[str], chain: list[BaseException]) -> str | N
 def _words_of(error: BaseException) -> str:
     """Return the first line of the message with the type, because the message of a `KeyError` is only a name."""
     if "weights_only" in str(error):  # torch's message recommends to disable this protection
-        return "The file does not hold weights alone, so it is not loaded"
+        return "The file holds more than weights, so it is not loaded"
     text = first_line(error).rstrip(".:")[:MAX_LENGTH] if str(error).strip() else ""
     return f"{text} ({type(error).__name__})" if text else type(error).__name__

@@ -155,5 +155,5 @@ def require_images(files: Sequence[str], folder: str | Path) -> None:
     """
     if not files:
         raise UserError(
-            f"No image in {folder} (or none that image_pattern matches): give a folder of images by --dataset_dir."
+            f"No image in {folder} (or none that image_pattern matches): give a folder of images with --dataset_dir."
         )

@@ -96,7 +96,7 @@ def _zip(options: argparse.Namespace, files: list[str], overrides: dict[str, str
     from scripts.export.package import bundle_metadata, json_configs, licence_text, texts_for, zip_bundle
 
     if not options.filepath:
-        raise UserError("Give the name of the zip file by --filepath, e.g. semi_supervised_segmentation.zip.")
+        raise UserError("Give the name of the zip file with --filepath, e.g. semi_supervised_segmentation.zip.")
     path = Path(options.filepath)
     models = options.ckpt_file.parent if options.ckpt_file else ROOT / "models"
     options.ckpt_file = models / "model.pt"

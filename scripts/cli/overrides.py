@@ -160,7 +160,7 @@ def _check_component(file: str, place: str, node: Any, names: Sequence[str]) -> 
         if arguments is not None and name not in arguments | COMPONENT_KEYS:
             near = difflib.get_close_matches(name, sorted(arguments), n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(arguments)) or 'none'}."
-            raise UserError(f"'{name}' in {file}, at {place}, is no argument of {target}: {hint}")
+            raise UserError(f"'{name}' in {file}, at {place}, is not an argument of {target}: {hint}")
 
 
 def read_mapping(file: str | Path) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[
         UserError: for a missing folder or file, or a file that is not a datalist.
     """
     if not root.is_dir():
-        raise UserError(f"The folder {root} (dataset_dir) does not exist. Give the data's folder by --dataset_dir.")
+        raise UserError(f"The folder {root} (dataset_dir) does not exist. Set --dataset_dir to the folder of the data.")
     path = root / datalist
     if not path.is_file():
         raise UserError(

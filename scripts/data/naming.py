@@ -247,9 +247,9 @@ def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], st
             first = next(key for key in keys if sizes[key] > 1)
             together = [name for name, key in zip(names, keys, strict=True) if key == first]
             sentence = (
-                f"The {len(names)} cases are taken for {len(sizes)} patients because they share {what} "
-                f"({', '.join(together)}). All cases of a patient stay on one side of a split; a patient_pattern of "
-                "your own changes that ('.*': every case is a patient)."
+                f"The {len(names)} cases seem to be from {len(sizes)} patients, because they share {what} "
+                f"({', '.join(together)}). All cases of a patient stay on one side of a split. Set patient_pattern to "
+                "change this ('.*': every case is a separate patient)."
             )
             return dict(zip(names, keys, strict=True)), sentence
     return {}, ""

@@ -247,5 +247,5 @@ def read_pseudo_label(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(
             f"The pseudo-label {path} cannot be read ({first_line(error)}): restore it from a copy, or start again "
-            "without --resume, which makes the pseudo-labels anew."
+            "without --resume to make the pseudo-labels again."
         ) from error

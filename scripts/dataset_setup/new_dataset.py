@@ -80,8 +80,8 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     ]
     if few:
         roles.notes.append(
-            f"Few voxels have the value {' and '.join(few)}: if these are slips, correct the files; otherwise such a "
-            "structure is hardly learned."
+            f"Few voxels have the value {' and '.join(few)}: if these are mistakes, correct the files; otherwise the "
+            "network can hardly learn such a structure."
         )
     if fingerprint.cut:
         roles.notes.append(
@@ -92,7 +92,7 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     if grid.time_axis and len(description.channel_names) != grid.channels:
         roles.notes.append(
             f"{roles.all[0].images[0]} is a time series by its header: its {grid.channels} time points are taken as "
-            "the channels of one image. If each point is a scan of its own, split the files."
+            "the channels of one image. If each time point is a separate scan, split the files."
         )
     show(table_of(request.folder.absolute(), source, fingerprint, roles, plan) + "\n")
     _write(request, roles, plan, home, config, show)

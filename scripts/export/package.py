@@ -245,7 +245,7 @@ def texts_for(
     if licence is None:
         raise UserError(
             f"{settings.ckpt_file} is not the model that comes with the bundle: give the licence of its weights, which "
-            "follows from that of the data, by --license (such as CC-BY-4.0)."
+            "follows from that of the data, with --license (such as CC-BY-4.0)."
         )
     card = model_card(metadata, licence, run_of(settings.ckpt_file))
     if place == "hub":
@@ -259,7 +259,7 @@ def texts_for(
     if not weights_url:
         raise UserError(
             f"{settings.ckpt_file} has {sizes[MODEL] / 1e6:.0f} MB, and the model zoo takes files of up to 25 MB: put "
-            "it where everyone can load it, and give its address by --weights_url."
+            "it where everyone can download it, and give its address with --weights_url."
         )
     digest = file_digest(settings.ckpt_file)
     entry = {"path": MODEL, "url": weights_url, "hash_val": digest, "hash_type": "sha256"}

@@ -180,8 +180,8 @@ def chosen_series(path: str) -> list[Slice]:
     told = "; ".join(f"{key} ({part[0].description or 'no name'}, {len(part)})" for key, part in series.items())
     fault = f"{len(series)} DICOM series" if uid is None else f"no series {uid}, but {len(series)}"
     raise UserError(
-        f"{folder} contains {fault}: choose one with {folder}#UID, in a dataset.json if it is a case of training, or "
-        f"give each a folder of its own. UID is one of {told}."
+        f"{folder} contains {fault}: choose one with {folder}#UID, in dataset.json for a training case, or "
+        f"put each series in a separate folder. UID is one of {told}."
     )
 
 

@@ -102,7 +102,7 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
         return listed
     root = Path(str(path)).expanduser()
     if not exists(root):
-        raise UserError(f"{path} does not exist: give a folder of images or one image by --dataset_dir.")
+        raise UserError(f"{path} does not exist: give a folder of images or one image with --dataset_dir.")
     if split_series(root)[1] is not None or not root.is_dir():
         return [str(root)]
     passed: list[Path] = []
@@ -140,7 +140,7 @@ def passed_over(files: Sequence[Path], folder: Path) -> str:
         if drawn
         else ""
     )
-    return f"{len(files)} files below {folder} have no format that is read and are passed over: {counted}.{hint}"
+    return f"{len(files)} files below {folder} have an unsupported format and are skipped: {counted}.{hint}"
 
 
 def image_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -48,7 +48,7 @@ def output_ending(image: str | Path, output_format: str) -> str:
         return SLICER[0]
     if output_format == "dicom_seg":
         if not Path(split_series(image)[0]).is_dir():
-            raise UserError(f"{image} is no DICOM series, but output_format is dicom_seg: choose another.")
+            raise UserError(f"{image} is not a DICOM series, but output_format is dicom_seg: choose another.")
         return DICOM_SEG
     if output_format == "nifti" or ending is None or Path(image).is_dir():
         return NIFTI[0]

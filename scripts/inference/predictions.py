@@ -62,7 +62,7 @@ def evaluate_predictions(
             value that is not declared.
     """
     if folder is None:
-        raise UserError("Give the folder of the label volumes by --predictions.")
+        raise UserError("Give the folder of the label volumes with --predictions.")
     cases = with_references(list(cases), "test")
     found = find_predictions(cases, folder)
     reduced = classes_to_reduce(largest_component, dataset.label_names)
@@ -100,7 +100,7 @@ def find_predictions(cases: Sequence[Case], folder: str | Path) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder: give the folder of the label volumes by --predictions.")
+        raise UserError(f"{root} is not a folder: give the folder of the label volumes with --predictions.")
     entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
     files, _ = image_files([entry for entry in entries if entry.is_file()])
     by_name: dict[str, list[Path]] = {}
@@ -174,7 +174,7 @@ def _prediction(
             predicted[_on_grid(header, voxels[0], reference) > 0] = index
         return predicted
     if prediction_values is None:
-        hint = "correct it, or give the value of each class in the predictions by --prediction_values"
+        hint = "correct it, or give the value of each class in the predictions with --prediction_values"
         header, classes = _classes(path, dataset.all_values, None, hint)
         return _on_grid(header, classes, reference)
     header, voxels = read_volume(path)

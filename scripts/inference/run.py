@@ -96,7 +96,7 @@ class SegmentationWriter:
             self.warned = True
             logger.warning(
                 f"{image} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is assumed, so "
-                "check that left and right are correct. Further images of this kind are not mentioned."
+                "check that left and right are correct. This warning is not repeated for other images."
             )
         path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
         other_ending = {SLICER[0]: ".nrrd", DICOM_SEG: NIFTI[0]}.get(ending, ending)

@@ -39,10 +39,10 @@ def check_nnunet_folder(folder: str | Path) -> None:
     if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
         raise UserError(
             f"nnU-Net finds datasets by names such as Dataset123_liver, not {folder.name}: give such a folder in "
-            "nnUNet_raw by --pseudo_label_dir."
+            "nnUNet_raw with --pseudo_label_dir."
         )
     if (folder / "dataset.json").exists():
-        raise UserError(f"{folder} holds a dataset already: give another folder by --pseudo_label_dir, or remove it.")
+        raise UserError(f"{folder} holds a dataset already: give another folder with --pseudo_label_dir, or remove it.")
 
 
 def write_nnunet_dataset(cases: CaseLists, dataset: DatasetSpec, folder: str | Path) -> None:

@@ -94,7 +94,7 @@ def with_initial_weights(network: nn.Module, weights: str | Path | None, dataset
     if weights is None:
         return network
     with torch.serialization.safe_globals(NUMBERS):
-        content = read_weights(weights, "give the path of a file with weights, or null to start from random ones")
+        content = read_weights(weights, "give the path of a file with weights, or null to start with random weights")
     trained = record_of(content)
     same_classes = trained is not None and trained["label_names"] == list(dataset.label_names)
     last = last_layer(network, dataset.num_classes)

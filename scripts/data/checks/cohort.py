@@ -178,7 +178,7 @@ def patients_on_both_sides(members: Sequence[Member]) -> list[Finding]:
         if other is not None:
             sentence = (
                 f"{cases[0].case} ({cases[0].role}) and {other.case} ({other.role}) seem to be of one patient by "
-                "name or folder: put all cases of a patient into one list, or the scores are too good."
+                "name or folder: put all cases of a patient into one list, or the scores will be too high."
             )
             findings.append(other.finding(Kind.SAME_PATIENT, sentence))
     return findings

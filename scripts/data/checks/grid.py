@@ -128,7 +128,7 @@ def cut_label(image: VolumeHeader, label: VolumeHeader) -> list[Finding]:
         return []
     sentence = (
         f"The label {label.path} has {label.size} voxels, a part of the {image.size} of its image {image.path}: the "
-        "rest of the image is taken for background, so check that nothing else was to be painted."
+        "rest of the image counts as background, so check that it holds no structure that should be labelled."
     )
     return [Finding(Kind.CUT_LABEL, sentence, label.path)]
 

@@ -100,8 +100,8 @@ def pseudo_label(
 def slice_rows(name: str, chosen: ChosenSlices, result: Segmentation, label: str) -> Iterator[tuple[object, ...]]:
     """Yield a row of `SLICE_COLUMNS` for each slice, the largest expected error first.
 
-    `slice` counts from 0 along `axis` of the file. `direction` is R, A or S, whichever is closest to that axis, and
-    `position_mm` is the coordinate of the slice's centre along it.
+    `slice` is the index along the file's `axis`, from 0. `direction` is the anatomical direction closest to that axis
+    (R, A or S), and `position_mm` is the coordinate of the slice's centre in that direction.
     """
     direction = int(nibabel.io_orientation(result.affine)[chosen.axis, 0])
     middle = (np.array(result.classes.shape) - 1) / 2

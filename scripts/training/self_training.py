@@ -98,7 +98,7 @@ class SelfTraining:
         self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
         self.stored = stored
         self.starts = sorted({start + round(index * (max_steps - start) / rounds) for index in range(rounds)})
-        self.labels_only, self.dataset, self.fence = Path(labels_only), dataset, float(fence)  # inf: a word for MONAI
+        self.labels_only, self.dataset, self.fence = Path(labels_only), dataset, float(fence)  # `inf` arrives as text
         self.selected = False
 
     def attach(self, engine: SupervisedTrainer) -> None:

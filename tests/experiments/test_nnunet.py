@@ -15,8 +15,7 @@ import pytest
 
 from scripts.errors import UserError
 from scripts.experiments import nnunet
-
-SUMMARY = {"mean_dice": 0.5, "mean_surface_dice": 0.75, "mean_hd95_voxel": 2.0, "mean_asd_voxel": 1.0, "missed": 0}
+from tests.experiments.test_accuracy import SUMMARY
 
 
 class Trainer:

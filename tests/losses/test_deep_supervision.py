@@ -39,7 +39,7 @@ def fractions_by_loop(labels, cells):
     return result
 
 
-def test_fractions_equal_a_loop_and_cells_with_an_ignored_voxel_do_not_count():
+def test_fractions_equal_a_loop_and_cells_of_ignored_voxels_do_not_count():
     labels = batch_of(labelled=2).labels
     fractions, counted = class_fractions(labels, K, (2, 2, 2))
     assert torch.allclose(fractions, fractions_by_loop(labels, (2, 2, 2))) and counted.all()

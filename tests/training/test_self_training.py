@@ -54,16 +54,7 @@ class Run:
     """The handler, attached to an engine that has what it needs of a trainer."""
 
     def __init__(
-        self,
-        folder,
-        labelled,
-        unlabelled,
-        start=5,
-        step=lambda *_: None,
-        batch_unlabelled=1,
-        workers=0,
-        rounds=1,
-        **options,
+        self, folder, labelled, unlabelled, start=5, step=lambda *_: None, batch_unlabelled=1, workers=0, **options
     ):
         self.network = Threshold()
         self.teacher = Teacher(self.network)
@@ -79,7 +70,6 @@ class Run:
             20,
             folder / "labels_only.pt",
             DatasetSpec(folder),
-            rounds,
             **options,
         )
         self.folder = folder / "round_1"

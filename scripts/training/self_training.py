@@ -57,7 +57,8 @@ class SelfTraining:
     and is left out of training. Where it has the `ignore_value`, the pseudo-label stands.
 
     A resumed run reads the stored pseudo-labels; if it was killed while they were made, it makes the missing ones.
-    With several ranks each segments its share of the cases.
+    A finished run that is resumed with more steps goes through the rounds again, from its final weights. With several
+    ranks each segments its share of the cases.
 
     Network and loader are those of the trainer. The loader draws unlabelled cases after `start` only,
     whatever its own start says.
@@ -69,7 +70,8 @@ class SelfTraining:
         stored: folder of the pseudo-labels; that of a round holds a file for each case, and `stability.csv`.
         start: number of completed steps after which unlabelled cases take part.
         max_steps: length of the run.
-        labels_only: file for the teacher's weights at that step, the result of training on the labels alone.
+        labels_only: file for the teacher's weights at that step, the result of training on the labels alone. A new run
+            removes a file that is there; a finished run that is resumed with more steps keeps its own.
         dataset: the dataset block, whose preprocessing is recorded with these weights; it names the folder of other
             programs' labels.
         rounds: how many times the cases are labelled, at least 1.
@@ -118,7 +120,9 @@ class SelfTraining:
             engine.add_event_handler(Events.ITERATION_STARTED(once=start + 1), self.label)
 
     def resume(self, engine: SupervisedTrainer) -> None:
-        """Select the stable cases if they have been labelled already."""
+        """Select the stable cases if they have been labelled already; a new run removes the weights of an earlier one."""
+        if engine.state.iteration == 0:
+            broadcast_from_rank0(lambda: self.labels_only.unlink(missing_ok=True))
         if self.names and not self.selected and engine.state.iteration > self.starts[0]:
             self._enter_round(engine.state.iteration)
             self._select()
@@ -128,7 +132,7 @@ class SelfTraining:
         if not self.names:
             return
         self._enter_round(engine.state.iteration)
-        if is_rank0() and self.stored.round == 1:
+        if is_rank0() and self.stored.round == 1 and not self.labels_only.exists():
             save_weights(self.teacher.module, self.labels_only, self.dataset)
         self._store_pseudo_labels(engine)
         self._select()

@@ -153,6 +153,21 @@ def test_training_goes_on_from_where_it_is_and_the_teachers_weights_are_kept(tmp
     assert float(torch.load(tmp_path / "labels_only.pt")["scale"]) == averaged
 
 
+def test_more_steps_of_a_finished_run_keep_the_weights_of_the_labels_alone_and_a_new_run_does_not(tmp_path):
+    labels_only = tmp_path / "labels_only.pt"
+    run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))])
+    run.label()
+    first = torch.load(labels_only)["scale"]
+    longer = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=20)
+    longer.teacher.module.scale.data.fill_(7.0)  # trained with pseudo-labels
+    longer.engine.fire_event(Events.EPOCH_STARTED)
+    longer.label()
+    assert torch.load(labels_only)["scale"] == first
+    new = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], start=0)
+    new.engine.fire_event(Events.EPOCH_STARTED)
+    assert not labels_only.exists()
+
+
 def test_an_unstable_case_is_never_drawn_and_a_resumed_run_reads_the_selection(tmp_path):
     cases = [unlabelled_case(f"c{i}", (2, 6)) for i in range(8)]
     cases[3]["image"][:] = -0.001  # another brightness turns it into class 1

@@ -90,7 +90,7 @@ def advice(
         if 2 * without >= len(statuses):
             yield (
                 f"{name} is absent from the reference of {without} of {len(statuses)} cases: its means come from the "
-                "others, and from cases where it was invented."
+                "others, and from cases in which it is a false positive."
             )
     yield from _about_cases(
         [case.name for case in cases if case.alarms], "Unlike the cases of training, see their alarms"

@@ -37,7 +37,7 @@ LABELS = {
 SHOWN = ("dice", "hd95_mm", "asd_mm", "surface_dice")
 """Metrics that the page shows."""
 
-STATUSES = {"found": "found", "missed": "missed", "false_positive": "invented", "absent": "in neither"}
+STATUSES = {"found": "found", "missed": "missed", "false_positive": "false positive", "absent": "in neither"}
 
 FACTS = {
     "dataset": "Dataset",

@@ -120,7 +120,7 @@ class SelfTraining:
             engine.add_event_handler(Events.ITERATION_STARTED(once=start + 1), self.label)
 
     def resume(self, engine: SupervisedTrainer) -> None:
-        """Select the stable cases if they have been labelled already; a new run removes the weights of an earlier one."""
+        """Select the stable cases if they are labelled already; in a new run, remove the weights of an earlier one."""
         if engine.state.iteration == 0:
             broadcast_from_rank0(lambda: self.labels_only.unlink(missing_ok=True))
         if self.names and not self.selected and engine.state.iteration > self.starts[0]:

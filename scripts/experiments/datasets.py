@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Write variants of a dataset for experiments: with training cases as test cases, or with labels in a few slices only.
+r"""Write variants of a dataset for experiments: other test cases, labels in a few slices only, corrected pseudo-labels.
 
     python -m scripts.experiments.datasets held-out FOLDER --first 60 --hold_out 20 --output dev.json
     python -m scripts.experiments.datasets sparse FOLDER --output SPARSE --cases 8 --slices 5
+    python -m scripts.experiments.datasets corrected FOLDER --output CORRECTED --proposals PSEUDO_LABELS --cases 8
 
 `held-out` writes a datalist for tuning, to be passed to training and evaluation with `--datalist`: the first 60
 training cases stay under `training`, the next 20 become `test`, and the test cases of the dataset are not used.
@@ -10,6 +11,9 @@ training cases stay under `training`, the next 20 become `test`, and the test ca
 `sparse` writes a dataset whose labels are reduced to a few slices per case, as if the other slices had never been
 drawn. The slices are evenly spaced from just below to just above the structures, as an annotator without a model would
 choose them. Images, unlabelled cases and test cases are those of the original dataset.
+
+`corrected` plays the annotator who corrects the slices that `pseudo-label --slices` proposed: in the least confident
+cases, those slices get the dataset's own labels. Train with `--corrected_labels CORRECTED`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from scripts.data.datalist import load_cases, read_datalist
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.experiments.measure import command_line
-from scripts.files import write_text
+from scripts.files import csv_rows, write_text
 from scripts.images.monai import label_dtype
 from scripts.images.read import read_volume
 from scripts.images.write import write_volume
@@ -127,6 +131,38 @@ def write_sparse_dataset(
     return chosen
 
 
+def write_corrected_labels(
+    folder: Path, datalist: str, proposals: Path, output: Path, cases: int, ignore_value: int
+) -> list[str]:
+    """Write the labels that an annotator makes of pseudo-labels of which only some slices are kept.
+
+    Args:
+        folder: folder of the dataset, whose datalist has the true labels of these cases.
+        datalist: its list of cases.
+        proposals: what `pseudo-label --slices` wrote: `confidence.csv` and the label files.
+        output: folder of the corrected files, created if needed.
+        cases: number of cases that are corrected, the least confident first.
+        ignore_value: value of all voxels outside the proposed slices.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: if the datalist has no label of such a case.
+    """
+    labels = {case["case"]: case["label"] for case in load_cases(DatasetSpec(folder, datalist)).labelled}
+    names = []
+    for row in csv_rows(proposals / "confidence.csv")[:cases]:
+        if row["case"] not in labels:
+            raise UserError(f"{datalist} has no label of {row['case']}, which is needed to correct it.")
+        header, (proposal,) = read_volume(proposals / row["label"])
+        _, (truth,) = read_volume(labels[row["case"]])
+        label = np.rint(np.where(proposal == ignore_value, ignore_value, truth)).astype(np.int64)
+        write_volume(output / row["label"], label.astype(label_dtype(np.unique(label).tolist())), header.affine)
+        names.append(row["label"])
+    return names
+
+
 def held_out(options: argparse.Namespace) -> None:
     """Write a datalist in which some training cases serve as test cases."""
     content = held_out_datalist(options.folder, options.datalist, options.first, options.hold_out)
@@ -142,9 +178,18 @@ def sparse(options: argparse.Namespace) -> None:
         print(f"{name}: slices {', '.join(map(str, slices))}")
 
 
+def corrected(options: argparse.Namespace) -> None:
+    """Correct proposed slices by the dataset's own labels."""
+    print(
+        *write_corrected_labels(
+            options.folder, options.datalist, options.proposals, options.output, options.cases, options.ignore_value
+        )
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    parser, options = command_line(__doc__, (held_out, sparse))
+    parser, options = command_line(__doc__, (held_out, sparse, corrected))
     for option in options.values():
         option("folder", type=Path, metavar="FOLDER", help="folder of the dataset")
         option("--datalist", default="dataset.json", metavar="FILE")
@@ -155,6 +200,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     option = options["sparse"]
     option("--cases", type=int, default=8, help="number of training cases with labels")
     option("--slices", type=int, default=5, help="slices per case")
+    option("--ignore_value", type=int, default=255)
+    option = options["corrected"]
+    option("--proposals", type=Path, required=True, metavar="FOLDER", help="what pseudo-label --slices wrote")
+    option("--cases", type=int, default=8, help="number of cases that are corrected, the least confident first")
     option("--ignore_value", type=int, default=255)
     given = parser.parse_args(argv)
     given.function(given)

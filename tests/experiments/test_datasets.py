@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from scripts.data.datalist import load_cases
 from scripts.data.spec import DatasetSpec
 from scripts.errors import UserError
 from scripts.experiments.datasets import main, write_sparse_dataset
+from scripts.files import csv_text
 from scripts.images.read import read_volume
+from scripts.images.write import write_volume
 
 
 def test_labels_of_the_first_cases_are_reduced_and_the_other_cases_are_unlabelled(tiny_demo, tmp_path, capsys) -> None:
@@ -40,6 +43,27 @@ def test_a_value_that_a_label_has_cannot_mean_ignored(tiny_demo, tmp_path) -> No
         write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 1, 3, ignore_value=2)
     with pytest.raises(UserError, match=r"dataset\.json"):
         write_sparse_dataset(tiny_demo, "dataset.json", tmp_path, 99, 3, ignore_value=255)
+
+
+def test_proposed_slices_of_the_least_confident_cases_get_the_true_labels(tiny_demo, tmp_path, capsys) -> None:
+    entries = json.loads((tiny_demo / "dataset.json").read_text())["training"][:3]
+    names, proposals, rows = [Path(entry["image"]).name for entry in entries], tmp_path / "proposals", []
+    for name, entry in zip(names, entries, strict=True):
+        header, (truth,) = read_volume(tiny_demo / entry["label"])
+        proposal = np.full(truth.shape, 255, np.uint8)
+        proposal[:, :, 4:6] = 1
+        write_volume(proposals / name, proposal, header.affine)
+        rows.append((name.split(".")[0], 0.5, name))
+    (proposals / "confidence.csv").write_text(csv_text(("case", "confidence", "label"), [rows[2], rows[0], rows[1]]))
+    out = tmp_path / "corrected"
+    main(["corrected", str(tiny_demo), "--output", str(out), "--proposals", str(proposals), "--cases", "2"])
+    assert sorted(path.name for path in out.iterdir()) == sorted([names[0], names[2]])
+    for index in (0, 2):
+        _, (label,) = read_volume(out / names[index])
+        _, (truth,) = read_volume(tiny_demo / entries[index]["label"])
+        np.testing.assert_array_equal(label[:, :, 4:6], truth[:, :, 4:6])
+        assert (np.delete(label, [4, 5], axis=2) == 255).all()
+    assert set(capsys.readouterr().out.split()) == {names[0], names[2]}
 
 
 def test_the_list_has_no_test_case_and_keeps_the_order(tiny_demo, tmp_path) -> None:

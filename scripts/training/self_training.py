@@ -6,8 +6,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +51,10 @@ class SelfTraining:
     interquartile range, Tukey's fence) are left out of training. A class which is one connected component in every
     labelled case keeps its largest component only.
 
+    A round is left out if the teacher has not learned a structure yet, that is, if its mean Dice on the labelled cases
+    that hold the structure is below `min_dice`: its pseudo-labels would teach that the structure is absent. Until the
+    next round, batches then hold labelled cases only.
+
     Training then continues, and the transform `scripts.data.transforms.StoredLabelsd` adds the pseudo-labels to the
     batches of unlabelled cases. The curve of the learning rate starts again in the first round (`restart`), which takes
     the network away from the weights that made the pseudo-labels. Starting from the initial weights again lost whole
@@ -76,6 +83,7 @@ class SelfTraining:
             programs' labels.
         rounds: how many times the cases are labelled, at least 1.
         fence: how many interquartile ranges below the lower quartile a case is an outlier; with `inf` none is.
+        min_dice: Dice in [0, 1] from which a structure counts as learned; 0 never leaves a round out.
 
     Raises:
         UserError: if pseudo-labels are missing, on a resume or because processes do not share a folder; or for less
@@ -94,12 +102,14 @@ class SelfTraining:
         dataset: DatasetSpec,
         rounds: int = 1,
         fence: float = 1.5,
+        min_dice: float = 0.3,
     ) -> None:
         if rounds < 1:
             raise UserError(f"self_training::rounds must be at least 1, got {rounds} (for none, --restart 1).")
         self.teacher, self.inferer, self.transforms = teacher, inferer, transforms
         self.stored = stored
         self.starts = sorted({start + round(index * (max_steps - start) / rounds) for index in range(rounds)})
+        self.max_steps, self.min_dice = max_steps, min_dice
         self.labels_only, self.dataset, self.fence = Path(labels_only), dataset, float(fence)  # `inf` arrives as text
         self.selected = False
 
@@ -114,7 +124,8 @@ class SelfTraining:
         self.unlabelled = Dataset(foreign.unlabelled, self.transforms)
         self.loader = loader
         # The batch of the step before which the cases are labelled has been drawn by then.
-        loader.batches.unlabelled_start = max(loader.batches.unlabelled_start, self.starts[0] + 1)
+        self.unlabelled_start = max(loader.batches.unlabelled_start, self.starts[0] + 1)
+        loader.batches.unlabelled_start = self.unlabelled_start
         engine.add_event_handler(Events.EPOCH_STARTED, self.resume)
         for start in self.starts:
             engine.add_event_handler(Events.ITERATION_STARTED(once=start + 1), self.label)
@@ -144,11 +155,18 @@ class SelfTraining:
         """Set the round of step `step`, counted from 1."""
         self.stored.round = sum(step > start for start in self.starts)
 
+    @property
+    def _next_start(self) -> int:
+        """Completed steps before the next round; the length of the run if there is none."""
+        return [*self.starts, self.max_steps][self.stored.round]
+
     def _store_pseudo_labels(self, engine: SupervisedTrainer) -> None:
         self.stored.folder.mkdir(parents=True, exist_ok=True)
-        single = self._single_components()
         network = self.teacher.module.eval()
-        teacher = digest_of(network)
+        if self._unlearned(engine, network):
+            broadcast_from_rank0(lambda: write_text(self.stored.folder / TABLE, csv_text(("case", "stability"), [])))
+            return
+        teacher, single = digest_of(network), self._single_components()
         rows: list[tuple[str, float]] = []
         agreements: list[tuple[str, float]] = []
         for index in progress_bar(shard_items(range(len(self.names))), "pseudo-labels"):
@@ -160,9 +178,8 @@ class SelfTraining:
                 rows.append((name, stability))
                 continue
             item = self.unlabelled[index]
-            image = item["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
-            with torch.no_grad():
-                plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
+            image = _batch_of(item, engine)
+            plain, changed = (self._probabilities(view, network) for view in (image, other_contrast(image)))
             labels = (plain + changed).argmax(dim=1)[0].to(class_type(plain.shape[1])).cpu().numpy()
             keep_largest(labels, single)
             stability = agreement(plain.argmax(dim=1)[0], changed.argmax(dim=1)[0], plain.shape[1])
@@ -180,10 +197,34 @@ class SelfTraining:
         text = csv_text(("case", "stability"), sorted(dict(all_gather_items(rows)).items()))
         broadcast_from_rank0(lambda: write_text(self.stored.folder / TABLE, text))
 
+    @torch.no_grad()
     def _probabilities(self, image: torch.Tensor, network: nn.Module) -> torch.Tensor:
         logits = self.inferer(image, network)
         assert isinstance(logits, torch.Tensor)
         return logits.float().softmax(dim=1)
+
+    def _unlearned(self, engine: SupervisedTrainer, network: nn.Module) -> list[int]:
+        """Classes whose mean Dice on the labelled cases that hold them is below `min_dice`; they are logged."""
+        scores: list[tuple[int, int, float]] = []
+        for index in shard_items(range(len(self.labelled))):
+            item = self.labelled[index]
+            labels = item["label"].as_tensor()[0].to(engine.state.device)
+            found = self._probabilities(_batch_of(item, engine), network).argmax(dim=1)[0]
+            found[labels == NO_CLASS] = 0
+            for label in labels[labels > 0].unique().tolist():
+                scores.append((label, index, overlap_metrics(found == label, labels == label)[0]))
+        by_class: dict[int, list[float]] = defaultdict(list)
+        for label, _, dice in sorted(set(all_gather_items(scores))):
+            by_class[label].append(dice)
+        unlearned = {label: fmean(each) for label, each in by_class.items() if fmean(each) < self.min_dice}
+        if unlearned and is_rank0():
+            told = ", ".join(f"{self.dataset.label_names[label]} ({dice:.2f})" for label, dice in unlearned.items())
+            until = f"before step {self._next_start}" if self._next_start < self.max_steps else "any more"
+            logger.warning(
+                f"Not learned yet, by the Dice on the labelled cases: {told}. Unlabelled cases are not used {until}. "
+                "Longer training may help (--max_steps)."
+            )
+        return list(unlearned)
 
     def _single_components(self) -> list[int]:
         """Classes that are one component, 26-connected, in every labelled case that holds them and ignores no voxel."""
@@ -206,6 +247,11 @@ class SelfTraining:
         if not table.exists():
             raise UserError(f"{table} of the run to resume is missing: restore the folder, or start without --resume.")
         stability = {row["case"]: float(row["stability"]) for row in csv_rows(table)}
+        self.selected = True
+        if not stability:  # a round that is left out
+            self.loader.batches.unlabelled_start = self._next_start + 1
+            return
+        self.loader.batches.unlabelled_start = self.unlabelled_start
         values = [stability[name] for name in self.names]
         for name in self.names:
             if not (path := self.stored.folder / f"{name}.npz").exists():
@@ -216,11 +262,15 @@ class SelfTraining:
         lowest = lower_fence(values, self.fence)
         kept = [index for index, value in enumerate(values) if value >= lowest]
         self.loader.batches.select_unlabelled(kept)
-        self.selected = True
         logger.info(
             f"Pseudo-labels of {len(kept)} of {len(values)} unlabelled cases are used; their stability "
             f"(Dice, median {np.median(values):.3f}) is in {table}."
         )
+
+
+def _batch_of(item: Mapping[str, Any], engine: SupervisedTrainer) -> torch.Tensor:
+    """The image of a case as a batch of one, on the device of the engine."""
+    return item["image"].as_tensor()[None].to(engine.state.device, **engine.to_kwargs)
 
 
 def _log_agreements(agreements: dict[str, float]) -> None:

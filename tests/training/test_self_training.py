@@ -36,14 +36,15 @@ def volume(*boxes):
 
 
 class Threshold(nn.Module):
-    """Class 1 where the image is positive; `scale` stands for trained weights."""
+    """Class 1 where the image is above `threshold`; `scale` stands for trained weights."""
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
+        self.threshold = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
-        return torch.cat([-x, x], dim=1) * self.scale
+        return torch.cat([self.threshold - x, x - self.threshold], dim=1) * self.scale
 
 
 def as_items(cases):
@@ -204,9 +205,11 @@ def test_cases_are_labelled_once_after_the_given_number_of_steps_and_unlabelled_
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_round_uses_the_labels_of_its_own_teacher_also_after_a_resume(tmp_path, workers):
     seen = {}
+    case = unlabelled_case("a", (2, 6))
+    case["image"][..., 6:8] = -0.2
 
     def run_of(last, step=lambda *_: None):
-        run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], 2, step, 1, workers, rounds=3)
+        run = Run(tmp_path, [labelled_case((1, 4))], [case], 2, step, 1, workers, rounds=3)
         run.loader.dataset.datasets["unlabelled"].transform = Compose([StoredLabelsd("stored", run.handler.stored)])
         run.engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "iteration", last))
         return run
@@ -214,11 +217,11 @@ def test_each_round_uses_the_labels_of_its_own_teacher_also_after_a_resume(tmp_p
     def note(engine, batch):
         seen[engine.state.iteration] = int(batch["stored"].sum()) if "stored" in batch else None
         if engine.state.iteration == 8:
-            run.teacher.module.scale.data.neg_()  # from then on it takes the background for the structure
+            run.teacher.module.threshold.data.fill_(-0.5)  # from then on it finds more of the structure
 
     run = run_of(0, note)
     run.engine.run(run.loader, max_epochs=1, epoch_length=20)
-    small, large = 4 * 12, 6 * 12  # voxels of the structure, and of the larger part of the background
+    small, large = 4 * 12, 6 * 12  # voxels of the structure as the first and the second teacher see it
     # Rounds start after steps 2, 8 and 14. The batch of the step in which cases are labelled was drawn before.
     assert seen == {i: None if i <= 3 else small if i <= 9 else large for i in range(1, 21)}
     seen.clear()
@@ -227,6 +230,41 @@ def test_each_round_uses_the_labels_of_its_own_teacher_also_after_a_resume(tmp_p
     run.loader.batches.start = 5
     run.engine.run(run.loader, max_epochs=1, epoch_length=8)
     assert seen[6] == small, "the labels of the later rounds are there, and not read"
+
+
+def test_a_round_is_left_out_until_the_teacher_finds_the_structures_of_the_labelled_cases(tmp_path, caplog):
+    seen = []
+
+    def run_of(last, step=lambda *_: None):
+        run = Run(tmp_path, [labelled_case((1, 4))], [unlabelled_case("a", (2, 6))], 2, step, rounds=2)
+        run.engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "iteration", last))
+        return run
+
+    def note(engine, batch):
+        seen.append("a" in batch["case"])
+        run.teacher.module.threshold.data.fill_(2.0 if engine.state.iteration < 8 else 0.0)
+
+    run = run_of(0, note)
+    run.engine.run(run.loader, max_epochs=1, epoch_length=20)
+    # Rounds start after steps 2 and 11. The batch of the step in which cases are labelled was drawn before.
+    assert seen == [False] * 12 + [True] * 8
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "foreground (0.00)" in told and "step 11" in told and "--max_steps" in told
+    seen.clear()
+    run = run_of(5, note)
+    run.loader.batches.start = 5
+    run.engine.run(run.loader, max_epochs=1, epoch_length=4)
+    assert not any(seen), "a resumed run leaves the round out, too"
+
+
+@pytest.mark.parametrize(("last", "min_dice", "used"), [(3, 0.3, True), (2, 0.3, False), (2, 0.1, True)])
+def test_how_much_of_a_structure_counts_as_learned(tmp_path, last, min_dice, used):
+    case = labelled_case((1, 12))  # the teacher finds eleven slices; of two the Dice is 4 / 13, of one 2 / 12
+    case["label"] = (volume((1, last)) > 0).to(torch.uint8)
+    run = Run(tmp_path, [case], [unlabelled_case("a", (2, 6))], min_dice=min_dice)
+    run.label()
+    drawn = [stream for i in range(7, 20) for stream, *_ in run.loader.batches.batch(i)]
+    assert ("unlabelled" in drawn) == used
 
 
 def test_less_than_one_round_is_refused(tmp_path):

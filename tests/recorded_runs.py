@@ -42,7 +42,8 @@ def method_settings(method: str, demo: Path, folder: Path, steps: int, batch: in
     unlabelled = 0 if method == "supervised" else batch
     overrides = {**tiny_overrides(demo, folder), **lengths, "batch_labelled": batch, "batch_unlabelled": unlabelled}
     if method in ("train", "self_training"):
-        overrides["restart"] = 0.01  # pseudo-labels are made before the first step, and take part from the second
+        # Pseudo-labels are made before the first step, and take part from the second.
+        overrides |= {"restart": 0.01, "self_training::min_dice": 0}
     config = ConfigParser.load_config_files([str(ROOT / "configs" / file) for file in files])
     for name, term in config["terms"].items():
         if isinstance(term.get("weight"), dict):

@@ -142,6 +142,7 @@ def test_self_training_leaves_out_what_another_program_contradicts(method, datas
         dataset_dir=str(dataset),
         foreign_labels="foreign_labels",
         **{"max_steps": 8, "restart": 0.25, "unlabelled_start": 0.3, "ramp_end": 0.4, "learning_rate_curve::warmup": 1},
+        **{"self_training::min_dice": 0},
     )
     workflow.run()
     assert all(np.isfinite(value) for value in workflow.parser.get_parsed_content("loss").last.values())

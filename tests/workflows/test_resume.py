@@ -66,6 +66,7 @@ def test_self_training_resumes_exactly_after_its_restart(make_workflow, tmp_path
     """The resumed part begins after the restart and draws cases by the stored selection."""
     overrides = {
         "max_steps": 6, "save_interval": 4, "restart": 0.4, "unlabelled_start": 0.5, "learning_rate_curve::warmup": 1,
+        "self_training::min_dice": 0,
     }  # fmt: skip
     files = ("train.yaml", "methods/self_training.yaml")
     make_workflow(*files, **overrides).run()

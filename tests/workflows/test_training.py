@@ -25,7 +25,8 @@ def own_copy(tiny_demo: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_demo, tmp_path / "copy"))
 
 
-PLAIN = {"max_steps": 4, "labelled_cases": 2}  # the fourth step is the first with unlabelled cases
+# The fourth step is the first with unlabelled cases.
+PLAIN = {"max_steps": 4, "labelled_cases": 2, "self_training::min_dice": 0}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import hashlib
 import io
 import os
 import re
@@ -101,6 +102,14 @@ def save_atomically(content: Any, path: str | Path) -> None:
             f"{path} cannot be written ({first_line(error)}): free disk space or change the folder's permissions, then "
             "continue with --resume true."
         ) from error
+
+
+def file_digest(path: str | Path) -> str | None:
+    """Return the SHA-256 digest of a file; `None` if it does not exist."""
+    if not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

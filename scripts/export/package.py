@@ -19,8 +19,7 @@ from monai.bundle import ConfigParser
 from scripts.data.weights import RUN, read_weights, record_of
 from scripts.errors import UserError
 from scripts.export.settings import ROOT, ExportSettings
-from scripts.files import atomic_write, read_text
-from scripts.training.run_record import file_digest
+from scripts.files import atomic_write, file_digest, read_text
 
 
 def bundle_metadata(settings: ExportSettings) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,12 @@ def highdicom() -> Any:
 
 
 def write_dicom_seg(
-    path: str | Path, classes: np.ndarray, series: str, label_names: Sequence[str], model: str | Sequence[str]
+    path: str | Path,
+    classes: np.ndarray,
+    series: str,
+    label_names: Sequence[str],
+    model: str | Sequence[str],
+    finished: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a binary segmentation with a segment for each class, atomically.
 
@@ -59,6 +64,7 @@ def write_dicom_seg(
         series: folder of the series, or `FOLDER#SERIES_UID`.
         label_names: names of the classes, background first; class k becomes segment k.
         model: name of the model file, or names of the files of an ensemble.
+        finished: called with the path of the complete file before it is renamed to `path`.
 
     Raises:
         UserError: if highdicom is not installed, the series consists of several multi-frame files, or the file cannot
@@ -108,6 +114,8 @@ def write_dicom_seg(
     try:
         with atomic_write(path, ".dcm") as beside:
             result.save_as(beside)
+            if finished is not None:
+                finished(beside)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free space or correct the folder's permissions."

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import itk
@@ -62,6 +62,7 @@ def write_volume(
     affine: np.ndarray,
     image: str | Path | None = None,
     names: Mapping[int, str] | None = None,
+    finished: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a volume atomically: after an interruption the file is either complete or missing.
 
@@ -74,6 +75,7 @@ def write_volume(
             every viewer aligns the two, even if the image does not state the directions of its axes.
         names: name of each label value, without the background, for the header of NIfTI and NRRD
             (`scripts.images.label_names`); `None` for none.
+        finished: called with the path of the complete file before it is renamed to `path`.
 
     Raises:
         UserError: if the file cannot be written.
@@ -88,6 +90,8 @@ def write_volume(
                 _write_nifti(beside, array, np.asarray(affine, float), image, names or {})
             else:
                 _write_itk(beside, array, np.asarray(affine, float), names or {})
+            if finished is not None:
+                finished(beside)
     except (OSError, RuntimeError) as error:  # ITK reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise UserError(

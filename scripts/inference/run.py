@@ -16,7 +16,7 @@ import numpy as np
 from scripts.data.labels import LabelValues, declared_values
 from scripts.data.naming import split_roles
 from scripts.errors import UserError, first_line, root_user_error
-from scripts.files import csv_text, write_text
+from scripts.files import csv_text, file_digest, read_text, write_text
 from scripts.images.dicom_seg import write_dicom_seg
 from scripts.images.find import ImageFiles, find_images, first_file, grouped_channels, output_names
 from scripts.images.header import NIFTI, SLICER
@@ -64,13 +64,27 @@ class SegmentationWriter:
         named = zip(self.values, self.label_names, strict=True)
         self.names = {value: name for index, (value, name) in enumerate(named) if index > 0}
 
-    def check_image(self, image: ImageFiles) -> None:
-        """Check that the label volume of an image can be written in `output_format`.
+    def check_case(self, image: ImageFiles, name: str) -> None:
+        """Check that the label volume of an image can be written, and that it replaces no one else's work.
+
+        An existing label volume may be replaced only if `NAME_seg.json` has its digest: then it was written by this
+        class and has not been changed since.
+
+        Args:
+            image: the image.
+            name: name of the case.
 
         Raises:
-            UserError: if it cannot.
+            UserError: if the image has no label volume in `output_format`, or the existing one must be kept; names the
+                file.
         """
-        output_ending(first_file(image), self.output_format)
+        path = self._label_path(first_file(image), name)
+        if path.exists() and file_digest(path) not in _written_digests(self._sidecar_path(name)):
+            raise UserError(
+                f"{path} is kept, because it was not written by this program or has been changed since: move it (a "
+                "corrected label to corrected_labels), or give another folder with --output_dir (for pseudo-label: "
+                "--pseudo_label_dir)."
+            )
 
     def write(
         self, result: Segmentation, name: str, kept: np.ndarray | None = None, ignore_value: int | None = None
@@ -78,7 +92,7 @@ class SegmentationWriter:
         """Write the volumes of a result, the label volume last.
 
         The files are `NAME_confidence`, `NAME_uncertainty`, `NAME_probabilities.nii.gz` (one volume per class), and
-        the label volume `NAME_seg` with its `NAME_seg.json`.
+        the label volume `NAME_seg` with its `NAME_seg.json`. Existing files are overwritten: see `check_case`.
 
         Args:
             result: result of a segmenter.
@@ -91,14 +105,14 @@ class SegmentationWriter:
             The path of the label volume.
         """
         image = first_file(result.image)
-        ending = output_ending(image, self.output_format)
+        path = self._label_path(image, name)
+        ending = path.name.removeprefix(f"{name}{self.postfix}")
         if not (result.oriented or self.warned):
             self.warned = True
             logger.warning(
                 f"{image} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is assumed, so "
                 "check that left and right are correct. This warning is not repeated for other images."
             )
-        path = Path(self.output_dir) / f"{name}{self.postfix}{ending}"
         other_ending = {SLICER[0]: ".nrrd", DICOM_SEG: NIFTI[0]}.get(ending, ending)
         for kind, volume in (("confidence", result.confidence), ("uncertainty", result.uncertainty)):
             if volume is not None:
@@ -106,18 +120,31 @@ class SegmentationWriter:
         if result.probabilities is not None:
             path_of_all = path.with_name(f"{name}_probabilities.nii.gz")
             write_volume(path_of_all, result.probabilities, result.affine, image)
-        sidecar = json.dumps(self._sidecar(result), ensure_ascii=False, indent=1) + "\n"
-        write_text(path.with_name(f"{name}{self.postfix}.json"), sidecar)
+        sidecar = self._sidecar_path(name)
+        # Earlier digests stay: a label volume in another format, or that of an earlier run if this one is interrupted.
+        earlier = _written_digests(sidecar)
+
+        def write_sidecar(label: Path) -> None:
+            digests = list(dict.fromkeys([*earlier, file_digest(label)]))
+            content = {**self._sidecar(result), "sha256": digests}
+            write_text(sidecar, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
         values, names = self._file_values(result.classes), self.names
         if kept is not None and ignore_value is not None:
             wide = label_dtype([*self.values, ignore_value])
             values = np.where(kept, values, np.asarray(ignore_value, wide)).astype(wide, copy=False)
             names = {**names, ignore_value: IGNORED}  # 3D Slicer drops voxels without a segment
         if ending == DICOM_SEG:
-            write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint)
+            write_dicom_seg(path, result.classes, image, self.label_names, self.checkpoint, write_sidecar)
         else:
-            write_volume(path, values, result.affine, image, names)
+            write_volume(path, values, result.affine, image, names, write_sidecar)
         return path
+
+    def _label_path(self, image: str, name: str) -> Path:
+        return Path(self.output_dir) / f"{name}{self.postfix}{output_ending(image, self.output_format)}"
+
+    def _sidecar_path(self, name: str) -> Path:
+        return Path(self.output_dir) / f"{name}{self.postfix}.json"
 
     def _file_values(self, classes: np.ndarray) -> np.ndarray:
         values = np.asarray(self.values, label_dtype(self.values))
@@ -134,6 +161,16 @@ class SegmentationWriter:
             "predicted_dice": round(result.predicted_dice(), 4),
             "alarms": result.alarms,
         }
+
+
+def _written_digests(sidecar: Path) -> list[str]:
+    """Return the digests of all label volumes that were written with this JSON file; empty if another program's."""
+    try:
+        content = json.loads(read_text(sidecar))
+    except (OSError, ValueError):
+        return []
+    digests = content.get("sha256") if isinstance(content, dict) else None
+    return digests if isinstance(digests, list) else []
 
 
 VOLUME_COLUMNS = ("case", "structure", "value", "voxels", "volume_ml", "predicted_dice", "alarms")
@@ -207,7 +244,7 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
     alarmed: list[str] = []
 
     def one(image: ImageFiles, name: str) -> None:
-        writer.check_image(image)
+        writer.check_case(image, name)
         result = segmenter(image)
         written.append(writer.write(result, name))
         rows.extend(volume_rows(name, result, writer))

@@ -70,6 +70,7 @@ def pseudo_label(
     of_slices: list[tuple[object, ...]] = []
 
     def one(image: ImageFiles, name: str) -> None:
+        writer.check_case(image, name)
         result = segmenter(image)
         chosen = kept = None
         if slices is not None and dataset is not None and result.uncertainty is not None:

@@ -22,7 +22,7 @@ from scripts.data.training_cases import TrainingCases
 from scripts.data.weights import CASES, ENTRY, NETWORK, RUN, read_weights, record_of
 from scripts.distributed.collectives import is_rank0, num_ranks
 from scripts.errors import UserError
-from scripts.files import read_text, write_text
+from scripts.files import file_digest, read_text, write_text
 from scripts.losses.base import WeightedLoss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,14 +148,6 @@ def now() -> str:
 def rounded(value: float | torch.Tensor) -> float:
     """Round a number to six significant digits."""
     return float(f"{float(value):.6g}")
-
-
-def file_digest(path: str | Path) -> str | None:
-    """Return the SHA-256 digest of a file; `None` if it does not exist."""
-    if not Path(path).is_file():
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_digests(dataset: DatasetSpec, cases: CaseLists) -> dict[str, Any]:

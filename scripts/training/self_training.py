@@ -29,11 +29,10 @@ from scripts.data.weights import save_weights
 from scripts.distributed.collectives import all_gather_items, broadcast_from_rank0, is_rank0, shard_items
 from scripts.errors import UserError
 from scripts.evaluation.metrics import overlap_metrics
-from scripts.files import atomic_write, csv_rows, csv_text, write_text
+from scripts.files import atomic_write, csv_rows, csv_text, file_digest, write_text
 from scripts.images.components import keep_largest, largest_component
 from scripts.progress import progress_bar
 from scripts.prototypes.voxels import NO_CLASS
-from scripts.training.run_record import file_digest
 from scripts.training.teacher import Teacher
 
 logger = logging.getLogger("SelfTraining")

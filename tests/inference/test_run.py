@@ -19,7 +19,7 @@ from scripts.images.monai import VolumeReader
 from scripts.images.read import read_header, read_volume
 from scripts.images.write import write_volume
 from scripts.inference.alarms import ClassSums
-from scripts.inference.run import SegmentationWriter, images_to_segment
+from scripts.inference.run import SegmentationWriter, images_to_segment, infer
 from scripts.inference.segmenter import Segmentation, Segmenter
 from tests.volume_files import dicom_slices, oblique, stored_as, touch, write_dicom
 
@@ -82,15 +82,60 @@ def test_3d_slicer_gets_a_segmentation(result, tmp_path) -> None:
     np.testing.assert_allclose(header.affine, oblique(), atol=1e-5)
 
 
+def own_label(path, result) -> None:
+    write_volume(path, result.classes, result.affine)
+
+
+def resaved(path, result) -> None:
+    """A file of this program after a correction, with its JSON file beside it."""
+    path.write_bytes(SegmentationWriter(path.parent, NAMES).write(result, "a").read_bytes() + b"corrected")
+
+
+def with_another_json_file(path, result) -> None:
+    own_label(path, result)
+    path.with_name("a_seg.json").write_text('{"sha256": "", "Manual": true}')
+
+
+@pytest.mark.parametrize("made", [own_label, resaved, with_another_json_file])
+def test_a_label_volume_of_someone_else_is_kept_and_named_before_any_work(made, result, tmp_path) -> None:
+    path = tmp_path / "a_seg.nii.gz"
+    made(path, result)
+    before = path.read_bytes()
+    segmented: list[str] = []
+
+    def segmenter(image: str) -> Segmentation:
+        segmented.append(image)
+        return result
+
+    with pytest.raises(UserError, match=r"1 of 2 .*\(a\)"):
+        infer(["scans/a.nrrd", "scans/b.nrrd"], segmenter, SegmentationWriter(tmp_path, NAMES))
+    assert path.read_bytes() == before and segmented == ["scans/b.nrrd"]
+    assert str(path) in (tmp_path / "failed.csv").read_text()
+
+
+def test_label_volumes_of_this_program_are_written_again(result, tmp_path) -> None:
+    first, other = (SegmentationWriter(tmp_path, NAMES, output_format=form) for form in ("nifti", "input"))
+    path = first.write(result, "a")
+    kept = path.read_bytes()
+    other.write(result, "a")  # a_seg.nrrd, with the same JSON file
+    result.classes = 2 - result.classes
+    first.check_case(result.image, "a")
+    first.write(result, "a")
+    assert path.read_bytes() != kept
+    path.write_bytes(kept)  # as after an interruption before the new file was in place
+    for writer in (first, other):
+        writer.check_case(result.image, "a")
+
+
 def test_dicom_seg_is_for_dicom_series(result, tmp_path) -> None:
     pytest.importorskip("highdicom", reason="requirements-dicom.txt is not installed")
     slices = dicom_slices(*stored_as(np.zeros((4, 3, 2), np.int16), oblique(), "LPS"))
     folder = write_dicom(tmp_path / "scan", slices)
     writer = SegmentationWriter(tmp_path / "out", NAMES, output_format="dicom_seg", checkpoint="model.pt")
     with pytest.raises(UserError, match=r"scans/a\.nrrd"):
-        writer.check_image(result.image)
+        writer.check_case(result.image, "a")
     result.image, result.uncertainty = str(folder), np.zeros((4, 3, 2), np.float32)
-    writer.check_image(result.image)
+    writer.check_case(result.image, "a")
     assert writer.write(result, "a").stat().st_size > 0
     assert {file.name for file in writer.output_dir.iterdir()} == {
         "a_seg.dcm", "a_seg.json", "a_uncertainty.nii.gz",

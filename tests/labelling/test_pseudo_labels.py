@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slices of a case are proposed for correction."""
+"""Pseudo-labels that were corrected in place, and which slices of a case are proposed for correction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,37 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Spacing
 
-from scripts.labelling.pseudo_labels import choose_slices, usable_slices
+from scripts.data.spec import CaseLists
+from scripts.errors import UserError
+from scripts.inference.alarms import ClassSums
+from scripts.inference.run import SegmentationWriter
+from scripts.inference.segmenter import Segmentation
+from scripts.labelling.pseudo_labels import choose_slices, pseudo_label, usable_slices
+
+
+def test_a_pseudo_label_that_was_corrected_in_place_is_kept(tmp_path) -> None:
+    cases = CaseLists(unlabelled=[{"case": name, "image": f"{name}.nrrd"} for name in "ab"])
+    segmented: list[str] = []
+
+    def segmenter(image: str) -> Segmentation:
+        segmented.append(image)
+        classes = np.full((3, 4, 5), len(segmented) % 2, np.uint8)
+        sums = ClassSums(2)
+        sums.add(torch.eye(2)[torch.as_tensor(classes).long()].movedim(-1, 0), torch.as_tensor(classes).long())
+        return Segmentation(image, np.eye(4), classes, sums, ("background", "organ"))
+
+    def run() -> None:
+        writer = SegmentationWriter(tmp_path, ["background", "organ"], postfix="")
+        pseudo_label(cases, segmenter, writer, "corrected_labels")
+
+    run()
+    run()  # files that nobody has changed are written again
+    corrected = tmp_path / "a.nii.gz"
+    corrected.write_bytes(b"corrected")
+    with pytest.raises(UserError):
+        run()
+    assert corrected.read_bytes() == b"corrected" and segmented == ["a.nrrd", "b.nrrd"] * 2 + ["b.nrrd"]
+    assert str(corrected) in (tmp_path / "failed.csv").read_text()
 
 
 def volume(profile: list[float], axis: int = 2) -> np.ndarray:

@@ -15,6 +15,7 @@ from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.files import read_text
+from scripts.images.find import with_slashes
 from scripts.images.header import case_name
 
 logger = logging.getLogger("datalist")
@@ -244,8 +245,7 @@ def _case(entry: Any, root: Path, section: str) -> Case:
 
 def _inside(root: Path, path: str) -> str:
     """Make a path absolute. A relative path must not leave the data folder."""
-    if "\\" in path and not (root / path).exists():
-        path = path.replace("\\", "/")  # a datalist written on Windows
+    path = with_slashes(path, root)
     full = root / path
     if not Path(path).is_absolute() and ".." in Path(path).parts:
         raise UserError(f"The path {path} in the datalist leaves {root}. If that is intended, write an absolute path.")

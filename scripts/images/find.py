@@ -69,6 +69,11 @@ def listed_images(source: str | Path | Sequence[Any]) -> list[ImageFiles] | None
         raise UserError(f"{file} cannot be read as a list of images ({error}): write one path per line.") from error
 
 
+def with_slashes(path: str, folder: Path) -> str:
+    """Replace the backslashes of a path from a list that was written on Windows, unless the file has such a name."""
+    return path if "\\" not in path or exists(folder / path) else path.replace("\\", "/")
+
+
 def _checked(entries: Any, name: str | Path, folder: Path) -> list[ImageFiles]:
     if not isinstance(entries, list | tuple):
         raise UserError(f"{name} must be a list of images, got {type(entries).__name__}.")
@@ -81,7 +86,7 @@ def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:
         raise UserError(
             f"{name} must give each image as a path, or as a list with a path for each channel, got {entry!r}."
         )
-    paths = [str(folder / Path(file).expanduser()) for file in files]
+    paths = [str(folder / Path(with_slashes(str(file), folder)).expanduser()) for file in files]
     return paths[0] if isinstance(entry, str | Path) else paths
 
 

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nibabel
 import numpy as np
 
 from scripts.errors import UserError
-from scripts.files import link_or_copy
 
 NIFTI = (".nii.gz", ".nii")
 PAIR = (".img", ".hdr")
@@ -43,28 +40,21 @@ def case_name(path: str | Path) -> str:
     return Path(path).name[: -len(ending_of(path) or "") or None]
 
 
-@contextmanager
-def in_lower_case(path: str, beside: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the path, or a temporary link to the file if its ending is not in lower case.
-
-    nibabel recognises `.IMG` but not `.Nii`, and ITK recognises neither `.MHA` nor `.MHD`. ITK recognises NRRD by its
-    first bytes.
+def pair_of(path: str | Path) -> dict[str, Path]:
+    """Map `.img`, `.hdr` and `.mat` (from SPM, optional) to the existing files of a pair, in whatever case they are.
 
     Args:
-        path: an image file.
-        beside: names of files in the same folder that the image file refers to.
+        path: one of the two files.
     """
-    ending = ending_of(path)
-    if ending is None or ending in (*NRRD, *PAIR) or path.endswith(ending):
-        yield path
-        return
-    with TemporaryDirectory() as folder:
-        file = Path(path).resolve()
-        link = Path(folder, f"image{ending}")
-        link_or_copy(file, link)
-        for name in beside:
-            link_or_copy(file.parent / name, Path(folder, name))
-        yield str(link)
+    path = Path(path)
+    own = path.suffix
+    files = {own.lower(): path}
+    for ending in ({PAIR[0]: PAIR[1], PAIR[1]: PAIR[0]}[own.lower()], ".mat"):
+        same_case = "".join(new.upper() if old.isupper() else new for new, old in zip(ending, own, strict=True))
+        others = [path.with_suffix(other) for other in (same_case, ending, ending.upper(), ending.title())]
+        if found := [other for other in others if other.exists()]:
+            files[ending] = found[0]
+    return files
 
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

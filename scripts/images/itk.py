@@ -8,9 +8,8 @@ filters of ITK, which takes seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scripts.errors import UserError
+from scripts.files import link_or_copy
 from scripts.images.header import (
     LPS_TO_RAS,
     METAIMAGE,
@@ -25,7 +25,6 @@ from scripts.images.header import (
     ReadVoxels,
     VolumeHeader,
     ending_of,
-    in_lower_case,
     shape_and_channels,
 )
 from scripts.images.label_names import of_nrrd
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 LONGEST = 1 << 20  # bytes; typical headers have a few hundred
 RANGE_KINDS = re.compile(r"list|vector|point|normal|color|complex|quaternion|matrix|stub|scalar", re.IGNORECASE)
 NO_DIRECTION = ("none", "nan")
+DATA_FIELD = re.compile(r"(data ?file:|ElementDataFile\s*=)", re.IGNORECASE)
 
 
 def is_oriented(path: str) -> bool:
@@ -56,9 +56,59 @@ def segments(path: str) -> dict[int, str]:
 
 
 def data_files(path: str) -> list[str]:
-    """Return the names of the files in the same folder that contain the voxels of a MetaImage header."""
-    name = _fields(path).get("elementdatafile", "LOCAL")
-    return [] if name.upper().split()[0] in ("LOCAL", "LIST") or Path(name).is_absolute() else [name]
+    """Return the names of the files that contain the voxels of a header; empty if they follow the header itself.
+
+    A NRRD or MetaImage header gives a name, a numbered series (`slice%03d.raw 1 40 1`), or `LIST` followed by a name
+    per line. Names are relative to the header's folder, or absolute.
+
+    Raises:
+        UserError: for a file that does not exist, or a series without usable numbers; the message names the header.
+    """
+    names = _data_names(path)
+    for name in names:
+        if not Path(path).parent.joinpath(name).is_file():
+            raise UserError(f"{path} names {name} as the file of its voxels, which does not exist: restore it.")
+    return names
+
+
+def _data_names(path: str) -> list[str]:
+    fields, (_, listed) = _fields(path), _lines_and_list(path)
+    value = _data_field(fields)
+    kind, *words = value.split() or ["LOCAL"]
+    if kind == "LIST":
+        return listed
+    if kind.upper() == "LOCAL" and not words:
+        return []
+    metaimage = ending_of(path) in METAIMAGE
+    if "%" not in kind or not (metaimage or words):
+        return [value]
+    try:
+        given = [int(word) for word in words]
+        slices = int(fields["dimsize"].split()[-1]) if metaimage else None
+        first = given[0] if given else 1
+        last = given[1] if len(given) > 1 else first + (slices or 1) - 1
+        step = given[2] if len(given) > 2 else 1
+        return [kind % number for number in range(first, last + (1 if step > 0 else -1), step)][:slices]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} gives the files of its voxels as `{value}`, which is not a numbered series: name one file, or "
+            "write LIST and one name per line."
+        ) from error
+
+
+def _data_field(fields: Mapping[str, str]) -> str:
+    return next((fields[name] for name in ("data file", "datafile", "elementdatafile") if name in fields), "")
+
+
+def _data_lines(path: str) -> list[str]:
+    """Return the lines that name the voxel files of a header, with absolute paths and with a series as a list."""
+    field = "ElementDataFile =" if ending_of(path) in METAIMAGE else "data file:"
+    files = [str(Path(path).absolute().parent / name) for name in data_files(path)] or [str(Path(path).absolute())]
+    kind, *words = _data_field(_fields(path)).split() or [""]
+    if kind != "LIST" and len(files) == 1:
+        return [f"{field} {files[0]}"]
+    dimension = words if kind == "LIST" else words[3:]  # the number of axes in each file, which may be left out
+    return [" ".join([field, "LIST", *dimension]), *files]
 
 
 def with_list_axis(path: str) -> bytes | None:
@@ -77,23 +127,42 @@ def with_list_axis(path: str) -> bytes | None:
     kinds = ["list" if axis == without[0] else "domain" for axis in range(len(axes))]
     header = [line for line in lines if not line.lower().startswith(("kinds:", "data file:", "datafile:"))]
     header.append(f"kinds: {' '.join(kinds)}")
-    data = fields.get("data file") or fields.get("datafile")
-    if data is None:
-        header += [f"line skip: {len(lines) + 1}", f"data file: {Path(path).resolve()}"]
-    else:
-        header.append(f"data file: {Path(path).resolve().parent / data}")
-    return ("\n".join(header) + "\n").encode("utf-8", "surrogateescape")
+    if not data_files(path):
+        header.append(f"line skip: {len(lines) + 1}")
+    header += _data_lines(path)
+    return _text(header)
+
+
+def _text(lines: Sequence[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
 def _lines(path: str) -> list[str]:
-    """Return the header's lines: a NRRD header ends at an empty line, a MetaImage header with `ElementDataFile`."""
+    return _lines_and_list(path)[0]
+
+
+def _lines_and_list(path: str) -> tuple[list[str], list[str]]:
+    """Return the header's lines, and the names of files that follow the field `LIST`.
+
+    A NRRD header ends at an empty line, a MetaImage header with `ElementDataFile`.
+    """
+    nrrd, lines = ending_of(path) in NRRD, []
+    names: list[str] | None = None
     with open(path, "rb") as file:
-        text = file.read(LONGEST).decode("utf-8", "surrogateescape")
-    lines = [line.rstrip("\r") for line in text.split("\n")]
-    if ending_of(path) in NRRD:
-        return list(takewhile(bool, lines))
-    before = list(takewhile(lambda line: not line.lower().startswith("elementdatafile"), lines))
-    return lines[: len(before) + 1]
+        while (line := file.readline(LONGEST)) and file.tell() <= LONGEST:
+            text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+            if nrrd and not text:
+                break
+            if names is not None:
+                names += [text.strip()] if text.strip() else []
+                continue
+            lines.append(text)
+            if DATA_FIELD.match(text):
+                if re.split("[:=]", text)[1].split()[:1] == ["LIST"]:
+                    names = []
+                elif not nrrd:
+                    break
+    return lines, names or []
 
 
 def _fields(path: str) -> dict[str, str]:
@@ -197,12 +266,17 @@ def _image_io(file: str) -> itkImageIOBase:
 @contextmanager
 def _as_itk_wants_it(path: str) -> Iterator[str]:
     """Yield a path that ITK can read: the path itself, or a temporary link or corrected header."""
-    repaired = with_list_axis(path)
-    if repaired is None:
-        with in_lower_case(path, beside=data_files(path)) as file:
-            yield file
+    data = data_files(path)
+    repaired, ending = with_list_axis(path), ending_of(path)
+    series = "%" in _data_field(_fields(path))  # ITK divides by zero if a series of MetaImage has no step
+    if repaired is None and (ending in NRRD or (path.endswith(METAIMAGE) and not series)):
+        yield path
         return
     with TemporaryDirectory() as folder:
-        header = Path(folder, "header.nhdr")
-        header.write_bytes(repaired)
-        yield str(header)
+        if repaired is None and not data:
+            file = Path(folder, f"image{ending}")
+            link_or_copy(Path(path).resolve(), file)
+        else:
+            file = Path(folder, "header.nhdr" if ending in NRRD else "header.mhd")
+            file.write_bytes(repaired or _text([*_lines(path)[:-1], *_data_lines(path)]))
+        yield str(file)

@@ -23,6 +23,7 @@ from scripts.images.header import (
     ReadVoxels,
     VolumeHeader,
     ending_of,
+    pair_of,
     shape_and_channels,
 )
 from scripts.images.label_names import of_nifti
@@ -36,11 +37,15 @@ def _named_by_content(path: str) -> Iterator[str]:
     """Yield the path, or a temporary link whose ending says whether the file is compressed, as nibabel needs it.
 
     Some programs write uncompressed files with the ending `.nii.gz`; the first two bytes show whether a file is
-    compressed.
+    compressed. nibabel also needs the endings of a pair in the same case.
     """
     ending = ending_of(path)
-    if ending is None or ending in PAIR:
+    if ending is None:
         yield path
+        return
+    if ending in PAIR:
+        with _pair_in_lower_case(path) as file:
+            yield file
         return
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
@@ -52,6 +57,18 @@ def _named_by_content(path: str) -> Iterator[str]:
         link = Path(folder, f"image{right}")
         link_or_copy(Path(path).resolve(), link)
         yield str(link)
+
+
+@contextmanager
+def _pair_in_lower_case(path: str) -> Iterator[str]:
+    files = pair_of(path)
+    if all(file.suffix == ending for ending, file in files.items()):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        for ending, file in files.items():
+            link_or_copy(file.resolve(), Path(folder, f"image{ending}"))
+        yield str(Path(folder, f"image{PAIR[0]}"))
 
 
 def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
@@ -97,7 +114,7 @@ def _is_oriented(path: str, header: Any) -> bool:
     if isinstance(header, nibabel.MGHImage.header_class):
         return bool(header["goodRASFlag"] > 0)
     if "sform_code" not in header:
-        return Path(path).with_suffix(".mat").is_file()
+        return ".mat" in pair_of(path)
     return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -97,6 +98,17 @@ def test_links_are_followed_and_cycles_of_links_end(tmp_path):
     (tmp_path / "scans/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/ring").symlink_to(tmp_path / "scans")
     assert found(tmp_path / "scans") == ["b.nii.gz", "link/a.nii.gz"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".json"])
+def test_backslashes_in_a_list_separate_folders_unless_a_file_has_them_in_its_name(tmp_path, ending):
+    touch(tmp_path, "in/a.nii.gz", "in/b.nii.gz", "c\\d.nii.gz", "scan/1.dcm")
+    names = [r"in\a.nii.gz", r".\in\b.nii.gz", r"c\d.nii.gz", r"in\..\scan#1.2.3"]
+    file = tmp_path / f"list{ending}"
+    file.write_text("\n".join(names) if ending == ".txt" else json.dumps([*names[:2], names[2:]]))
+    expected = ["in/a.nii.gz", "in/b.nii.gz", "c\\d.nii.gz", "in/../scan#1.2.3"]
+    paths = [str(tmp_path / name) for name in expected]
+    assert find_images(file) == (paths if ending == ".txt" else [*paths[:2], paths[2:]])
 
 
 def test_an_empty_folder_gives_nothing_and_a_missing_one_is_refused(tmp_path):

@@ -27,13 +27,14 @@ TRAINING, VALIDATION, TEST = "training", "validation", "test"
 PART_WORDS = {
     **dict.fromkeys(("ts", "test", "testing"), TEST),
     **dict.fromkeys(("va", "val", "valid", "validation"), VALIDATION),
+    **dict.fromkeys(("tr", "train", "training"), TRAINING),
 }
 
-PART_FOLDERS = frozenset(PART_WORDS) | {"tr", "train", "training", "labelled", "labeled", "unlabelled", "unlabeled"}
-"""Names of folders that contain many cases and never a single one."""
-
 SEPARATOR = r"[ _.\-]"
-_PART = rf"(tr|train|training|{'|'.join(PART_WORDS)})"
+_PART = rf"({'|'.join(PART_WORDS)})"
+_IMAGE_PARTS = frozenset(IMAGE_WORDS)
+_LABEL_PARTS = frozenset(word for words in LABEL_WORDS for word in words.split("_"))
+_SETS = {"set", "sets", "data", "dataset", "cases"}
 
 
 def _image_folder_pattern() -> re.Pattern[str]:
@@ -74,13 +75,52 @@ def stem_of(path: str) -> str:
 
 
 def is_label_folder(name: str) -> bool:
-    """Whether a folder's name marks labels: `labels`, `labelsTr`, `labels_old`, `expert_masks`, ..."""
-    return _LABEL_FOLDER.fullmatch(name) is not None
+    """Whether a folder's name marks labels: `labels`, `labelsTr`, `labels_old`, `expert_masks`, `TestMasks`, ..."""
+    return _LABEL_FOLDER.fullmatch(name) is not None or _has_role_and_part(name, _LABEL_PARTS, _IMAGE_PARTS)
 
 
 def is_image_folder(name: str) -> bool:
-    """Whether a folder's name marks images: `images`, `imagesTs`, `scans`, ..."""
-    return _IMAGE_FOLDER.fullmatch(name) is not None
+    """Whether a folder's name marks images: `images`, `imagesTs`, `test_images`, `scans`, ..."""
+    return _IMAGE_FOLDER.fullmatch(name) is not None or _has_role_and_part(name, _IMAGE_PARTS, _LABEL_PARTS)
+
+
+def is_part_folder(name: str) -> bool:
+    """Whether a folder holds many cases and never a single one: `train`, `Testing Set`, `labelled`, ..."""
+    return name.lower() in {"labelled", "labeled", "unlabelled", "unlabeled"} or _part_named_by(name)[1]
+
+
+def _has_role_and_part(name: str, role: frozenset[str], other: frozenset[str]) -> bool:
+    words = set(_words(name))
+    return bool(words & role) and not words & other and _part_named_by(name)[1]
+
+
+def _words(name: str) -> list[str]:
+    """Split a name where it has no letters, and before capitals: `TestSet_2` gives `test` and `set`."""
+    return [word.lower() for word in _cased_words(name)]
+
+
+def _cased_words(name: str) -> list[str]:
+    return list(filter(None, re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)))
+
+
+def _part_named_by(folder: str) -> tuple[str | None, bool]:
+    """Return the part that the name of a folder contains, and whether the name says no more than that.
+
+    A name that says more, such as `test_subject_3` or `ISLES_Testing`, may be the name of a case. In such a name, `TS`,
+    `VA` and `TR` in capitals count as initials. A name with several parts (`train_test`) names none.
+
+    >>> _part_named_by("Testing Set"), _part_named_by("test_subject_3"), _part_named_by("latest")
+    (('test', True), ('test', False), (None, False))
+    """
+    match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
+    if match and match[1]:
+        return PART_WORDS[match[1].lower()], True
+    words = _cased_words(folder)
+    known = PART_WORDS.keys() | _IMAGE_PARTS | _LABEL_PARTS | _SETS
+    plain = not re.search(r"\d", folder) and all(word.lower() in known for word in words)
+    counted = [word.lower() for word in words if plain or len(word) > 2 or not word.isupper()]
+    parts = {PART_WORDS[word] for word in counted if word in PART_WORDS}
+    return (parts.pop(), plain) if len(parts) == 1 else (None, False)
 
 
 def is_label_stem(stem: str) -> bool:
@@ -181,15 +221,21 @@ def place_of(path: str) -> tuple[str, ...]:
 
 
 def part_of(path: str) -> str:
-    """Return `test` or `validation` if a folder of the path marks it (`imagesTs`, `test`, `val`), else `training`."""
+    """Return `test` or `validation` if a folder of the path marks it (`imagesTs`, `Testing Set`), else `training`."""
+    return named_part(path) or TRAINING
+
+
+def named_part(path: str) -> str | None:
+    """Return the part that the folders of a path name, or `None`.
+
+    The innermost folder that names only a part decides (`imagesTs`, `Testing Set`). If there is none, the outermost
+    folder whose name contains a part does, because folders in it may be cases (`BraTS_Training/test_subject_3`).
+    """
     if path.startswith("/"):  # an absolute path is outside of the searched folder, so its folders say nothing
-        return TRAINING
-    for folder in reversed(PurePosixPath(path).parent.parts):
-        match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
-        word = (match[1] or "") if match else folder
-        if word.lower() in PART_WORDS:
-            return PART_WORDS[word.lower()]
-    return TRAINING
+        return None
+    named = [_part_named_by(folder) for folder in PurePosixPath(path).parent.parts]
+    sure = [part for part, plain in named if plain]
+    return sure[-1] if sure else next((part for part, _ in named if part), None)
 
 
 def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str] | None:
@@ -283,7 +329,7 @@ def _places(paths: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _may_be_a_patient(folder: str) -> bool:
-    return folder.lower() not in {".", *PART_FOLDERS} and not is_image_folder(folder) and not is_label_folder(folder)
+    return folder != "." and not is_part_folder(folder) and not is_image_folder(folder) and not is_label_folder(folder)
 
 
 def _count_visits(names: Sequence[str], digits: int) -> bool:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.naming import (
-    PART_FOLDERS,
     SEPARATOR,
     TRAINING,
     bids_agreement,
+    is_part_folder,
     part_of,
     place_of,
     split_channel,
@@ -320,7 +320,7 @@ def _pair_by_folder(
     if depth == 0 or len(set(places)) < len(places) or any(len(place) != depth for place in places):
         return None
     where = {image: place_of(image if ending_of(image) else f"{image}/slice") for image in images}
-    if any(len(place) < depth for place in where.values()) or any(p[-1].lower() in PART_FOLDERS for p in places):
+    if any(len(place) < depth for place in where.values()) or any(is_part_folder(p[-1]) for p in places):
         return None
     inside: dict[tuple[str, ...], list[str]] = {place: [] for place in places}
     for image, place in where.items():  # absolute paths are outside of the searched folder

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from scripts.data.naming import PART_FOLDERS, SEPARATOR, is_image_folder, place_of, stem_of
+from scripts.data.naming import SEPARATOR, is_image_folder, is_part_folder, place_of, stem_of
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.errors import UserError
 
@@ -66,7 +66,7 @@ def _is_suspicious(case: FoundCase, other: FoundCase) -> bool:
 
 def _in_image_folder(case: FoundCase) -> bool:
     folders = case.images[0].split("/")[:-1]
-    return any(is_image_folder(folder) or folder.lower() in PART_FOLDERS for folder in folders)
+    return any(is_image_folder(folder) or is_part_folder(folder) for folder in folders)
 
 
 def refuse_label_like(paths: Sequence[str]) -> None:

@@ -77,7 +77,8 @@ def test_folders_named_images_or_labels() -> None:
     assert all(map(is_label_folder, ("expert_labels", "old_labelsTr", "reader 1 masks")))
     others = ("no_labels", "without-masks", "images_and_masks", "imgs_masks", "masked", "predictions")
     assert not any(map(is_label_folder, others))
-    assert all(map(is_image_folder, ("images", "imagesTs", "Images_train", "img", "scans")))
+    assert all(map(is_label_folder, ("test_labels", "TrainMask")))
+    assert all(map(is_image_folder, ("images", "imagesTs", "Images_train", "img", "scans", "test_images", "TestScans")))
     assert not any(is_label_folder(name) or is_image_folder(name) for name in ("labelled", "case_7", "site", "mask_7"))
 
 
@@ -88,6 +89,12 @@ def test_folders_named_images_or_labels() -> None:
         ("labels_val/a.nii", "validation"), ("Validation/a.nii", "validation"), ("latest/a.nii", "training"),
         ("/somebody's/test/images/a.nii", "training"), ("labelsVa/a.nii", "validation"), ("valid/a.nii", "validation"),
         ("imagesTs_old/a.nii", "test"), ("imagesVa/a.nii", "validation"), ("labelsTs-2/a.nii", "test"),
+        ("test_images/a.nii", "test"), ("TestMasks/a.nii", "test"), ("Testing Set/c1/img.nii", "test"),
+        ("ISLES2015_Testing/1/a.nii", "test"), ("val-scans/a.nii", "validation"), ("FLAIRVal/a.nii", "validation"),
+        ("TestProject/imagesTr/a.nii", "training"), ("Testing Set/train_7/a.nii", "test"),
+        ("Training Set/test_subject_3/a.nii", "training"), ("BraTS_Training/test_subject_3/a.nii", "training"),
+        ("contrast/a.nii", "training"), ("TS_001/a.nii", "training"), ("site_VA/a.nii", "training"),
+        ("train_test/a.nii", "training"), ("testosterone_valve/a.nii", "training"), ("test_3.nii", "training"),
     ],
 )  # fmt: skip
 def test_folders_tell_training_from_test(path: str, part: str) -> None:
@@ -170,6 +177,27 @@ def test_numbers_years_and_sites_are_no_patients(cases) -> None:
 def roles_of(folder: Path, **options):
     request = Request(folder, "mine", **options)
     return assign(gather(request)[0], request)
+
+
+@pytest.mark.parametrize(
+    ("training", "test", "image", "label"),
+    [
+        ("train", "test", "{}_images/1{}.nii", "{}_labels/1{}.nii"),
+        ("Training", "Testing", "{} Set/1{}/img.nii", "{} Set/1{}/seg.nii"),
+    ],
+)
+def test_folders_for_parts_keep_their_cases_apart(training, test, image, label, tmp_path) -> None:
+    """One test case has no label; the same names occur in both parts."""
+    for part, number in [*product((training, test), range(3)), (test, 3)]:
+        volume(tmp_path / image.format(part, number))
+        if number < 3:
+            volume(tmp_path / label.format(part, number), classes=(1,))
+    roles = roles_of(tmp_path)
+    assert sorted(Path(case.images[0]).relative_to(tmp_path).as_posix() for case in roles.test) == [
+        image.format(test, number) for number in range(3)
+    ]
+    assert all(f"/{training}" in case.images[0] and f"/{training}" in case.label for case in roles.labelled)
+    assert (len(roles.labelled), roles.unlabelled) == (3, []) and "--use_test_images" in " ".join(roles.notes)
 
 
 @pytest.mark.parametrize("name", ["study_{:02d}{:02d}", "p{}_visit{}"])

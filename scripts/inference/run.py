@@ -19,13 +19,16 @@ from scripts.errors import UserError, first_line, root_user_error
 from scripts.files import csv_text, file_digest, read_text, write_text
 from scripts.images.dicom_seg import write_dicom_seg
 from scripts.images.find import ImageFiles, find_images, first_file, grouped_channels, output_names
-from scripts.images.header import NIFTI, SLICER
+from scripts.images.header import NIFTI, SLICER, case_name, ending_of
 from scripts.images.monai import label_dtype
 from scripts.images.write import DICOM_SEG, output_ending, require_output_format, write_volume
 from scripts.inference.segmenter import Segmentation, Segmenter
 from scripts.progress import open_bar
 
 logger = logging.getLogger("inference")
+
+MAPS = ("_confidence", "_uncertainty", "_probabilities")
+"""Ends of the names of the volumes that are written beside a label volume."""
 
 IGNORED = "ignored"
 """Name of the ignored value, in label volumes of which only a part is to be corrected."""
@@ -189,9 +192,9 @@ class Failure:
 def images_to_segment(
     path: str | Path | Sequence[ImageFiles], pattern: str = "*", in_channels: int = 1
 ) -> list[ImageFiles]:
-    """Find images as `find_images` does; in a folder, skip files whose names mark them as labels.
+    """Find images as `find_images` does; in a folder, skip files whose names mark them as labels or as `MAPS`.
 
-    A folder may hold the labels of a training set next to its images, or label volumes of an earlier run in an
+    A folder may hold the labels of a training set next to its images, or the volumes of an earlier run in an
     `output_dir` inside the folder. They are segmented only if a pattern selects them, or if the folder holds nothing
     else.
 
@@ -208,19 +211,21 @@ def images_to_segment(
         return found
     files = [first_file(image) for image in found]
     if pattern == "*":
-        files = _without_labels(files, root)
+        files = _without_results(files, root)
     return grouped_channels(files) if in_channels > 1 else list[ImageFiles](files)
 
 
-def _without_labels(files: Sequence[str], root: Path) -> list[str]:
+def _without_results(files: Sequence[str], root: Path) -> list[str]:
     file_of = {PurePath(os.path.relpath(file, root)).as_posix(): file for file in files}
     images, labels = split_roles(list(file_of))
-    if not images or not labels:
+    results = labels + [image for image in images if ending_of(image) and case_name(image).endswith(MAPS)]
+    images = [image for image in images if image not in results]
+    if not images or not results:
         return list(files)
-    shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+    shown = ", ".join(results[:3]) + (", ..." if len(results) > 3 else "")
     logger.warning(
-        f"{len(labels)} of {len(files)} images below {root} are labels by their names and are left out ({shown}). "
-        "--image_pattern selects images by name."
+        f"{len(results)} of {len(files)} images below {root} are labels or maps of predictions by their names and are "
+        f"left out ({shown}). --image_pattern selects images by name."
     )
     return [file_of[image] for image in images]
 

@@ -222,17 +222,29 @@ def test_a_picture_without_a_third_voxel_size_becomes_a_volume_of_one_slice(tmp_
 
 def test_labels_in_a_folder_of_images_are_left_out(tmp_path, caplog) -> None:
     labels = ["labels/a.nii.gz", "out/a_seg.nii.gz"]
-    images = ["images/a.nii.gz", "images/a_mask_free.nii.gz", "out/a_confidence.nii.gz"]
+    images = ["images/a.nii.gz", "images/a_mask_free.nii.gz"]
     touch(tmp_path, *images, *labels)
 
     def found(path=tmp_path, **options) -> list[str]:
         return [os.path.relpath(image, tmp_path) for image in images_to_segment(path, **options)]
 
     assert found() == images
-    assert "2 of 5" in caplog.text and labels[0] in caplog.text
+    assert "2 of 4" in caplog.text and labels[0] in caplog.text
     assert found(pattern="a*.nii.gz") == sorted([*images, *labels]), "a pattern chooses"
     assert found(tmp_path / "labels") == labels[:1], "there is nothing else"
     assert images_to_segment([str(tmp_path / name) for name in labels]) == [str(tmp_path / name) for name in labels]
+
+
+@pytest.mark.parametrize("form", ["nifti", "input"])
+@pytest.mark.parametrize("folder", ["scans/out", "scans"])
+def test_a_second_run_segments_nothing_that_the_first_has_written(folder, form, result, tmp_path, caplog) -> None:
+    images = touch(tmp_path, "scans/a.nrrd", "scans/b.confidence.nrrd") / "scans"
+    result.confidence = result.uncertainty = np.full((4, 3, 2), 0.5, np.float32)
+    result.probabilities = np.full((4, 3, 2, 3), 1 / 3, np.float32)
+    SegmentationWriter(tmp_path / folder, NAMES, output_format=form).write(result, "a")
+    assert images_to_segment(images) == [str(images / "a.nrrd"), str(images / "b.confidence.nrrd")]
+    assert "4 of 6" in caplog.text
+    assert len(images_to_segment(images, "*a_*")) == 4, "a pattern chooses"
 
 
 def test_files_of_channels_are_images_and_not_labels(tmp_path) -> None:

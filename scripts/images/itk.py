@@ -35,19 +35,57 @@ if TYPE_CHECKING:
 LONGEST = 1 << 20  # bytes; typical headers have a few hundred
 RANGE_KINDS = re.compile(r"list|vector|point|normal|color|complex|quaternion|matrix|stub|scalar", re.IGNORECASE)
 NO_DIRECTION = ("none", "nan")
+ANATOMICAL = re.compile(r"(right|left)-(anterior|posterior)-superior(-time)?|[rl][ap]st?", re.IGNORECASE)
+PREFIXES = {"": ("", 1000.0), "centi": ("c", 10.0), "milli": ("m", 1.0), "micro": ("u", 0.001), "nano": ("n", 1e-6)}
+MILLIMETRES = {
+    **{f"{short}m": factor for short, factor in PREFIXES.values()},
+    **{f"{long}{word}": PREFIXES[long][1] for long in PREFIXES for word in ("meter", "meters", "metre", "metres")},
+    **dict.fromkeys(("micron", "microns"), 0.001),
+    **dict.fromkeys(("", "?", "???", "unknown", "none"), 1.0),
+}
+"""Factors from units of length to mm; lengths without a unit are taken as mm."""
 DATA_FIELD = re.compile(r"(data ?file:|ElementDataFile\s*=)", re.IGNORECASE)
 
 
 def is_oriented(path: str) -> bool:
     """Whether the header states the directions of the axes.
 
-    A NRRD must have a `space` (such as `left-posterior-superior`) and `space directions`. A MetaImage must have one of
-    the fields that give its direction matrix.
+    A NRRD must have `space directions` and an anatomical `space` (`left-posterior-superior`, but not `scanner-xyz`). A
+    MetaImage must have one of the fields that give its direction matrix.
     """
     fields = _fields(path)
     if ending_of(path) in NRRD:
-        return "space" in fields and "space directions" in fields
+        return ANATOMICAL.fullmatch(fields.get("space", "")) is not None and "space directions" in fields
     return not {"transformmatrix", "rotation", "orientation"}.isdisjoint(fields)
+
+
+def units_in_mm(path: str) -> np.ndarray:
+    """Return the units of the three axes in mm `(3,)`, which ITK ignores.
+
+    They are `DistanceUnits` in MetaImage and `space units` in NRRD, or `units` if there is no space.
+
+    Raises:
+        UserError: for an unknown unit.
+    """
+    fields = _fields(path)
+    if ending_of(path) in METAIMAGE:
+        names = [fields.get("distanceunits", "")] * int(fields.get("ndims", 3))
+    elif "space units" in fields:
+        names = _words(fields["space units"])
+    else:
+        spacings = fields.get("space directions") or fields.get("spacings", "")
+        axes = zip(_words(fields.get("units", "")), _words(spacings), strict=False)
+        names = [name for name, spacing in axes if spacing.lower() not in NO_DIRECTION]
+    units = [re.sub("[µμ\udcb5]", "u", name.strip('"').strip()).lower() for name in (*names, "", "", "")][:3]
+    for unit in units:
+        if unit not in MILLIMETRES:
+            raise UserError(f"{path} has lengths in {unit!r}, an unknown unit: correct its header, in mm for example.")
+    return np.array([MILLIMETRES[unit] for unit in units])
+
+
+def _words(value: str) -> list[str]:
+    """Split the value of a NRRD field with an entry per axis: vectors, quoted texts or words."""
+    return re.findall(r'\([^)]*\)|"[^"]*"|\S+', value)
 
 
 def segments(path: str) -> dict[int, str]:
@@ -119,7 +157,7 @@ def with_list_axis(path: str) -> bytes | None:
     if ending_of(path) not in NRRD:
         return None
     fields, lines = _fields(path), _lines(path)
-    axes = re.findall(r"\([^)]*\)|\S+", fields.get("space directions") or fields.get("spacings", ""))
+    axes = _words(fields.get("space directions") or fields.get("spacings", ""))
     kinds = fields.get("kinds", "").split() or ["domain"] * len(axes)
     without = [axis for axis, direction in enumerate(axes) if direction.lower() in NO_DIRECTION]
     if len(without) != 1 or len(kinds) != len(axes) or RANGE_KINDS.search(kinds[without[0]]):
@@ -191,9 +229,9 @@ def open_volume(path: str) -> tuple[VolumeHeader, ReadVoxels]:
             name = "complex numbers" if kind == "complex" else "colours (RGB)"
             raise UserError(f"{path} contains {name}: convert it to one number per voxel, or to one channel for each.")
         shape, channels = shape_and_channels(path, axes, io.GetNumberOfComponents())
-        header = VolumeHeader(
-            path, shape, channels, LPS_TO_RAS @ lps_affine(io), stored_type(io).name, is_oriented(path), segments(path)
-        )
+        affine = LPS_TO_RAS @ lps_affine(io)
+        affine[:3] *= units_in_mm(path)[:, None]
+        header = VolumeHeader(path, shape, channels, affine, stored_type(io).name, is_oriented(path), segments(path))
 
     def voxels() -> np.ndarray:
         with _as_itk_wants_it(path) as file:

@@ -113,8 +113,9 @@ class SegmentationWriter:
         if not (result.oriented or self.warned):
             self.warned = True
             logger.warning(
-                f"{image} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is assumed, so "
-                "check that left and right are correct. This warning is not repeated for other images."
+                f"{image} does not state the directions of its axes (NIfTI: sform or qform; NRRD: an "
+                "anatomical space). L, P, S is assumed, so check that left and right are correct. This "
+                "warning is not repeated for other images."
             )
         other_ending = {SLICER[0]: ".nrrd", DICOM_SEG: NIFTI[0]}.get(ending, ending)
         for kind, volume in (("confidence", result.confidence), ("uncertainty", result.uncertainty)):

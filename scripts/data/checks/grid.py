@@ -24,8 +24,8 @@ def orientation_given(header: VolumeHeader) -> list[Finding]:
     if header.oriented:
         return []
     sentence = (
-        f"{header.path} does not state the directions of its axes (NIfTI: sform or qform). L, P, S is "
-        "assumed: check that left and right are correct, and rewrite the header."
+        f"{header.path} does not state the directions of its axes (NIfTI: sform or qform; NRRD: an anatomical "
+        "space). L, P, S is assumed: check that left and right are correct, and rewrite the header."
     )
     return [Finding(Kind.NO_ORIENTATION, sentence, header.path)]
 

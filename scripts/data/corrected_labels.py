@@ -13,7 +13,7 @@ from pathlib import Path
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.spec import Case, CaseLists, images_of
 from scripts.errors import UserError
-from scripts.images.find import DOCUMENTS, image_files, output_names, passed_over
+from scripts.images.find import output_names, passed_over, walk_images
 from scripts.images.header import SLICER, case_name, ending_of
 
 logger = logging.getLogger("datalist")
@@ -41,7 +41,8 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files in any format (including `.seg.nrrd`), named like the cases; it need not exist.
+        folder: folder of label files in any format (including `.seg.nrrd`), named like the cases, also in subfolders;
+            it need not exist.
 
     Returns:
         The cases, and findings about files that belong to no training case and about cases with two files. If a case
@@ -69,7 +70,7 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
 
     Args:
         lists: the cases of a datalist.
-        folder: folder of label files named like the cases; with `None` the lists stay unchanged.
+        folder: folder of label files named like the cases, also in subfolders; with `None` the lists stay unchanged.
 
     Returns:
         The cases, and findings about cases with two files and about files that belong to no unlabelled case. The latter
@@ -99,24 +100,23 @@ def _with_files(
         cases.append({**case, "label": str(files[0])} if files else case)
         if len(files) > 1:
             first, second = files[:2]
-            sentence = f"{first} and {second.name} are labels of the same case: keep one of them in {first.parent}."
+            sentence = f"{first} and {second} are labels of the same case: remove one of them."
             findings.append(Finding(Kind.BAD_ENTRY, sentence, str(second), case["case"], role))
     known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     return cases, findings, [by_name[name][0] for name in sorted(set(by_name) - known)]
 
 
 def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
-    """Map case names to the label files in a folder, which need not exist."""
-    files = sorted(file for file in folder.iterdir() if not file.name.startswith(".")) if folder.is_dir() else []
+    """Map case names to the label files in a folder, which need not exist, and its subfolders."""
+    others: list[Path] = []
+    labels = sorted(walk_images(folder, others)) if folder.is_dir() else []
     by_name: dict[str, list[Path]] = {}
-    labels, others = image_files([file for file in files if file.is_file()])
     known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     for file in labels:
         name = case_name(file)
         if ending_of(file) in SLICER and f"{name}.seg" in known:
             name += ".seg"  # the name of the image itself ends in `.seg`
         by_name.setdefault(name, []).append(file)
-    others = [file for file in others if file.suffix.lower() not in DOCUMENTS]
     if others:
         logger.warning(passed_over(others, folder))
     return by_name

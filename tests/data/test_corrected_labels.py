@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.data.checks.finding import Kind
-from scripts.data.corrected_labels import unique_names, with_corrected_labels
+from scripts.data.corrected_labels import unique_names, with_corrected_labels, with_foreign_labels
 from scripts.data.spec import CaseLists
 from tests.volume_files import touch
 
@@ -40,6 +40,23 @@ def test_a_case_that_is_itself_called_seg_keeps_its_name(tmp_path) -> None:
     lists = CaseLists(cases("a", label=True), cases("b", "b.seg"))
     found, findings = with_corrected_labels(lists, touch(tmp_path, "b.seg.nrrd"))
     assert findings == [] and [case["case"] for case in found.labelled] == ["a", "b.seg"]
+
+
+@pytest.mark.parametrize("names", [["monday/d.nii.gz", "b.nii.gz"], ["anna/tuesday/d.seg.nrrd", "ben/b.nii.gz"]])
+def test_files_in_subfolders_count_too(lists, tmp_path, names) -> None:
+    touch(tmp_path, *names, ".old/c.nii.gz")
+    given = [str(tmp_path / name) for name in names]
+    found, findings = with_corrected_labels(lists, tmp_path)
+    assert findings == [] and {case["label"] for case in found.labelled[1:]} == set(given)
+    assert found.unlabelled == cases("c")
+    found, findings = with_foreign_labels(lists, tmp_path)
+    assert findings == [] and {case["label"] for case in found.unlabelled if "label" in case} == set(given)
+
+
+@pytest.mark.parametrize("name", ["old/b.nii.gz", "old/x.nii.gz"])
+def test_a_file_in_a_subfolder_is_refused_like_any_other(lists, tmp_path, name) -> None:
+    _, (finding,) = with_corrected_labels(lists, touch(tmp_path, "b.nii.gz", name))
+    assert finding.kind is Kind.BAD_ENTRY and str(tmp_path / name) in finding.sentence
 
 
 def test_without_files_nothing_changes(lists, tmp_path) -> None:

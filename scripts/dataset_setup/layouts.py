@@ -173,17 +173,24 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
     for unit in units:
         by_stem[unit.stem].append(unit)
         by_bare[without_image_word(unit.stem)].append(unit)
-    label_of: dict[_Unit, str] = {}
-    alone = []
+    pairs: list[tuple[str, _Unit]] = []
+    alone, hints = [], []
     for label in labels:
         stem = stem_of(label)
         bare = without_label_word(stem)
         steps = (by_stem.get(stem), by_stem.get(bare), by_bare.get(bare) if bare else None)
         candidates = next(filter(None, steps), None) or _by_entities(stem, units)
-        if not candidates:
+        if candidates:
+            pairs.append((label, _nearest(label, candidates)))
+        else:
             alone.append(label)
+    sites = {unit.place[:depth] for label, unit in pairs for depth in range(1, _depth_of_fork(label, unit) + 1)}
+    label_of: dict[_Unit, str] = {}
+    for label, unit in pairs:
+        if sites & _forking_folders(label, unit):  # a folder that has pairs of its own
+            alone.append(label)
+            hints.append(f"{unit.images[0]}, of the same name, is at another site. ")
             continue
-        unit = _nearest(label, candidates)
         if unit in label_of:
             raise UserError(
                 f"{label_of[unit]} and {label} are both labels of {unit.images[0]}: keep one, or give the folder of "
@@ -193,10 +200,23 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
     if alone:
         which = f"The label {alone[0]} has" if len(alone) == 1 else f"The labels {', '.join(alone)} have"
         raise UserError(
-            f"{which} no matching image: give a label the name of its image, with or without _seg or _label, list the "
-            "endings of the channels with --channels, or leave labels out with --exclude."
+            f"{which} no matching image. {''.join(hints[:1])}Give a label the name of its image, with or without _seg "
+            "or _label, list the endings of the channels with --channels, or leave labels out with --exclude."
         )
     return [FoundCase(unit.stem, unit.images, label_of.get(unit), unit.part) for unit in units]
+
+
+def _depth_of_fork(label: str, unit: _Unit) -> int:
+    """Return the number of folders that the places of a label and an image share."""
+    return sum(itertools.accumulate((a == b for a, b in zip(place_of(label), unit.place, strict=False)), min))
+
+
+def _forking_folders(label: str, unit: _Unit) -> set[tuple[str, ...]]:
+    """Return the two folders in which the paths of a label and an image part; none if one path leads to the other."""
+    place, depth = place_of(label), _depth_of_fork(label, unit)
+    if depth in (len(place), len(unit.place)):
+        return set()
+    return {place[: depth + 1], unit.place[: depth + 1]}
 
 
 def _by_entities(label: str, units: Sequence[_Unit]) -> list[_Unit]:
@@ -212,11 +232,13 @@ def _refuse_masks_of_structures(images: Sequence[str], labels: Sequence[str]) ->
     The name of the structure can be the name of the file in the folder of the case, the name of a folder
     (`masks/liver/c1.nii.gz`), or the part of the file name after the name of the case (`c1_liver.nii.gz`).
     """
-    stems = {stem_of(image) for image in images}
+    stems, places = {stem_of(image) for image in images}, {place_of(image) for image in images}
     cases_of: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         stem, place = stem_of(label), place_of(label)
         ends = [match.start() for match in re.finditer(SEPARATOR, stem) if stem[: match.start()] in stems]
+        if stem in stems and place in places:
+            continue  # beside the images of a site
         if stem in stems and place:
             cases_of[place[-1]].add(stem)
         elif ends:

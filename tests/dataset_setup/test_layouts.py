@@ -166,6 +166,26 @@ def test_a_label_without_an_image_is_an_error() -> None:
     assert "c2/seg.nii" in refusal("c1/ct.nii", "c1/seg.nii", "c2/seg.nii")
 
 
+@pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("ct", "ct/masks")])
+@pytest.mark.parametrize("labelled", [(), ("000", "001"), ("002", "003")])
+def test_a_label_is_not_given_the_image_of_another_site(images, labels, labelled) -> None:
+    """The image 002 of site 1 is missing, and site 2 has one of that name."""
+    paths = [f"s1/{images}/{name}.nii" for name in ("000", "001", "003")]
+    paths += [f"s1/{labels}/{name}.nii" for name in ("000", "001", "002", "003")]
+    paths += [f"s2/{images}/{name}.nii" for name in ("000", "001", "002", "003")]
+    paths += [f"s2/{labels}/{name}.nii" for name in labelled]
+    assert f"s1/{labels}/002.nii has no matching image" in refusal(*paths)
+
+
+def test_a_label_of_a_site_without_images_is_not_given_the_image_of_another_one() -> None:
+    assert "s3/labels/b.nii" in refusal("s1/images/a.nii", "s1/labels/a.nii", "s1/images/b.nii", "s3/labels/b.nii")
+
+
+def test_images_and_labels_may_be_in_separate_trees() -> None:
+    paths = [f"raw/p{n}/p{n}.nii" for n in (1, 2, 3)] + [f"readers/A/p{n}_seg.nii" for n in (1, 2)]
+    assert [case.label for case in cases_of(*paths)] == ["readers/A/p1_seg.nii", "readers/A/p2_seg.nii", None]
+
+
 def test_a_lone_misnamed_label_is_not_given_to_the_only_image_beside_it() -> None:
     assert "labelled/b_seg.nii" in refusal("labelled/a.nii", "labelled/b_seg.nii", "unlabelled/c.nii")
 

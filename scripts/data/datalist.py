@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.data.checks.cohort import missing_files, missing_labels, two_lists
+from scripts.data.checks.cohort import missing_files, missing_labels, shared_labels, two_lists
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
@@ -39,7 +39,7 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
 
     Raises:
         UserError: for a missing folder or file, a file that is not a datalist, too few labelled cases, a validation
-            case without label, an image in two roles, or files that do not exist.
+            case without label, an image in two roles, a label in two splits, or files that do not exist.
     """
     lists, findings = read_cases(dataset)
     raise_first_error(findings)
@@ -121,7 +121,7 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
         lists, mistakes = with_corrected_labels(lists, dataset.corrected_labels_dir)
         findings += mistakes
     findings += missing_labels(lists, root / dataset.datalist)
-    findings += two_lists(lists)
+    findings += two_lists(lists) + shared_labels(lists)
     findings += missing_files(lists)
     return lists, findings
 
@@ -134,7 +134,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
 
     Raises:
         UserError: for a missing folder or file, a file that is not a datalist, a test image that is also in another
-            list, or a file of a test case that does not exist.
+            list or has a label of another split, or a file of a test case that does not exist.
     """
     root = Path(dataset.directory)
     content = read_datalist(root, dataset.datalist, for_training=False)
@@ -142,7 +142,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
     test = _cases(content["test"], root, "test", findings)
     training, unlabelled, validation = (_cases(content[name], root, name, []) for name in SECTIONS[:-1])
     lists = CaseLists(training, unlabelled, validation, test)
-    findings += [finding for finding in two_lists(lists) if finding.role == "test"]
+    findings += [finding for finding in two_lists(lists) + shared_labels(lists) if finding.role == "test"]
     findings += missing_files(CaseLists(test=test))
     raise_first_error(findings)
     logger.info(f"{len(test)} cases for testing.")

@@ -354,6 +354,37 @@ def test_image_in_two_roles_is_refused(write, content, roles):
     assert all(role in message for role in roles)
 
 
+@pytest.mark.parametrize(
+    ("content", "cases"),
+    [
+        ({"training": pairs("a", "b"), "test": [{"image": "images/t.nii.gz", "label": "labels/b.nii.gz"}]}, "bt"),
+        (
+            {"training": pairs("a"), "validation": [{"image": ["v.nii", "w.nii"], "label": "./labels/a.nii.gz"}]},
+            ("a", "v"),
+        ),
+        ({"training": pairs("a"), "validation": pairs("v"), "test": [{**pairs("v")[0], "image": "t.nii"}]}, "vt"),
+    ],
+)
+def test_a_label_of_two_images_in_two_splits_is_refused(write, content, cases):
+    spec = DatasetSpec(write(content))
+    findings = [finding for finding in read_cases(spec)[1] if finding.kind is Kind.LABEL_LEAK]
+    (sentence,) = [finding.sentence for finding in findings]
+    assert f"labels/{cases[0]}.nii.gz" in sentence and all(f" {case} (" in sentence for case in cases)
+    with pytest.raises(UserError, match=f"labels/{cases[0]}"):
+        load_cases(spec)
+    if "test" in content:
+        with pytest.raises(UserError, match=f"labels/{cases[0]}"):
+            load_test_cases(spec)
+
+
+def test_a_label_of_two_images_in_training_is_a_warning_and_that_of_an_unlabelled_case_is_none(write):
+    """Contrasts of one scan can share a label."""
+    content = {"training": [*pairs("a"), {"image": "t2.nii", "label": "labels/a.nii.gz"}, *pairs("a")], "test": []}
+    lists, findings = read_cases(DatasetSpec(write(content)))
+    assert len(lists.labelled) == 3 and [(f.kind, f.case) for f in findings] == [(Kind.LABEL_TWICE, "t2")]
+    assert not read_cases(DatasetSpec(write(content), labelled_cases=1))[1][1:]
+
+
 def test_a_training_case_that_labelled_cases_makes_unlabelled_may_not_be_a_test_case_either(write):
     root = write({"training": pairs("a", "b"), "test": pairs("b")})
     message = refusal(root, labelled_cases=1)

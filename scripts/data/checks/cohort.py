@@ -13,7 +13,7 @@ import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.naming import guess_patients, split_roles
-from scripts.data.spec import ROLES, CaseLists, images_of
+from scripts.data.spec import ROLES, Case, CaseLists, cases_with_roles, images_of
 from scripts.images.find import image_files
 from scripts.images.header import ENDINGS, PAIR, VolumeHeader
 from scripts.images.read import exists
@@ -118,6 +118,29 @@ def two_lists(lists: CaseLists) -> list[Finding]:
                         "lower labelled_cases."
                     )
                     findings.append(Finding(Kind.TWO_LISTS, sentence, path, case["case"], role))
+    return findings
+
+
+def shared_labels(lists: CaseLists) -> list[Finding]:
+    """Report label files of two different images: `LABEL_LEAK` across splits, otherwise `LABEL_TWICE`.
+
+    Within a split this may be intended, because several contrasts of one scan can share a label.
+    """
+    first: dict[str, tuple[Case, str]] = {}
+    findings = []
+    for case, role in cases_with_roles(lists, "labelled", "validation", "test"):
+        if "label" not in case:
+            continue
+        other, other_role = first.setdefault(os.path.normpath(case["label"]), (case, role))
+        images = [set(map(os.path.normpath, images_of(each))) for each in (case, other)]
+        if images[0] & images[1]:  # an image in two lists is reported by `two_lists`
+            continue
+        kind = Kind.LABEL_TWICE if SPLIT[role] == SPLIT[other_role] else Kind.LABEL_LEAK
+        sentence = (
+            f"{case['label']} is the label of {other['case']} ({other_role}) and of {case['case']} ({role}), which are "
+            "different images: correct the datalist."
+        )
+        findings.append(Finding(kind, sentence, case["label"], case["case"], role))
     return findings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
 from scripts.files import read_text
 from scripts.images.find import with_slashes
-from scripts.images.header import case_name
+from scripts.images.header import case_name, ending_of
 
 logger = logging.getLogger("datalist")
 
 SECTIONS = ("training", "unlabeled", "validation", "test")
 """The lists of a datalist."""
+
+ALIASES = {"unlabelled": "unlabeled", "testing": "test"}
+"""Other names of these lists."""
 
 
 def load_cases(dataset: DatasetSpec) -> CaseLists:
@@ -43,6 +46,9 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
     """
     lists, findings = read_cases(dataset)
     raise_first_error(findings)
+    for finding in findings:
+        if finding.kind is Kind.UNKNOWN_LIST:
+            logger.warning(finding.sentence)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
         f"{len(lists.validation)} for validation, {len(lists.test)} for testing."
@@ -97,7 +103,7 @@ def read_cases(dataset: DatasetSpec) -> tuple[CaseLists, list[Finding]]:
     _check_number("labelled_cases", 0 if labelled_cases is None else labelled_cases)
     _check_number("validation_cases", validation_cases)
     content = read_datalist(root, dataset.datalist)
-    findings: list[Finding] = []
+    findings = unknown_lists(content, root / dataset.datalist)
     sections = {name: _cases(content[name], root, name, findings) for name in SECTIONS}
     known = [case for name in SECTIONS if name != "test" for case in sections[name]]
     for case, unique in zip(known, unique_names(known), strict=True):
@@ -195,7 +201,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[str, Any]:
-    """Read the content of a datalist; each of `SECTIONS` is a list in the result.
+    """Read the content of a datalist; each of `SECTIONS` is a list in the result, also if it has one of `ALIASES`.
 
     Args:
         root: folder of the data.
@@ -217,13 +223,48 @@ def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or (for_training and not isinstance(content.get("training"), list)):
-        raise UserError(f"{path} has no list `training`. docs/data.md shows the form.")
+        unknown = unknown_lists(content, path) if isinstance(content, dict) else []
+        raise UserError(
+            " ".join(
+                [f"{path} has no list `training`. docs/data.md shows the form.", *(each.sentence for each in unknown)]
+            )
+        )
     if for_training and not content["training"]:
         raise UserError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
+    for alias, section in ALIASES.items():
+        if alias in content and content.get(section):
+            raise UserError(f"{path} has both `{alias}` and `{section}`, which are the same list: join them.")
+        if alias in content:
+            content[section] = content.pop(alias)
     for section in SECTIONS:
         if not isinstance(content.setdefault(section, []), list):
             raise UserError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
     return content
+
+
+def unknown_lists(content: Mapping[str, Any], path: Path) -> list[Finding]:
+    """Report lists of cases in a datalist whose names are not among `SECTIONS` and `ALIASES`.
+
+    Args:
+        content: content of the datalist.
+        path: path of the datalist, for the messages.
+    """
+    unknown = [
+        name
+        for name, entries in content.items()
+        if name not in (*SECTIONS, *ALIASES) and isinstance(entries, list) and any(map(_names_an_image, entries))
+    ]
+    return [
+        Finding(
+            Kind.UNKNOWN_LIST,
+            f"`{name}` in {path} lists cases, but is not used: the lists are called {', '.join(SECTIONS)}.",
+        )
+        for name in unknown
+    ]
+
+
+def _names_an_image(entry: Any) -> bool:
+    return "image" in entry if isinstance(entry, dict) else isinstance(entry, str) and ending_of(entry) is not None
 
 
 def _case(entry: Any, root: Path, section: str) -> Case:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.checks.finding import Kind
-from scripts.data.datalist import raise_first_error, read_cases
+from scripts.data.datalist import raise_first_error, read_cases, unknown_lists
 from scripts.data.naming import TEST, TRAINING, VALIDATION, patient_of, patients_of, split_roles
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
@@ -162,6 +162,7 @@ def _listed_cases(folder: Path, content: dict, notes: list[str]) -> list[FoundCa
     if isinstance(content.get("dataset"), dict) and content["dataset"]:
         return _listed_by_nnunet(folder, content["dataset"])
     training = content.get("training")
+    notes += [finding.sentence for finding in unknown_lists(content, folder / "dataset.json")]
     if not isinstance(training, list) or not training:
         return None
     first = training[0].get("image") if isinstance(training[0], dict) else training[0]

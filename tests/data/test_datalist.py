@@ -217,6 +217,39 @@ def test_validation_cases_leave_at_least_one_for_training(write, number):
     assert "validation_cases" in message and str(number) in message
 
 
+@pytest.mark.parametrize(("alias", "role"), [("unlabelled", "unlabelled"), ("testing", "test")])
+def test_lists_have_other_names(write, alias, role):
+    root = write({"training": pairs("a"), alias: pairs("b", "c")})
+    assert names(getattr(load_cases(DatasetSpec(root)), role)) == ["b", "c"]
+    assert len(named_files(root)[0]) == 3
+    if role == "test":
+        assert names(load_test_cases(DatasetSpec(root))) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("alias", "name"), [("unlabelled", "unlabeled"), ("testing", "test")])
+def test_a_list_under_both_of_its_names_is_refused(write, alias, name):
+    message = refusal(write({"training": pairs("a"), alias: pairs("b"), name: pairs("c")}))
+    assert f"`{alias}`" in message and f"`{name}`" in message
+
+
+def test_lists_without_a_meaning_are_named_in_a_warning(write, caplog):
+    silent = {
+        "modality": {"0": "CT"}, "labels": ["background", "liver"], "channel_names": {"0": "CT"}, "numTraining": 1,
+        "test": ["images/t.nii.gz"], "dataset": {"a": {"images": ["a.nii.gz"]}}, "reference": ["https://x.org"],
+    }  # fmt: skip
+    root = write({"training": pairs("a"), **silent, "val": pairs("v"), "extra": ["images/x.nii.gz"]})
+    findings = [finding for finding in read_cases(DatasetSpec(root))[1] if finding.kind is Kind.UNKNOWN_LIST]
+    assert [finding.sentence.split("`")[1] for finding in findings] == ["val", "extra"]
+    load_cases(DatasetSpec(root))
+    assert [finding.sentence for finding in findings] == [
+        r.getMessage() for r in caplog.records if r.levelname == "WARNING"
+    ]
+
+
+def test_a_list_that_should_be_called_training_is_named(write):
+    assert "`train`" in refusal(write({"train": pairs("a")}))
+
+
 def test_a_labelled_case_without_a_label_is_named(write):
     message = refusal(write({"training": [*pairs("a"), "images/b.nii.gz", *pairs("c")]}), labelled_cases=2)
     assert " b " in message and "labelled_cases" in message

@@ -252,6 +252,17 @@ def test_files_that_a_datalist_does_not_list_are_counted(tmp_path: Path, run) ->
     assert "2 image files below" in text and "images/c2.nii.gz" in text
 
 
+@pytest.mark.parametrize("training", ["training", "train"])
+def test_lists_without_a_meaning_are_mentioned(tmp_path: Path, run, training: str) -> None:
+    """Without a list `training`, the cases are found by their names."""
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=1)
+    pairs = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(3)]
+    (folder / "dataset.json").write_text(json.dumps({training: pairs[:2], "val": pairs[2:]}))
+    _, cases, text = run(folder)
+    assert "`val`" in text and ("`train`" in text) == (training == "train")
+    assert len(cases.labelled) == (2 if training == "training" else 3)
+
+
 def test_every_missing_file_of_a_datalist_counts(tmp_path: Path, run) -> None:
     folder = decathlon(tmp_path / "data")
     for name in ("images/c0.nii.gz", "labels/c0.nii.gz", "labels/c1.nii.gz"):

@@ -50,6 +50,7 @@ class Kind(Enum):
     SPACING = ("unusual spacing", Severity.WARNING)
     SIZE = ("unusual size", Severity.WARNING)
     TEST_WITHOUT_LABEL = ("test without label", Severity.WARNING)
+    UNKNOWN_LIST = ("unknown list", Severity.WARNING)
     LABEL_ALONE = ("label without image", Severity.WARNING)
     ORIENTATION = ("orientation differs", Severity.NOTE)
     ROUNDED = ("label rounded", Severity.NOTE)

@@ -30,8 +30,8 @@ from scripts.distributed.threads import one_thread
 from scripts.errors import UserError
 from scripts.files import save_atomically
 from scripts.images.dicom_slices import split_series
-from scripts.images.header import PAIR, resampled_shape
-from scripts.images.read import read_header
+from scripts.images.header import resampled_shape
+from scripts.images.read import parts_of, read_header
 from scripts.progress import open_bar
 
 logger = logging.getLogger("cache")
@@ -219,8 +219,7 @@ def _files(path: Path) -> list[Path]:
     path = Path(split_series(path)[0])
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    apart = path.suffix.lower() in (".nhdr", ".mhd", *PAIR)
-    return sorted(file for file in path.parent.iterdir() if file.stem == path.stem) if apart else [path]
+    return [path, *(path.parent / part for part in parts_of(path))]
 
 
 @lru_cache

@@ -21,8 +21,7 @@ from scripts.dataset_setup.roles import Request, Roles, assign, gather
 from scripts.dataset_setup.texts import datalist_of, json_of, same_splits, table_of, yaml_of
 from scripts.errors import UserError
 from scripts.files import write_text
-from scripts.images.find import DETACHED
-from scripts.images.header import PAIR, ending_of
+from scripts.images.read import parts_of
 from scripts.progress import Progress, progress_bar
 
 FEW_VOXELS = 10
@@ -174,6 +173,9 @@ def copy_cases(roles: Roles, roots: Sequence[Path], target: Path, progress: Prog
     Raises:
         UserError: if the target of a copy exists with other content, or a file cannot be copied.
     """
+    for case in roles.all:  # refuse before anything is copied
+        for path in filter(None, (*case.images, case.label)):
+            _parts(Path(path), copy_target(Path(path), roots, target), target)
 
     def copied(case: FoundCase) -> FoundCase:
         try:
@@ -199,17 +201,28 @@ def copy_target(path: Path, roots: Sequence[Path], target: Path) -> Path:
     return target / path.name
 
 
+def _parts(path: Path, goal: Path, target: Path) -> dict[Path, Path]:
+    """Map the files that an image needs besides itself to their copies, which are at the same place relative to it."""
+    files = {}
+    for name in parts_of(path):
+        copy = Path(os.path.normpath(goal.parent / name))
+        if Path(name).is_absolute() or not copy.is_relative_to(target):
+            raise UserError(
+                f"{path} names {name} as the file of its voxels, which the copy could not name: write a path into the "
+                "header that is relative to it and inside the dataset's folder, or convert the image to .nii.gz."
+            )
+        files[path.parent / name] = copy
+    return files
+
+
 def _copy(path: Path, roots: Sequence[Path], target: Path) -> str:
     goal = copy_target(path, roots, target)
     goal.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         shutil.copytree(path, goal, dirs_exist_ok=True)
         return str(goal)
-    files = [path]
-    if ending_of(path) in (*DETACHED, *PAIR):  # headers whose voxels are in a separate file
-        files += [f for f in sorted(path.parent.glob(f"{path.stem}.*")) if f != path]
-    for file in files:
-        copy = goal.with_name(file.name)
+    for file, copy in {path: goal, **_parts(path, goal, target)}.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
         if copy.exists() and not filecmp.cmp(file, copy):
             raise UserError(f"{copy} exists and differs from {file}: choose an empty folder with --copy_to.")
         if not copy.exists():

@@ -17,7 +17,7 @@ from scripts.errors import UserError
 from scripts.files import read_text
 from scripts.images.dicom_slices import drawn_structures, looks_like_slice, split_series
 from scripts.images.header import NNUNET_CHANNEL, PAIR, case_name, ending_of
-from scripts.images.read import exists
+from scripts.images.read import exists, parts_of
 
 logger = logging.getLogger("images")
 
@@ -162,6 +162,24 @@ def image_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     return images, others
 
 
+def _unreadable(others: Sequence[Path], images: Sequence[Path]) -> list[Path]:
+    """Leave documents and the parts of images out of a list of files that are not images.
+
+    Args:
+        others: the files.
+        images: images whose parts may be among them.
+    """
+    left = [file for file in others if file.suffix.lower() not in DOCUMENTS]
+    in_parts = [image for image in images if left and ending_of(image) in IN_PARTS]
+    stems: dict[Path, tuple[str, ...]] = {}
+    named: set[Path] = set()
+    for image in in_parts:
+        stems[image.parent] = (*stems.get(image.parent, ()), f"{image.stem}.")
+        with contextlib.suppress(OSError, UserError):  # an incomplete image is refused when it is read
+            named |= {Path(os.path.normpath(image.parent / part)) for part in parts_of(image)}
+    return [f for f in left if f not in named and not f.name.startswith(stems.get(f.parent, ()))]
+
+
 def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path]:
     """Yield the image files in a folder and its subfolders, and each folder that directly contains DICOM slices.
 
@@ -177,7 +195,13 @@ def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path
         UserError: for a broken link with the name of an image, a folder that cannot be read, or a name that is not
             UTF-8.
     """
-    yield from _walk(folder, set(), [] if passed is None else passed)
+    others: list[Path] = []
+    images: list[Path] = []
+    for image in _walk(folder, set(), others):
+        images.append(image)
+        yield image
+    if passed is not None:
+        passed += _unreadable(others, images)
 
 
 def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]:
@@ -202,8 +226,7 @@ def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]
         yield folder
         passed += filter(drawn_structures, others)
     else:
-        headed = tuple(f"{image.stem}." for image in images if ending_of(image) in IN_PARTS)
-        passed += [file for file in others if file.suffix.lower() not in DOCUMENTS and not file.name.startswith(headed)]
+        passed += others
     for entry in entries:
         if entry.is_dir() and os.path.realpath(entry) not in visited:
             yield from _walk(entry, visited, passed)

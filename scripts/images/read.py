@@ -19,7 +19,18 @@ from scripts.errors import UserError
 from scripts.images import dicom, nifti
 from scripts.images import itk as itk_format
 from scripts.images.dicom_slices import drawn_structures, split_series
-from scripts.images.header import ENDINGS, MGH, NIFTI, PAIR, ReadVoxels, VolumeHeader, ending_of
+from scripts.images.header import (
+    ENDINGS,
+    METAIMAGE,
+    MGH,
+    NIFTI,
+    NRRD,
+    PAIR,
+    ReadVoxels,
+    VolumeHeader,
+    ending_of,
+    pair_of,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,23 @@ class Volume:
 def exists(path: str | Path) -> bool:
     """Whether a file or folder exists; for `FOLDER#SERIES_UID`, whether the folder does."""
     return Path(split_series(path)[0]).exists()
+
+
+def parts_of(path: str | Path) -> list[str]:
+    """Return the names of the files that an image file needs besides itself.
+
+    These are the voxel files that a header names, or the other half of a pair and SPM's `.mat` file.
+
+    Returns:
+        Paths relative to the folder of `path`, or absolute, as a header gives them.
+
+    Raises:
+        UserError: if a file that the header names does not exist.
+    """
+    ending = ending_of(path)
+    if ending in PAIR:
+        return [file.name for file in pair_of(path).values() if file != Path(path)]
+    return itk_format.data_files(str(path)) if ending in (*NRRD, *METAIMAGE) else []
 
 
 def open_volume(path: str | Path) -> Volume:

@@ -178,12 +178,19 @@ def test_the_slices_of_a_folder_count(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "other"),
-    [("series#1.2.826.0.1", "series/2.dcm"), ("scan[1].img", "scan[1].hdr"), ("scan[1].mhd", "scan[1].raw")],
+    [
+        ("series#1.2.826.0.1", "series/2.dcm"),
+        ("scan[1].img", "scan[1].hdr"),
+        ("scan[1].mhd", "scan[1].raw"),
+        ("a.MHD", "series/b.raw"),
+    ],
 )
 def test_a_change_of_any_file_of_a_volume_counts(tmp_path, entry, other) -> None:
     (tmp_path / "series").mkdir()
     for name in {entry.partition("/")[0], other, "series/1.dcm"} - {"series#1.2.826.0.1"}:
         (tmp_path / name).touch()
+    if entry.lower().endswith(".mhd"):
+        (tmp_path / entry).write_text(f"ElementDataFile = {other}\n")
     before = _fingerprint({"image": str(tmp_path / entry)})
     (tmp_path / other).write_bytes(b"other")
     assert _fingerprint({"image": str(tmp_path / entry)}) != before

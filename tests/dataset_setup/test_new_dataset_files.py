@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import itk
 import nibabel
 import numpy as np
 import pytest
 import yaml
 
 from scripts.cli.commands import main
-from scripts.dataset_setup.layouts import read_generated
-from scripts.dataset_setup.new_dataset import new_dataset
-from scripts.dataset_setup.roles import Request
+from scripts.dataset_setup.layouts import FoundCase, read_generated
+from scripts.dataset_setup.new_dataset import copy_cases, new_dataset
+from scripts.dataset_setup.roles import Request, Roles
 from scripts.errors import UserError
 from scripts.images.read import read_volume
 from tests.scan_folder import MACHINE, SHAPE, make_folder, refusal, volume
@@ -113,17 +113,101 @@ def test_copies_are_whole_and_leave_the_originals(tmp_path: Path, run) -> None:
     assert str(tmp_path / "file") in refusal(run, folder, copy_to=tmp_path / "file", name="again")
 
 
-def test_a_separate_voxel_file_is_copied_with_its_header(tmp_path: Path, run) -> None:
+METAIMAGE = """NDims = 3
+DimSize = 20 18 16
+TransformMatrix = -1 0 0 0 -1 0 0 0 1
+ElementType = MET_SHORT
+ElementSpacing = 1.5 1.5 2
+ElementDataFile = """
+NRRD = """NRRD0004
+type: short
+dimension: 3
+space: RAS
+sizes: 20 18 16
+space directions: (1.5,0,0) (0,1.5,0) (0,0,2)
+endian: little
+encoding: raw
+data file: """
+
+
+def apart(folder: Path, ending: str, data: str) -> None:
+    """Replace each image by a header and the files `data`, where NAME is the name of the case."""
+    for file in sorted((folder / "images").iterdir()):
+        array, name = np.asarray(nibabel.load(file).dataobj), file.name.removesuffix(".nii.gz")
+        file.unlink()
+        header = file.with_name(f"{name}{ending}")
+        given = data.replace("NAME", name)
+        header.write_text((METAIMAGE if ending.lower() == ".mhd" else NRRD) + given + "\n")
+        one = "%" not in given and "LIST" not in given
+        parts = [given] if one else [given.split()[0] % k for k in range(1, 17)] if "%" in given else given.split()[1:]
+        for part, content in zip(parts, [array] if one else np.moveaxis(array, 2, 0), strict=True):
+            path = folder / "images" / part
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.tobytes(order="F"))
+
+
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr", ".MHD"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "NAME.raw",
+        "raw/other NAME.raw",
+        "../voxels/NAME [1].raw",
+        "NAME/s%03d.raw 1 16 1",
+        "\n".join(["LIST", *(f"NAME/{k}.raw" for k in range(16))]),
+    ],
+)
+def test_the_files_that_a_header_names_are_copied_with_it(tmp_path: Path, run, ending: str, data: str) -> None:
     folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
-    for n in range(3):
-        image = itk.image_from_array(np.asarray(nibabel.load(folder / "images" / f"c{n}.nii.gz").dataobj).T.copy())
-        image.SetSpacing([1.5, 1.5, 2.0])
-        image.SetDirection(itk.matrix_from_array(np.diag([-1.0, -1.0, 1.0])))  # ITK's axes point left and back
-        (folder / "images" / f"c{n}.nii.gz").unlink()
-        itk.imwrite(image, str(folder / "images" / f"c{n}.mhd"))
+    apart(folder, ending, data)
+    _, cases, text = run(folder, copy_to=tmp_path / "copy", test_cases=1)
+    assert "skipped" not in text
+    expected = {file.name: read_volume(file)[1] for file in (folder / "images").glob(f"c*{ending}")}
+    shutil.rmtree(folder)
+    for case in cases.labelled + cases.test:
+        voxels = read_volume(case["image"])[1]
+        np.testing.assert_array_equal(voxels, expected.pop(Path(case["image"]).name))
+        assert voxels.shape == (1, *SHAPE)
+    assert not expected
+
+
+@pytest.mark.parametrize(("image", "header"), [(".img", ".hdr"), (".IMG", ".hdr")])
+def test_both_files_of_a_pair_are_copied(tmp_path: Path, run, image: str, header: str) -> None:
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
+    for file in sorted((folder / "images").iterdir()):
+        name = folder / "images" / f"{file.name.removesuffix('.nii.gz')} [a]"
+        nibabel.save(nibabel.Nifti1Pair.from_image(nibabel.load(file)), f"{name}.img")
+        file.unlink()
+        Path(f"{name}.img").rename(f"{name}{image}")
+        Path(f"{name}.hdr").rename(f"{name}{header}")
+        (folder / "labels" / file.name).rename(folder / "labels" / f"{name.name}.nii.gz")
     _, cases, _ = run(folder, copy_to=tmp_path / "copy", test_cases=1)
+    shutil.rmtree(folder)
     for case in cases.labelled + cases.test:
         assert read_volume(case["image"])[1].shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("data", ["../../NAME.raw", "ABSOLUTE/NAME.raw"])
+def test_a_header_that_a_copy_would_not_complete_is_refused(tmp_path: Path, run, data: str) -> None:
+    folder = make_folder(tmp_path / "data", labelled=3, unlabelled=0)
+    apart(folder, ".mhd", data.replace("ABSOLUTE", str(tmp_path)))
+    message = refusal(run, folder, copy_to=tmp_path / "copy", test_cases=1)
+    assert ".mhd" in message and ".raw" in message
+    assert not (tmp_path / "copy").exists()
+    run(folder, test_cases=1)  # without a copy, the files can be read where they are
+
+
+def test_a_lost_file_of_an_image_is_named_before_anything_is_copied(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data", labelled=1, unlabelled=1)
+    apart(folder, ".mhd", "raw/NAME.raw")
+    (folder / "images" / "raw" / "c1.raw").unlink()
+    roles = Roles(
+        labelled=[FoundCase("c0", (str(folder / "images" / "c0.mhd"),), str(folder / "labels" / "c0.nii.gz"))],
+        unlabelled=[FoundCase("c1", (str(folder / "images" / "c1.mhd"),))],
+    )
+    with pytest.raises(UserError, match=r"c1\.mhd .*raw/c1\.raw"):
+        copy_cases(roles, [folder], tmp_path / "copy", lambda items, _: items)
+    assert not (tmp_path / "copy").exists()
 
 
 # ------------------------------------------------------------------ bad folders

@@ -183,6 +183,26 @@ def test_files_that_no_reader_knows_are_counted_in_one_line(names, tmp_path, cap
     assert all(Path(name).suffix.lower() in line for name in names)
 
 
+@pytest.mark.parametrize(
+    ("header", "data", "text"),
+    [
+        ("a.mhd", ["raw/x.raw"], "ElementDataFile = raw/x.raw\n"),
+        ("deep/a.MHD", ["raw/x.zraw"], "ElementDataFile = ../raw/x.zraw\n"),
+        ("a.nhdr", ["s_01.raw", "s_02.raw"], "NRRD0004\ndata file: s_%02d.raw 1 2 1\n"),
+        ("a.mhd", ["s/1.raw", "s/2.raw"], "NDims = 3\nElementDataFile = LIST\ns/1.raw\ns/2.raw\n"),
+        ("a.img", ["a.hdr", "a.mat"], ""),
+    ],
+)
+def test_files_that_a_header_names_are_parts_of_its_image(header, data, text, tmp_path, caplog):
+    touch(tmp_path, header, *data)
+    (tmp_path / header).write_text(text)
+    assert found(tmp_path) == [header]
+    assert not caplog.records
+    touch(tmp_path, "raw/stray.raw")
+    assert found(tmp_path) == [header]
+    assert caplog.records[0].message.startswith("1 files")
+
+
 def test_files_beside_slices_are_left_to_the_reader_of_the_series(tmp_path, caplog):
     touch(tmp_path, "scan/1.dcm", "scan/x.jpg")
     assert found(tmp_path) == ["scan"]

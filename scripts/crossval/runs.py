@@ -17,7 +17,7 @@ from scripts.cli.overrides import CONFIGS, accepted_options, config_files_of, re
 from scripts.cli.runs import run_process, shell_line
 from scripts.cli.words import parse_words
 from scripts.crossval.estimate import PLAIN, RESULT, evaluate_folds, format_result
-from scripts.data.naming import patients_of
+from scripts.data.patients import patients_of
 from scripts.data.spec import Case, CaseLists, images_of
 from scripts.errors import UserError
 from scripts.evaluation.comparison import mean_per_case, read_dice

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Derive the case, the part of the dataset, the channel and the patient from the names of files and folders."""
+"""Derive the case, the part of the dataset and the channel from the names of files and folders."""
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from scripts.errors import UserError
 from scripts.images.header import NNUNET_CHANNEL, SLICER, case_name, ending_of
 
 LABEL_WORDS = (
@@ -253,127 +250,3 @@ def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str
         if match:
             return match[1] or "", channel
     return None
-
-
-MOST_CASES = 4  # maximum cases per patient, unless there are more patients than that
-FEWEST_PATIENTS = 3  # fewer groups are more likely sites or years
-
-
-def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], str]:
-    """Group cases into patients.
-
-    Cases belong to the same patient if they share one of the following, tried in this order:
-
-    - a BIDS subject (`sub-01`);
-    - a folder;
-    - the beginning of the name up to a separator, if it has a digit (`patient001_frame01`);
-    - the leading digits of a number whose last one or two digits count from 0 or 1 for each patient (`study_0300`,
-      `study_0301`).
-
-    A criterion is used only if it gives several patients with few cases each; otherwise the groups are probably sites
-    or plain numbers.
-
-    Args:
-        cases: name and image file of each case; names are unique.
-
-    Returns:
-        The patient of each case by name (empty if every case counts as a separate patient), and a sentence that
-        describes the grouping (empty if there is none).
-
-    Example:
-        >>> guess_patients([(f"p{n}_{v}", f"p{n}_{v}.nii") for n in range(3) for v in "ab"])[0]["p2_b"]
-        'p2'
-        >>> guess_patients([(f"case_{n}", f"case_{n}.nii") for n in range(6)])
-        ({}, '')
-    """
-    names = [name for name, _ in cases]
-    for what, keys in _candidates(cases):
-        sizes = Counter(keys)
-        if len(sizes) >= FEWEST_PATIENTS and 1 < max(sizes.values()) <= max(MOST_CASES, len(sizes)):
-            first = next(key for key in keys if sizes[key] > 1)
-            together = [name for name, key in zip(names, keys, strict=True) if key == first]
-            sentence = (
-                f"The {len(names)} cases seem to be from {len(sizes)} patients, because they share {what} "
-                f"({', '.join(together)}). All cases of a patient stay on one side of a split. Set patient_pattern to "
-                "change this ('.*': every case is a separate patient)."
-            )
-            return dict(zip(names, keys, strict=True)), sentence
-    return {}, ""
-
-
-def _candidates(cases: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Yield criteria for grouping: a description, and the key of each case, which is unique for a case without one."""
-    names = [name for name, _ in cases]
-    subjects = [re.search(r"(?<![a-z0-9])sub-[a-z0-9]+", path, re.IGNORECASE) for _, path in cases]
-    if all(subjects):
-        yield "a BIDS subject", [found[0] for found in subjects if found]
-    places = _places([path for _, path in cases])
-    for depth in range(1, max(map(len, places), default=0) + 1):
-        pairs = zip(names, places, strict=True)
-        yield "a folder", ["/".join(place[:depth]) if len(place) >= depth else name for name, place in pairs]
-    words = [re.split(rf"(?<={SEPARATOR})", name) for name in names]
-    for count in range(1, max(map(len, words), default=0)):
-        starts = ["".join(each[:count]) if len(each) > count else "" for each in words]
-        keys = [re.sub(rf"{SEPARATOR}+$", "", start) if re.search(r"\d", start) else "" for start in starts]
-        yield "the beginning of their names", [key or name for key, name in zip(keys, names, strict=True)]
-    for digits in (2, 1):
-        if _count_visits(names, digits):
-            yield "the beginning of their numbers", [name[:-digits] for name in names]
-
-
-def _places(paths: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the folders of each file, without those that all files share and those for images, labels or parts."""
-    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    root = os.path.commonpath(folders) if folders else ""
-    return [tuple(filter(_may_be_a_patient, os.path.relpath(folder, root).split(os.sep))) for folder in folders]
-
-
-def _may_be_a_patient(folder: str) -> bool:
-    return folder != "." and not is_part_folder(folder) and not is_image_folder(folder) and not is_label_folder(folder)
-
-
-def _count_visits(names: Sequence[str], digits: int) -> bool:
-    """Whether the last digits count from 0 or 1 for each beginning of the names, and never use up all numbers."""
-    if not all(re.fullmatch(r".*\d{3,}", name) for name in names):
-        return False
-    visits = defaultdict(list)
-    for name in names:
-        visits[name[:-digits]].append(int(name[-digits:]))
-    return all(
-        sorted(found) in (list(range(len(found))), list(range(1, len(found) + 1))) and len(found) < 10**digits
-        for found in visits.values()
-    )
-
-
-def patient_of(name: str, pattern: str | Mapping[str, str] | None) -> str:
-    """Return the patient of a case.
-
-    Args:
-        name: name of the case.
-        pattern: regular expression that finds the patient in the name, or a mapping from case names to patients
-            (`guess_patients`). Without a pattern or a match, the whole name is the patient.
-
-    Raises:
-        UserError: for an invalid regular expression.
-    """
-    if not isinstance(pattern, str):
-        return name if pattern is None else pattern.get(name, name)
-    try:
-        found = re.search(pattern, name)
-    except re.error as error:
-        raise UserError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from error
-    return found[0] if found else name
-
-
-def patients_of(cases: Sequence[tuple[str, str]], pattern: str | None) -> tuple[dict[str, str], str]:
-    """Return the patient of each case by name, and a sentence about the guess (empty if there was none).
-
-    Args:
-        cases: name and image file of each case; names are unique.
-        pattern: see `patient_of`; with `None` the patients are guessed.
-
-    Raises:
-        UserError: for an invalid regular expression.
-    """
-    found, sentence = guess_patients(cases) if pattern is None else (pattern, "")
-    return {name: patient_of(name, found) for name, _ in cases}, sentence

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from scripts.data.checks.finding import Kind
 from scripts.data.datalist import raise_first_error, read_cases, unknown_lists
-from scripts.data.naming import TEST, TRAINING, VALIDATION, patient_of, patients_of, split_roles
+from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
+from scripts.data.patients import patient_of, patients_of
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
 from scripts.dataset_setup.lookalikes import refuse_shared_names
@@ -328,13 +329,16 @@ def _choose_tests(roles: Roles, request: Request, patients: Mapping[str, str]) -
     fraction = DEFAULT_TEST_FRACTION if request.test_fraction is None else request.test_fraction
     count = request.test_cases
     count = number_of_tests(len(roles.labelled), fraction) if count is None else count
+    one_patient = len({patients[case.name] for case in roles.labelled}) == 1 < len(roles.labelled)
+    if one_patient and request.test_cases is None and request.test_fraction is None:
+        count = 0
     chosen = choose_tests([case.name for case in roles.labelled], count, patients)
     roles.test += [case for case in roles.labelled if case.name in chosen]
     roles.labelled = [case for case in roles.labelled if case.name not in chosen]
     if not roles.test:
         roles.notes.append(
             f"None of the {len(roles.labelled)} labelled cases is kept for testing, so the model cannot be evaluated; "
-            "--test_cases 1 keeps one."
+            + ("all are of one patient." if one_patient else "--test_cases 1 keeps one.")
         )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
-from scripts.data.naming import guess_patients, split_roles
+from scripts.data.naming import split_roles
+from scripts.data.patients import guess_patients, possible_patients
 from scripts.data.spec import ROLES, Case, CaseLists, cases_with_roles, images_of
 from scripts.images.find import image_files
 from scripts.images.header import ENDINGS, PAIR, VolumeHeader
@@ -190,21 +191,28 @@ def _finding(first: Content, content: Content) -> Finding:
 
 
 def patients_on_both_sides(members: Sequence[Member]) -> list[Finding]:
-    """Report patients, as far as they can be guessed, with cases in two of training, validation and test."""
-    patients, _ = guess_patients([(member.case, member.header.path) for member in members])
+    """Report patients, as far as they can be guessed, with cases in two of training, validation and test.
+
+    Of large groups that may be patients or not, only the first is reported.
+    """
+    cases = [(member.case, member.header.path) for member in members]
+    patients, _ = guess_patients(cases)
+    possible = {} if patients else possible_patients(cases)
     of_patient: dict[str, list[Member]] = defaultdict(list)
-    for member in members if patients else []:
-        of_patient[patients[member.case]].append(member)
+    for member in members if patients or possible else []:
+        of_patient[(patients or possible)[member.case]].append(member)
     findings = []
-    for cases in of_patient.values():
-        other = next((each for each in cases if SPLIT[each.role] != SPLIT[cases[0].role]), None)
+    for group in of_patient.values():
+        other = next((each for each in group if SPLIT[each.role] != SPLIT[group[0].role]), None)
         if other is not None:
+            way = " with --patient_pattern of new-dataset" if possible else ""
             sentence = (
-                f"{cases[0].case} ({cases[0].role}) and {other.case} ({other.role}) seem to be of one patient by "
-                "name or folder: put all cases of a patient into one list, or the scores will be too high."
+                f"{group[0].case} ({group[0].role}) and {other.case} ({other.role}) {'may' if possible else 'seem to'} "
+                f"be of one patient by name or folder: put all cases of a patient into one list{way}, or the scores "
+                "will be too high."
             )
             findings.append(other.finding(Kind.SAME_PATIENT, sentence))
-    return findings
+    return findings[:1] if possible else findings
 
 
 FEWEST = 5  # minimum number of cases; fewer do not show what is usual

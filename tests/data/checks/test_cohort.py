@@ -8,16 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.data.checks.cohort import Content, Member, duplicates, far_from_median, labels_alone, unlike_the_rest
+from scripts.data.checks.cohort import (
+    Content,
+    Member,
+    duplicates,
+    far_from_median,
+    labels_alone,
+    patients_on_both_sides,
+    unlike_the_rest,
+)
 from scripts.data.checks.finding import Kind
 from scripts.images.header import VolumeHeader
 
 # ------------------------------------------------------------------ outliers
 
 
-def member(name: str, spacing=(1.0, 1.0, 2.0), shape=(10, 12, 14), axes=(1, 1, 1), oriented=True) -> Member:
+def member(name, spacing=(1.0, 1.0, 2.0), shape=(10, 12, 14), axes=(1, 1, 1), oriented=True, role="labelled") -> Member:
     grid = np.diag([*np.multiply(spacing, axes), 1.0])
-    return Member(name, "labelled", VolumeHeader(f"{name}.nii", shape, 1, grid, "int16", oriented))
+    return Member(name, role, VolumeHeader(f"{name}.nii", shape, 1, grid, "int16", oriented))
 
 
 def outliers(members) -> list[tuple[Kind, str]]:
@@ -63,6 +71,19 @@ def test_without_a_majority_no_orientation_is_reported() -> None:
 def test_files_without_orientation_do_not_vote() -> None:
     silent = [member(f"s{n}", axes=(-1, -1, 1), oriented=False) for n in range(9)]
     assert outliers([*silent, *(member(str(n)) for n in range(3))]) == []
+
+
+# ------------------------------------------------------------------ patients
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("knee{}_{}", ["knee0_5"]), ("patient{}_{}", [f"patient{p}_5" for p in range(3)])]
+)
+def test_patients_on_both_sides_are_all_reported_and_possible_ones_once(name, expected) -> None:
+    members = [member(name.format(p, v), role="test" if v == 5 else "labelled") for p in range(3) for v in range(6)]
+    findings = patients_on_both_sides(members)
+    assert [(finding.kind, finding.case) for finding in findings] == [(Kind.SAME_PATIENT, case) for case in expected]
+    assert all(("--patient_pattern" in finding.sentence) == ("knee" in name) for finding in findings)
 
 
 # ------------------------------------------------------------------ duplicates

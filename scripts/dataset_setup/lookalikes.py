@@ -41,7 +41,7 @@ def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
         by_stem[stem_of(case.images[0])].append(case)
     found = []
     for case in cases:
-        alike = [other for stem in _beginnings(stem_of(case.images[0])) for other in by_stem.get(stem, ())[:SHOWN]]
+        alike = [other for stem in beginnings(stem_of(case.images[0])) for other in by_stem.get(stem, ())[:SHOWN]]
         others = [other for other in alike if other is not case and _is_suspicious(case, other)]
         if case.label is None and others:
             found.append(f"{case.images[0]} (like {others[0].images[0]})")
@@ -52,7 +52,7 @@ def refuse_shared_names(cases: Sequence[FoundCase]) -> None:
         )
 
 
-def _beginnings(stem: str) -> list[str]:
+def beginnings(stem: str) -> list[str]:
     """Return a name, and its beginnings up to each separator."""
     return [stem, *(stem[: match.start()] for match in re.finditer(SEPARATOR, stem))]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from scripts.data.checks.finding import Kind
 from scripts.data.datalist import raise_first_error, read_cases, unknown_lists
-from scripts.data.naming import TEST, TRAINING, VALIDATION, split_roles
+from scripts.data.naming import TEST, TRAINING, VALIDATION, place_of, split_channel, split_roles, stem_of
 from scripts.data.patients import patient_of, patients_of
 from scripts.data.spec import DatasetSpec
 from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
-from scripts.dataset_setup.lookalikes import refuse_shared_names
+from scripts.dataset_setup.lookalikes import beginnings, refuse_shared_names, shortened
 from scripts.errors import UserError
 from scripts.images.dicom_slices import split_series
 from scripts.images.find import passed_over, walk_images
@@ -237,6 +237,8 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
         told: list[str] = notes if not further.is_relative_to(folder) else []  # else they are counted already
         images += [str(further / path) for path in split_roles(_images_below(further, request.exclude, told))[0]]
     cases = pair(images, labels, request.channels)
+    if request.channels:
+        _count_other_channels(images, cases, request.channels, notes)
     if not request.keep_lookalikes:
         refuse_shared_names(cases)
     return [
@@ -247,6 +249,24 @@ def _found_cases(request: Request, notes: list[str]) -> list[FoundCase]:
         )
         for case in cases
     ]
+
+
+def _count_other_channels(
+    images: Sequence[str], cases: Sequence[FoundCase], channels: Sequence[str], notes: list[str]
+) -> None:
+    """Add a note about images that `--channels` leaves out, first those of cases that are left out as a whole."""
+    used = {path for case in cases for path in case.images}
+    found = set()
+    for path in used:
+        split = split_channel(stem_of(path), tuple(channels))
+        found |= {(place_of(path), split[0])} if split else set()
+    left = [path for path in images if path not in used]
+    lost = [
+        path for path in left if not any((place_of(path), name) in found for name in ["", *beginnings(stem_of(path))])
+    ]
+    if left:
+        named = f"{len(lost)} of them belong to no case: {shortened(lost)}" if lost else shortened(left)
+        notes.append(f"{len(left)} images are left out by --channels ({named}).")
 
 
 FOREIGN = "foreign_labels"

@@ -12,7 +12,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from tests.scan_folder import refusal
+from scripts.dataset_setup.roles import Request, gather
+from tests.scan_folder import refusal, volume
 from tests.volume_files import affine, write_other_dicom
 
 SHAPE = (20, 18, 12)
@@ -124,3 +125,29 @@ def test_dicom_structures_among_the_files_are_named(tmp_path, run) -> None:
     write_other_dicom(folder / "labelsTr")
     text = run(folder)[2]
     assert "2 of them" in text and "RTSTRUCT" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("images/c{}_{}.nii.gz", "labels/c{}.nii.gz"), ("c{0}/c{0}_{1}.nii.gz", "c{0}/c{0}_seg.nii.gz")],
+)
+def test_images_that_channels_leave_out_are_counted_and_lost_cases_named(tmp_path, name, label) -> None:
+    """The images of c4 end in T1w and FLAIR3D."""
+    for n in range(5):
+        for channel in ("T1w", "FLAIR3D") if n == 4 else ("t1", "flair"):
+            volume(tmp_path / name.format(n, channel))
+        if n < 4:
+            volume(tmp_path / label.format(n), classes=(1,))
+    lost = ", ".join(name.format(4, channel) for channel in ("FLAIR3D", "T1w"))
+    (note,) = gather(Request(tmp_path, "mine", channels=("t1", "flair")))[1].notes
+    assert note.startswith("2 ") and lost in note and "c1" not in note
+    volume(tmp_path / name.format(1, "t2"))
+    (note,) = gather(Request(tmp_path, "mine", channels=("t1", "flair")))[1].notes
+    assert note.startswith("3 ") and f"2 of them belong to no case: {lost}" in note
+
+
+def test_channels_that_leave_nothing_out_are_not_mentioned(tmp_path) -> None:
+    for channel in ("t1", "flair"):
+        volume(tmp_path / f"c0_{channel}.nii.gz")
+    volume(tmp_path / "c0_seg.nii.gz", classes=(1,))
+    assert not gather(Request(tmp_path, "mine", channels=("t1", "flair")))[1].notes

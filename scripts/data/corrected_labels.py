@@ -1,22 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files that are not in the datalist: labels corrected by annotators, and labels made by other programs."""
+"""Label files that are not in the datalist: corrected labels, labels of other programs, and pseudo-labels."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.data.checks.finding import Finding, Kind
 from scripts.data.spec import Case, CaseLists, images_of
 from scripts.errors import UserError
+from scripts.files import read_text
 from scripts.images.find import output_names, passed_over, walk_images
 from scripts.images.header import SLICER, case_name, ending_of
 
 logger = logging.getLogger("datalist")
+
+PSEUDO = "pseudo_labels"
+"""Folder of uncorrected pseudo-labels (docs/labelling.md), and key of their list in the `dataset.json` for nnU-Net."""
+
+
+def nnunet_pseudo_labels(files: Iterable[Path]) -> set[Path]:
+    """Return the label files that are pseudo-labels in a folder written by `pseudo-label --layout nnunet`.
+
+    Args:
+        files: label files. Those in a folder `labelsTr` are looked up in the `dataset.json` beside that folder.
+    """
+    names: dict[Path, set[str]] = {}
+    for folder in {file.parent for file in files if file.parent.name == "labelsTr"}:
+        try:
+            listed = json.loads(read_text(folder.parent / "dataset.json"))[PSEUDO]
+            names[folder] = {name for name in listed if isinstance(name, str)}
+        except (OSError, ValueError, KeyError, TypeError):  # the file of another program
+            continue
+    return {file for file in files if case_name(file) in names.get(file.parent, ())}
 
 
 def unique_names(cases: Sequence[Case]) -> list[str]:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from scripts.data.checks.finding import Kind
+from scripts.data.corrected_labels import PSEUDO, nnunet_pseudo_labels
 from scripts.data.datalist import raise_first_error, read_cases, unknown_lists
 from scripts.data.naming import TEST, TRAINING, VALIDATION, place_of, split_channel, split_roles, stem_of
 from scripts.data.patients import patient_of, patients_of
@@ -206,7 +207,7 @@ def _count_unlisted(folder: Path, listed: Sequence[FoundCase], notes: list[str])
     """Add a note about image files that no list of `dataset.json` names."""
     named = {path for case in listed for path in (*case.images, case.label) if path is not None}
     known = {os.path.realpath(split_series(path)[0]) for path in named}
-    apart = {FOREIGN, "corrected_labels"}
+    apart = {FOREIGN, PSEUDO, "corrected_labels"}
     left = [
         path
         for path in walk_images(folder)
@@ -276,18 +277,32 @@ FOREIGN = "foreign_labels"
 def _images_below(folder: Path, exclude: Sequence[str], notes: list[str]) -> list[str]:
     """Return the relative paths of all images, except those whose path, file name or a folder name matches a pattern.
 
-    A note gives the number of files that are skipped because of their format.
+    Pseudo-labels are left out too. Notes give their number, and that of the files skipped because of their format.
     """
     passed: list[Path] = []
     paths = sorted(image.relative_to(folder).as_posix() for image in walk_images(folder, passed))
     if passed:
         notes.append(passed_over(passed, folder))
     patterns = [pattern.rstrip("/") for pattern in (*exclude, FOREIGN)]
-    return [
+    wanted = [
         path
         for path in paths
         if not any(fnmatch(name, pattern) for pattern in patterns for name in (path, *path.split("/")))
     ]
+    predicted = [path for path in wanted if PSEUDO in path.split("/")[:-1]]
+    if predicted:
+        notes.append(
+            f"{len(predicted)} files in folders named {PSEUDO} are not used, such as {predicted[0]}: to use a label, "
+            "correct it and move it to corrected_labels."
+        )
+        wanted = [path for path in wanted if PSEUDO not in path.split("/")[:-1]]
+    listed = nnunet_pseudo_labels([folder / path for path in wanted])
+    if listed:
+        notes.append(
+            f"{len(listed)} labels are listed as `{PSEUDO}` in the dataset.json of their folder and are not used, such "
+            f"as {min(listed).relative_to(folder)}: to use a label, correct it and remove its name from that list."
+        )
+    return [path for path in wanted if folder / path not in listed]
 
 
 def _label_folder(request: Request) -> tuple[str | None, Path | None]:

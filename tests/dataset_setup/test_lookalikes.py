@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from scripts.data.checks.cohort import labels_alone
+from scripts.data.datalist import named_files
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request, assign, gather
 from tests.check_folder import CheckFolder
@@ -38,6 +41,43 @@ def test_labels_of_other_programs_are_neither_images_nor_labels(tmp_path) -> Non
     volume(tmp_path / "foreign_labels/c6.nii.gz", classes=(1,))
     volume(tmp_path / "foreign_labels/c1.nii.gz", classes=(1,))
     assert numbers(tmp_path) == (5, 3, 0)
+
+
+@pytest.mark.parametrize("place", ["outputs/pseudo_labels", "pseudo_labels/run 2"])
+def test_pseudo_labels_are_neither_images_nor_labels_and_are_mentioned(place, tmp_path) -> None:
+    make_folder(tmp_path)
+    for n in (1, 6):
+        volume(tmp_path / place / f"c{n}.nii.gz", classes=(1,))
+    volume(tmp_path / place / "c6_confidence.nii.gz")
+    assert numbers(tmp_path) == (5, 3, 0)
+    (note,) = gather(request(tmp_path))[1].notes
+    assert note.startswith("3 ") and f"{place}/c1.nii.gz" in note
+
+
+def nnunet_folder(folder: Path) -> Path:
+    """As `pseudo-label --layout nnunet` writes it: c5, c6 and c7 have pseudo-labels."""
+    make_folder(folder, labelled=8, unlabelled=0)
+    for n in range(8):
+        (folder / f"images/c{n}.nii.gz").rename(folder / f"images/c{n}_0000.nii.gz")
+    for place in ("images", "labels"):
+        (folder / place).rename(folder / f"{place}Tr")
+    labels = {"background": 0, "organ": 1}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "pseudo_labels": ["c5", "c6", "c7"]}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "raw/Dataset007_x"])
+def test_the_pseudo_labels_of_an_nnunet_folder_are_not_used_and_are_mentioned(inside, tmp_path, run) -> None:
+    folder = tmp_path / "data"
+    nnunet_folder(folder / inside)
+    settings, cases, text = run(folder, test_cases=0)
+    assert [case["case"] for case in cases.labelled] == ["c0", "c1", "c2", "c3", "c4"]
+    assert [case["case"] for case in cases.unlabelled] == ["c5", "c6", "c7"]
+    assert "labelsTr/c5.nii.gz" in text
+    assert labels_alone(*named_files(settings["dataset_dir"], settings["datalist"])) == []
+    (folder / inside / "dataset.json").write_text('{"pseudo_labels": 3}')  # of another program
+    assert numbers(folder) == (8, 0, 0)
 
 
 @pytest.mark.parametrize(

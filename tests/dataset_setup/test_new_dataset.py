@@ -248,7 +248,10 @@ def test_labels_of_test_cases_that_are_listed_but_not_published_are_mentioned(tm
 
 
 def test_files_that_a_datalist_does_not_list_are_counted(tmp_path: Path, run) -> None:
-    _, _, text = run(decathlon(tmp_path / "data", unlabeled=["images/c3.nii.gz"]))
+    folder = decathlon(tmp_path / "data", unlabeled=["images/c3.nii.gz"])
+    for apart in ("corrected_labels", "foreign_labels", "outputs/pseudo_labels"):
+        volume(folder / apart / "c3.nii.gz", classes=(1,))
+    _, _, text = run(folder)
     assert "2 image files below" in text and "images/c2.nii.gz" in text
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.data.checks.finding import Finding, Kind
+from scripts.data.corrected_labels import nnunet_pseudo_labels
 from scripts.data.naming import split_roles
 from scripts.data.patients import guess_patients, possible_patients
 from scripts.data.spec import ROLES, Case, CaseLists, cases_with_roles, images_of
@@ -21,7 +22,9 @@ from scripts.images.read import exists
 
 
 def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
-    """Report files in the folders of the labels that are not in the datalist. No file is opened.
+    """Report files in the folders of the labels that are not in the datalist. No image file is opened.
+
+    Pseudo-labels for nnU-Net (`nnunet_pseudo_labels`) are not reported: they must not become labels.
 
     Args:
         images: all images in the datalist.
@@ -34,6 +37,8 @@ def labels_alone(images: Iterable[str], labels: Iterable[str]) -> list[Finding]:
         listed = images | labels
         listed |= {str(Path(path).with_suffix(PAIR[0])) for path in listed if path.endswith(PAIR[1])}
         files = [name for name in _files(folder) if os.path.join(folder, name) not in listed]
+        pseudo = nnunet_pseudo_labels([Path(folder, name) for name in files])
+        files = [name for name in files if Path(folder, name) not in pseudo]
         if folder in folders_of_images:  # only file names show which other files are labels
             files = split_roles(files)[1]
         for name in files:

@@ -308,9 +308,8 @@ def report_failures(failures: Sequence[Failure], cases: int, output_dir: str | P
         return
     write_text(path, csv_text(FAILURE_COLUMNS, [(each.case, each.image, each.what) for each in failures]))
     names = ", ".join(each.case for each in failures[:10]) + (", ..." if len(failures) > 10 else "")
-    raise UserError(
-        f"{len(failures)} of {cases} cases failed ({names}): {path} gives the reasons. The other cases are written."
-    )
+    rest = " The other cases are written." if len(failures) < cases else ""
+    raise UserError(f"{len(failures)} of {cases} cases failed ({names}): {path} gives the reasons.{rest}")
 
 
 def volume_rows(name: str, result: Segmentation, writer: SegmentationWriter) -> Iterator[tuple[object, ...]]:

@@ -72,7 +72,8 @@ def files(tmp_path: Path) -> Path:
         tests.append({"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"})
     # Nothing is trained here, but a datalist names what is.
     save(folder / "images/trains.nii.gz", np.zeros(SHAPE, np.float32), affine)
-    training = [{"image": "images/trains.nii.gz", "label": "labels/both.nii.gz"}]
+    save(folder / "labels/trains.nii.gz", np.zeros(SHAPE, np.uint8), affine)
+    training = [{"image": "images/trains.nii.gz", "label": "labels/trains.nii.gz"}]
     (folder / "dataset.json").write_text(json.dumps({"training": training, "test": tests}))
     return folder
 

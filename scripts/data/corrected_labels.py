@@ -72,7 +72,7 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     by_name = _files_by_name(lists, folder)
     if not by_name:
         return lists, []
-    cases, findings, strange = _with_files(lists, by_name, "labelled")
+    cases, findings, strange = _with_files(lists, by_name, "labelled", folder)
     for file in strange:
         sentence = (
             f"{file} does not have the name of a training case: keep the file name that `python -m scripts "
@@ -104,7 +104,7 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
         return lists, []
     if not folder.is_dir():
         raise UserError(f"foreign_labels names {folder}, which is not a folder: correct the path, or leave it out.")
-    unlabelled, findings, strange = _with_files(lists, _files_by_name(lists, folder), "unlabelled")
+    unlabelled, findings, strange = _with_files(lists, _files_by_name(lists, folder), "unlabelled", folder)
     for file in strange:
         sentence = f"{file} does not have the name of an unlabelled case, so it is not used: rename it."
         findings.append(Finding(Kind.LABEL_ALONE, sentence, str(file)))
@@ -112,17 +112,27 @@ def with_foreign_labels(lists: CaseLists, folder: Path | None) -> tuple[CaseList
 
 
 def _with_files(
-    lists: CaseLists, by_name: Mapping[str, Sequence[Path]], role: str
+    lists: CaseLists, by_name: Mapping[str, Sequence[Path]], role: str, folder: Path
 ) -> tuple[list[Case], list[Finding], list[Path]]:
-    """Add label files to unlabelled cases; also return findings about second files, and files without a case."""
+    """Add label files to unlabelled cases; also return findings about second files, and files without a case.
+
+    A file in `folder` itself comes before those in subfolders, such as an earlier copy. What is read from a subfolder
+    or passed over there is named in a warning.
+    """
     cases, findings = [], []
     for case in lists.unlabelled:
         files = by_name.get(case["case"], [])
         cases.append({**case, "label": str(files[0])} if files else case)
-        if len(files) > 1:
-            first, second = files[:2]
-            sentence = f"{first} and {second} are labels of the same case: remove one of them."
-            findings.append(Finding(Kind.BAD_ENTRY, sentence, str(second), case["case"], role))
+        if not files:
+            continue
+        direct = files[0].parent == folder
+        if len(files) > 1 and direct and files[1].parent != folder:
+            logger.warning(f"{files[0]} is the label of {case['case']}; {files[1]} is not used.")
+        elif len(files) > 1:
+            sentence = f"{files[0]} and {files[1]} are labels of the same case: remove one of them."
+            findings.append(Finding(Kind.BAD_ENTRY, sentence, str(files[1]), case["case"], role))
+        elif not direct:
+            logger.warning(f"{files[0]}, in a subfolder, is used as the label of {case['case']}.")
     known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     return cases, findings, [by_name[name][0] for name in sorted(set(by_name) - known)]
 
@@ -130,7 +140,8 @@ def _with_files(
 def _files_by_name(lists: CaseLists, folder: Path) -> dict[str, list[Path]]:
     """Map case names to the label files in a folder, which need not exist, and its subfolders."""
     others: list[Path] = []
-    labels = sorted(walk_images(folder, others)) if folder.is_dir() else []
+    found = list(walk_images(folder, others)) if folder.is_dir() else []
+    labels = sorted(found, key=lambda file: (len(file.parts), file))
     by_name: dict[str, list[Path]] = {}
     known = {case["case"] for case in lists.labelled + lists.unlabelled + lists.validation}
     for file in labels:

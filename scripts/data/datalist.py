@@ -42,12 +42,12 @@ def load_cases(dataset: DatasetSpec) -> CaseLists:
 
     Raises:
         UserError: for a missing folder or file, a file that is not a datalist, too few labelled cases, a validation
-            case without label, an image in two roles, a label in two splits, or files that do not exist.
+            case without label, an image in two roles, or files that do not exist.
     """
     lists, findings = read_cases(dataset)
     raise_first_error(findings)
     for finding in findings:
-        if finding.kind is Kind.UNKNOWN_LIST:
+        if finding.kind in (Kind.UNKNOWN_LIST, Kind.LABEL_LEAK):
             logger.warning(finding.sentence)
     logger.info(
         f"{len(lists.labelled)} labelled and {len(lists.unlabelled)} unlabelled cases for training, "
@@ -140,7 +140,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
 
     Raises:
         UserError: for a missing folder or file, a file that is not a datalist, a test image that is also in another
-            list or has a label of another split, or a file of a test case that does not exist.
+            list, or a file of a test case that does not exist.
     """
     root = Path(dataset.directory)
     content = read_datalist(root, dataset.datalist, for_training=False)
@@ -148,7 +148,7 @@ def load_test_cases(dataset: DatasetSpec) -> list[Case]:
     test = _cases(content["test"], root, "test", findings)
     training, unlabelled, validation = (_cases(content[name], root, name, []) for name in SECTIONS[:-1])
     lists = CaseLists(training, unlabelled, validation, test)
-    findings += [finding for finding in two_lists(lists) + shared_labels(lists) if finding.role == "test"]
+    findings += [finding for finding in two_lists(lists) if finding.role == "test"]
     findings += missing_files(CaseLists(test=test))
     raise_first_error(findings)
     logger.info(f"{len(test)} cases for testing.")

@@ -83,41 +83,37 @@ def is_image_folder(name: str) -> bool:
 
 def is_part_folder(name: str) -> bool:
     """Whether a folder holds many cases and never a single one: `train`, `Testing Set`, `labelled`, ..."""
-    return name.lower() in {"labelled", "labeled", "unlabelled", "unlabeled"} or _part_named_by(name)[1]
+    return name.lower() in {"labelled", "labeled", "unlabelled", "unlabeled"} or _part_named_by(name) is not None
 
 
 def _has_role_and_part(name: str, role: frozenset[str], other: frozenset[str]) -> bool:
     words = set(_words(name))
-    return bool(words & role) and not words & other and _part_named_by(name)[1]
+    return bool(words & role) and not words & other and _part_named_by(name) is not None
 
 
 def _words(name: str) -> list[str]:
     """Split a name where it has no letters, and before capitals: `TestSet_2` gives `test` and `set`."""
-    return [word.lower() for word in _cased_words(name)]
+    words = re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    return [word.lower() for word in words if word]
 
 
-def _cased_words(name: str) -> list[str]:
-    return list(filter(None, re.split(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)))
+def _part_named_by(folder: str) -> str | None:
+    """Return the part that the name of a folder stands for, or `None`.
 
-
-def _part_named_by(folder: str) -> tuple[str | None, bool]:
-    """Return the part that the name of a folder contains, and whether the name says no more than that.
-
-    A name that says more, such as `test_subject_3` or `ISLES_Testing`, may be the name of a case. In such a name, `TS`,
-    `VA` and `TR` in capitals count as initials. A name with several parts (`train_test`) names none.
+    A name that says more than the part and its role, such as `test_subject_3`, `test001` or `ses-test`, may be that of
+    a case, and one with several parts (`train_test`) names none.
 
     >>> _part_named_by("Testing Set"), _part_named_by("test_subject_3"), _part_named_by("latest")
-    (('test', True), ('test', False), (None, False))
+    ('test', None, None)
     """
     match = _LABEL_FOLDER.fullmatch(folder) or _IMAGE_FOLDER.fullmatch(folder)
     if match and match[1]:
-        return PART_WORDS[match[1].lower()], True
-    words = _cased_words(folder)
+        return PART_WORDS[match[1].lower()]
+    words = _words(folder)
     known = PART_WORDS.keys() | _IMAGE_PARTS | _LABEL_PARTS | _SETS
-    plain = not re.search(r"\d", folder) and all(word.lower() in known for word in words)
-    counted = [word.lower() for word in words if plain or len(word) > 2 or not word.isupper()]
-    parts = {PART_WORDS[word] for word in counted if word in PART_WORDS}
-    return (parts.pop(), plain) if len(parts) == 1 else (None, False)
+    parts = {PART_WORDS[word] for word in words if word in PART_WORDS}
+    plain = len(parts) == 1 and set(words) <= known and not re.search(r"\d", folder)
+    return parts.pop() if plain else None
 
 
 def is_label_stem(stem: str) -> bool:
@@ -218,21 +214,11 @@ def place_of(path: str) -> tuple[str, ...]:
 
 
 def part_of(path: str) -> str:
-    """Return `test` or `validation` if a folder of the path marks it (`imagesTs`, `Testing Set`), else `training`."""
-    return named_part(path) or TRAINING
-
-
-def named_part(path: str) -> str | None:
-    """Return the part that the folders of a path name, or `None`.
-
-    The innermost folder that names only a part decides (`imagesTs`, `Testing Set`). If there is none, the outermost
-    folder whose name contains a part does, because folders in it may be cases (`BraTS_Training/test_subject_3`).
-    """
+    """Return the part that the innermost such folder of a path names (`imagesTs`, `Testing Set`), else `training`."""
     if path.startswith("/"):  # an absolute path is outside of the searched folder, so its folders say nothing
-        return None
-    named = [_part_named_by(folder) for folder in PurePosixPath(path).parent.parts]
-    sure = [part for part, plain in named if plain]
-    return sure[-1] if sure else next((part for part, _ in named if part), None)
+        return TRAINING
+    named = map(_part_named_by, reversed(PurePosixPath(path).parent.parts))
+    return next(filter(None, named), TRAINING)
 
 
 def split_channel(stem: str, channels: tuple[str, ...] | None) -> tuple[str, str] | None:

@@ -42,19 +42,22 @@ class _Grouping:
         keys: group of each case; a case without one has a key of its own.
         rests: what follows the key in the name or path of each case.
         sure: whether the groups are patients by definition.
+        cut: whether the keys end within a number, as in `patient00` of `patient001`, so that a word in front of it says
+            nothing about the group.
     """
 
     what: str
     keys: list[str]
     rests: list[str]
     sure: bool = False
+    cut: bool = False
 
     def are_patients(self) -> bool:
         """Whether the groups are several patients, judged by their number and size and by the words in the names."""
         sizes = Counter(self.keys)
         if max(sizes.values(), default=0) < 2 or len(sizes) < 2:
             return False
-        if self.sure or self._all(_PATIENT.fullmatch):
+        if self.sure or (not self.cut and self._all(_PATIENT.fullmatch)):
             return True
         if len(sizes) < FEWEST_PATIENTS:
             return False
@@ -65,7 +68,8 @@ class _Grouping:
         """Whether large groups have names such as `knee01_03`, which may be patients or sites."""
         sizes = Counter(self.keys)
         return (
-            sum(size > 1 for size in sizes.values()) >= FEWEST_PATIENTS
+            not self.cut
+            and sum(size > 1 for size in sizes.values()) >= FEWEST_PATIENTS
             and self._all(lambda key: _WORD_AND_NUMBER.fullmatch(key) and not _SITE.fullmatch(key))
             and self._all(None, _NEXT_NUMBER.match)
         )
@@ -171,7 +175,7 @@ def _groupings(cases: Sequence[tuple[str, str]]) -> Iterator[_Grouping]:
     for digits in (2, 1):
         if _count_visits(names, digits):
             ends = [name[-digits:] for name in names]
-            yield _Grouping("the beginning of their numbers", [name[:-digits] for name in names], ends)
+            yield _Grouping("the beginning of their numbers", [name[:-digits] for name in names], ends, cut=True)
 
 
 def _places(paths: Sequence[str]) -> list[tuple[str, ...]]:

@@ -53,10 +53,22 @@ def test_files_in_subfolders_count_too(lists, tmp_path, names) -> None:
     assert findings == [] and {case["label"] for case in found.unlabelled if "label" in case} == set(given)
 
 
-@pytest.mark.parametrize("name", ["old/b.nii.gz", "old/x.nii.gz"])
+@pytest.mark.parametrize("name", ["old/x.nii.gz", "new/b.nii.gz"])
 def test_a_file_in_a_subfolder_is_refused_like_any_other(lists, tmp_path, name) -> None:
-    _, (finding,) = with_corrected_labels(lists, touch(tmp_path, "b.nii.gz", name))
-    assert finding.kind is Kind.BAD_ENTRY and str(tmp_path / name) in finding.sentence
+    _, (finding,) = with_corrected_labels(lists, touch(tmp_path, "old/b.nii.gz", name))
+    assert finding.kind is Kind.BAD_ENTRY and "old" in finding.sentence
+
+
+def test_a_file_in_the_folder_itself_comes_before_its_copy_in_a_subfolder(lists, tmp_path, caplog) -> None:
+    found, findings = with_corrected_labels(lists, touch(tmp_path, "a_copy/b.nii.gz", "b.nii.gz", "later/c.nii.gz"))
+    assert findings == []
+    assert {case["label"] for case in found.labelled[1:]} == {
+        str(tmp_path / "b.nii.gz"),
+        str(tmp_path / "later/c.nii.gz"),
+    }
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("a_copy" in sentence and "not used" in sentence for sentence in told)
+    assert any("later" in sentence for sentence in told)
 
 
 def test_without_files_nothing_changes(lists, tmp_path) -> None:

@@ -30,6 +30,10 @@ NONE = {
     "a year in front": [(f"BraTS2021_{n:05d}", f"x/{n}.nii") for n in range(30)],
     "sites in folders": [(f"{s}{n}", f"data/site_{s}/c{n}.nii") for s, n in product("abc", range(10))],
     "sites in names": [(f"site{s}_{n:03d}", f"{s}{n}.nii") for s, n in product(range(3), range(10))],
+    **{
+        f"{word} and a number": [(f"{word}{n:03d}", f"images/{word}{n:03d}.nii") for n in range(1, count + 1)]
+        for word, count in (("patient", 12), ("sub-", 10), ("Patient_", 100))
+    },
     "UIDs": [(f"1.2.840.{n}", f"x/1.2.840.{n}") for n in range(9)],
     "one folder each": [(f"p{n}", f"p{n}/imaging.nii") for n in range(6)],
     "no case": [],

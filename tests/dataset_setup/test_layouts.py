@@ -177,8 +177,15 @@ def test_a_label_is_not_given_the_image_of_another_site(images, labels, labelled
     assert f"s1/{labels}/002.nii has no matching image" in refusal(*paths)
 
 
-def test_a_label_of_a_site_without_images_is_not_given_the_image_of_another_one() -> None:
-    assert "s3/labels/b.nii" in refusal("s1/images/a.nii", "s1/labels/a.nii", "s1/images/b.nii", "s3/labels/b.nii")
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("batch0/images/a.nii", "batch1/images/b.nii", "batch0/labels/a.nii", "batch0/labels/b.nii"),
+        ("p/anat/p_t1.nii", "p/dwi/p_adc.nii", "p/anat/p_t1_seg.nii", "p/anat/p_adc_seg.nii"),
+    ],
+)
+def test_names_that_occur_once_are_matched_wherever_they_are(paths) -> None:
+    assert [case.label for case in cases_of(*paths)] == list(paths[2:])
 
 
 def test_images_and_labels_may_be_in_separate_trees() -> None:

@@ -144,7 +144,7 @@ def shared_labels(lists: CaseLists) -> list[Finding]:
         kind = Kind.LABEL_TWICE if SPLIT[role] == SPLIT[other_role] else Kind.LABEL_LEAK
         sentence = (
             f"{case['label']} is the label of {other['case']} ({other_role}) and of {case['case']} ({role}), which are "
-            "different images: correct the datalist."
+            "different images: correct the datalist, or put both cases into one list if they show the same."
         )
         findings.append(Finding(kind, sentence, case["label"], case["case"], role))
     return findings

@@ -37,7 +37,7 @@ class Kind(Enum):
     NOT_FINITE = ("NaN or infinity", Severity.ERROR)
     CONSTANT = ("constant image", Severity.ERROR)
     LEAK = ("image in train and test", Severity.ERROR)
-    LABEL_LEAK = ("label in train and test", Severity.ERROR)
+    LABEL_LEAK = ("label in train and test", Severity.WARNING)
     SAME_PATIENT = ("patient in train and test", Severity.WARNING)
     LABEL_LIKE = ("image looks like a label", Severity.WARNING)
     EXTREMES = ("few extreme voxels", Severity.WARNING)

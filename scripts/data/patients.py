@@ -117,19 +117,18 @@ def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], st
         ({}, '')
     """
     names = [name for name, _ in cases]
-    found = next((grouping for grouping in _groupings(cases) if grouping.are_patients()), None)
-    if found is not None:
+    found, certain = _best_grouping(cases)
+    if found is None:
+        return {}, ""
+    if certain:
         sentence = (
             f"The {len(names)} cases seem to be from {len(set(found.keys))} patients, because they share {found.what} "
             f"({found.example(names)}). All cases of a patient stay on one side of a split. Set patient_pattern to "
             "change this ('.*': every case is a separate patient)."
         )
         return dict(zip(names, found.keys, strict=True)), sentence
-    doubtful = _doubtful(cases)
-    if doubtful is None:
-        return {}, ""
     return {}, (
-        f"Cases that share {doubtful.what} ({doubtful.example(names)}) may be of one patient, but each counts as a "
+        f"Cases that share {found.what} ({found.example(names)}) may be of one patient, but each counts as a "
         "separate patient: if they are, set patient_pattern, or a patient can be in training and test."
     )
 
@@ -140,14 +139,17 @@ def possible_patients(cases: Sequence[tuple[str, str]]) -> dict[str, str]:
     Args:
         cases: see `guess_patients`.
     """
-    if any(grouping.are_patients() for grouping in _groupings(cases)):
-        return {}
-    doubtful = _doubtful(cases)
-    return {} if doubtful is None else dict(zip((name for name, _ in cases), doubtful.keys, strict=True))
+    found, certain = _best_grouping(cases)
+    return {} if found is None or certain else dict(zip((name for name, _ in cases), found.keys, strict=True))
 
 
-def _doubtful(cases: Sequence[tuple[str, str]]) -> _Grouping | None:
-    return next((grouping for grouping in _groupings(cases) if grouping.may_be_patients()), None)
+def _best_grouping(cases: Sequence[tuple[str, str]]) -> tuple[_Grouping | None, bool]:
+    """Return the first grouping into patients, else the first that may be one, and whether it is certain."""
+    groupings = list(_groupings(cases))
+    patients = next((grouping for grouping in groupings if grouping.are_patients()), None)
+    if patients is not None:
+        return patients, True
+    return next((grouping for grouping in groupings if grouping.may_be_patients()), None), False
 
 
 def _groupings(cases: Sequence[tuple[str, str]]) -> Iterator[_Grouping]:

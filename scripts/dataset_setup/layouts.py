@@ -185,11 +185,12 @@ def _pair_by_name(images: Sequence[str], labels: Sequence[str], channels: Sequen
         else:
             alone.append(label)
     # Where names repeat, an image of the same name in a folder that has pairs of its own is another case.
-    repeated = any(len(same) > 1 for same in by_stem.values())
-    sites = {unit.place[:depth] for label, unit in pairs for depth in range(1, _depth_of_fork(label, unit) + 1)}
+    sites: set[tuple[str, ...]] = set()
+    if any(len(same) > 1 for same in by_stem.values()):
+        sites = {unit.place[:depth] for label, unit in pairs for depth in range(1, _depth_of_fork(label, unit) + 1)}
     label_of: dict[_Unit, str] = {}
     for label, unit in pairs:
-        if repeated and sites & _forking_folders(label, unit):
+        if sites & _forking_folders(label, unit):
             alone.append(label)
             hints.append(f"{unit.images[0]}, of the same name, is at another site. ")
             continue

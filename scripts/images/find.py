@@ -196,12 +196,14 @@ def walk_images(folder: Path, passed: list[Path] | None = None) -> Iterator[Path
             UTF-8.
     """
     others: list[Path] = []
+    if passed is None:
+        yield from _walk(folder, set(), others)
+        return
     images: list[Path] = []
     for image in _walk(folder, set(), others):
         images.append(image)
         yield image
-    if passed is not None:
-        passed += _unreadable(others, images)
+    passed += _unreadable(others, images)
 
 
 def _walk(folder: Path, visited: set[str], passed: list[Path]) -> Iterator[Path]:

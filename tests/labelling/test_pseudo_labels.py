@@ -33,7 +33,7 @@ def test_a_pseudo_label_that_was_corrected_in_place_is_kept(tmp_path) -> None:
         pseudo_label(cases, segmenter, writer, "corrected_labels")
 
     run()
-    run()  # files that nobody has changed are written again
+    run()  # overwrites the files of the first run, which nobody has changed
     corrected = tmp_path / "a.nii.gz"
     corrected.write_bytes(b"corrected")
     with pytest.raises(UserError):

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def read_curves(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     lowest = dict(zip((time for time, _ in times), accumulate((step for _, step in times), min), strict=True))
     curves = {}
     for tag in tags:
-        by_step = {each.step: each.value for each in events.Scalars(tag) if each.step <= lowest[each.wall_time]}
+        # By time, because files that begin in the same second are read in the order of their names.
+        scalars = sorted(events.Scalars(tag), key=attrgetter("wall_time"))
+        by_step = {each.step: each.value for each in scalars if each.step <= lowest[each.wall_time]}
         if by_step:
             steps = sorted(by_step)
             curves[tag] = np.array(steps), np.array([by_step[step] for step in steps])

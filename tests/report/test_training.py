@@ -28,6 +28,10 @@ def write_events(folder: Path, first: int, last: int, offset: float = 0.0) -> No
 def test_a_resumed_run_counts_its_later_values(tmp_path: Path) -> None:
     write_events(tmp_path, 1, 6)
     write_events(tmp_path, 5, 8, offset=100)
+    first, second = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    # Two files of the same second are read in the order of the counter at the end of their names, where 10 precedes 9.
+    first.rename(tmp_path / "events.out.tfevents.1700000000.host.1.9")
+    second.rename(tmp_path / "events.out.tfevents.1700000000.host.1.10")
     steps, values = read_curves(tmp_path)["Loss/total"]
     assert steps.tolist() == list(range(1, 9))
     assert values.tolist() == [1, 2, 3, 4, 105, 106, 107, 108]

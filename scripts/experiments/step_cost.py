@@ -26,8 +26,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -51,7 +52,7 @@ from scripts.experiments.measure import (
     training_run,
 )
 from scripts.networks.vnet import VNet
-from scripts.training.precision import place
+from scripts.training.precision import autocast_dtype, place
 
 
 def parse_settings(text: str) -> dict[str, Any]:
@@ -144,7 +145,6 @@ SSNET = {
     "base_filters": 16,
     "norm": "batch",
     "network_def::dropout_prob": 0.5,
-    "precision": "fp32",
 }
 """Network, patch, batch and number of classes of the authors' script."""
 
@@ -153,19 +153,23 @@ EXACT = {"prototype_loss::samples_per_class": None, "prototype_loss::embeddings_
 
 
 def authors(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time and peak memory of a step of SS-Net: the authors' code, and ours with the same work and as configured."""
+    """Time and peak memory of a step of SS-Net: the authors' code, and ours with the same work and as configured.
+
+    Ours is measured in fp32, and in bf16 if the CPU computes it.
+    """
     options.config = ["networks/vnet.yaml", "methods/ssnet.yaml"]
+    precisions = ["fp32"] if autocast_dtype("auto", "cpu") is None else ["fp32", "bf16"]
     with tempfile.TemporaryDirectory() as folder:
         ensure_demo_dataset(Path(folder, "demo"))
-        runs: dict[str, Callable[[], dict[str, float]]] = {
-            "authors": lambda: in_process(_authors_run, options.reference.absolute(), options.steps),
-            "ours, all voxels": lambda: in_process(_measured_run, options, {**SSNET, **EXACT}, folder),
-            "ours": lambda: in_process(_measured_run, options, SSNET, folder),
-        }
+        runs = {"authors": partial(_authors_run, options.reference.absolute(), options.steps)}
+        for precision in precisions:
+            for words, overrides in (("ours, all voxels", SSNET | EXACT), ("ours", SSNET)):
+                overrides = overrides | {"precision": precision}
+                runs[f"{words}, {precision}"] = partial(_measured_run, options, overrides, folder)
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
         for _ in range(options.repeats):
             for name, run in runs.items():
-                measured[name].append(run())
+                measured[name].append(in_process(run))
     medians = _medians(measured)
     return [
         {

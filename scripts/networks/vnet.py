@@ -16,6 +16,9 @@ from scripts.networks.norms import INSTANCE_NORM
 STAGE_LAYERS = (1, 2, 3, 3, 3)
 """Number of 3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
 
+RELU = ("relu", {"inplace": True})
+"""In place, because neither the convolution nor the norm before it needs its output in the backward pass."""
+
 
 def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None:
     """Add the arguments that MONAI's norm factory needs: `affine`, and a number of groups that divides every width."""
@@ -35,7 +38,7 @@ class _ConvStage(nn.Sequential):
         super().__init__(
             *(
                 Convolution(
-                    3, in_channels if i == 0 else out_channels, out_channels, act="relu", norm=norm, adn_ordering="NA"
+                    3, in_channels if i == 0 else out_channels, out_channels, act=RELU, norm=norm, adn_ordering="NA"
                 )
                 for i in range(layers)
             )
@@ -45,7 +48,7 @@ class _ConvStage(nn.Sequential):
 def _down(channels: int, norm: str | tuple | None) -> Convolution:
     """Halve each side with a strided 2x2x2 convolution and double the channels."""
     return Convolution(
-        3, channels, 2 * channels, strides=2, kernel_size=2, padding=0, act="relu", norm=norm, adn_ordering="NA"
+        3, channels, 2 * channels, strides=2, kernel_size=2, padding=0, act=RELU, norm=norm, adn_ordering="NA"
     )
 
 
@@ -60,7 +63,7 @@ def _up(channels: int, norm: str | tuple | None) -> Convolution:
         padding=0,
         output_padding=0,
         is_transposed=True,
-        act="relu",
+        act=RELU,
         norm=norm,
         adn_ordering="NA",
     )

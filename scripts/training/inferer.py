@@ -187,7 +187,9 @@ class FeatureInferer(Inferer):
             stride = (side + -side % self.divisor) // output.shape[axis]
             if stride < 1:
                 raise UserError(f"Layer '{layer}' is finer than the image; set feature_layer to another one.")
-            output = output.narrow(axis, 0, -(-side // stride))
+            cells = -(-side // stride)
+            if cells < output.shape[axis]:  # otherwise the backward pass would copy the whole gradient
+                output = output.narrow(axis, 0, cells)
         return output
 
 

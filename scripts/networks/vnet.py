@@ -17,7 +17,10 @@ STAGE_LAYERS = (1, 2, 3, 3, 3)
 """Number of 3x3x3 convolutions per stage, from full resolution to the bottleneck; the same in encoder and decoder."""
 
 RELU = ("relu", {"inplace": True})
-"""In place, because neither the convolution nor the norm before it needs its output in the backward pass."""
+"""In place, because neither the convolution nor the norm before it needs its output in the backward pass.
+
+A hook that keeps the output of such a norm or convolution therefore sees it after the ReLU.
+"""
 
 
 def _norm_for(norm: str | tuple | None, base_filters: int) -> str | tuple | None:

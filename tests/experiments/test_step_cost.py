@@ -104,7 +104,6 @@ def test_a_step_is_compared_with_that_of_the_authors_script(tiny_demo, monkeypat
     monkeypatch.setattr(step_cost, "ensure_demo_dataset", lambda folder: folder.symlink_to(tiny_demo))
     small = {"roi_size": [16, 16, 16], "base_filters": 2, "spacing": [3.0, 3.0, 4.0]}
     monkeypatch.setattr(step_cost, "SSNET", step_cost.SSNET | small)
-    monkeypatch.setattr(step_cost, "in_process", lambda function: function())
     monkeypatch.setattr(step_cost, "autocast_dtype", lambda *_: None)  # a CPU without bf16
     step_cost.main(["authors", "--reference", str(tmp_path), "--steps", "1", "--repeats", "1"])
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]

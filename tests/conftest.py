@@ -106,7 +106,7 @@ def tiny_workflow(
         report = {"report": False} if "evaluate.yaml" in files else {}
         values = {**TINY, "dataset_dir": str(demo), **report, **values}
     else:
-        values = {"bundle_root": str(ROOT), "device": "cpu", **values}
+        values = {"bundle_root": str(ROOT), "device": "cpu", "precision": "fp32", **values}
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / "configs" / file) for file in files],
         workflow_type=workflow_type,

@@ -27,7 +27,7 @@ CT_MINIMUM = -200  # HU; MR and PET do not reach such low values, and air is -10
 SMALL_VOLUME = 64**3  # voxels; up to this size full resolution costs little (docs/results/accuracy.md)
 STEP_SHARE = 0.5  # fraction of the device memory that a training step may use
 GPU_MEMORY = {"gpu8": 8 * 2**30, "gpu24": 24 * 2**30}  # bytes, by preset
-PASSES = 3  # copies of the activations: output, gradient, and one for the workspace of convolutions
+PASSES = 4  # memory of a step relative to its activations: output, gradient, workspace of convolutions, further passes
 
 
 @dataclass(frozen=True)

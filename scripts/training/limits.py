@@ -27,20 +27,28 @@ from scripts.training.inferer import FeatureInferer, stages
 logger = logging.getLogger("check")
 
 
-def activation_bytes(network: nn.Module, shape: Sequence[int], activation_checkpointing: bool = False) -> int:
-    """Count the bytes of all layer outputs of one forward pass in float32, on meta tensors.
+def activation_bytes(
+    network: nn.Module,
+    shape: Sequence[int],
+    activation_checkpointing: bool = False,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Count the bytes of the layer outputs of one forward pass, on meta tensors. In-place layers have no own output.
 
     Args:
         network: image to logits.
         shape: input `(B, C, D, H, W)`.
         activation_checkpointing: count the outputs of the network's `stages` only.
+        dtype: autocast's type; `None` for float32.
     """
     ghost = copy.deepcopy(network).to("meta")
+    bytes_per_value = (dtype or torch.float32).itemsize
     total = 0
 
-    def count(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+    def count(module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
         nonlocal total
-        total += output.numel() * 4 if isinstance(output, torch.Tensor) else 0
+        if isinstance(output, torch.Tensor) and not getattr(module, "inplace", False):
+            total += output.numel() * bytes_per_value
 
     layers = [module for module in ghost.modules() if not list(module.children())]
     for module in stages(ghost) if activation_checkpointing else layers:
@@ -57,10 +65,11 @@ def check_memory(
     batch_size: int,
     divisor: int,
     activation_checkpointing: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Compare the memory that a training step needs with the free memory of the network's device, before loading data.
 
-    The estimate is a lower bound: the outputs of all layers, weights, gradients, two moments of Adam, and the teacher.
+    The estimate is a lower bound: the outputs of the layers, weights, gradients, two moments of Adam, and the teacher.
 
     Args:
         network: the network to train.
@@ -69,6 +78,7 @@ def check_memory(
         batch_size: patches per pass, both streams together.
         divisor: the sides of a patch are padded to multiples of this number.
         activation_checkpointing: see `FeatureInferer`.
+        dtype: autocast's type; `None` for float32.
 
     Raises:
         UserError: if a step does not fit (the message gives both amounts and says what to lower), or if the network
@@ -77,7 +87,7 @@ def check_memory(
     shape = (batch_size, in_channels, *(math.ceil(side / divisor) * divisor for side in roi_size))
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     try:
-        need = activation_bytes(network, shape, activation_checkpointing) + 5 * weights
+        need = activation_bytes(network, shape, activation_checkpointing, dtype) + 5 * weights
     except ValueError as error:  # torch cannot normalise the single value that the deepest layer may hold
         raise UserError(
             f"The network cannot train on patches of {'x'.join(map(str, roi_size))} voxels (roi_size): "
@@ -132,7 +142,8 @@ def check_before_training(
     batch = batch_labelled + (batch_unlabelled if cases.unlabelled else 0)
     part = math.ceil(batch / accumulation_steps)
     check_memory(
-        network, dataset.in_channels, dataset.roi_size, part, inferer.divisor, inferer.activation_checkpointing
+        *(network, dataset.in_channels, dataset.roi_size, part),
+        *(inferer.divisor, inferer.activation_checkpointing, inferer.dtype),
     )
     check_headers_before_training(dataset, cases, batch_unlabelled > 0)
 

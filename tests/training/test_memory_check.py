@@ -24,6 +24,33 @@ def test_layer_outputs_are_counted_once_each(network) -> None:
     assert activation_bytes(network, (2, 1, 4, 6, 8)) == 4 * voxels * (3 + 3 + 2)
 
 
+def test_layers_in_place_have_no_output_of_their_own(network) -> None:
+    network[1] = nn.ReLU(inplace=True)
+    assert activation_bytes(network, (2, 1, 4, 6, 8)) == 4 * 2 * 4 * 6 * 8 * (3 + 2)
+
+
+def test_autocast_halves_the_bytes(network) -> None:
+    assert activation_bytes(network, (2, 1, 4, 6, 8), dtype=torch.bfloat16) == 2 * 2 * 4 * 6 * 8 * (3 + 3 + 2)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_count_is_at_most_what_autograd_stores(dtype) -> None:
+    network, shape = VNet(base_filters=2, norm="batch"), (2, 1, 32, 32, 32)
+    stored = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        stored[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None),
+    ):
+        network(torch.zeros(shape))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in stored.values())
+    assert 0.5 * total < activation_bytes(network, shape, dtype=dtype) <= total
+
+
 def test_counting_does_not_change_the_network(network) -> None:
     activation_bytes(network, (1, 1, 4, 4, 4))
     assert all(p.device.type == "cpu" for p in network.parameters())

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Write variants of a dataset for experiments: other test cases, labels in a few slices only, corrected pseudo-labels.
+r"""Write variants of a dataset for experiments: other test cases, sparse, corrected and faulty labels.
 
     python -m scripts.experiments.datasets held-out FOLDER --first 60 --hold_out 20 --output dev.json
     python -m scripts.experiments.datasets sparse FOLDER --output SPARSE --cases 8 --slices 5
     python -m scripts.experiments.datasets corrected FOLDER --output CORRECTED --proposals PSEUDO_LABELS --cases 8
+    python -m scripts.experiments.datasets faulty FOLDER --output FAULTY --fault shifted
 
 `held-out` writes a datalist for tuning, to be passed to training and evaluation with `--datalist`: the first 60
 training cases stay under `training`, the next 20 become `test`, and the test cases of the dataset are not used.
@@ -14,6 +15,9 @@ choose them. Images, unlabelled cases and test cases are those of the original d
 
 `corrected` plays the annotator who corrects the slices that `pseudo-label --slices` proposed: in the least confident
 cases, those slices get the dataset's own labels. Train with `--corrected_labels CORRECTED`.
+
+`faulty` plays another program that segments the training cases with a known fault: it writes the dataset's own labels,
+changed. Train with `--foreign_labels FAULTY`.
 """
 
 from __future__ import annotations
@@ -163,6 +167,50 @@ def write_corrected_labels(
     return names
 
 
+def shifted(label: np.ndarray, _index: int) -> np.ndarray:
+    """Shift every structure by one voxel along each axis; the first planes become background."""
+    result = np.zeros_like(label)
+    result[1:, 1:, 1:] = label[:-1, :-1, :-1]
+    return result
+
+
+def missing(label: np.ndarray, index: int) -> np.ndarray:
+    """Remove the structure with the highest value from every second case."""
+    return np.where(label == label.max(), 0, label) if index % 2 else label
+
+
+def swapped(label: np.ndarray, index: int) -> np.ndarray:
+    """Exchange the two structures with the lowest values in every second case."""
+    first, second = np.unique(label[label > 0])[:2]
+    return np.select([label == first, label == second], [second, first], label) if index % 2 else label
+
+
+FAULTS = {fault.__name__: fault for fault in (shifted, missing, swapped)}
+
+
+def write_faulty_labels(folder: Path, datalist: str, output: Path, fault: str) -> list[str]:
+    """Write the labels of all training cases with a fault.
+
+    Args:
+        folder: folder of the dataset; all its training cases must have labels.
+        datalist: its list of cases.
+        output: output folder, created if needed.
+        fault: a key of `FAULTS`.
+
+    Returns:
+        The names of the cases.
+    """
+    names = []
+    for index, case in enumerate(load_cases(DatasetSpec(folder, datalist)).labelled):
+        header, (voxels,) = read_volume(case["label"])
+        label = FAULTS[fault](np.rint(voxels).astype(np.int64), index)
+        write_volume(
+            output / f"{case['case']}.nii.gz", label.astype(label_dtype(np.unique(label).tolist())), header.affine
+        )
+        names.append(case["case"])
+    return names
+
+
 def held_out(options: argparse.Namespace) -> None:
     """Write a datalist in which some training cases serve as test cases."""
     content = held_out_datalist(options.folder, options.datalist, options.first, options.hold_out)
@@ -187,9 +235,15 @@ def corrected(options: argparse.Namespace) -> None:
     )
 
 
+def faulty(options: argparse.Namespace) -> None:
+    """Write the dataset's labels with a known fault."""
+    names = write_faulty_labels(options.folder, options.datalist, options.output, options.fault)
+    print(f"{len(names)} labels in {options.output}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line described at the top of this module."""
-    parser, options = command_line(__doc__, (held_out, sparse, corrected))
+    parser, options = command_line(__doc__, (held_out, sparse, corrected, faulty))
     for option in options.values():
         option("folder", type=Path, metavar="FOLDER", help="folder of the dataset")
         option("--datalist", default="dataset.json", metavar="FILE")
@@ -205,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     option("--proposals", type=Path, required=True, metavar="FOLDER", help="what pseudo-label --slices wrote")
     option("--cases", type=int, default=8, help="number of cases that are corrected, the least confident first")
     option("--ignore_value", type=int, default=255)
+    options["faulty"]("--fault", choices=list(FAULTS), required=True)
     given = parser.parse_args(argv)
     given.function(given)
 

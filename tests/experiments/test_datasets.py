@@ -78,3 +78,20 @@ def test_the_list_has_no_test_case_and_keeps_the_order(tiny_demo, tmp_path) -> N
 def test_too_many_cases_are_refused(tiny_demo, tmp_path) -> None:
     with pytest.raises(UserError, match=r"first.*hold_out.*6"):
         main(["held-out", str(tiny_demo), "--first", "5", "--hold_out", "2", "--output", str(tmp_path / "x.json")])
+
+
+def test_faults_of_another_program(tiny_demo, tmp_path) -> None:
+    cases = load_cases(DatasetSpec(tiny_demo)).labelled
+    for fault in ("shifted", "missing", "swapped"):
+        main(["faulty", str(tiny_demo), "--output", str(tmp_path / fault), "--fault", fault])
+        assert sorted(path.name for path in (tmp_path / fault).iterdir()) == [f"{c['case']}.nii.gz" for c in cases]
+    for index, case in enumerate(cases):
+        header, (whole,) = read_volume(case["label"])
+        found = {}
+        for fault in ("shifted", "missing", "swapped"):
+            faulty_header, (found[fault],) = read_volume(tmp_path / fault / f"{case['case']}.nii.gz")
+            np.testing.assert_allclose(faulty_header.affine, header.affine, atol=1e-5)
+        np.testing.assert_array_equal(found["shifted"][1:, 1:, 1:], whole[:-1, :-1, :-1])
+        order = [0, 2, 1, 3] if index % 2 else [0, 1, 2, 3]
+        np.testing.assert_array_equal(found["swapped"], np.array(order)[whole.astype(int)])
+        np.testing.assert_array_equal(found["missing"], np.array([0, 1, 2, 0 if index % 2 else 3])[whole.astype(int)])

@@ -80,8 +80,10 @@ def root_user_error(error: BaseException | None) -> UserError | None:
 
 HINT = "Add --debug true to the command to see the traceback."
 UNDEFINED_REFERENCE = "is not defined in the config content"
-COMPONENT = re.compile(r"Failed to instantiate component '([\w.]+)'")
-TRANSFORM = re.compile(r"applying transform <(?:\w+\.)*(\w+) object")
+PLACE = re.compile(r"Failed to instantiate component '([\w.]+)'|applying transform <(?:\w+\.)*(\w+) object")
+EXPRESSION = re.compile(r"Failed to evaluate ConfigExpression: \s*['\"](.*)['\"]", re.DOTALL)
+MONAI_REFERENCE = re.compile(r"__local_refs\['(.+?)'\]")
+"""What MONAI makes of `@key` in an expression."""
 MAX_LENGTH = 400
 
 
@@ -107,7 +109,7 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, OSError) and cause.strerror:
         name = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else "a file"
         return f"Cannot read or write {name}: {cause.strerror}. {HINT}"
-    place = _last_match(COMPONENT, chain) or _last_match(TRANSFORM, chain)
+    place = _failed_expression(chain) or _last_place(chain)
     return f"{f'{place} failed: ' if place else ''}{words}. {HINT}"
 
 
@@ -121,9 +123,22 @@ def chain_of(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _last_match(pattern: re.Pattern[str], chain: list[BaseException]) -> str | None:
-    found = [match[1] for match in map(pattern.search, map(str, chain)) if match]
+def _last_place(chain: list[BaseException]) -> str | None:
+    """Return the innermost component or transform that failed."""
+    found = [match[1] or match[2] for match in map(PLACE.search, map(str, chain)) if match]
     return found[-1] if found else None
+
+
+def _failed_expression(chain: list[BaseException]) -> str | None:
+    """Return the `$` expression that failed; `None` if the error comes from code that an expression calls."""
+    cause = chain[-1]
+    if isinstance(cause, SyntaxError) and cause.filename == "<unknown>":
+        return f"The expression {(cause.text or '').strip()}"
+    frames = traceback.extract_tb(cause.__traceback__)
+    if not frames or frames[-1].filename != "<string>":
+        return None
+    found = [match[1] for match in map(EXPRESSION.search, map(str, chain)) if match]
+    return "The expression " + MONAI_REFERENCE.sub(r"@\1", found[-1]) if found else None
 
 
 def _words_of(error: BaseException) -> str:

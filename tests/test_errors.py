@@ -100,6 +100,27 @@ def test_a_component_that_cannot_be_built_is_named_with_its_argument() -> None:
     assert "\n" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("config", "entry", "named"),
+    [
+        ({"a": {"b": ["$1 / 0"]}}, "a::b::0", "$1 / 0"),
+        ({"run": "$@side", "side": "$@size[3]", "size": [1, 2]}, "run", "$@size[3]"),
+        ({"run": "$@spacing", "spacing": "$unknown_name"}, "run", "$unknown_name"),
+        ({"run": "$@size", "size": "$[1, 2"}, "run", "[1, 2"),
+    ],
+)
+def test_an_expression_that_fails_is_quoted(config, entry, named) -> None:
+    assert named in raised_by(config, entry)
+
+
+def test_an_error_in_code_that_an_expression_calls_is_not_that_of_the_expression() -> None:
+    config = {
+        "check": {"_target_": "scripts.files.require_file", "_mode_": "callable"},
+        "run": "$@check(path=0, hint='')",
+    }
+    assert "@check" not in raised_by(config, "run")
+
+
 def test_an_undefined_reference_is_named() -> None:
     assert "`@nothing`" in raised_by({"run": "$@nothing + 1"}, "run")
 

@@ -58,9 +58,10 @@ def wait_for_the_other(hanging_rank: int) -> str:
     return "the exchange succeeded"
 
 
-def test_a_rank_that_hangs_for_longer_than_the_patience_ends_the_others_with_a_user_error(tmp_path) -> None:
-    waiting, _ = run_ranks(2, tmp_path / "ranks", wait_for_the_other, 1, join=False)
-    assert "--resume true" in waiting
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_rank_that_hangs_for_longer_than_the_patience_ends_the_others_with_a_user_error(hanging, tmp_path) -> None:
+    messages = run_ranks(2, tmp_path / "ranks", wait_for_the_other, hanging, join=False)
+    assert "--resume true" in messages[1 - hanging]
 
 
 def join_and_sleep(folder: Path) -> None:

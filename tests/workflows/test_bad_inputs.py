@@ -128,6 +128,44 @@ def image_without_permission_to_read(case: Case) -> str:
     return case.image.name
 
 
+@bad_input(CHECK, TRAIN, EVALUATE)
+def folder_under_the_name_of_the_datalist(case: Case) -> str:
+    (case.data.root / "dataset.json").mkdir()
+    return "dataset.json"
+
+
+@bad_input(TRAIN)
+def models_folder_without_permission_to_write(case: Case) -> str:
+    case.model.parent.chmod(0o555)
+    case.prepare = obey_file_permissions
+    return str(case.model.parent)
+
+
+@bad_input(CHECK, TRAIN, EVALUATE, INFER)
+def expression_that_fails(case: Case) -> str:
+    case.settings["spacing"] = "$[1.0, 2.0, 1 / 0]"
+    return case.settings["spacing"]
+
+
+@bad_input(TRAIN, EVALUATE, INFER)
+def value_of_another_type_in_a_transform(case: Case) -> str:
+    window = {"a_min": "low", "a_max": 200, "b_min": 0, "b_max": 1}
+    case.settings["intensity"] = {"_target_": "ScaleIntensityRanged", "keys": "image", **window}
+    return "ScaleIntensityRange"
+
+
+@bad_input(NEW)
+def missing_folder_of_labels(case: Case) -> str:
+    case.options += ["--labels", "/nowhere"]
+    return "/nowhere"
+
+
+@bad_input(NEW)
+def missing_folder_of_unlabelled_images(case: Case) -> str:
+    case.options += ["--unlabelled", "/nowhere"]
+    return "/nowhere"
+
+
 @bad_input(EVALUATE, TRAIN, INFER, CHECK, NEW)
 def missing_data_folder(case: Case) -> str:
     shutil.rmtree(case.data.root)
@@ -385,3 +423,17 @@ def test_the_name_of_a_case_is_never_taken_for_a_path(command: str, make_case) -
     done, results = run(case)
     assert done.code == 0, done.errors
     assert results
+
+
+@pytest.mark.parametrize("change", ["new", "changed", "removed"])
+def test_the_judge_sees_a_file_that_a_command_changes_outside_its_folders(change, make_case, monkeypatch) -> None:
+    case = make_case(INFER)
+
+    def spoil(_words, folder: Path, *_) -> forked_command.Finished:
+        file = folder / "data/images" / ("new.nii.gz" if change == "new" else "l1.nii.gz")
+        file.unlink() if change == "removed" else file.write_bytes(b"changed")
+        return forked_command.Finished(1, "", "Error: x")
+
+    monkeypatch.setattr(forked_command, "run", spoil)
+    with pytest.raises(AssertionError):
+        run(case)

@@ -185,7 +185,12 @@ def evaluate(words: list[str]) -> int:
     """Evaluate a trained network, or --predictions of any program, on the test cases."""
     given = option_value(words, "--predictions") is not None
     file = CONFIGS / ("predictions.yaml" if given else "evaluate.yaml")
-    return _run_on_dataset(evaluate, "evaluate", "evaluating", [file], words)
+    code = _run_on_dataset(evaluate, "evaluate", "evaluating", [file], words)
+    if code == 0 and not given:
+        model = [word for key in ("--ckpt_dir", "--checkpoint") if (v := option_value(words, key)) for word in (key, v)]
+        dataset = ["--dataset", words[0]] if words and not words[0].startswith("-") else []
+        print(f"Predict: {shell_line(['python', '-m', 'scripts', 'predict', 'IMAGES', *dataset, *model])}")
+    return code
 
 
 def compare(words: list[str]) -> int:
@@ -207,9 +212,9 @@ test, over all classes and for each class. docs/metrics.md explains what it can 
 
 
 def report(words: list[str]) -> int:
-    """Make a page that shows the results of an evaluation or of predicted images."""
+    """Make a page that shows the results of a training, an evaluation or an inference."""
     text = """\
-OUTPUT_DIR is the output folder of `evaluate`, which makes the page itself, or of `predict`. Writes
+OUTPUT_DIR is the output folder of `train`, of `evaluate`, which makes the page itself, or of `predict`. Writes
 OUTPUT_DIR/report/index.html, one file that opens in any browser without a network. docs/report.md explains it."""
     parser = Parser(report, "report", text)
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", nargs="?", help="the folder (default: outputs)")
@@ -293,7 +298,10 @@ def predict(words: list[str]) -> int:
         if option_value(passed, "--ckpt_dir") is None:
             given += ["--ckpt_dir", shown_path(TRAINED)]
     files += [find_part("network", options.network)] if options.network else []
-    return _run(None, files, options.debug, [*given, *passed])
+    code = _run(None, files, options.debug, [*given, *passed])
+    if code == 0:
+        print(f"Report: {shell_line(['python', '-m', 'scripts', 'report', options.output_dir or 'outputs/inference'])}")
+    return code
 
 
 def info(words: list[str]) -> int:

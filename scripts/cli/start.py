@@ -90,5 +90,9 @@ def check_command_line(argv: tuple[str, ...]) -> None:
     warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     # A filter and not a level, because MONAI resets the levels of its loggers when it reads `logging.conf`.
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").addFilter(lambda record: record.levelno >= logging.ERROR)
+    for engine in ("SupervisedEvaluator", "TwoStreamTrainer"):  # the error itself is printed at the end
+        logging.getLogger(f"ignite.engine.engine.{engine}").addFilter(
+            lambda record: "terminating due to exception" not in record.msg
+        )
     gc.freeze()  # exclude the half million objects of imported modules from garbage collection
     limit_threads()

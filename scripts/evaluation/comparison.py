@@ -135,8 +135,8 @@ def conclusion(result: Mapping[str, Any]) -> str:
     p, smallest = result["p_value"], 2 / 2**count
     if count < MIN_CASES:
         return (
-            f"With {count} differing cases the smallest two-sided p that the test can give is 2/2^{count} = "
-            f"{smallest:g}, so that no difference, however large, can reach 5 %."
+            f"With {count} differing cases the smallest two-sided p that the test can give is {smallest:g}, "
+            f"so that no difference, however large, can reach 5 %."
         )
     if p < 0.05:
         return (

@@ -16,6 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys
 
 from scripts.data.training_cases import PERCENTILES, CaseMeasures, flip_gains
+from scripts.data.weights import CASES
 from scripts.evaluation.report import CONFIDENCE
 
 
@@ -219,7 +220,7 @@ def alarms_of(network: Any, label_names: Sequence[str]) -> Alarms | None:
     Returns:
         The alarms; `None` for a model without the record, such as older weights and formats other than `.pt`.
     """
-    training = getattr(network, "training_cases", None)
+    training = getattr(network, "records", {}).get(CASES)
     return None if training is None else Alarms(training, label_names)
 
 

@@ -18,6 +18,7 @@ from scripts.data.spec import DatasetSpec
 from scripts.data.weights import (
     CASES,
     NETWORK,
+    RUN,
     build_network,
     preprocessing_record,
     read_weights,
@@ -59,13 +60,13 @@ def load_weights(
         UserError: if the file is missing or damaged, or does not fit the network. The message names the file and the
             first weight that is missing, unexpected, of another shape or not finite.
     """
-    return _weights_and_cases(path, network, dataset, hint)[0]
+    return _weights_and_records(path, network, dataset, hint)[0]
 
 
-def _weights_and_cases(
+def _weights_and_records(
     path: str | Path, network: nn.Module, dataset: DatasetSpec | None, hint: str
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    """Return the network of `load_weights`, and the file's record of its training cases or `None`."""
+) -> tuple[nn.Module, dict[str, dict[str, Any] | None]]:
+    """Return the network of `load_weights`, and the file's records `RUN` and `CASES`, `None` where it has none."""
     state = read_weights(path, hint)
     record = record_of(state, NETWORK)
     if record is not None:
@@ -88,7 +89,7 @@ def _weights_and_cases(
             "labels will be wrong: put the config file of the dataset it was trained on last in --config_file."
         )
     network.load_state_dict(state)
-    return network.eval(), record_of(state, CASES)
+    return network.eval(), {entry: record_of(state, entry) for entry in (RUN, CASES)}
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
@@ -113,15 +114,14 @@ class InferenceNetwork(nn.Module):
     Args:
         network: maps windows `(B, C, D, H, W)` to logits.
         dtype: type for autocast, or `None` for fp32.
-        training_cases: the record of the training cases in the model file (`scripts/data/training_cases.py`), or
-            `None`.
+        records: records in the model file, by `RUN` and `CASES` of `scripts/data/weights.py`.
     """
 
     def __init__(
-        self, network: nn.Module, dtype: torch.dtype | None = None, training_cases: Mapping[str, Any] | None = None
+        self, network: nn.Module, dtype: torch.dtype | None = None, records: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.network, self.dtype, self.training_cases = network, dtype, training_cases
+        self.network, self.dtype, self.records = network, dtype, dict(records or {})
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logits `(B, K, D, H, W)`, float32."""
@@ -192,7 +192,7 @@ class Ensemble(nn.Module):
     def __init__(self, networks: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> None:
         super().__init__()
         self.networks = list(networks)
-        self.training_cases = getattr(self.networks[0], "training_cases", None)
+        self.records = getattr(self.networks[0], "records", {})
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Logarithms of the mean probabilities, float32."""
@@ -271,8 +271,8 @@ def _inference_network(
     dataset: DatasetSpec | None,
     dtype: torch.dtype | None,
 ) -> InferenceNetwork:
-    network, cases = _weights_and_cases(path, network_def, dataset, TRAIN_FIRST)
-    return InferenceNetwork(place(network, device), dtype, cases).eval()
+    network, records = _weights_and_records(path, network_def, dataset, TRAIN_FIRST)
+    return InferenceNetwork(place(network, device), dtype, records).eval()
 
 
 def check_model(

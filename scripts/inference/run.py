@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -231,13 +232,19 @@ def _without_results(files: Sequence[str], root: Path) -> list[str]:
     return [file_of[image] for image in images]
 
 
-def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: SegmentationWriter) -> list[Path]:
+def infer(
+    images: Sequence[ImageFiles],
+    segmenter: Segmenter,
+    writer: SegmentationWriter,
+    begin: Callable[[], None] | None = None,
+) -> list[Path]:
     """Segment images and write label volumes, `volumes.csv`, and `failed.csv` if any failed.
 
     Args:
         images: as returned by `images_to_segment`.
         segmenter: segments one image.
         writer: writes the files of one result.
+        begin: called before the first case, to record the run.
 
     Returns:
         The paths of the label volumes.
@@ -245,6 +252,8 @@ def infer(images: Sequence[ImageFiles], segmenter: Segmenter, writer: Segmentati
     Raises:
         UserError: after the last case, if any case failed; the message names the failed cases.
     """
+    if begin is not None:
+        begin()
     written: list[Path] = []
     rows: list[tuple[object, ...]] = []
     alarmed: list[str] = []
@@ -284,7 +293,7 @@ def each_case(
     failures = []
     with open_bar(cases, desc=title, unit="case") as bar:
         for image, name in bar:
-            bar.set_postfix_str(name, refresh=True)
+            bar.set_postfix_str(name, refresh=sys.stderr.isatty())  # in a log file each refresh is a line
             try:
                 work(image, name)
             except Exception as error:  # any exception, because the other cases do not depend on this one

@@ -55,7 +55,7 @@ class MirroredNetwork(nn.Module):
         if len(set(axes)) != len(axes) or not all(axis in (0, 1, 2) for axis in axes):
             raise UserError(f"mirror_axes must be different axes out of 0, 1 and 2, e.g. [0, 1], got {axes}.")
         self.network, self.device = network, torch.device(device)
-        self.training_cases = getattr(network, "training_cases", None)
+        self.records = getattr(network, "records", {})
         subsets = chain.from_iterable(combinations(axes, size) for size in range(len(axes) + 1))
         self.views = [[axis + 2 for axis in subset] for subset in subsets]
 

@@ -71,6 +71,8 @@ def advice(
         measured: measurements of each case and structure.
         training: result of `compare_with_training`, or `None` if it is not known.
     """
+    failed = [case.name for case in cases if case.prediction is None and case.problem and not case.rows]
+    yield from _about_cases(failed, f"{len(failed)} of {len(cases)} cases failed and have no result")
     if training is not None:
         for name, path in training["seen"]:
             yield f"{name} was seen in training, as {path}: its result says nothing about further scans."
@@ -102,7 +104,8 @@ def advice(
     yield from _about_cases(
         [f"{c} ({s}: {m.large_components})" for c, each in measured.items() for s, m in each.items()
          if m.large_components > 1],
-        "The prediction has several large parts. If the structure is one piece, try --largest_component true",
+        "The prediction has several large parts. If the structure is one piece, keeping the largest part may help "
+        "(option --largest_component true)",
     )  # fmt: skip
     if training is not None and training["spacing_mm"]:
         yield from _about_cases(
@@ -118,12 +121,12 @@ def _unusual_spacing(cases: Sequence[ReportCase], ranges: Sequence[Sequence[floa
         except UserError:  # the page reports this error next to the case
             continue
         outside = [
-            f"{size:.3g} mm instead of {low:.3g} to {high:.3g}"
+            f"{size:.3g} mm instead of {low:.3g}{'' if f'{low:.3g}' == f'{high:.3g}' else f' to {high:.3g}'}"
             for size, (low, high) in zip(spacing, ranges, strict=bool(spacing))
             if not low * (1 - SPACING_TOLERANCE) <= size <= high * (1 + SPACING_TOLERANCE)
         ]
         if outside:
-            yield f"{case.name} ({', '.join(outside)})"
+            yield f"{case.name} ({', '.join(dict.fromkeys(outside))})"
 
 
 def _about_cases(names: Sequence[str], what: str) -> Iterator[str]:

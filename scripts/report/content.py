@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from scripts.crossval.estimate import RESULT
-from scripts.errors import UserError, first_line
+from scripts.errors import UserError
 from scripts.evaluation.comparison import compare_dice, mean_per_case, read_dice
 from scripts.evaluation.metrics import overlap_metrics
 from scripts.report.advice import advice
 from scripts.report.cases import ReportCase, StructureMeasures, agreement, find_candidates, measure, structures_of
 from scripts.report.pictures import CaseVolumes, draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
+from scripts.report.record import read_json
 from scripts.report.training import course_of, memory_of, training_facts
 
 PICTURED, WORST = 60, 40
@@ -44,6 +46,7 @@ FACTS = {
     "labelled_cases": "Labelled cases in training",
     "unlabelled_cases": "Unlabelled cases in training",
     "checkpoint": "Model",
+    "images": "Images",
     "spacing_mm": "Voxels of the network (mm)",
 }
 
@@ -56,8 +59,8 @@ def content_of(
     Args:
         folder: the output folder.
         cases: the cases of the folder.
-        record: record of the evaluation: `facts`, `command`, `config`, `versions`, `ended`, `training` (result of
-            `compare_with_training`) and `run` (the record of the training).
+        record: what `scripts.report.record.read_record` returns: `facts`, `command`, `config`, `versions`, `ended`,
+            `training` (result of `compare_with_training`) and `run` (the record of the training).
         compare: folders of other evaluations of the same cases.
 
     Raises:
@@ -76,10 +79,11 @@ def content_of(
     settings = (record.get("run") or {}).get("settings") or {}
     training = _training_folders(folder, record), settings.get("label_names") or ["background", *structures]
     return {
-        "title": record["facts"].get("dataset") or folder.resolve().name,
+        "title": record["facts"].get("dataset") or settings.get("dataset_name") or folder.resolve().name,
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "record": record,
         "run": _run_facts(record),
+        "folds": list(_folds(record, settings)),
         "commands": list(filter(None, [(record.get("run") or {}).get("command"), record["command"]])),
         "summary": summary,
         "structures": [{"name": name, "number": n, "colour": colour(n - 1)} for name, n in numbers.items()],
@@ -87,6 +91,7 @@ def content_of(
         "statuses": STATUSES,
         "metrics": [{"key": key, "label": LABELS[key], "digits": 2 if key.endswith("mm") else 3} for key in SHOWN],
         "dice_plot": _dice_plot(folder, summary),
+        "predicted_dice": any(case.predicted_dice is not None for case in cases),
         "comparisons": [_comparison(folder, Path(other)) for other in compare],
         "crossval": _crossval(folder),
         "cases": shown,
@@ -217,7 +222,13 @@ def _comparison(folder: Path, other: Path) -> dict[str, Any]:
     result = compare_dice(a, b)
     before, after = mean_per_case(a), mean_per_case(b)
     differences = {case: after[case] - before[case] for case in after if case in before}
-    return {"other": str(other), "result": result, "plot": difference_plot(differences, "difference of Dice")}
+    summary = read_json(other / "summary.json") or {}
+    return {
+        "title": ", ".join(filter(None, [other.name, _in_words(summary.get("checkpoint") or "")])),
+        "other": str(other),
+        "result": result,
+        "plot": difference_plot(differences, "difference of Dice"),
+    }
 
 
 def _crossval(folder: Path) -> list[dict[str, Any]]:
@@ -231,7 +242,7 @@ def _crossval(folder: Path) -> list[dict[str, Any]]:
             plot = ""
             if method is not None:
                 gains = {case: method[case] - control[case] for case in method if case in control}
-                plot = difference_plot(gains, "gain of Dice by the unlabelled scans")
+                plot = difference_plot(gains, "gain of Dice")
             found.append({"dataset": path.parent.name, "sentences": result["sentences"], "plot": plot})
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not the result of a cross-validation: run `crossval` again.") from error
@@ -242,9 +253,17 @@ def _run_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = record["facts"]
     shown = [(title, _in_words(facts[key])) for key, title in FACTS.items() if facts.get(key) is not None]
     shown += training_facts(record.get("run") or {})
-    shown += [("Evaluated", record["ended"])] if record.get("ended") else []
+    shown += [("Date", record["ended"])] if record.get("ended") else []
     shown += [("Versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))] if record["versions"] else []
     return shown
+
+
+def _folds(record: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield titles and texts of the settings, which the page folds."""
+    if settings:
+        yield "Settings of the training", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120)
+    if record["config"]:
+        yield "Config of this run, after its files were joined", record["config"]
 
 
 def _training_folders(folder: Path, record: Mapping[str, Any]) -> list[Path]:
@@ -255,17 +274,3 @@ def _training_folders(folder: Path, record: Mapping[str, Any]) -> list[Path]:
 
 def _in_words(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file that the bundle has written; return `None` if it does not exist.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): make it again.") from error

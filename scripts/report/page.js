@@ -27,6 +27,7 @@ for (const plane of document.querySelectorAll(".plane")) {
     }));
     const text = `slice ${slice.number} of ${slider.dataset.total}`;
     plane.querySelector("output").textContent = text;
+    picture.setAttribute("aria-label", picture.getAttribute("aria-label").replace(/slice \d+ of \d+$/, text));
     slider.setAttribute("aria-valuetext", text);
   });
 }

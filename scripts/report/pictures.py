@@ -211,15 +211,18 @@ def _plane(
 def _paths(
     prediction: np.ndarray, reference: np.ndarray | None, uncertainty: np.ndarray | None
 ) -> Iterator[tuple[str, str]]:
-    """Return the paths to draw over a slice, from the bottom up: errors or uncertainty as areas, then contours."""
+    """Return the paths to draw over a slice, from the bottom up: errors or uncertainty as areas, then contours.
+
+    A contour has the class `sN` of its structure, and an error the classes `eN` of the structures that it concerns.
+    """
     if reference is not None:
         wrong = prediction != reference
-        areas = {
-            "missed": wrong & (prediction == 0),
-            "extra": wrong & (reference == 0),
-            "confused": wrong & (prediction > 0) & (reference > 0),
-        }
-        yield from ((f"area {kind}", outline(area)) for kind, area in areas.items() if area.any())
+        pairs = np.unique(np.stack([prediction[wrong], reference[wrong]]), axis=1).T.tolist()
+        for of_prediction, of_reference in pairs:
+            kind = "missed" if of_prediction == 0 else "extra" if of_reference == 0 else "confused"
+            concerned = " ".join(f"e{number}" for number in (of_prediction, of_reference) if number > 0)
+            area = (prediction == of_prediction) & (reference == of_reference)
+            yield f"area {kind} {concerned}", outline(area)
     elif uncertainty is not None:
         levels = {f"area uncertain u{round(100 * level)}": uncertainty > level for level in UNCERTAIN}
         yield from ((kind, outline(area)) for kind, area in levels.items() if area.any())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#e5484d", "#2f8ee0", "#2ea55c", "#e08a1e", "#9461d6", "#b5a51b", "#d6569b", "#1aa39a", "#7f9a2a", "#8a8f98")
-"""Colours of structures 1, 2, ..., repeated if there are more; legible on light and dark pages and over images."""
+"""Colours of structures 1 to 10; legible on light and dark pages and over images."""
+
+SHADES = (("#ffffff", 0.45), ("#000000", 0.4))
+"""Structures 11 to 20 and 21 to 30 have the same colours, mixed with this fraction of white and black."""
 
 INK = "#123456"
 """Placeholder that is replaced by the colour of the page's text."""
 
+TOTAL = "total, weighted"
+"""Name of the curve of the loss itself, among those of its terms."""
+
 
 def colour(index: int) -> str:
-    """Return the colour of a structure, numbered from 0."""
-    return COLOURS[index % len(COLOURS)]
+    """Return the colour of a structure, numbered from 0. The first 30 structures have different colours."""
+    turn, place = divmod(index, len(COLOURS))
+    if turn % 3 == 0:
+        return COLOURS[place]
+    other, fraction = SHADES[turn % 3 - 1]
+    mixed = zip(bytes.fromhex(COLOURS[place][1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + "".join(f"{round((1 - fraction) * own + fraction * added):02x}" for own, added in mixed)
 
 
 def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], panels: tuple[int, int] = (1, 1)) -> str:
@@ -48,7 +60,9 @@ def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], pane
         axes = np.atleast_1d(figure.subplots(*panels)).ravel().tolist()
         plot(axes)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has more fonts
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     # Remove styles: a style inside an SVG element would apply to the whole page, and the page already has this one.
@@ -56,7 +70,7 @@ def draw(size: tuple[float, float], plot: Callable[[Sequence[Axes]], None], pane
     # Text has the same size in all plots, and plots shrink on narrow pages. The text of the page describes each plot.
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return f'{head} aria-hidden="true" focusable="false" style="max-width: {6.4 * size[0]:.1f}rem">{rest}'
+    return f'{head} aria-hidden="true" focusable="false" style="--width: {6.4 * size[0]:.1f}rem">{rest}'
 
 
 def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Sequence[float] | None]) -> str:
@@ -80,6 +94,8 @@ def dice_plot(dice: Mapping[str, Mapping[str, float]], intervals: Mapping[str, S
                 axis.plot(interval, [index, index], color=INK, linewidth=3, alpha=0.45, solid_capstyle="butt")
         axis.set_yticks(range(len(dice)), [_plain(name) for name in dice])
         axis.set_ylim(len(dice) - 0.4, -0.6)
+        if len({value for values in dice.values() for value in values.values()}) == 1:
+            axis.set_xlim(0, 1)
         axis.set_xlabel("Dice")
         axis.grid(axis="y", visible=False)
 
@@ -142,12 +158,23 @@ def difference_plot(differences: Mapping[str, float], unit: str) -> str:
     return draw((7.0, 2.4), plot)
 
 
-def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> str:
-    """Plot curves over training steps, with a panel for each group.
+def curves_plot(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    label_names: Sequence[str] = (),
+    limits: Mapping[str, tuple[float, float]] | None = None,
+    logarithmic: Sequence[str] = (),
+) -> str:
+    """Plot curves over training steps, with a panel for each group. Curves with one name have one colour.
 
     Args:
         panels: steps and values of each curve, by title of the panel and name of the curve.
+        label_names: names of the classes, background first; their curves have the colours of the structures.
+        limits: limits of the vertical axis, by title.
+        logarithmic: titles of the panels with a logarithmic vertical axis.
     """
+    tints = {name: INK if c == 0 else colour(c - 1) for c, name in enumerate(label_names)}
+    others = dict.fromkeys(name for curves in panels.values() for name in curves if name not in tints)
+    tints |= {name: INK if name == TOTAL else colour(index + 1) for index, name in enumerate(others)}
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
 
@@ -155,12 +182,12 @@ def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, (title, curves) in zip(axes, panels.items(), strict=False):
-            for index, (name, (steps, values)) in enumerate(curves.items()):
+            for name, (steps, values) in curves.items():
                 marker = "o" if len(steps) < 15 else ""
                 axis.plot(
                     steps,
                     values,
-                    color=colour(index + 1),
+                    color=tints[name],
                     linewidth=1.3,
                     label=_plain(name),
                     marker=marker,
@@ -168,6 +195,10 @@ def curves_plot(panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]
                 )
             axis.set_title(_plain(title, 40))
             axis.set_xlabel("step")
+            if title in (limits or {}):
+                axis.set_ylim((limits or {})[title])
+            if title in logarithmic:
+                axis.set_yscale("log")
             if len(curves) > 1:
                 axis.legend(fontsize=7, loc="best")
 
@@ -203,7 +234,7 @@ def embeddings_plot(groups: Mapping[tuple[str, int], np.ndarray], label_names: S
         for c in sorted({c for _, c in groups}):
             axis.scatter([], [], color=INK if c == 0 else colour(c - 1), marker="s", label=_plain(names.get(c, c)))
         axis.set_xlabel("first principal component")
-        axis.set_ylabel("second")
+        axis.set_ylabel("second principal component")
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return draw((6.4, 3.4), plot)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.report.plots import curves_plot, embeddings_plot
+from scripts.report.plots import TOTAL, curves_plot, embeddings_plot
 
 POINTS = 300
 """Maximum number of points of a curve. Neighbours are averaged, because the values of single steps are noisy."""
@@ -39,14 +39,23 @@ def training_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     terms = [*(settings.get("terms") or {}), *(settings.get("network_terms") or {})]
     methods = [file for file in run.get("config_files") or [] if "methods/" in file]
     facts = [
-        ("Method", ", ".join(methods) or ("the default of configs/train.yaml" if settings else "")),
+        ("Method", ", ".join(methods) or ("self-training with contrast (configs/train.yaml)" if settings else "")),
         ("Loss terms", ", ".join(terms)),
         ("Network", str(network.get("_target_", "")).rpartition(".")[2]),
         ("Training steps", str(run.get("steps", ""))),
         ("Training time", _duration(run)),
         ("Seed", str(run.get("seed", ""))),
+        ("Bundle in training", _bundle(run)),
     ]
     return [(title, text) for title, text in facts if text]
+
+
+def _bundle(run: Mapping[str, Any]) -> str:
+    """Return the version of the bundle and its commit, which has a plus sign if files differed from it."""
+    git = run.get("git") or {}
+    commit = f", commit {git['commit'][:10]}{'+' if git.get('changed') else ''}" if git.get("commit") else ""
+    version = (run.get("versions") or {}).get("bundle")
+    return f"version {version}{commit}" if version else ""
 
 
 def _duration(run: Mapping[str, Any]) -> str:
@@ -135,7 +144,16 @@ def course_of(folders: Sequence[Path], label_names: Sequence[str] = ()) -> str:
         name = tag if start is None else tag.removeprefix(start)
         if start == "Memory/" and int(name) < len(label_names):
             name = label_names[int(name)]
+        if start == "Loss/" and name == "total":
+            name = TOTAL
         curve = (steps, values) if start is None else thinned(steps, values)
         panels.setdefault(VALIDATION if start is None else PANELS[start], {})[name] = curve
     order = [*list(PANELS.values())[:3], VALIDATION, *list(PANELS.values())[3:]]
-    return curves_plot({title: panels[title] for title in order if title in panels}) if panels else ""
+    if not panels:
+        return ""
+    return curves_plot(
+        {title: panels[title] for title in order if title in panels},
+        label_names,
+        {PANELS["Confident/"]: (-0.02, 1.02)},
+        [PANELS["Time/"]],
+    )

@@ -69,7 +69,8 @@ class TrainingHandlers:
             is `None` if the configuration disables it.
         validator: evaluator of the validation cases; it does not run if there are no such cases.
         val_interval: steps between validations.
-        output_dir: folder of TensorBoard's files; its subfolder `overlays` gets the pictures of validation cases.
+        output_dir: folder of TensorBoard's files and of a copy of the run's record, for the report; its subfolder
+            `overlays` gets the pictures of validation cases.
         ckpt_dir: folder of `model.pt`, `model_best.pt`, checkpoints, and the run's record, `run.json`.
         save_interval: steps between checkpoints.
         keep_checkpoints: number of checkpoints to keep.
@@ -124,7 +125,9 @@ class TrainingHandlers:
         self.crossval_dir = Path(crossval_dir or self.output_dir / "crossval" / dataset.name)
         self.save_interval, self.keep_checkpoints, self.resume = save_interval, keep_checkpoints, resume
         self.max_steps, self.dataset, self.pictures = max_steps, dataset, pictures
-        self.run_record = RunRecord(self.ckpt_dir / "run.json", dataset, cases, settings, initial_weights)
+        self.run_record = RunRecord(
+            self.ckpt_dir / "run.json", dataset, cases, settings, initial_weights, self.output_dir / "run.json"
+        )
         self.best_model = BestModelSaver(teacher.module, self.ckpt_dir / "model_best.pt", dataset, self.run_record)
         self.handlers: list[Any] = []
 

@@ -49,6 +49,7 @@ class RunRecord:
         cases: the cases of its datalist.
         settings: what `scripts.cli.settings.run_settings` found on the command line; `None` if there is none.
         initial_weights: file with the network's initial weights, or `None`.
+        copy: another file with the same content, such as `outputs/run.json`, or `None`.
 
     Attributes:
         training_cases: measures the training cases; the result is stored in weights files only. `None` measures none.
@@ -63,8 +64,10 @@ class RunRecord:
         cases: CaseLists,
         settings: Mapping[str, Any] | None = None,
         initial_weights: str | Path | None = None,
+        copy: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
+        self.copies = {self.path, Path(copy or path)}
         given = initial_weights and {"file": Path(initial_weights).name, "sha256": file_digest(initial_weights)}
         self.content: dict[str, Any] = {
             "started": None,
@@ -130,7 +133,8 @@ class RunRecord:
 
     def _write(self) -> None:
         if is_rank0():
-            write_text(self.path, json.dumps(self.content, ensure_ascii=False, indent=1, default=str) + "\n")
+            for path in self.copies:
+                write_text(path, json.dumps(self.content, ensure_ascii=False, indent=1, default=str) + "\n")
 
     def _earlier(self) -> dict[str, Any]:
         try:

@@ -17,7 +17,7 @@ from scripts.errors import UserError
 from scripts.evaluation.comparison import compare_dice, read_dice
 from scripts.files import csv_rows
 from scripts.report.content import LABELS, SHOWN
-from scripts.report.page import write_report
+from scripts.report.page import as_code, write_report
 from tests.report.output_folder import SPACING, write_evaluation
 
 HOSTILE = ['a "b" <script>alert(1)</script>', "träger's $x_1$ & {{ 7 * 7 }}", "</details> 心臓"]
@@ -97,6 +97,8 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 13])
 def test_any_number_of_structures(tmp_path: Path, count: int) -> None:
     page = report_of(write_evaluation(tmp_path, ["a", "b"], [f"structure {n}" for n in range(count)]))
+    dots = {dot["style"] for dot in page.all("span", **{"class": "dot"})}
+    assert len(dots) == count  # each structure has its own colour
     assert len(page.all("select", id="structure")) == (count > 1)
     assert len(page.all("tr", **{"data-rank": "0"})) == count
 
@@ -150,6 +152,18 @@ def test_an_evaluation_without_volumes_has_its_numbers(tmp_path: Path) -> None:
     (folder / "predictions/cases.json").unlink()
     page = report_of(folder)
     assert not page.all("image") and len(page.all("tr", **{"data-structure": "1"})) == 2
+
+
+def test_after_a_training_the_page_shows_its_record_and_no_cases(tmp_path: Path) -> None:
+    run = {"steps": 40, "settings": {"dataset_name": "scans", "max_steps": 40}, "command": "python -m x"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = report_of(tmp_path)
+    assert {"scans", "40"} <= set(page.words) and any("max_steps: 40" in word for word in page.words)
+    assert not page.all("section", id="cases") and not page.all("section", id="result")
+
+
+def test_commands_in_sentences_are_code_and_nothing_else_is_markup() -> None:
+    assert as_code("`train <x>` takes <b>") == "<code>train &lt;x&gt;</code> takes &lt;b&gt;"
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -135,9 +135,9 @@ def test_errors_are_told_apart() -> None:
     (axial, *_) = draw_case(CaseVolumes((1.0, 1.0, 1.0), prediction, reference), PLENTY)
     paths = dict(axial["slices"][axial["start"]]["paths"])
     # The front right corner is drawn at the upper left.
-    assert points_of(paths["area missed"]).mean(axis=0) / 2 == pytest.approx([6, 6])
-    assert points_of(paths["area extra"]).mean(axis=0) / 2 == pytest.approx([2, 2])
-    assert points_of(paths["area confused"]).mean(axis=0) / 2 == pytest.approx([6, 2])
+    assert points_of(paths["area missed e1"]).mean(axis=0) / 2 == pytest.approx([6, 6])
+    assert points_of(paths["area extra e1"]).mean(axis=0) / 2 == pytest.approx([2, 2])
+    assert points_of(paths["area confused e2 e1"]).mean(axis=0) / 2 == pytest.approx([6, 2])
 
 
 def test_fewer_slices_are_kept_if_bytes_are_few(volume_of_a_ball) -> None:

@@ -135,3 +135,10 @@ def test_the_record_of_a_training_is_told(tmp_path: Path) -> None:
     assert "run training &lt;x&gt;" in text and "1 h 30 min" in text and 'id="training"' in text
     (tmp_path / "run.json").unlink()
     assert "1 h 30 min" in write_report(folder).read_text(encoding="utf-8")  # kept
+
+
+def test_a_training_alone_has_a_page(train, tmp_path: Path) -> None:
+    train(max_steps=2)
+    text = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert 'id="training"' in text and 'id="cases"' not in text
+    assert "<dt>Training steps</dt><dd>2</dd>" in text

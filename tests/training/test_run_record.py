@@ -49,10 +49,13 @@ def test_a_run_is_recorded_beside_its_models_and_in_them(train, tiny_demo, tmp_p
 
 
 def test_a_program_can_follow_a_run(train, tmp_path, monkeypatch) -> None:
-    seen = []
+    written = {}
     monkeypatch.setattr(run_record, "STEPS", 2)
-    monkeypatch.setattr(run_record, "write_text", lambda path, text: seen.append(json.loads(text)))
+    monkeypatch.setattr(run_record, "write_text", lambda path, text: written.setdefault(path, []).append(text))
     train(max_steps=5)
+    beside_weights, in_output_dir = (written[tmp_path / folder / "run.json"] for folder in ("models", "out"))
+    assert in_output_dir == beside_weights
+    seen = [json.loads(text) for text in beside_weights]
     assert [run["steps"] for run in seen] == [0, 2, 4, 5]
     assert [run["ended"] is None for run in seen] == [True, True, True, False]
     assert seen[1]["metrics"]["Loss/supervised"] > 0

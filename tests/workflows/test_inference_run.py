@@ -16,6 +16,8 @@ import torch
 from scripts.errors import root_user_error
 from scripts.images.read import read_volume
 from scripts.networks.residual_unet import ResidualUNet
+from scripts.report.page import write_report
+from scripts.report.record import read_record
 from tests.volume_files import LPS_TO_RAS, affine, dicom_slices, oblique, save, stored_as, volume, write_dicom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,3 +275,10 @@ def test_a_list_of_images_is_an_input(form, infer, tmp_path) -> None:
 def test_a_wrong_option_is_named_before_any_case(overrides, named, infer, scan, tmp_path) -> None:
     assert named in mistake(lambda: infer(scan, **overrides))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_of_an_inference_says_which_model_was_used(infer, scan, models) -> None:
+    out = infer(scan)
+    page = write_report(out).read_text(encoding="utf-8")
+    assert "model.pt" in page and "Images</dt><dd>1" in page and "3.0 x 3.0 x 4.0" in page
+    assert read_record(out)["facts"]["checkpoint"] == "model.pt"

@@ -88,9 +88,11 @@ def cached_dataset(data: Sequence[Case], transform: Compose, cache: VolumeCache)
 
     Args:
         data: the cases.
-        transform: the transforms of an item.
+        transform: the transforms of an item. A `Compose` among them is replaced by its transforms, because MONAI takes
+            any `Compose` for a random transform.
         cache: decides where the volumes are cached.
     """
+    transform = transform.flatten()
     if cache.takes_memory(data):
         with one_thread():
             dataset = MemoryCacheDataset(data, transform, copy_cache=False)

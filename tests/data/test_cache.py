@@ -20,6 +20,7 @@ from scripts.data.cache import (
     VolumeCache,
     _fingerprint,
     cached_dataset,
+    prepared_item,
     resampled_bytes,
 )
 from scripts.data.patches import RandPatchd
@@ -126,6 +127,15 @@ def test_both_caches_give_the_same_patches(case, tmp_path) -> None:
     assert isinstance(in_memory, CacheDataset) and isinstance(on_disk, DiskCacheDataset)
     for seed in (1, 2, 3, 1):
         assert torch.equal(visit(in_memory, seed), visit(on_disk, seed))
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_transforms_inside_of_a_compose_are_cached_too(kind, case, tmp_path) -> None:
+    inner = Compose([ShiftIntensityd("image", 100.0), Compose([ShiftIntensityd("image", 1000.0)])])
+    load, *others = pipeline().transforms
+    dataset = cached_dataset([case], Compose([load, inner, *others]), VolumeCache(kind, tmp_path / "cache", DATASET))
+    plain = LoadImaged("image", ensure_channel_first=True)(case)["image"]
+    torch.testing.assert_close(torch.as_tensor(prepared_item(dataset, 0)["image"]), torch.as_tensor(plain) + 1100)
 
 
 def test_a_file_is_computed_once_and_shared(case, tmp_path, monkeypatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from scripts.data.weights import CASES, record_of
 from scripts.dataset_setup.new_dataset import new_dataset
 from scripts.dataset_setup.roles import Request
 from scripts.errors import UserError
@@ -46,6 +47,8 @@ def test_what_is_written_trains_behind_the_default_config(tmp_path: Path, run, a
     workflow.run()
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in weights.values())
+    low, high = np.asarray(record_of(weights, CASES)["intensity"][0]).T
+    assert -20 < low.min() and high.max() < 20  # the recorded ranges are those of normalised images
 
 
 def test_settings_follow_the_volumes(tmp_path: Path, run) -> None:

@@ -7,6 +7,7 @@ import codecs
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -60,12 +61,40 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         OSError: if the file cannot be read.
-        UnicodeDecodeError: if it is in another encoding.
+        UserError: if it is in another encoding.
     """
     content = Path(path).read_bytes()
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path} is not a text file in UTF-8: save it again with this encoding.")
     return text.replace("\r\n", "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that a person may have written.
+
+    Raises:
+        UserError: if the file cannot be read, is not JSON, or has a key twice, of which JSON would keep the last.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                raise UserError(f"{path} has the key `{key}` twice: join the two, or remove one.")
+            content[key] = value
+        return content
+
+    try:
+        return json.loads(read_text(path), object_pairs_hook=once)
+    except UserError:  # also a ValueError
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -139,7 +168,7 @@ def require_file(path: str | Path, hint: str) -> None:
         UserError: if it does not; the message names the file and says what to do (`hint`).
     """
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist: {hint}.")
+        raise UserError(f"{path} {'is not a file' if Path(path).exists() else 'does not exist'}: {hint}.")
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:

@@ -35,7 +35,7 @@ def check_settings(values: Mapping[str, Any]) -> None:
     for key, rule in rules.items():
         if key not in values:
             continue
-        value = values[key]
+        value = None if values[key] == "$None" else values[key]  # how MONAI is told of None
         if _comes_later(value):
             continue
         if not rule.holds(value):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from scripts.data.checks.finding import Finding, Kind
 from scripts.data.corrected_labels import unique_names, with_corrected_labels
 from scripts.data.spec import Case, CaseLists, DatasetSpec, images_of
 from scripts.errors import UserError
-from scripts.files import read_text
+from scripts.files import read_json
 from scripts.images.find import with_slashes
 from scripts.images.header import case_name, ending_of
 
@@ -23,7 +22,7 @@ logger = logging.getLogger("datalist")
 SECTIONS = ("training", "unlabeled", "validation", "test")
 """The lists of a datalist."""
 
-ALIASES = {"unlabelled": "unlabeled", "testing": "test"}
+ALIASES = {"train": "training", "unlabelled": "unlabeled", "val": "validation", "testing": "test"}
 """Other names of these lists."""
 
 
@@ -218,10 +217,7 @@ def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[
         raise UserError(
             f"{path} does not exist. It lists the cases in Medical Segmentation Decathlon form; docs/data.md shows one."
         )
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    content = with_section_names(read_json(path), path)
     if not isinstance(content, dict) or (for_training and not isinstance(content.get("training"), list)):
         unknown = unknown_lists(content, path) if isinstance(content, dict) else []
         raise UserError(
@@ -231,15 +227,26 @@ def read_datalist(root: Path, datalist: str, for_training: bool = True) -> dict[
         )
     if for_training and not content["training"]:
         raise UserError(f"The list `training` in {path} is empty: at least one labelled case is needed.")
-    for alias, section in ALIASES.items():
-        if alias in content and content.get(section):
-            raise UserError(f"{path} has both `{alias}` and `{section}`, which are the same list: join them.")
-        if alias in content:
-            content[section] = content.pop(alias)
     for section in SECTIONS:
         if not isinstance(content.setdefault(section, []), list):
             raise UserError(f"`{section}` in {path} must be a list of cases. docs/data.md shows the form.")
     return content
+
+
+def with_section_names(content: Any, path: Path) -> Any:
+    """Return the content of a datalist with the names of `SECTIONS` for lists that have one of `ALIASES`.
+
+    Raises:
+        UserError: if a list has two names.
+    """
+    if not isinstance(content, dict):
+        return content
+    for alias, section in ALIASES.items():
+        if content.get(alias) and content.get(section):
+            raise UserError(f"{path} has both `{alias}` and `{section}`, which are the same list: join them.")
+    return {key: value for key, value in content.items() if key not in ALIASES} | {
+        section: content[alias] for alias, section in ALIASES.items() if isinstance(content.get(alias), list)
+    }
 
 
 def unknown_lists(content: Mapping[str, Any], path: Path) -> list[Finding]:

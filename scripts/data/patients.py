@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scripts.data.naming import SEPARATOR, is_image_folder, is_label_folder, is_part_folder
 from scripts.errors import UserError
@@ -44,6 +44,7 @@ class _Grouping:
         sure: whether the groups are patients by definition.
         cut: whether the keys end within a number, as in `patient00` of `patient001`, so that a word in front of it says
             nothing about the group.
+        only_by_word: whether the groups are patients only if a word in front of their number says so.
     """
 
     what: str
@@ -51,6 +52,7 @@ class _Grouping:
     rests: list[str]
     sure: bool = False
     cut: bool = False
+    only_by_word: bool = False
 
     def are_patients(self) -> bool:
         """Whether the groups are several patients, judged by their number and size and by the words in the names."""
@@ -59,7 +61,7 @@ class _Grouping:
             return False
         if self.sure or (not self.cut and self._all(_PATIENT.fullmatch)):
             return True
-        if len(sizes) < FEWEST_PATIENTS:
+        if len(sizes) < FEWEST_PATIENTS or self.only_by_word:
             return False
         few = max(sizes.values()) <= max(MOST_CASES, len(sizes))
         return few or (self._all(lambda key: not _SITE.fullmatch(key)) and self._all(None, _VISIT.match))
@@ -71,7 +73,7 @@ class _Grouping:
             not self.cut
             and sum(size > 1 for size in sizes.values()) >= FEWEST_PATIENTS
             and self._all(lambda key: _WORD_AND_NUMBER.fullmatch(key) and not _SITE.fullmatch(key))
-            and self._all(None, _NEXT_NUMBER.match)
+            and (self.only_by_word or self._all(None, _NEXT_NUMBER.match))
         )
 
     def _all(self, of_key: Callable[[str], object] | None, of_rest: Callable[[str], object] | None = None) -> bool:
@@ -96,6 +98,8 @@ def guess_patients(cases: Sequence[tuple[str, str]]) -> tuple[dict[str, str], st
     - a BIDS subject (`sub-01`);
     - a folder;
     - the beginning of the name up to a separator, if it has a digit (`patient001_frame01`);
+    - all but the last letter of the name, after a digit (`001L`, `001R`);
+    - the last word of the name, if it is a word for a patient and a number (`pre_sub01`, `post_sub01`);
     - the leading digits of a number whose last one or two digits count from 0 or 1 for each patient (`study_0300`,
       `study_0301`).
 
@@ -145,11 +149,17 @@ def possible_patients(cases: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def _best_grouping(cases: Sequence[tuple[str, str]]) -> tuple[_Grouping | None, bool]:
     """Return the first grouping into patients, else the first that may be one, and whether it is certain."""
-    groupings = list(_groupings(cases))
+    groupings = [replace(grouping, keys=_one_spelling(grouping.keys)) for grouping in _groupings(cases)]
     patients = next((grouping for grouping in groupings if grouping.are_patients()), None)
     if patients is not None:
         return patients, True
     return next((grouping for grouping in groupings if grouping.may_be_patients()), None), False
+
+
+def _one_spelling(keys: Sequence[str]) -> list[str]:
+    """Replace keys that differ in upper and lower case only by the first of them."""
+    first: dict[str, str] = {}
+    return [first.setdefault(key.lower(), key) for key in keys]
 
 
 def _groupings(cases: Sequence[tuple[str, str]]) -> Iterator[_Grouping]:
@@ -174,6 +184,14 @@ def _groupings(cases: Sequence[tuple[str, str]]) -> Iterator[_Grouping]:
         rests = [name[len(key) :] for key, name in zip(keys, names, strict=True)]
         keys = [key or name for key, name in zip(keys, names, strict=True)]
         yield _Grouping("the beginning of their names", keys, rests)
+    letters = [re.fullmatch(r"(.*\d)([a-z])", name, re.IGNORECASE) for name in names]
+    if all(letters):
+        parts = [found.groups() for found in letters if found]
+        yield _Grouping("all but the last letter of their names", [key for key, _ in parts], [end for _, end in parts])
+    last = [each[-1] for each in words]
+    if all(len(each) > 1 and re.fullmatch(r"[a-z]+\d+", each[-1], re.IGNORECASE) for each in words):
+        rests = [name[: -len(word)] for name, word in zip(names, last, strict=True)]
+        yield _Grouping("the end of their names", last, rests, only_by_word=True)
     for digits in (2, 1):
         if _count_visits(names, digits):
             ends = [name[-digits:] for name in names]

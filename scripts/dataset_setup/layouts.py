@@ -8,7 +8,6 @@ match, each case must have its own folder.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +28,8 @@ from scripts.data.naming import (
     without_label_word,
 )
 from scripts.errors import UserError
-from scripts.files import read_text
+from scripts.files import read_json
 from scripts.images.header import ending_of
-
-# ------------------------------------------------------------------ dataset.json
 
 
 @dataclass(frozen=True)
@@ -52,16 +49,13 @@ class Description:
     notes: tuple[str, ...] = ()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds a dictionary.
 
     Raises:
         UserError: if the file cannot be read or does not hold a dictionary.
     """
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a dictionary; docs/data.md shows the format.")
     return content
@@ -72,29 +66,36 @@ def describe(content: Mapping[str, Any]) -> Description:
 
     The Decathlon format has `modality` and maps label values to names; nnU-Net's format has `channel_names` and maps
     names to values. nnU-Net's regions (several values under one name) are skipped because they overlap. Its label
-    `ignore` gives the value to ignore. Unknown formats are skipped, because the names are not needed to choose the
-    settings.
+    `ignore` gives the value to ignore. Unknown formats are skipped.
     """
     channels = content.get("channel_names") or content.get("modality") or {}
-    names = [str(channels[key]) for key in sorted(channels, key=str)] if isinstance(channels, Mapping) else []
+    order = sorted(channels, key=lambda key: (_number(key) is None, _number(key) or 0, str(key)))
+    names = [str(channels[key]) for key in order] if isinstance(channels, Mapping) else []
     labels: dict[int, str] = {}
-    ignore = None
-    regions = []
+    ignore, regions = None, []
     given = content.get("labels")
+    if isinstance(given, list) and str(given[:1]).lower() == "['background']":
+        given = dict(enumerate(given))
     for key, value in given.items() if isinstance(given, Mapping) else ():
-        number, name = (int(key), value) if str(key).lstrip("-").isdigit() else (value, key)
-        if not isinstance(number, int | str) or not str(number).lstrip("-").isdigit():
-            regions += [str(name)] if isinstance(number, list) else []
-            continue
-        if str(name).lower() == "ignore":
-            ignore = int(number)
+        number, name = (_number(key), value) if _number(key) is not None else (_number(value), key)
+        if number is None:
+            regions += [str(name)] if isinstance(value, list) else []
+        elif str(name).lower() == "ignore":
+            ignore = number
         else:
-            labels[int(number)] = str(name)
-    notes = [
-        f"The regions of dataset.json ({', '.join(regions)}) are not used: the classes are the single values of the "
-        "label files, without overlap."
-    ]
-    return Description(tuple(names), labels, ignore, tuple(notes if regions else []))
+            labels[number] = str(name)
+    notes = []
+    if regions:
+        shown = ", ".join(regions)
+        notes.append(f"The regions of dataset.json ({shown}) are not used: classes are single values, without overlap.")
+    if given and not isinstance(given, Mapping):
+        notes.append(f"The label names of dataset.json ({given}) are not used, because they do not name values.")
+    return Description(tuple(names), labels, ignore, tuple(notes))
+
+
+def _number(text: Any) -> int | None:
+    match = re.fullmatch(r"(-?\d+)(?:\.0+)?", str(text).strip())  # "2" and "2.0"
+    return int(match[1]) if match else None
 
 
 COMMAND = "new-dataset"
@@ -104,7 +105,7 @@ COMMAND = "new-dataset"
 def read_generated(path: Path) -> dict[str, Any]:
     """Read a `dataset.json` that new_dataset wrote, even if it was edited; return an empty dict for other files."""
     try:
-        content = read_json(path)
+        content = read_mapping(path)
     except UserError:
         return {}
     return content if content.get("written_by") == COMMAND else {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find supposed images that are probably labels.
+"""Find supposed images that are probably labels or copies, and labels that may be of different structures.
 
 Without this check, copies of label files and predictions would be used as unlabelled images in training. A file that
 no name marks as a label counts as an image. It is suspicious if it shares its name with a case, or if it holds only a
@@ -11,10 +11,20 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
-from scripts.data.naming import SEPARATOR, is_image_folder, is_part_folder, place_of, stem_of
+from scripts.data.naming import (
+    LABEL_WORDS,
+    PART_WORDS,
+    SEPARATOR,
+    is_image_folder,
+    is_part_folder,
+    place_of,
+    stem_of,
+)
 from scripts.dataset_setup.layouts import FoundCase
 from scripts.errors import UserError
+from scripts.files import file_digest
 
 SHOWN = 10  # number of files named in a message
 WAY_OUT = (
@@ -67,6 +77,77 @@ def _is_suspicious(case: FoundCase, other: FoundCase) -> bool:
 def _in_image_folder(case: FoundCase) -> bool:
     folders = case.images[0].split("/")[:-1]
     return any(is_image_folder(folder) or is_part_folder(folder) for folder in folders)
+
+
+def copies(cases: Sequence[FoundCase]) -> list[str]:
+    """Return a note if unlabelled images are copies, byte by byte, of the image of another case.
+
+    Folders of DICOM files are not compared.
+
+    Args:
+        cases: cases with absolute paths.
+    """
+    by_size: dict[int, list[tuple[str, FoundCase]]] = defaultdict(list)
+    for case in cases:
+        for path in case.images:
+            if Path(path).is_file():
+                by_size[Path(path).stat().st_size].append((path, case))
+    by_content: dict[str | None, list[tuple[str, FoundCase]]] = defaultdict(list)
+    for same in by_size.values():
+        for path, case in same if len(same) > 1 else ():
+            by_content[file_digest(path)].append((path, case))
+    found = []
+    for alike in by_content.values():
+        alike.sort(key=lambda each: each[1].label is None)  # of two files, that of a labelled case is the original
+        original, of_original = alike[0]
+        found += [f"{path} (of {original})" for path, case in alike[1:] if case.label is None and case != of_original]
+    if not found:
+        return []
+    return [
+        f"{len(found)} unlabelled images are copies of images of other cases, which may be test cases: "
+        f"{shortened(found)}. Leave them out with --exclude PATTERN."
+    ]
+
+
+def different_labels(cases: Sequence[FoundCase]) -> list[str]:
+    """Return a note if the label files of different cases may show different structures, by their names.
+
+    What a name says besides the case is the name of the file (`liver` in `c1/liver.nii.gz`, `c1_liver_seg.nii.gz`), or
+    the folder (`labels_liver/c1.nii.gz`, `labels/liver/c1.nii.gz`). Names that each case has for itself say nothing.
+
+    Args:
+        cases: cases with absolute paths.
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        if case.label is not None:
+            kinds[_kind_of_label(case)].append(case.label)
+    if len(kinds) < 2 or len(kinds) > max(map(len, kinds.values())) + 1 or any(map(_is_number, kinds)):
+        return []
+    shown = ", ".join(f"{kind or 'no word'}: {len(files)} cases" for kind, files in sorted(kinds.items()))
+    return [
+        f"The label files have different names ({shown}), but a value counts as the same structure in all of them. If "
+        "these are different structures, give each a value of its own."
+    ]
+
+
+def _kind_of_label(case: FoundCase) -> str:
+    """Return the words of a label's path that are neither those of its case nor mark a label, in lower case."""
+    assert case.label is not None
+    image, folders = case.images[0], case.label.split("/")[:-1]
+    own = set(re.split(SEPARATOR, f"{stem_of(image)}_{case.name}".lower()))
+    words = [stem_of(case.label), *(folder for folder in folders if folder not in image.split("/"))]
+    marks = {*LABEL_WORDS, *PART_WORDS, *(label + part for label in LABEL_WORDS for part in PART_WORDS), "seg"}
+    return " ".join(
+        word
+        for text in words
+        for word in re.split(SEPARATOR, text.lower())
+        if word and word not in own and word not in marks and not is_part_folder(text)
+    )
+
+
+def _is_number(kind: str) -> bool:
+    return re.search(r"\d", kind) is not None
 
 
 def refuse_label_like(paths: Sequence[str]) -> None:

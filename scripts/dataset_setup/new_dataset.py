@@ -15,7 +15,7 @@ from typing import Any
 from scripts.data.checks.labels import never_together
 from scripts.dataset_setup.fingerprint import measure
 from scripts.dataset_setup.layouts import FoundCase, read_generated
-from scripts.dataset_setup.lookalikes import refuse_label_like, shortened
+from scripts.dataset_setup.lookalikes import copies, different_labels, refuse_label_like, shortened
 from scripts.dataset_setup.plan import Machine, Plan, make_plan
 from scripts.dataset_setup.roles import Request, Roles, assign, gather
 from scripts.dataset_setup.texts import datalist_of, json_of, same_splits, table_of, yaml_of
@@ -26,6 +26,9 @@ from scripts.progress import Progress, progress_bar
 
 FEW_VOXELS = 10
 """A note mentions label values with fewer voxels per file, on average: often mistakes, or artefacts of a conversion."""
+
+SMALLEST_VOXEL = 0.02
+"""Sides of voxels (mm) below which a note asks for the unit: finer than micro-CT, and what metres look like."""
 
 NAME = re.compile(r"[\w.\-]+")
 
@@ -53,7 +56,7 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
     config = (request.config or home / f"{request.name}.yaml").absolute()
     cases, description, source = gather(request)
     roles = assign(cases, request)
-    roles.notes += description.notes
+    roles.notes += [*description.notes, *different_labels(cases), *copies(cases)]
     _refuse_existing(config, request)
     _datalist(request, roles, home)  # fails early if the file exists, because measuring takes minutes
     ignore_value = description.ignore_value if request.ignore_value is None else request.ignore_value
@@ -81,6 +84,14 @@ def new_dataset(request: Request, machine: Machine | None = None, show: Callable
         roles.notes.append(
             f"Few voxels have the value {' and '.join(few)}: if these are mistakes, correct the files; otherwise the "
             "network can hardly learn such a structure."
+        )
+    unused = [name for value, name in fingerprint.segments.items() if value not in names]
+    if unused:
+        roles.notes.append(f"No voxel belongs to the segment {', '.join(unused)} of label files: it is no class.")
+    if max(plan.spacing) < SMALLEST_VOXEL:
+        roles.notes.append(
+            f"Voxels of {' x '.join(map(str, plan.spacing))} mm are smaller than those of any scanner: the unit of the "
+            "files is probably not mm, and distances and volumes will be wrong."
         )
     if fingerprint.cut:
         roles.notes.append(
@@ -121,6 +132,8 @@ def _home(request: Request) -> Path:
         raise UserError("--output and --copy_to both set the folder of dataset.json: give only one of them.")
     if request.copy_to is not None and home.is_relative_to(folder):
         raise UserError(f"--copy_to {request.copy_to} is inside the folder to copy: choose one outside of it.")
+    if not str(home).isprintable():
+        raise UserError(f"{str(home)!r} has a character that is not printable: rename the folder.")
     if "#" in str(home):
         raise UserError(f"{home} contains #, which separates keys in MONAI: choose another folder with --output.")
     if home == folder and folder.is_dir() and not os.access(folder, os.W_OK) and not request.dry_run:

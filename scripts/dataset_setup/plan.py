@@ -159,11 +159,21 @@ def classes_of(
                     "dataset.json."
                 )
     known = {**(segments or {}), **description.label_names}
+    background = next((value for value, name in description.label_names.items() if name.lower() == "background"), 0)
+    if background != 0 and 0 in description.label_names:
+        raise UserError(
+            f"dataset.json names {background} background, and 0 {description.label_names[0]}, but 0 must be "
+            "background: correct the names, or exchange the values in the label files."
+        )
     found = sorted(({0} | set(values.cases) | set(description.label_names)) - {ignore_value})
     if found[0] < 0:
         raise UserError(
-            f"Label files hold the value {found[0]}, but a class value must be at least 0: to ignore these voxels, "
-            f"add --ignore_value {found[0]}."
+            f"Label files hold the value {found[0]}, but a class value must be at least 0: "
+            + (
+                "most voxels have it, so add a number to all values that makes it 0."
+                if 2 * values.voxels[found[0]] > values.voxels.total()
+                else f"to ignore these voxels, add --ignore_value {found[0]}."
+            )
         )
     if found[-1] > LARGEST_VALUE:
         raise UserError(
@@ -178,6 +188,11 @@ def classes_of(
         raise UserError(
             f"--label_names gives {len(names)} names, but there are {len(found)} classes, with the values "
             f"{', '.join(map(str, found))}."
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"Two classes have the name {twice}: give each its own name, with --label_names or in its file."
         )
     code = next((name for name in names if name.startswith(("$", "@", "%")) or "#" in name), None)
     if code is not None:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from scripts.data.checks.finding import Kind
 from scripts.data.corrected_labels import PSEUDO, nnunet_pseudo_labels
-from scripts.data.datalist import raise_first_error, read_cases, unknown_lists
+from scripts.data.datalist import raise_first_error, read_cases, unknown_lists, with_section_names
 from scripts.data.naming import TEST, TRAINING, VALIDATION, place_of, split_channel, split_roles, stem_of
 from scripts.data.patients import patient_of, patients_of
 from scripts.data.spec import DatasetSpec
-from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_json
+from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_generated, read_mapping
 from scripts.dataset_setup.lookalikes import beginnings, refuse_shared_names, shortened
 from scripts.errors import UserError
 from scripts.images.dicom_slices import split_series
@@ -133,7 +133,7 @@ def gather(request: Request) -> tuple[list[FoundCase], Description, str]:
     description, listed, notes = Description(), None, list[str]()
     file = folder / "dataset.json"
     if file.is_file() and not read_generated(file):
-        content = read_json(file)
+        content = read_mapping(file)
         description = describe(content)
         listed = _listed_cases(folder, content, notes)
     if listed is not None and request.labels is None:
@@ -163,7 +163,7 @@ def _listed_cases(folder: Path, content: dict, notes: list[str]) -> list[FoundCa
     """
     if isinstance(content.get("dataset"), dict) and content["dataset"]:
         return _listed_by_nnunet(folder, content["dataset"])
-    training = content.get("training")
+    training = with_section_names(content, folder / "dataset.json").get("training")
     notes += [finding.sentence for finding in unknown_lists(content, folder / "dataset.json")]
     if not isinstance(training, list) or not training:
         return None

@@ -77,7 +77,11 @@ def with_slashes(path: str, folder: Path) -> str:
 def _checked(entries: Any, name: str | Path, folder: Path) -> list[ImageFiles]:
     if not isinstance(entries, list | tuple):
         raise UserError(f"{name} must be a list of images, got {type(entries).__name__}.")
-    return [_image(entry, name, folder) for entry in entries]
+    images = [_image(entry, name, folder) for entry in entries]
+    once = list({str(image): image for image in images}.values())
+    if len(once) < len(images):
+        logger.warning(f"{name} lists {len(images) - len(once)} images more than once; each is used once.")
+    return once
 
 
 def _image(entry: Any, name: str | Path, folder: Path) -> ImageFiles:

@@ -237,9 +237,9 @@ def test_lists_without_a_meaning_are_named_in_a_warning(write, caplog):
         "modality": {"0": "CT"}, "labels": ["background", "liver"], "channel_names": {"0": "CT"}, "numTraining": 1,
         "test": ["images/t.nii.gz"], "dataset": {"a": {"images": ["a.nii.gz"]}}, "reference": ["https://x.org"],
     }  # fmt: skip
-    root = write({"training": pairs("a"), **silent, "val": pairs("v"), "extra": ["images/x.nii.gz"]})
+    root = write({"training": pairs("a"), **silent, "holdout": pairs("v"), "extra": ["images/x.nii.gz"]})
     findings = [finding for finding in read_cases(DatasetSpec(root))[1] if finding.kind is Kind.UNKNOWN_LIST]
-    assert [finding.sentence.split("`")[1] for finding in findings] == ["val", "extra"]
+    assert [finding.sentence.split("`")[1] for finding in findings] == ["holdout", "extra"]
     load_cases(DatasetSpec(root))
     assert [finding.sentence for finding in findings] == [
         r.getMessage() for r in caplog.records if r.levelname == "WARNING"
@@ -247,7 +247,14 @@ def test_lists_without_a_meaning_are_named_in_a_warning(write, caplog):
 
 
 def test_a_list_that_should_be_called_training_is_named(write):
-    assert "`train`" in refusal(write({"train": pairs("a")}))
+    assert "`development`" in refusal(write({"development": pairs("a")}))
+
+
+def test_a_key_that_stands_twice_is_refused(write, tmp_path):
+    root = write({"training": pairs("a")})
+    file = root / "dataset.json"
+    file.write_text(file.read_text()[:-1] + ', "training": []}')
+    assert "`training`" in refusal(root)
 
 
 def test_a_labelled_case_without_a_label_is_named(write):

@@ -22,6 +22,9 @@ VISITS = {
     "several separators": [(f"BraTS-GLI-{p:05d}-{v:03d}", f"x/{p}{v}.nii") for p in range(4) for v in range(2)],
     "folders": [(f"p{p}_scan{v}", f"data/images/anna_{p}/scan{v}.nii") for p in range(4) for v in "ab"],
     "folders of folders": [(f"{p}{v}x", f"data/A{p}/day {v}/ct.nii") for p in "abcd" for v in (1, 2)],
+    "a side behind": [(f"{p:03d}{side}", f"{p:03d}{side}.nii") for p in range(4) for side in "LR"],
+    "other capitals": [(f"{w}{p:02d}{v}", f"{w}{p}{v}.nii") for p in range(4) for w, v in (("Pat", "a"), ("pat", "b"))],
+    "a visit in front": [(f"T{v}-sub{p:02d}", f"T{v}-sub{p:02d}.nii") for p in range(4) for v in (0, 1)],
     "BIDS": [(f"sub-{p}_T{v}w", f"sub-{p}/anat/sub-{p}_T{v}w.nii") for p in ("01", "x2", "3") for v in (1, 2)],
 }
 NONE = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.data.naming import split_roles
-from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_json
+from scripts.dataset_setup.layouts import Description, FoundCase, describe, pair, read_mapping
 from scripts.errors import UserError
 
 
@@ -240,7 +240,16 @@ def test_nnunet_maps_names_to_values_and_may_name_one_to_ignore() -> None:
 
 
 def test_regions_and_unknown_forms_name_nothing() -> None:
-    assert describe({"labels": ["liver"], "modality": "CT"}) == describe({}) == Description()
+    assert describe({"modality": "CT"}) == describe({}) == Description()
+    unknown = describe({"labels": ["liver"]})
+    assert unknown.label_names == {} and "liver" in unknown.notes[0]
+
+
+def test_names_are_read_in_the_order_of_numbers_and_from_a_list() -> None:
+    names = [f"m{n}" for n in range(12)]
+    assert describe({"channel_names": {str(n): name for n, name in enumerate(names)}}).channel_names == tuple(names)
+    assert describe({"labels": ["background", "liver"]}).label_names == {0: "background", 1: "liver"}
+    assert describe({"labels": {"0.0": "background", "1.0": "liver"}}).label_names == {0: "background", 1: "liver"}
 
 
 @pytest.mark.parametrize("regions", [{"whole tumor": [1, 2]}, {"whole tumor": [1, 2, 3], "tumor core": [2, 3]}])
@@ -255,7 +264,7 @@ def test_a_json_file_without_a_dictionary_is_refused(tmp_path) -> None:
     for text in ("{", "[1]"):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(UserError, match=r"dataset\.json"):
-            read_json(tmp_path / "dataset.json")
+            read_mapping(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize(

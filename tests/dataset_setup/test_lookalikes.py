@@ -159,3 +159,35 @@ def test_two_values_of_one_structure_are_named_by_both_commands(tmp_path) -> Non
         folder.save_label(name, folder.classes() // 2 * 5)  # 0 and 5, others 0, 1 and 2
     found = folder.check(label_names=["background", "organ", "vessel", "other"], label_values=[0, 1, 2, 5])
     assert ("values never together", "") in found
+
+
+@pytest.mark.parametrize(
+    "name", ["case {n}/{organ}.nii.gz", "labels/{organ}/c{n}.nii.gz", "labels_{organ}/c{n}.nii.gz"]
+)
+def test_labels_that_may_be_of_different_structures_are_mentioned(name, tmp_path, run) -> None:
+    folder = make_folder(tmp_path / "data", labelled=6, unlabelled=0)
+    for n in range(6):
+        label = folder / name.format(n=n, organ="spleen" if n % 2 else "liver")
+        label.parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"labels/c{n}.nii.gz").rename(label)
+        if "case" in name:
+            (folder / f"images/c{n}.nii.gz").rename(label.with_name("ct.nii.gz"))
+            label.rename(label.with_name(f"{label.name.split('.')[0]}_seg.nii.gz"))
+    _, _, text = run(folder)
+    assert "liver: 3 cases, spleen: 3 cases" in text
+
+
+def test_labels_that_are_named_alike_or_after_their_cases_are_not_mentioned(tmp_path, run) -> None:
+    for folder in (make_folder(tmp_path / "plain"), make_folder(tmp_path / "seg")):
+        for label in (folder / "labels").iterdir() if folder.name == "seg" else ():
+            label.rename(label.with_name(label.name.replace(".", "_seg.", 1)))
+        _, _, text = run(folder, name=folder.name)
+        assert "different names" not in text
+
+
+def test_copies_of_images_are_mentioned(tmp_path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    (folder / "further").mkdir()
+    shutil.copy(folder / "images/c0.nii.gz", folder / "images/renamed.nii.gz")
+    _, _, text = run(folder)
+    assert "copies" in text and "renamed.nii.gz (of " in text and "images/c0.nii.gz)" in text

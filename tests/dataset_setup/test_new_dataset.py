@@ -48,7 +48,7 @@ def test_what_is_written_trains_behind_the_default_config(tmp_path: Path, run, a
     weights = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in weights.values())
     low, high = np.asarray(record_of(weights, CASES)["intensity"][0]).T
-    assert -20 < low.min() and high.max() < 20  # the recorded ranges are those of normalised images
+    assert low.min() > -20 and high.max() < 20  # the recorded ranges are those of normalised images
 
 
 def test_settings_follow_the_volumes(tmp_path: Path, run) -> None:
@@ -258,15 +258,24 @@ def test_files_that_a_datalist_does_not_list_are_counted(tmp_path: Path, run) ->
     assert "2 image files below" in text and "images/c2.nii.gz" in text
 
 
-@pytest.mark.parametrize("training", ["training", "train"])
+@pytest.mark.parametrize("training", ["training", "train", "development"])
 def test_lists_without_a_meaning_are_mentioned(tmp_path: Path, run, training: str) -> None:
     """Without a list `training`, the cases are found by their names."""
     folder = make_folder(tmp_path / "data", labelled=3, unlabelled=1)
     pairs = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(3)]
-    (folder / "dataset.json").write_text(json.dumps({training: pairs[:2], "val": pairs[2:]}))
+    (folder / "dataset.json").write_text(json.dumps({training: pairs[:2], "extra": pairs[2:]}))
     _, cases, text = run(folder)
-    assert "`val`" in text and ("`train`" in text) == (training == "train")
-    assert len(cases.labelled) == (2 if training == "training" else 3)
+    assert "`extra`" in text and ("`development`" in text) == (training == "development")
+    assert len(cases.labelled) == (3 if training == "development" else 2)
+
+
+def test_the_lists_train_val_and_test_of_an_author_are_kept(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data", labelled=4, unlabelled=0)
+    pairs = [{"image": f"images/c{n}.nii.gz", "label": f"labels/c{n}.nii.gz"} for n in range(4)]
+    (folder / "dataset.json").write_text(json.dumps({"train": pairs[:2], "val": pairs[2:3], "test": pairs[3:]}))
+    _, cases, _ = run(folder)
+    assert [len(each) for each in (cases.labelled, cases.validation, cases.test)] == [2, 1, 1]
+    assert cases.test[0]["image"].endswith("c3.nii.gz")
 
 
 def test_every_missing_file_of_a_datalist_counts(tmp_path: Path, run) -> None:
@@ -351,3 +360,20 @@ def test_no_image_of_a_test_patient_trains(tmp_path: Path, run) -> None:
     assert len(cases.unlabelled) == 3
     assert all(not case["case"].startswith(tested) for case in cases.labelled + cases.unlabelled)
     assert "Note: 1 unlabelled" in text
+
+
+def test_a_name_for_0_and_background_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "liver", "1": "background"}}))
+    assert "background" in refusal(new_dataset, Request(folder, "mine", output=tmp_path / "out"), MACHINE)
+
+
+def test_voxels_smaller_than_any_scanners_are_mentioned(tmp_path: Path, run) -> None:
+    folder = make_folder(tmp_path / "data")
+    for path in [*folder.glob("images/*"), *folder.glob("labels/*")]:
+        image = nibabel.load(path)
+        affine = image.affine.copy()
+        affine[:3] /= 1000
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    _, _, text = run(folder)
+    assert "unit" in text and "0.0015" in text

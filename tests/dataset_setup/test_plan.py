@@ -62,6 +62,8 @@ def test_a_declared_class_counts_even_if_no_label_holds_it() -> None:
     [
         ((0,), None, " 0,"),
         ((-1, 0, 1), None, "--ignore_value -1"),
+        ((-1024, -1024, -1024, -1023), None, "-1024"),
+        ((0, 1, 2), ("background", "liver", "liver"), "--label_names"),
         ((0, 1), ("liver",), "--label_names"),
         ((0, 1), ("background", "$__import__('os')"), "--label_names"),
         ((0, 1), ("background", "tumour #1"), "--label_names"),

@@ -32,8 +32,8 @@ def whole_numbers(path: str, values: Tally) -> list[Finding]:
     if values.other:
         sentence = (
             f"The label {path} has the value {_format(values.other)} in {values.other.total()} voxels, but labels must "
-            "be whole numbers: resample it without interpolation, or, if a slope in its header makes them of whole "
-            "numbers, round them and save the file without a slope."
+            "be whole numbers: resample it without interpolation, write 0 for NaN, or, if a slope in its header makes "
+            "them of whole numbers, round them and save the file without a slope."
         )
         return [Finding(Kind.NOT_WHOLE, sentence, path)]
     return []

@@ -205,3 +205,15 @@ def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
     write_text(tmp_path / "file", "1")
     assert modes == [os.O_RDWR]
+
+
+@pytest.mark.parametrize("content", ["Größe".encode("latin-1"), "text".encode("utf-16-le")])
+def test_text_in_another_encoding_is_refused_by_name(content, tmp_path) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"list\.txt.*UTF-8"):
+        read_text(tmp_path / "list.txt")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="is not a file"):
+        require_file(tmp_path, "give a model")

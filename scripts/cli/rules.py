@@ -137,7 +137,7 @@ FRACTION = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "cache_dir"), FOLDER),
     **dict.fromkeys(("dataset_name", "datalist", "feature_layer", "image_pattern"), TEXT),
-    "device": Rule('a device that this machine has ("cpu", "cuda:0")', _is_device),
+    "device": Rule('a device that this machine has, such as "cpu"', _is_device),
     "precision": Rule("auto, fp32 or bf16", lambda v: v in ("auto", "fp32", "bf16")),
     **dict.fromkeys(
         (

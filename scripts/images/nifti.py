@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ from scripts.images.header import (
     shape_and_channels,
 )
 from scripts.images.label_names import of_nifti
+
+# nibabel logs a repaired voxel size without the name of the file. Sizes that matter are checked when a file is opened.
+logging.getLogger("nibabel.global").setLevel(logging.ERROR)
 
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 """Factors from other units of length in a header to mm; nibabel does not convert them."""

@@ -46,6 +46,12 @@ def test_an_invalid_value_is_refused_with_its_key(key, value) -> None:
     assert f"--{key}" in str(caught.value)
 
 
+def test_none_is_checked_in_the_form_that_monai_keeps() -> None:
+    check_settings({"labelled_cases": "$None"})
+    with pytest.raises(UserError, match="seed"):
+        check_settings({"seed": "$None"})
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import UserError
-from scripts.images.find import find_images, grouped_channels, output_names, passed_over, walk_images
+from scripts.images.find import find_images, grouped_channels, listed_images, output_names, passed_over, walk_images
 from scripts.images.header import case_name
 from scripts.images.read import read_volume
 from tests.volume_files import affine, dicom_slices, touch, volume, write_bare_dicom, write_dicom, write_other_dicom
@@ -238,3 +238,9 @@ def test_files_in_another_notation_are_images_of_their_own(tmp_path, other):
 )
 def test_a_case_is_named_after_its_file_without_image_endings(path, name):
     assert case_name(path) == name
+
+
+def test_an_image_that_a_list_gives_twice_is_used_once(tmp_path, caplog) -> None:
+    (tmp_path / "list.txt").write_text("a.nii\nb.nii\na.nii\n")
+    assert listed_images(tmp_path / "list.txt") == [str(tmp_path / "a.nii"), str(tmp_path / "b.nii")]
+    assert "1 images more than once" in caplog.text

@@ -64,11 +64,13 @@ def raise_first_error(findings: Sequence[Finding]) -> None:
 
 
 def load_cases_if_usable(dataset: DatasetSpec) -> CaseLists:
-    """As `load_cases`, but return no cases if it fails. An evaluation report uses this; it can do without them."""
+    """As `load_cases`, but silently, and without cases if it fails. The report of an evaluation can do without them."""
     try:
-        return load_cases(dataset)
+        lists, findings = read_cases(dataset)
+        raise_first_error(findings)
     except UserError:
         return CaseLists()
+    return lists
 
 
 def load_cases_if_listed(dataset: DatasetSpec) -> CaseLists:

@@ -87,6 +87,8 @@ def test_filters_by_structure_and_by_name(page) -> None:
     assert set(cells(page, 2)) == {"kidney"}
     visible = "all => all.filter((each) => getComputedStyle(each).display !== 'none').length"
     assert page.eval_on_selector_all(".planes .line.s1", visible) == 0 < page.eval_on_selector_all(".line.s2", visible)
+    others = ".planes .area:not(.e2)"
+    assert page.locator(others).count() > 0 == page.eval_on_selector_all(others, visible)
     page.get_by_label("Name contains").fill("TRÄGER")
     assert cards(page) == ['<b>träger\'s</b> "last"'] and len(cells(page, 1)) == 1
     assert page.locator("#status").inner_text() == "1 of 7 cases"

@@ -187,10 +187,17 @@ def evaluate(words: list[str]) -> int:
     file = CONFIGS / ("predictions.yaml" if given else "evaluate.yaml")
     code = _run_on_dataset(evaluate, "evaluate", "evaluating", [file], words)
     if code == 0 and not given:
-        model = [word for key in ("--ckpt_dir", "--checkpoint") if (v := option_value(words, key)) for word in (key, v)]
         dataset = ["--dataset", words[0]] if words and not words[0].startswith("-") else []
-        print(f"Predict: {shell_line(['python', '-m', 'scripts', 'predict', 'IMAGES', *dataset, *model])}")
+        print(f"Predict: {shell_line(['python', '-m', 'scripts', 'predict', 'IMAGES', *dataset, *_of_predict(words)])}")
     return code
+
+
+def _of_predict(words: Sequence[str]) -> list[str]:
+    """Return the options of an evaluation that an inference with the same model needs too."""
+    from scripts.cli.overrides import read_mapping
+
+    keys = set(read_mapping(CONFIGS / "inference.yaml")) - {"bundle_root", "dataset_dir", "output_dir"} | {"network"}
+    return [word for key in sorted(keys) if (v := option_value(words, f"--{key}")) for word in (f"--{key}", v)]
 
 
 def compare(words: list[str]) -> int:

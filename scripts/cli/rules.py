@@ -40,7 +40,11 @@ def check_settings(values: Mapping[str, Any]) -> None:
             continue
         if not rule.holds(value):
             raise UserError(f"{key} must be {rule.words}, got {value!r}: correct it in its file or with --{key}.")
-    weights, names = values.get("class_weights"), values.get("label_names")
+    weights, names, regions = (values.get(key) for key in ("class_weights", "label_names", "regions"))
+    if isinstance(regions, Mapping) and isinstance(names, list | tuple):
+        unknown = sorted({name for members in regions.values() for name in members} - set(names[1:]))
+        if unknown:
+            raise UserError(f"regions names {unknown[0]}, which is no structure of label_names: correct the name.")
     if isinstance(weights, list | tuple) and isinstance(names, list | tuple) and len(weights) != len(names):
         raise UserError(
             f"class_weights has {len(weights)} numbers, but label_names names {len(names)} classes: give one "

@@ -210,9 +210,14 @@ def _mapped(file: Path) -> Any:
 
 
 def _fingerprint(case: Mapping[str, Any]) -> bytes:
-    """Hash a case, the size and time of its files, and the code."""
+    """Hash a case, its files, and the code.
+
+    A file is known by its target, if it is a link, its size, and the times of its last changes. The time of the last
+    change of its entry (`st_ctime`) also tells a file that was replaced by another one with the old time.
+    """
     paths = [Path(path) for path in [*images_of(dict(case)), *([case["label"]] if "label" in case else [])]]
-    stats = [(str(file), os.stat(file).st_size, os.stat(file).st_mtime_ns) for path in paths for file in _files(path)]
+    files = [(os.path.realpath(file), os.stat(file)) for path in paths for file in _files(path)]
+    stats = [(target, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for target, stat in files]
     return pickle_hashing([dict(case), stats, _code()])
 
 

@@ -68,7 +68,12 @@ def with_corrected_labels(lists: CaseLists, folder: Path) -> tuple[CaseLists, li
     Returns:
         The cases, and findings about files that belong to no training case and about cases with two files. If a case
         already has a label in the datalist, the file is ignored and the datalist's label is used.
+
+    Raises:
+        UserError: if a folder other than the default one does not exist.
     """
+    if folder.name != "corrected_labels" and not folder.is_dir():
+        raise UserError(f"corrected_labels names {folder}, which is not a folder: correct the path, or leave it out.")
     by_name = _files_by_name(lists, folder)
     if not by_name:
         return lists, []

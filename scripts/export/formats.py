@@ -19,12 +19,13 @@ from monai.bundle import ConfigParser, ckpt_export
 from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from torch.export import Dim, ExportedProgram
 
+from scripts.data.weights import preprocessing_record
 from scripts.errors import UserError
 from scripts.export.package import bundle_metadata
 from scripts.export.settings import ROOT, ExportSettings
 from scripts.files import atomic_write
 from scripts.images.monai import label_dtype
-from scripts.inference.models import load_model
+from scripts.inference.models import EXPORTED_RECORD, load_model
 
 # ------------------------------------------------------------------ the `inference.json` inside model.ts and model.pt2
 
@@ -107,7 +108,7 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
     """
     settings.network()
     with _folder_beside(path, _room(settings)) as folder:
-        files = {"inference.json": self_contained(settings), "metadata.json": bundle_metadata(settings)}
+        files = {"metadata.json": bundle_metadata(settings), **_configs(settings)}
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content), encoding="utf-8")
         ckpt_export(
@@ -115,7 +116,7 @@ def export_torchscript(settings: ExportSettings, path: Path) -> None:
             filepath=str(folder / path.name),
             ckpt_file=str(settings.ckpt_file),
             meta_file=str(folder / "metadata.json"),
-            config_file=str(folder / "inference.json"),
+            config_file=[str(folder / name) for name in ("inference.json", EXPORTED_RECORD)],
             network_def=settings.plain("network_def"),
         )
         os.replace(folder / path.name, path)
@@ -131,10 +132,8 @@ def export_program(settings: ExportSettings, path: Path) -> None:
         UserError: if the weights do not fit the network.
     """
     program = _program(settings)
-    extra = {
-        "metadata.json": json.dumps(bundle_metadata(settings)),
-        "inference.json": json.dumps(self_contained(settings)),
-    }
+    files = {"metadata.json": bundle_metadata(settings), **_configs(settings)}
+    extra = {name: json.dumps(content) for name, content in files.items()}
     # torch requires the ending .pt2, which the temporary name of atomic_write does not have.
     with _folder_beside(path, _room(settings)) as folder:
         torch.export.save(program, folder / path.name, extra_files=extra)
@@ -160,6 +159,14 @@ def export_onnx(settings: ExportSettings, path: Path) -> None:
             f=str(beside),
             verbose=False,
         )
+
+
+def _configs(settings: ExportSettings) -> dict[str, Any]:
+    """Return the inference configuration and the preprocessing record, which `load_model` compares, by file name."""
+    return {
+        "inference.json": self_contained(settings),
+        EXPORTED_RECORD: preprocessing_record(settings.value("dataset_spec")),
+    }
 
 
 def _program(settings: ExportSettings) -> ExportedProgram:

@@ -79,11 +79,12 @@ class ExportSettings:
         If the weights file records a different network, `network_def` is replaced by it.
 
         Raises:
-            UserError: if the weights file is missing, damaged, or belongs to another network.
+            UserError: if the weights file is missing, damaged, belongs to another network, or was trained with another
+                preprocessing.
         """
         hint = "train first, or give the weights with --ckpt_file"
         configured = self.value("network_def").cpu()
-        network = load_weights(self.ckpt_file, configured, hint=hint)
+        network = load_weights(self.ckpt_file, configured, self.value("dataset_spec"), hint, strict=True)
         record = network_record(network)
         if record is not None and record != network_record(configured):
             self.parser["network_def"] = network_config(record)

@@ -216,6 +216,11 @@ def _read(path: str) -> Slice:
     def text(tag: str) -> str:
         return str(tags[tag]).strip("\0 ") if tags.HasKey(tag) else ""
 
+    if text("0028|0004") == "MONOCHROME1" and int(text("0028|0008") or 1) == 1:  # ITK inverts the values
+        raise UserError(
+            f"{path} stores low values as bright (MONOCHROME1), which is not read: convert the series to NIfTI."
+        )
+
     def numbers(tag: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text(tag).split("\\") if part.strip())
 

@@ -130,6 +130,8 @@ def _naming_the_file(path: str) -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: change its permissions.") from error
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as an image ({_reason(error)}): it may be incomplete or damaged; replace it."

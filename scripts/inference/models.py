@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ def load_weights(
     network: nn.Module,
     dataset: DatasetSpec | None = None,
     hint: str = TRAIN_FIRST,
+    strict: bool = False,
 ) -> nn.Module:
     """Load a network from a weights file after checking that it fits. The file is read once, with `weights_only`.
 
@@ -52,19 +54,22 @@ def load_weights(
             otherwise it is not changed.
         dataset: the dataset block of this configuration; `None` skips the comparison of the preprocessing.
         hint: what to do if the file does not exist.
+        strict: whether another number of channels or classes, another voxel size or another intensity transform is an
+            error and not only a warning. Other names of the classes and another window never are.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
         UserError: if the file is missing or damaged, or does not fit the network. The message names the file and the
-            first weight that is missing, unexpected, of another shape or not finite.
+            first weight that is missing, unexpected, of another shape or not finite. If `strict`, also for another
+            preprocessing.
     """
-    return _weights_and_records(path, network, dataset, hint)[0]
+    return _weights_and_records(path, network, dataset, hint, strict)[0]
 
 
 def _weights_and_records(
-    path: str | Path, network: nn.Module, dataset: DatasetSpec | None, hint: str
+    path: str | Path, network: nn.Module, dataset: DatasetSpec | None, hint: str, strict: bool = False
 ) -> tuple[nn.Module, dict[str, dict[str, Any] | None]]:
     """Return the network of `load_weights`, and the file's records `RUN` and `CASES`, `None` where it has none."""
     state = read_weights(path, hint)
@@ -82,14 +87,27 @@ def _weights_and_records(
             f"{path} does not fit the network: {mistake}. Give the dataset's and the method's "
             "config files that it was trained with, or another checkpoint."
         )
-    different = [] if dataset is None else record_differences(record_of(state), preprocessing_record(dataset))
-    if different:
-        logger.warning(
-            f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
-            "labels will be wrong: put the config file of the dataset it was trained on last in --config_file."
-        )
+    _compare(path, record_of(state), dataset, strict)
     network.load_state_dict(state)
     return network.eval(), {entry: record_of(state, entry) for entry in (RUN, CASES)}
+
+
+def _compare(
+    path: str | Path, trained: Mapping[str, Any] | None, dataset: DatasetSpec | None, strict: bool = False
+) -> None:
+    """Warn, or raise an error, if a model was trained with another preprocessing than that of a dataset block."""
+    different = [] if dataset is None else record_differences(trained, preprocessing_record(dataset))
+    if dataset is not None and different:
+        message = (
+            f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
+            "labels will be wrong: give the dataset that it was trained on (--dataset, or its config file last in "
+            "--config_file)."
+        )
+        renamed = trained is not None and len(trained.get("label_names", ())) == len(dataset.label_names)
+        minor = ("roi_size", "label_names") if renamed else ("roi_size",)
+        if strict and not all(each.startswith(minor) for each in different):
+            raise UserError(message)
+        logger.warning(message)
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:
@@ -202,6 +220,9 @@ class Ensemble(nn.Module):
 Network = Callable[[torch.Tensor], torch.Tensor]
 """Maps windows `(B, C, D, H, W)` to logits `(B, K, D, H, W)`."""
 
+EXPORTED_RECORD = "preprocessing.json"
+"""Extra file in `model.ts` and `model.pt2` that holds the preprocessing record of the weights."""
+
 MODEL_ENDINGS = (".pt", ".ts", ".pt2", ".onnx")
 
 
@@ -245,10 +266,12 @@ def load_model(
     # `place` converts weights to channels-last layout, in which torch's fp32 norms round more coarsely. Probabilities
     # then differ by less than 1e-4, and labels only where two classes are equally probable
     # (tests/inference/test_models.py).
+    extra = {EXPORTED_RECORD: ""}
     loaders = {
         ".pt": lambda: _inference_network(path, network_def, device, dataset, dtype),
-        ".ts": lambda: torch.jit.load(path, map_location=device).eval(),
-        ".pt2": lambda: torch.export.load(path).module().to(device),
+        ".ts": lambda: torch.jit.load(path, map_location=device, _extra_files=extra).eval(),
+        # the method, because the module refuses train and eval
+        ".pt2": lambda: torch.export.load(path, extra_files=extra).module().to(device).forward,
         ".onnx": lambda: OnnxNetwork(path, device),
     }
     if path.suffix not in loaders:
@@ -257,7 +280,10 @@ def load_model(
         with warnings.catch_warnings():
             # TorchScript is deprecated, but MONAI still exports it.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return loaders[path.suffix]()
+            network = loaders[path.suffix]()
+        if extra[EXPORTED_RECORD]:
+            _compare(path, json.loads(extra[EXPORTED_RECORD]), dataset)
+        return network
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail in any way

@@ -227,7 +227,7 @@ def choose_slices(
     cumulated = np.cumsum(profile) / max(float(profile.sum()), np.finfo(float).tiny)
     extent = int(np.searchsorted(cumulated, 0.99)) - int(np.searchsorted(cumulated, 0.01)) + 1
     order = usable[np.argsort(-profile[usable], kind="stable")]
-    distance = max(1, extent // (2 * number))
+    distance = -(-extent // (2 * number))
     while True:
         chosen: list[int] = []
         for index in order.tolist():

@@ -121,6 +121,7 @@ class TrainingCheckpoint:
         self.interval, self.max_steps, self.resume = interval, max_steps, str(resume).lower() == "true"
         # A round trip through JSON turns tuples into lists, so that they equal the lists read from a checkpoint.
         self.settings = json.loads(json.dumps(settings or {}, default=str))
+        self._over_finished_run = False
         self.rank_dependent = tuple(rank_dependent)
 
     def attach(self, engine: Engine) -> None:
@@ -129,17 +130,21 @@ class TrainingCheckpoint:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.save_if_due)
 
     def begin(self, engine: Engine) -> None:
-        """Restore the newest checkpoint, or clear the folder of a finished run."""
+        """Restore the newest checkpoint, or clear the folder of a finished run after the first step."""
         if self.resume:
             self._restore(engine)
         else:
-            broadcast_from_rank0(self._clear_finished_run)
+            broadcast_from_rank0(self._refuse_unfinished_run)
+            self._over_finished_run = True
         if is_rank0():
             for leftover in self.ckpt_dir.glob(".*.pt.*.tmp"):  # left by a process that was killed while writing
                 leftover.unlink(missing_ok=True)
 
     def save_if_due(self, engine: Engine) -> None:
-        """Save if this step is a multiple of `interval` or the last."""
+        """Save if this step is a multiple of `interval` or the last; before, clear the folder of a finished run."""
+        if self._over_finished_run:  # not at the start, because a run that fails at its first step leaves it as it was
+            self._over_finished_run = False
+            self._clear()
         if engine.state.iteration % self.interval == 0 or engine.state.iteration >= last_step(engine, self.max_steps):
             self.save(engine)
 
@@ -214,13 +219,17 @@ class TrainingCheckpoint:
                 "another --ckpt_dir for a new run."
             )
 
-    def _clear_finished_run(self) -> None:
+    def _refuse_unfinished_run(self) -> None:
         content, _ = newest_checkpoint(self.ckpt_dir)
         if content is not None and not content["run"]["finished"]:
             raise UserError(
                 f"{self.ckpt_dir} holds a run that stopped at step {content['run']['step']}. Add --resume true to "
                 "continue it, choose another --ckpt_dir, or delete its checkpoint_*.pt."
             )
+
+    def _clear(self) -> None:
+        if not is_rank0():
+            return
         for old in [*checkpoint_paths(self.ckpt_dir), *(path for path in self.outdated if path.exists())]:
             logger.info(f"{old} belongs to the finished run in {self.ckpt_dir} and is removed.")
             old.unlink()

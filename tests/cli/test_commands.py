@@ -197,6 +197,14 @@ def test_a_command_runs_its_config_files(words, run_id, files, started) -> None:
     assert started == [["run", run_id, "--config_file", config(*files), "--bundle_root", str(ROOT)]]
 
 
+def test_the_next_step_after_an_evaluation_has_the_options_of_the_model(started, capsys) -> None:
+    main(["evaluate", "demo", "--ckpt_dir", "m", "--label_values", "[0,10,20,40]", "--report", "false"])
+    printed = capsys.readouterr().out.splitlines()[-1]
+    words = shlex.split(printed.removeprefix("Predict: "))
+    assert words[:6] == ["python", "-m", "scripts", "predict", "IMAGES", "--dataset"]
+    assert words[6:] == ["demo", "--ckpt_dir", "m", "--label_values", "[0,10,20,40]"]
+
+
 def test_predictions_are_evaluated_by_a_config_file_without_a_network(started) -> None:
     assert main(["evaluate", "hippocampus", "--predictions", "OUT"]) == 0
     assert started[0][1:4] == [

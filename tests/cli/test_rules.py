@@ -69,6 +69,14 @@ def test_a_valid_value_an_expression_or_an_unknown_key_passes(key, value) -> Non
     check_settings({key: value})
 
 
+def test_regions_of_unknown_structures_are_refused() -> None:
+    names = ["background", "liver", "tumour"]
+    check_settings({"regions": {"all": ["liver", "tumour"]}, "label_names": names})
+    for unknown in ("nope", "background"):
+        with pytest.raises(UserError, match=unknown):
+            check_settings({"regions": {"all": ["liver", unknown]}, "label_names": names})
+
+
 def test_another_number_of_class_weights_than_of_names_is_refused() -> None:
     check_settings({"class_weights": [1, 2.5], "label_names": ["background", "liver"]})
     with pytest.raises(UserError, match="class_weights"):

@@ -8,6 +8,7 @@ import pytest
 from scripts.data.checks.finding import Kind
 from scripts.data.corrected_labels import unique_names, with_corrected_labels, with_foreign_labels
 from scripts.data.spec import CaseLists
+from scripts.errors import UserError
 from tests.volume_files import touch
 
 
@@ -72,8 +73,13 @@ def test_a_file_in_the_folder_itself_comes_before_its_copy_in_a_subfolder(lists,
 
 
 def test_without_files_nothing_changes(lists, tmp_path) -> None:
-    assert with_corrected_labels(lists, tmp_path / "nowhere") == (lists, [])
+    assert with_corrected_labels(lists, tmp_path / "corrected_labels") == (lists, [])
     assert with_corrected_labels(lists, tmp_path) == (lists, [])
+
+
+def test_a_folder_that_someone_named_must_exist(lists, tmp_path) -> None:
+    with pytest.raises(UserError, match="corected_labels"):
+        with_corrected_labels(lists, tmp_path / "corected_labels")
 
 
 def test_a_file_for_a_case_with_a_label_is_ignored(lists, tmp_path) -> None:

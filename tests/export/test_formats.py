@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import monai
@@ -17,6 +18,7 @@ import torch
 from monai.networks.nets import UNet
 
 from scripts.cli.commands import main
+from scripts.data.weights import save_weights
 from scripts.errors import UserError
 from scripts.export.formats import (
     BATCHES,
@@ -29,6 +31,8 @@ from scripts.export.formats import (
     self_contained,
 )
 from scripts.export.settings import ExportSettings
+from scripts.inference.models import load_model
+from scripts.inference.segmenter import MirroredNetwork
 from scripts.networks.residual_unet import ResidualUNet
 from scripts.networks.vnet import VNet
 from tests import forked_command
@@ -57,6 +61,14 @@ def settings(tmp_path: Path) -> ExportSettings:
     network = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=[4, 8], strides=[2])
     torch.save(network.state_dict(), tmp_path / "model.pt")
     return ExportSettings(overrides=SMALL, ckpt_file=tmp_path / "model.pt")
+
+
+@pytest.fixture
+def trained_for(tmp_path: Path) -> Path:
+    """Weights that record the preprocessing of configs/inference.yaml."""
+    network = UNet(spatial_dims=3, in_channels=1, out_channels=3, channels=[4, 8], strides=[2])
+    save_weights(network, tmp_path / "trained.pt", ExportSettings(overrides=SMALL).value("dataset_spec"))
+    return tmp_path / "trained.pt"
 
 
 @pytest.mark.parametrize("kind", ["ts", "pt2", pytest.param("onnx", marks=NEEDS_ONNX)])
@@ -102,6 +114,26 @@ def test_the_torchscript_of_a_vnet_contains_its_metadata_and_configuration(tmp_p
     assert config["preprocessing"]["transforms"][3]["pixdim"] == [1.5, 1.5, 3.0]
     # MONAI Deploy looks for the configuration in a folder with the name of the file.
     assert "model/extra/inference.json" in zipfile.ZipFile(tmp_path / "model.ts").namelist()
+
+
+@pytest.mark.parametrize("overrides", [{"spacing": [3, 3, 3]}, {"label_names": ["background", "a", "b", "c"]}])
+def test_weights_with_another_preprocessing_are_refused(overrides, trained_for, tmp_path) -> None:
+    network_def = SMALL["network_def"] | {"out_channels": 3}
+    with pytest.raises(UserError, match=next(iter(overrides))):
+        ExportSettings(overrides=SMALL | overrides | {"network_def": network_def}, ckpt_file=trained_for).network()
+
+
+@pytest.mark.parametrize("kind", ["ts", "pt2"])
+def test_an_exported_file_warns_of_another_preprocessing(kind, trained_for, tmp_path, caplog) -> None:
+    settings, path = ExportSettings(overrides=SMALL, ckpt_file=trained_for), tmp_path / f"model.{kind}"
+    EXPORTERS[kind](settings, path)
+    dataset = settings.value("dataset_spec")
+    caplog.clear()
+    MirroredNetwork(load_model(path, settings.network(), "cpu", dataset), (), "cpu").train().eval()  # as MONAI does
+    assert "model." not in caplog.text
+    other = replace(dataset, spacing=[3, 3, 3], label_names=["background", "b", "a"])
+    load_model(path, settings.network(), "cpu", other)
+    assert f"model.{kind}" in caplog.text and "spacing" in caplog.text and "label_names" in caplog.text
 
 
 def test_weights_of_another_network_are_refused_by_name(settings, tmp_path) -> None:

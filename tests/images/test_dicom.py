@@ -259,3 +259,9 @@ def test_a_recorded_series_is_ordered_by_its_positions():
     for number in (1, 2, 10, 32):  # names and positions have the same numbers
         plane = itk.array_from_image(itk.imread(str(Path(GOLDEN_DICOM, f"{number}.dcm"))))[0]
         np.testing.assert_array_equal(voxels[0, :, :, number - 1], plane.T)
+
+
+def test_slices_with_low_values_shown_bright_are_refused_because_itk_inverts_them(tmp_path, slices) -> None:
+    folder = write_dicom(tmp_path / "scan", slices)
+    patch(folder / "3.dcm", b"MONOCHROME2", b"MONOCHROME1")
+    assert "MONOCHROME1" in refusal(folder)

@@ -65,6 +65,11 @@ def test_the_distance_shrinks_until_there_are_enough() -> None:
     assert choose_slices(volume([1, 2]), np.eye(4), 5).indices == [0, 1]
 
 
+def test_few_slices_are_not_neighbours_either() -> None:
+    rising = np.ones((8, 8, 19)) * 0.5 + np.linspace(0, 0.01, 19)
+    assert min(np.diff(choose_slices(rising, np.diag([1.0, 1.0, 3.0, 1.0]), 5).indices)) >= 2
+
+
 def test_a_volume_without_uncertainty_gives_slices_too() -> None:
     assert len(choose_slices(volume([0.0] * 9), np.eye(4), 3).indices) == 3
 

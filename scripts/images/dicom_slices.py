@@ -185,6 +185,14 @@ def chosen_series(path: str) -> list[Slice]:
     )
 
 
+def series_of(folder: Path) -> str:
+    """Return the UID of the series of the first slice in a folder; empty if it cannot be read."""
+    try:
+        return next(_read(str(file)).series for file in sorted(folder.iterdir()) if looks_like_slice(file))
+    except (OSError, UserError, StopIteration):
+        return ""
+
+
 def _slices(folder: Path) -> list[Slice]:
     found, skipped = [], []
     for file in sorted(file for file in folder.iterdir() if not file.is_dir()):

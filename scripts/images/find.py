@@ -15,7 +15,7 @@ from typing import Any
 
 from scripts.errors import UserError
 from scripts.files import read_text
-from scripts.images.dicom_slices import drawn_structures, looks_like_slice, split_series
+from scripts.images.dicom_slices import drawn_structures, looks_like_slice, series_of, split_series
 from scripts.images.header import NNUNET_CHANNEL, PAIR, case_name, ending_of
 from scripts.images.read import exists, parts_of
 
@@ -118,7 +118,23 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
     found = sorted(str(image) for image in walk_images(root, passed) if image == root or fnmatch(image.name, pattern))
     if passed:
         logger.warning(passed_over(passed, root))
+    for sentence in divided_series(found):
+        logger.warning(sentence)
     return list[ImageFiles](found)
+
+
+def divided_series(paths: Sequence[str]) -> list[str]:
+    """Return a sentence for each DICOM series of which two folders hold slices."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        if Path(path).is_dir():
+            folders.setdefault(series_of(Path(path)), []).append(path)
+    return [
+        f"{' and '.join(held)} hold slices of the same DICOM series, but each folder is read as a volume of its own: "
+        "move slices of one volume to one folder."
+        for series, held in folders.items()
+        if series and len(held) > 1
+    ]
 
 
 def grouped_channels(files: Sequence[str]) -> list[ImageFiles]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,15 @@ def test_an_image_that_a_list_gives_twice_is_used_once(tmp_path, caplog) -> None
     (tmp_path / "list.txt").write_text("a.nii\nb.nii\na.nii\n")
     assert listed_images(tmp_path / "list.txt") == [str(tmp_path / "a.nii"), str(tmp_path / "b.nii")]
     assert "1 images more than once" in caplog.text
+
+
+def test_slices_of_one_series_in_two_folders_are_mentioned(tmp_path, caplog) -> None:
+    slices = dicom_slices(volume((6, 5, 8)), affine())
+    write_dicom(tmp_path / "a", slices[:4])
+    write_dicom(tmp_path / "b", slices[4:])
+    assert find_images(tmp_path) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert f"{tmp_path / 'a'} and {tmp_path / 'b'}" in caplog.text
+    caplog.clear()
+    write_dicom(tmp_path / "b", [replace(each, series="1.2.826.0.1.2") for each in slices[4:]])
+    find_images(tmp_path)
+    assert not caplog.text

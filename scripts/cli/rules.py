@@ -29,7 +29,8 @@ def check_settings(values: Mapping[str, Any]) -> None:
             with a `_target_` are skipped, because they are evaluated later.
 
     Raises:
-        UserError: for the first key with an invalid value, or if the numbers of weights and of classes differ.
+        UserError: for the first key with an invalid value, if the numbers of weights and of classes differ, or if a
+            region does not consist of classes.
     """
     rules = RULES | {"dataset_dir": IMAGES} if "image_pattern" in values else RULES  # configs/inference.yaml has it
     for key, rule in rules.items():
@@ -42,9 +43,9 @@ def check_settings(values: Mapping[str, Any]) -> None:
             raise UserError(f"{key} must be {rule.words}, got {value!r}: correct it in its file or with --{key}.")
     weights, names, regions = (values.get(key) for key in ("class_weights", "label_names", "regions"))
     if isinstance(regions, Mapping) and isinstance(names, list | tuple):
-        unknown = sorted({name for members in regions.values() for name in members} - set(names[1:]))
-        if unknown:
-            raise UserError(f"regions names {unknown[0]}, which is no structure of label_names: correct the name.")
+        from scripts.evaluation.report import reported  # here, because few runs have regions
+
+        reported(dict(enumerate(names)), regions)
     if isinstance(weights, list | tuple) and isinstance(names, list | tuple) and len(weights) != len(names):
         raise UserError(
             f"class_weights has {len(weights)} numbers, but label_names names {len(names)} classes: give one "

@@ -244,11 +244,10 @@ def with_section_names(content: Any, path: Path) -> Any:
     if not isinstance(content, dict):
         return content
     for alias, section in ALIASES.items():
-        if content.get(alias) and content.get(section):
+        if alias in content and content.get(section):
             raise UserError(f"{path} has both `{alias}` and `{section}`, which are the same list: join them.")
-    return {key: value for key, value in content.items() if key not in ALIASES} | {
-        section: content[alias] for alias, section in ALIASES.items() if isinstance(content.get(alias), list)
-    }
+    renamed = {section: content[alias] for alias, section in ALIASES.items() if alias in content}
+    return {key: value for key, value in content.items() if key not in ALIASES} | renamed
 
 
 def unknown_lists(content: Mapping[str, Any], path: Path) -> list[Finding]:

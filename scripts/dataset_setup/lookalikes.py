@@ -87,13 +87,13 @@ def copies(cases: Sequence[FoundCase]) -> list[str]:
     Args:
         cases: cases with absolute paths.
     """
-    by_size: dict[int, list[tuple[str, FoundCase]]] = defaultdict(list)
+    by_glimpse: dict[tuple[int, bytes], list[tuple[str, FoundCase]]] = defaultdict(list)
     for case in cases:
         for path in case.images:
             if Path(path).is_file():
-                by_size[Path(path).stat().st_size].append((path, case))
+                by_glimpse[_glimpse(path)].append((path, case))
     by_content: dict[str | None, list[tuple[str, FoundCase]]] = defaultdict(list)
-    for same in by_size.values():
+    for same in by_glimpse.values():
         for path, case in same if len(same) > 1 else ():
             by_content[file_digest(path)].append((path, case))
     found = []
@@ -109,6 +109,14 @@ def copies(cases: Sequence[FoundCase]) -> list[str]:
     ]
 
 
+def _glimpse(path: str) -> tuple[int, bytes]:
+    """Return the size of a file and a piece from its middle, so that few files are read as a whole."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        file.seek(size // 2)
+        return size, file.read(2**16)
+
+
 def different_labels(cases: Sequence[FoundCase]) -> list[str]:
     """Return a note if the label files of different cases may show different structures, by their names.
 
@@ -122,7 +130,8 @@ def different_labels(cases: Sequence[FoundCase]) -> list[str]:
     for case in cases:
         if case.label is not None:
             kinds[_kind_of_label(case)].append(case.label)
-    if len(kinds) < 2 or len(kinds) > max(map(len, kinds.values())) + 1 or any(map(_is_number, kinds)):
+    one_each = len(kinds) > 1 + max(map(len, kinds.values()), default=0)
+    if len(kinds) < 2 or one_each or any(re.search(r"\d", kind) for kind in kinds):  # digits count cases or raters
         return []
     shown = ", ".join(f"{kind or 'no word'}: {len(files)} cases" for kind, files in sorted(kinds.items()))
     return [
@@ -136,18 +145,10 @@ def _kind_of_label(case: FoundCase) -> str:
     assert case.label is not None
     image, folders = case.images[0], case.label.split("/")[:-1]
     own = set(re.split(SEPARATOR, f"{stem_of(image)}_{case.name}".lower()))
-    words = [stem_of(case.label), *(folder for folder in folders if folder not in image.split("/"))]
-    marks = {*LABEL_WORDS, *PART_WORDS, *(label + part for label in LABEL_WORDS for part in PART_WORDS), "seg"}
-    return " ".join(
-        word
-        for text in words
-        for word in re.split(SEPARATOR, text.lower())
-        if word and word not in own and word not in marks and not is_part_folder(text)
-    )
-
-
-def _is_number(kind: str) -> bool:
-    return re.search(r"\d", kind) is not None
+    marks = {*LABEL_WORDS, *PART_WORDS, *(label + part for label in LABEL_WORDS for part in PART_WORDS), ""}
+    texts = [stem_of(case.label), *(folder for folder in folders if folder not in image.split("/"))]
+    words = [word for text in texts if not is_part_folder(text) for word in re.split(SEPARATOR, text.lower())]
+    return " ".join(word for word in words if word not in own | marks)
 
 
 def refuse_label_like(paths: Sequence[str]) -> None:

@@ -118,23 +118,21 @@ def find_images(path: str | Path | Sequence[ImageFiles], pattern: str = "*") -> 
     found = sorted(str(image) for image in walk_images(root, passed) if image == root or fnmatch(image.name, pattern))
     if passed:
         logger.warning(passed_over(passed, root))
-    for sentence in divided_series(found):
-        logger.warning(sentence)
+    _warn_of_divided_series(found)
     return list[ImageFiles](found)
 
 
-def divided_series(paths: Sequence[str]) -> list[str]:
-    """Return a sentence for each DICOM series of which two folders hold slices."""
+def _warn_of_divided_series(paths: Sequence[str]) -> None:
     folders: dict[str, list[str]] = {}
     for path in paths:
         if Path(path).is_dir():
             folders.setdefault(series_of(Path(path)), []).append(path)
-    return [
-        f"{' and '.join(held)} hold slices of the same DICOM series, but each folder is read as a volume of its own: "
-        "move slices of one volume to one folder."
-        for series, held in folders.items()
-        if series and len(held) > 1
-    ]
+    for series, held in folders.items():
+        if series and len(held) > 1:
+            logger.warning(
+                f"{' and '.join(held)} hold slices of the same DICOM series, but each folder is read as a volume of "
+                "its own: move slices of one volume to one folder."
+            )
 
 
 def grouped_channels(files: Sequence[str]) -> list[ImageFiles]:

@@ -96,18 +96,21 @@ def _compare(
     path: str | Path, trained: Mapping[str, Any] | None, dataset: DatasetSpec | None, strict: bool = False
 ) -> None:
     """Warn, or raise an error, if a model was trained with another preprocessing than that of a dataset block."""
-    different = [] if dataset is None else record_differences(trained, preprocessing_record(dataset))
-    if dataset is not None and different:
-        message = (
-            f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
-            "labels will be wrong: give the dataset that it was trained on (--dataset, or its config file last in "
-            "--config_file)."
-        )
-        renamed = trained is not None and len(trained.get("label_names", ())) == len(dataset.label_names)
-        minor = ("roi_size", "label_names") if renamed else ("roi_size",)
-        if strict and not all(each.startswith(minor) for each in different):
-            raise UserError(message)
-        logger.warning(message)
+    if dataset is None or trained is None:
+        return
+    different = record_differences(trained, preprocessing_record(dataset))
+    if not different:
+        return
+    message = (
+        f"{path} was trained with another preprocessing than this configuration ({'; '.join(different)}), so its "
+        "labels will be wrong: give the dataset that it was trained on (--dataset, or its config file last in "
+        "--config_file)."
+    )
+    renamed = len(trained.get("label_names", ())) == len(dataset.label_names)
+    minor = ("roi_size", "label_names") if renamed else ("roi_size",)
+    if strict and not all(each.startswith(minor) for each in different):
+        raise UserError(message)
+    logger.warning(message)
 
 
 def first_mistake(state: object, network: nn.Module) -> str | None:

@@ -19,7 +19,7 @@ from scripts.report.advice import advice
 from scripts.report.cases import ReportCase, StructureMeasures, agreement, find_candidates, measure, structures_of
 from scripts.report.pictures import CaseVolumes, draw_case
 from scripts.report.plots import agreement_plot, colour, dice_plot, difference_plot
-from scripts.report.record import read_json
+from scripts.report.record import existing_json
 from scripts.report.training import course_of, memory_of, training_facts
 
 PICTURED, WORST = 60, 40
@@ -68,7 +68,7 @@ def content_of(
     """
     structures = structures_of(cases)
     numbers = {name: n for n, name in enumerate(structures, 1)}
-    summary = read_json(folder / "summary.json")
+    summary = existing_json(folder / "summary.json")
     order = worst_first(cases)
     pictured = set(choose_pictured(len(order)))
     measured: dict[str, dict[str, StructureMeasures]] = {}
@@ -222,7 +222,7 @@ def _comparison(folder: Path, other: Path) -> dict[str, Any]:
     result = compare_dice(a, b)
     before, after = mean_per_case(a), mean_per_case(b)
     differences = {case: after[case] - before[case] for case in after if case in before}
-    summary = read_json(other / "summary.json") or {}
+    summary = existing_json(other / "summary.json") or {}
     return {
         "title": ", ".join(filter(None, [other.name, _in_words(summary.get("checkpoint") or "")])),
         "other": str(other),
@@ -235,7 +235,7 @@ def _crossval(folder: Path) -> list[dict[str, Any]]:
     """Collect the results of cross-validations below an output folder."""
     found = []
     for path in sorted(folder.glob(f"crossval/*/{RESULT}")):
-        result = read_json(path)
+        result = existing_json(path)
         assert result is not None
         try:
             control, method = result["control"], result["method"]

@@ -16,7 +16,7 @@ from scripts.files import write_text
 from scripts.report.advice import compare_with_training
 from scripts.report.cases import find_cases
 from scripts.report.content import content_of
-from scripts.report.record import EVALUATION, read_json, read_record, write_record
+from scripts.report.record import EVALUATION, existing_json, read_record, write_record
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -56,7 +56,7 @@ def write_report(
     cases = find_cases(folder)
     if facts is not None:
         first_channels = [image if isinstance(image, str) else image[0] for image in training_images]
-        run = None if training_record is None else read_json(Path(training_record))
+        run = None if training_record is None else existing_json(Path(training_record))
         training = compare_with_training(first_channels, cases) if first_channels else None
         write_record(folder / EVALUATION, facts, run, training, argv)
     record = read_record(folder)

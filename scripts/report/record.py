@@ -73,12 +73,12 @@ def record_inference(output_dir: str | Path, facts: Mapping[str, Any], network: 
 def read_record(folder: Path) -> dict[str, Any]:
     """Read the record that belongs to the results in an output folder; without results, that of its training."""
     evaluated = (folder / "metrics.csv").is_file()
-    record = read_json(folder / EVALUATION) if evaluated else read_json(folder / INFERENCE)
+    record = existing_json(folder / EVALUATION) if evaluated else existing_json(folder / INFERENCE)
     empty: dict[str, Any] = {"facts": {}, "command": "", "config": "", "versions": {}}
-    return record or empty | {"run": read_json(folder / TRAINING)}
+    return record or empty | {"run": existing_json(folder / TRAINING)}
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def existing_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON file that the bundle has written; return `None` if it does not exist.
 
     Raises:

@@ -13,7 +13,7 @@ import pytest
 from scripts.images.write import write_volume
 from scripts.report.advice import advice, compare_with_training
 from scripts.report.cases import ReportCase, StructureMeasures, find_cases
-from scripts.report.content import read_json
+from scripts.report.record import existing_json
 from tests.report.output_folder import write_evaluation
 
 FINE = StructureMeasures(1.0, 1.0, False, 1)
@@ -26,7 +26,7 @@ def evaluated(tmp_path: Path) -> tuple[Path, list[ReportCase]]:
 
 
 def sentences(folder: Path, cases, measured=None, training=None) -> list[str]:
-    return list(advice(read_json(folder / "summary.json"), cases, measured or {}, training))
+    return list(advice(existing_json(folder / "summary.json"), cases, measured or {}, training))
 
 
 def test_a_good_evaluation_has_no_warning(evaluated) -> None:
